@@ -1,0 +1,42 @@
+# Everything happens in .venv, which `make` builds when it is missing or pyproject.toml changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install quickstart test test-all test-newest lint format clean
+
+help:  ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+install: $(STAMP)  ## Build .venv with the package and its development tools.
+
+quickstart: $(STAMP)  ## Train, evaluate and sample a small model: about five minutes on two cores.
+	$(BIN)/mdlm train experiments/quickstart.py --out runs/quickstart
+	$(BIN)/mdlm eval runs/quickstart
+	$(BIN)/mdlm sample runs/quickstart --length 256
+
+test: $(STAMP)  ## The tests that CI runs (slow ones are left to test-all).
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(STAMP)  ## Every test that this machine can run.
+	$(BIN)/python -m pytest
+
+test-newest:  ## The tests on the newest Python found here, with the newest JAX it resolves to.
+	@newest=$$(for p in python3.15 python3.14 python3.13 python3.12; do command -v $$p && break; done); \
+	if [ -z "$$newest" ]; then echo "test-newest: no Python newer than 3.11 on this machine"; exit 0; fi; \
+	$(MAKE) test PYTHON=$$newest VENV=.venv-newest
+
+lint: $(STAMP)  ## ruff and pyright.
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+format: $(STAMP)  ## Let ruff lay the code out.
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean:  ## Remove the virtual environments (run folders stay).
+	rm -rf .venv .venv-newest

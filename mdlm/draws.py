@@ -1,0 +1,43 @@
+"""Exact draws from categorical laws in float32.
+
+Adding float32 Gumbel noise and taking the largest cuts the noise off at about 16, so a token of
+probability below 2^-23 of the largest is never drawn and those near it too seldom: samples look
+better than the model is (arXiv:2409.02908). An inverse distribution function has no such cut, but
+a cumulative sum over a whole vocabulary rounds small entries away, and XLA's is not monotone. So
+the draw has two levels, first a block of `BLOCK` tokens by its total mass, then a token inside
+the block, and each level returns an entry of positive mass only.
+
+What remains: mass below about 2^-23 of the total in one block is resolved to that absolute size.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int, Key
+
+BLOCK = 256
+
+
+def categorical(keys: Key[Array, " n"], logits: Float[Array, "n v"]) -> Int[Array, " n"]:
+    """One token per row, drawn from `softmax(logits)`; each row draws with its own key.
+
+    Logits of `-inf` are never drawn. A row with no finite logit gives token 0.
+    """
+    n, v = logits.shape
+    block = min(BLOCK, v)
+    padded = -(-v // block) * block
+    z = jnp.pad(logits.astype(jnp.float32), ((0, 0), (0, padded - v)), constant_values=-jnp.inf)
+    largest = jnp.max(z, axis=-1, keepdims=True)
+    mass = jnp.exp(z - jnp.where(jnp.isfinite(largest), largest, 0.0))
+    mass = mass.reshape(n, padded // block, block)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+    which_block = _pick(uniform[:, 0], mass.sum(-1))
+    inside = jnp.take_along_axis(mass, which_block[:, None, None], axis=1)[:, 0]
+    return which_block * block + _pick(uniform[:, 1], inside)
+
+
+def _pick(uniform: Float[Array, " n"], mass: Float[Array, "n m"]) -> Int[Array, " n"]:
+    """The first entry whose cumulative mass exceeds `uniform` of the total, never an empty one."""
+    cumulative = jnp.cumsum(mass, axis=-1)
+    beyond = (cumulative > (uniform * cumulative[:, -1])[:, None]) & (mass > 0)
+    return jnp.where(beyond.any(-1), jnp.argmax(beyond, -1), jnp.argmax(mass, -1))

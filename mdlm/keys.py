@@ -1,0 +1,24 @@
+"""Named random streams.
+
+One key belongs to a run. `stream(key, "times")` derives a key that depends on nothing but the
+run's key and the name, so a new consumer of randomness never changes what the others draw, and
+the same name in two places is visible as such. `by_row` gives each sequence its own key: what a
+sequence draws then depends on its place in the global batch alone, not on how the batch is cut
+into devices, hosts or micro-batches.
+"""
+
+import zlib
+
+import jax
+from jax import Array
+from jaxtyping import Int, Key
+
+
+def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
+    """The key of the stream `name` (a checksum of the name, folded in)."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def by_row(key: Key[Array, ""], row: Int[Array, " n"]) -> Key[Array, " n"]:
+    """One key per entry of `row`."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, row)

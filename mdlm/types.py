@@ -1,0 +1,176 @@
+"""The values that pass between components, and the axis letters their shapes are written in.
+
+    b  batch (sequences)      l  length (tokens)      v  vocabulary (columns of the logits)
+    d  width of the network   h  attention heads      n  any other count (layers, steps, rows)
+
+Times are diffusion times, 0 clean and 1 noise, always `Float[Array, "b #l"]`: `[b, 1]` for one
+noise level per sequence, `[b, l]` for one per token. Losses are in nats, float32.
+"""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int, Key
+
+ArrayTree = Any
+"""A pytree whose leaves are arrays (JAX has no narrower type for it)."""
+
+
+class InputError(ValueError):
+    """What the person at the keyboard can mend: the command line prints it as one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocab:
+    """The token ids that have a meaning of their own. Ids run from 0 to `size - 1`.
+
+    `size` counts every id the data or the process may produce, the mask included; a network may
+    have more columns (padding of the table), which no distribution ever gives mass to.
+    """
+
+    size: int
+    mask_id: int
+    bos_id: int | None = None
+    eos_id: int | None = None
+    pad_id: int | None = None
+
+    def __post_init__(self):
+        for name in ("mask_id", "bos_id", "eos_id", "pad_id"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < self.size:
+                raise ValueError(f"{name}={value} is not an id of a vocabulary of {self.size}")
+
+
+def pytree(cls):
+    """Class decorator: a frozen keyword-only dataclass that JAX sees as a pytree of its fields.
+
+    Fields are annotated loosely (`Any`) because JAX rebuilds such objects with placeholders in
+    place of arrays; the shapes stand in the comments.
+    """
+    return jax.tree_util.register_dataclass(dataclass(frozen=True, kw_only=True)(cls))
+
+
+@pytree
+class NetInput:
+    """What a network is asked: the tokens and everything known about them."""
+
+    tokens: Any  # Int[Array, "b l"], noised
+    t: Any = None  # Float[Array, "b #l"], diffusion time; None for networks without noise
+    clean: Any = None  # Int[Array, "b l"], for networks that read [noised ; clean]
+    is_valid: Any = None  # Bool[Array, "b l"], False at padding, which nobody attends to
+    segment_ids: Any = None  # Int[Array, "b l"], attention stays inside a segment
+    positions: Any = None  # Int[Array, "b l"], default 0..l-1
+    label: Any = None  # Int[Array, " b"]
+    self_cond: Any = None  # Float[Array, "b l d"]
+    cache: Any = None  # what an earlier Prediction returned as `cache`
+
+
+@pytree
+class Batch:
+    """Rows of data. `loss_mask` says which tokens are counted and scored.
+
+    `row` and `rows` place each sequence in the larger whole that it is a part of (the global
+    batch in training, the split in evaluation): noise times are stratified over that whole, and
+    each row's randomness follows its place, so neither depends on how the whole is cut up.
+    """
+
+    tokens: Any  # Int[Array, "b l"]
+    loss_mask: Any  # Bool[Array, "b l"]
+    is_valid: Any  # Bool[Array, "b l"]
+    row: Any  # Int[Array, " b"], place of each sequence in the whole, 0 <= row < rows
+    rows: Any  # Int[Array, ""], size of the whole
+    segment_ids: Any = None  # Int[Array, "b l"] where several documents share a row
+    label: Any = None  # Int[Array, " b"]
+
+
+@pytree
+class LossTerms:
+    """What an objective returns. All float32, in nats, not divided by the number of tokens.
+
+    `total` is what is trained: a differentiable sum over the batch. `values` is that same sum by
+    token, `bound` the terms of the NELBO that is reported; both are reports (no gradient).
+    `count` is 1 for each token that the sums are to be divided by, else 0.
+    """
+
+    total: Any  # Float[Array, ""]
+    values: Any  # Float[Array, "b l"]
+    bound: Any  # Float[Array, "b l"]
+    count: Any  # Float[Array, "b l"]
+    scalars: Any  # dict[str, Float[Array, ""]], further figures for the log
+
+
+class Prediction(abc.ABC):
+    """What a network answers: for each position, logits about that position's clean token.
+
+    A row is one position of one sequence; rows are numbered `sequence * l + position`.
+    """
+
+    hidden: Any = None  # Float[Array, "b l d"], input of the head, where there is one
+    cache: Any = None
+
+    @abc.abstractmethod
+    def logits(self, at: Int[Array, " n"] | None = None) -> Float[Array, "..."]:
+        """Float32 logits of all positions, `[b l v]`, or of the rows `at`, `[n v]`."""
+
+    @abc.abstractmethod
+    def reduce_rows(
+        self,
+        fn: Callable[[Float[Array, "n v"], ArrayTree, ArrayTree], Float[Array, " n"]],
+        rows: ArrayTree,
+        weight: Float[Array, "b l"],
+        shared: ArrayTree = None,
+    ) -> tuple[Float[Array, ""], Float[Array, "b l"]]:
+        """Sum of `weight * fn(logits, rows, shared)` over all rows, without `[b l v]` at once.
+
+        `rows` is a pytree of `[b l ...]` arrays, passed to `fn` as `[n ...]`. Rows of weight 0
+        add nothing, whatever `fn` gives there. The total is differentiable in the network and in
+        `shared` (anything else differentiated must enter there, never by closure); the values,
+        `weight * fn` by row, carry no gradient.
+        """
+
+
+class Denoise(Protocol):
+    """A network with its parameters: the only thing that diffusion code knows of one."""
+
+    def __call__(self, inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
+        """Predicts clean tokens. `key` is the dropout's; None turns dropout off."""
+        ...
+
+
+class DenseLogits(Prediction):
+    """Logits held whole: the plain `Prediction` that any function to logits can stand behind."""
+
+    def __init__(self, array: Float[Array, "b l v"], cache: Any = None):
+        self.array = array.astype(jnp.float32)
+        self.cache = cache
+
+    def logits(self, at: Int[Array, " n"] | None = None) -> Float[Array, "..."]:
+        if at is None:
+            return self.array
+        return self.array.reshape(-1, self.array.shape[-1])[at]
+
+    def reduce_rows(
+        self,
+        fn: Callable[[Float[Array, "n v"], ArrayTree, ArrayTree], Float[Array, " n"]],
+        rows: ArrayTree,
+        weight: Float[Array, "b l"],
+        shared: ArrayTree = None,
+    ) -> tuple[Float[Array, ""], Float[Array, "b l"]]:
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+        loss = fn(self.array.reshape(-1, self.array.shape[-1]), flat, shared)
+        values = weighted(loss.reshape(weight.shape), weight)
+        return values.sum(), jax.lax.stop_gradient(values)
+
+
+def weighted(loss: Float[Array, "*s"], weight: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """`weight * loss`, and exactly 0 (in gradient too) where the weight is 0.
+
+    A row of weight 0 may hold an infinite loss, and 0 * inf is not a number.
+    """
+    used = weight != 0
+    return jnp.where(used, weight * jnp.where(used, loss, 0.0), 0.0)

@@ -1,0 +1,62 @@
+"""Settings that every test runs under, and where reference material is found."""
+
+import os
+
+# Before JAX starts: eight devices, so that sharding is always exercised on a laptop too.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path  # noqa: E402
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is not set (see CONTRIBUTING.md)")
+    return Path(value)
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Opens a file of reference values: `golden("mdlm_dit.npz")`."""
+    folder = _folder("MDLM_GOLDEN")
+
+    def load(name: str):
+        path = folder / name
+        if name.endswith(".npz"):
+            return np.load(path)
+        if name.endswith(".safetensors"):
+            from safetensors.numpy import load_file
+
+            return load_file(path)
+        import json
+
+        return json.loads(path.read_text())
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    return _folder("MDLM_GOLDEN")
+
+
+@pytest.fixture(scope="session")
+def corpora() -> Path:
+    """The folder of benchmark texts."""
+    return _folder("MDLM_CORPORA")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
