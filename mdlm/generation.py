@@ -1,0 +1,196 @@
+"""From prompts to text: a model, its parameters and its tokenizer behind one object.
+
+Continuations slide a window over the text (`samplers.windows`); infillings are one window in
+which everything but the blanks is fixed. A blank is written `[MASK]` (one token) or `[MASK:12]`
+(twelve). What follows the end of an infilled text inside the window is drawn too and dropped, as
+the network has only seen full rows.
+"""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jaxtyping import Key
+
+from mdlm.data.tokenizers import Tokenizer
+from mdlm.experiment import Model
+from mdlm.keys import by_row, stream
+from mdlm.samplers.base import Sampler, Samples, check_prompt, generate
+from mdlm.samplers.windows import WindowDone, Windows, generate_long
+from mdlm.types import ArrayTree, InputError
+
+BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
+
+
+@dataclass(frozen=True)
+class Text:
+    """One generated text, prompt included, and its tokens."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a call generated and what it took. `seconds` leaves compilation out."""
+
+    texts: tuple[Text, ...]
+    new_tokens: int
+    nfe: int
+    windows: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.new_tokens / self.seconds if self.seconds > 0 else float("nan")
+
+    def __str__(self) -> str:
+        windows = f" in {self.windows} windows" if self.windows > 1 else ""
+        return (
+            f"{len(self.texts)} texts, {self.new_tokens} new tokens, NFE {self.nfe}{windows},"
+            f" {self.seconds:.1f} s, {self.tokens_per_second:.0f} tokens/s"
+        )
+
+
+class Generator:
+    """Generates with one set of parameters. Each shape of batch compiles once.
+
+    Args:
+        model: the experiment's parts.
+        params: usually the averaged parameters.
+        tokenizer: of the run.
+        window: the frame and length of the rows that the network was trained on.
+        sampler: replaces the experiment's.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        params: ArrayTree,
+        tokenizer: Tokenizer,
+        window: Windows,
+        sampler: Sampler | None = None,
+    ):
+        self.model, self.params, self.tokenizer, self.window = model, params, tokenizer, window
+        self.sampler = sampler or model.experiment.sampler
+
+        def run(params: ArrayTree, keys, tokens, is_fixed) -> Samples:
+            return generate(
+                keys,
+                tokens,
+                is_fixed,
+                sampler=self.sampler,
+                process=model.process,
+                parameterization=model.parameterization,
+                denoise=model.denoise(params),
+            )
+
+        self._run = jax.jit(run)
+        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._compiling = 0.0
+
+    def continue_from(
+        self,
+        prompts: Sequence[str],
+        length: int,
+        *,
+        seed: int = 0,
+        stride: int | None = None,
+        stop_at_eos: bool = False,
+        report: Callable[[WindowDone], None] | None = None,
+    ) -> Generation:
+        """Continues each prompt (which may be empty) until the text has `length` tokens.
+
+        InputError for prompts that are too long or cannot be written in the vocabulary.
+        """
+        if length < 1:
+            raise InputError(f"a text of {length} tokens is none")
+        if stride is not None and not 1 <= stride <= self.window.room:
+            raise InputError(
+                f"a stride of {stride} tokens does not fit a window of {self.window.room}"
+            )
+        eos = self.model.vocab.eos_id
+        if stop_at_eos and eos is None:
+            raise InputError("this tokenizer has no end-of-text token to stop at")
+        ids = [row.tolist() for row in self.tokenizer.encode(list(prompts))]
+        window = replace(self.window, stride=stride or self.window.stride)
+        began, self._compiling = time.perf_counter(), 0.0
+        out = generate_long(
+            self._keys(seed, len(ids)),
+            ids,
+            length,
+            window=window,
+            run=self._call,
+            vocab=self.model.vocab,
+            stop_at=eos if stop_at_eos else None,
+            report=report,
+        )
+        seconds = time.perf_counter() - began - self._compiling
+        rows = [row[:n] for row, n in zip(out.tokens, out.lengths, strict=True)]
+        new = int(out.lengths.sum()) - sum(len(row) for row in ids)
+        return Generation(self._texts(rows), new, out.nfe, out.windows, seconds)
+
+    def infill(self, text: str, *, num: int = 1, seed: int = 0) -> Generation:
+        """Fills the blanks of a text, `num` times.
+
+        InputError where there is no blank, or the text does not fit the window.
+        """
+        ids, is_open = self._blanks(text)
+        room, first = self.window.room, int(self.window.bos_id is not None)
+        if len(ids) > room:
+            raise InputError(f"the text has {len(ids)} tokens, the window of this model {room}")
+        tokens = np.zeros((num, self.window.length), np.int32)
+        is_fixed = np.zeros((num, self.window.length), bool)
+        tokens[:, first : first + len(ids)] = ids
+        is_fixed[:, first : first + len(ids)] = ~is_open
+        for place, token in ((0, self.window.bos_id), (-1, self.window.eos_id)):
+            if token is not None:
+                tokens[:, place], is_fixed[:, place] = token, True
+        check_prompt(tokens, is_fixed, self.model.vocab)
+        began, self._compiling = time.perf_counter(), 0.0
+        out = self._call(self._keys(seed, num), tokens, is_fixed)
+        written = np.asarray(out.tokens)[:, first : first + len(ids)]
+        seconds = time.perf_counter() - began - self._compiling
+        return Generation(
+            self._texts(list(written)), num * int(is_open.sum()), int(out.nfe), 1, seconds
+        )
+
+    def _blanks(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        ids: list[np.ndarray] = []
+        is_open: list[np.ndarray] = []
+        end, blanks = 0, list(BLANK.finditer(text))
+        if not blanks:
+            raise InputError("the text to infill has no [MASK] (one token) or [MASK:n] (n tokens)")
+        for blank in [*blanks, None]:
+            known = self.tokenizer.encode([text[end : blank.start() if blank else len(text)]])[0]
+            ids.append(known)
+            is_open.append(np.zeros(len(known), bool))
+            if blank:
+                n = int(blank.group(1) or 1)
+                ids.append(np.zeros(n, np.int32))
+                is_open.append(np.ones(n, bool))
+                end = blank.end()
+        return np.concatenate(ids), np.concatenate(is_open)
+
+    def _call(self, keys: Key[Array, " b"], tokens, is_fixed) -> Samples:
+        # Compiled apart from the run, so that tokens/s tells of generating alone.
+        if tokens.shape not in self._compiled:
+            began = time.perf_counter()
+            lowered = self._run.lower(self.params, keys, tokens, is_fixed)
+            self._compiled[tokens.shape] = lowered.compile()
+            self._compiling += time.perf_counter() - began
+        return self._compiled[tokens.shape](self.params, keys, tokens, is_fixed)
+
+    def _keys(self, seed: int, rows: int) -> Key[Array, " b"]:
+        key = stream(jax.random.key(seed), "sample")
+        return by_row(key, jax.numpy.arange(rows))
+
+    def _texts(self, rows: list[np.ndarray]) -> tuple[Text, ...]:
+        return tuple(
+            Text(self.tokenizer.decode(row.tolist()), tuple(int(i) for i in row)) for row in rows
+        )

@@ -1,0 +1,96 @@
+"""The mesh of devices, and what lies where on it.
+
+Two axes. `data` replicates the parameters and splits the batch; `fsdp` splits both. A batch is
+split over both axes together; each large parameter is split over `fsdp` along its largest
+dimension that divides. One device is a mesh of 1 x 1, so nothing else knows how many there are.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mdlm.types import ArrayTree, InputError
+
+DATA, FSDP = "data", "fsdp"
+ROWS = PartitionSpec((DATA, FSDP))
+SMALL = 2**14
+"""Parameters of fewer entries are replicated: gathering them costs more than keeping them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshShape:
+    """How many devices each axis gets. -1 (one axis at most) takes all that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+
+    def __post_init__(self):
+        sizes = (self.data, self.fsdp)
+        if any(size != -1 and size < 1 for size in sizes) or sizes == (-1, -1):
+            raise ValueError(f"mesh {sizes}: axis sizes are positive, one of them may be -1")
+
+    def build(self, devices: list[jax.Device] | None = None) -> Mesh:
+        """The mesh over `devices` (default: all). InputError where the sizes do not fit."""
+        devices = jax.devices() if devices is None else devices
+        fixed = math.prod(size for size in (self.data, self.fsdp) if size != -1)
+        open_axis = -1 in (self.data, self.fsdp)
+        if len(devices) % fixed or (not open_axis and len(devices) != fixed):
+            raise InputError(
+                f"mesh data={self.data} fsdp={self.fsdp} does not fit {len(devices)} devices"
+            )
+        rest = len(devices) // fixed
+        shape = tuple(rest if size == -1 else size for size in (self.data, self.fsdp))
+        return jax.make_mesh(
+            shape, (DATA, FSDP), axis_types=(AxisType.Auto,) * 2, devices=devices
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """First dimension split over all devices."""
+    return NamedSharding(mesh, ROWS)
+
+
+def parameter_sharding(mesh: Mesh, shapes: ArrayTree) -> ArrayTree:
+    """A sharding for each array of a tree: the largest dimension that `fsdp` divides is split."""
+    parts = mesh.shape[FSDP]
+
+    def rule(array) -> NamedSharding:
+        if parts == 1 or math.prod(array.shape) < SMALL:
+            return replicated(mesh)
+        for axis in sorted(range(len(array.shape)), key=lambda i: -array.shape[i]):
+            if array.shape[axis] % parts == 0:
+                return NamedSharding(mesh, PartitionSpec(*[None] * axis, FSDP))
+        return replicated(mesh)
+
+    return jax.tree.map(rule, shapes)
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+    """InputError unless every device gets the same number of rows in every micro-batch."""
+    if batch_size < 1 or batch_size % (mesh.size * accumulate):
+        micro = f" in {accumulate} micro-batches" if accumulate > 1 else ""
+        raise InputError(
+            f"a batch of {batch_size} rows does not divide over {mesh.size} devices{micro}"
+        )
+
+
+def place(mesh: Mesh, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's rows of a global batch, as arrays split over the mesh.
+
+    Scalars are the same on every process and are replicated.
+    """
+    return {
+        name: jax.make_array_from_process_local_data(
+            by_rows(mesh) if np.ndim(value) else replicated(mesh), value
+        )
+        for name, value in rows.items()
+    }

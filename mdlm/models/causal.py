@@ -1,0 +1,101 @@
+"""An autoregressive transformer with the same blocks, as the MDLM paper's AR baseline.
+
+    x = table[tokens];  x <- block(x) for each block (causal);  h = norm(x)
+    logits about token i = h_(i-1) kernel + bias
+
+The shift by one is made here, so that position i of the prediction is about token i, as for every
+network. A token without a predecessor (the first of the row, the first of a segment, or one that
+follows padding) is predicted from h = 0: its logits are the bias, which say nothing about it.
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Key
+
+from mdlm.models.layers import Embedding, LayerNorm, Linear, Precision, compute_dtype
+from mdlm.models.network import Network
+from mdlm.models.readout import Readout
+from mdlm.models.transformer import check_sizes, run_blocks, stack_blocks
+from mdlm.types import NetInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalTransformer(Network):
+    """A causal transformer without adaLN: it is not told a noise level.
+
+    Fields as in `DiT`.
+    """
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    dropout: float = 0.0
+    dtype: Precision = "auto"
+    remat: bool = True
+    logits_chunk: int = 2**25
+
+    def __post_init__(self):
+        check_sizes(self)
+
+    def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
+        return CausalModule(self, columns, rngs)
+
+
+class CausalModule(nnx.Module):
+    """The module of `CausalTransformer`."""
+
+    def __init__(self, config: CausalTransformer, columns: int, rngs: nnx.Rngs):
+        self.config = config
+        self.dtype = compute_dtype(config.dtype)
+        self.embed = Embedding(columns, config.width, rngs)
+        self.blocks = stack_blocks(
+            config.depth,
+            rngs,
+            config.width,
+            config.heads,
+            cond_dim=None,
+            dropout=config.dropout,
+            dtype=self.dtype,
+        )
+        self.norm = LayerNorm(config.width)
+        self.head = Linear(config.width, columns, rngs, dtype=self.dtype, zero=True)
+
+    def __call__(
+        self,
+        inputs: NetInput,
+        *,
+        condition: Float[Array, "b #l"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Readout:
+        if condition is not None:
+            raise ValueError("a causal transformer has no input for the noise level")
+        x = run_blocks(
+            self.blocks,
+            self.embed(inputs.tokens),
+            inputs,
+            causal=True,
+            cond=None,
+            key=key,
+            remat=self.config.remat,
+        )
+        hidden = jnp.where(_has_predecessor(inputs)[..., None], jnp.roll(self.norm(x), 1, axis=1), 0)
+        return Readout(
+            hidden.astype(self.dtype),
+            self.head.kernel[...],
+            self.head.bias[...],
+            chunk=self.config.logits_chunk,
+        )
+
+
+def _has_predecessor(inputs: NetInput) -> Bool[Array, "b l"]:
+    """Whether the token before each is one of the same text."""
+    b, l = inputs.tokens.shape
+    known = jnp.broadcast_to(jnp.arange(l)[None] > 0, (b, l))
+    if inputs.is_valid is not None:
+        known = known & jnp.roll(inputs.is_valid, 1, axis=1)
+    if inputs.segment_ids is not None:
+        known = known & (jnp.roll(inputs.segment_ids, 1, axis=1) == inputs.segment_ids)
+    return known

@@ -1,0 +1,133 @@
+"""The dense pieces of a network: matrix product, linear layer, norm, embedding, dropout.
+
+Parameters are float32; a layer casts its input and its parameters to `dtype` and answers in it.
+Norms and modulation are float32. Random initial values follow the public MDLM code (PyTorch's
+defaults): uniform in +-1/sqrt(fan_in) for kernels and biases, and +-1/sqrt(width) for the table
+of embeddings.
+
+`matmul` is x @ w with its gradients written out: dx = g w^T, dw = x^T g. Automatic
+differentiation of x @ w gives dw as (g^T x)^T, and XLA on the CPU then fuses whatever made g into
+a transposing copy that costs as much as the products themselves.
+"""
+
+import functools
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int, Key
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def compute_dtype(precision: Precision) -> jnp.dtype:
+    """The dtype of products: "auto" is bfloat16 where the hardware multiplies it fast."""
+    if precision == "auto":
+        precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x: Float[Array, "*b i"], w: Float[Array, "i o"], dtype: jnp.dtype) -> Float[Array, "*b o"]:
+    """`x @ w`, of the same dtype, summed in float32 and given in `dtype`.
+
+    The cotangent is rounded to the dtype of the operands before it is multiplied.
+    """
+    contract = (((x.ndim - 1,), (0,)), ((), ()))
+    return jax.lax.dot_general(x, w, contract, preferred_element_type=dtype)
+
+
+def _matmul_forward(x, w, dtype):
+    return matmul(x, w, dtype), (x, w)
+
+
+def _matmul_backward(dtype, residuals, g):
+    x, w = residuals
+    g = g.astype(x.dtype)
+    if jax.default_backend() == "cpu":
+        # Keeps XLA from computing g anew, transposed, inside each of the two products.
+        g = jax.lax.optimization_barrier(g)
+    dx = jax.lax.dot_general(g, w, (((g.ndim - 1,), (1,)), ((), ())))
+    rows = tuple(range(x.ndim - 1))
+    dw = jax.lax.dot_general(x, g, ((rows, rows), ((), ())))
+    return dx, dw
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _uniform(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> Float[Array, "..."]:
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`. `zero` starts both at 0, which switches a branch off at first."""
+
+    def __init__(
+        self,
+        fan_in: int,
+        fan_out: int,
+        rngs: nnx.Rngs,
+        *,
+        dtype: jnp.dtype,
+        use_bias: bool = True,
+        zero: bool = False,
+    ):
+        self.dtype = dtype
+
+        def initial(*shape):
+            return jnp.zeros(shape) if zero else _uniform(rngs.params(), shape, fan_in)
+
+        self.kernel = nnx.Param(initial(fan_in, fan_out))
+        self.bias = nnx.Param(initial(fan_out)) if use_bias else None
+
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        y = matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.dtype)
+        if self.bias is None:
+            return y
+        return y + jnp.broadcast_to(self.bias[...].astype(self.dtype), y.shape)
+
+
+class LayerNorm(nnx.Module):
+    """Zero mean and unit variance over the last axis, then a learned scale; no bias. Float32."""
+
+    def __init__(self, width: int):
+        self.scale = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(variance + 1e-5)
+        return normal * jnp.broadcast_to(self.scale[...], x.shape)
+
+
+class Embedding(nnx.Module):
+    """A row of a learned table per token. Ids must be below the number of rows."""
+
+    def __init__(self, columns: int, width: int, rngs: nnx.Rngs):
+        self.table = nnx.Param(_uniform(rngs.params(), (columns, width), width))
+
+    def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        return self.table[...][tokens]
+
+
+def modulate(
+    x: Float[Array, "b l d"], shift: Float[Array, "b #l d"], scale: Float[Array, "b #l d"]
+) -> Float[Array, "b l d"]:
+    """`x (1 + scale) + shift`, the adaptive part of adaLN (arXiv:2212.09748)."""
+    return x * (1 + scale) + shift
+
+
+def dropout(
+    key: Key[Array, ""] | None, x: Float[Array, "*b d"], rate: float
+) -> Float[Array, "*b d"]:
+    """Zeroes entries with probability `rate` and scales up the others; no key, no dropout."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0)

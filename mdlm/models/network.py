@@ -1,0 +1,80 @@
+"""Networks as configuration, parameters and a function of them.
+
+A `Network` says what to build; `init` gives its parameters, a plain nested dict of float32
+arrays; `denoiser` joins the two into the function that diffusion code calls. Modules of Flax NNX
+are taken apart and put together here and nowhere else: every other file sees dicts and functions.
+"""
+
+import abc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Key
+
+from mdlm.types import ArrayTree, Denoise, NetInput, Prediction
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(abc.ABC):
+    """The configuration of a network, which builds the network's module.
+
+    The module is called with `(inputs, condition=..., key=...)` and answers with a `Prediction`.
+    `condition`, `Float[Array, "b #l"]` or None, is what the network is told of the noise level.
+    """
+
+    @abc.abstractmethod
+    def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
+        """A module with logits of `columns` columns; it must not keep `rngs`."""
+
+
+def init(network: Network, key: Key[Array, ""], columns: int) -> Params:
+    """Fresh parameters. May be jitted with any output sharding: the values are the same."""
+    return nnx.to_pure_dict(nnx.state(network.module(columns, nnx.Rngs(params=key))))
+
+
+def shapes(network: Network, columns: int) -> ArrayTree:
+    """The parameters' tree with `jax.ShapeDtypeStruct` leaves; nothing is computed."""
+    return jax.eval_shape(lambda: init(network, jax.random.key(0), columns))
+
+
+def bind(network: Network, columns: int, params: ArrayTree) -> nnx.Module:
+    """The module with `params` in it, for a look at its parts. Not to be changed in place."""
+    empty = nnx.eval_shape(lambda: network.module(columns, nnx.Rngs(0)))
+    return nnx.merge(nnx.graphdef(empty), params)
+
+
+def denoiser(
+    network: Network,
+    columns: int,
+    params: ArrayTree,
+    *,
+    condition: Callable[[Float[Array, "b #l"]], Float[Array, "b #l"]] | None = None,
+) -> Denoise:
+    """The network with its parameters, as diffusion code calls it.
+
+    `condition` maps diffusion time to what the network is fed (sigma, the log-SNR, ...). None
+    feeds zeros: a network of the MDLM paper then does not know the time, though it has adaLN.
+    Raises ValueError where there is a `condition` and the inputs have no time.
+    """
+    module: Any = bind(network, columns, params)
+
+    def denoise(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
+        if condition is None:
+            return module(inputs, condition=None, key=key)
+        if inputs.t is None:
+            raise ValueError("the network is conditioned on time, but the inputs have t=None")
+        return module(inputs, condition=condition(inputs.t), key=key)
+
+    return denoise
+
+
+def count_parameters(params: ArrayTree) -> int:
+    """Number of entries in all arrays (or shapes) of the tree."""
+    return sum(math.prod(array.shape) for array in jax.tree.leaves(params))

@@ -1,0 +1,153 @@
+"""What every objective shares: its contract, and the one place where tokens are weighed.
+
+A weighted cross-entropy over rows of logits is all that most of the family trains on:
+`sum_i w_i * -log p(x_i | z)`. Weights are made here, before the head runs, and are zero wherever
+a token is not to be scored; sums are left undivided, so that micro-batches and devices add up.
+"""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int, Key
+
+from mdlm.keys import by_row, stream
+from mdlm.parameterizations.base import Parameterization
+from mdlm.processes.base import Process
+from mdlm.processes.masked import Masked
+from mdlm.schedules import Schedule
+from mdlm.times import TimeSampler
+from mdlm.types import Batch, Denoise, LossTerms, NetInput, Prediction, Vocab
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(abc.ABC):
+    """A loss: draws what it needs from `key`, asks the network, and returns sums in nats."""
+
+    is_exact: ClassVar[bool] = False
+    """True where the reported bound is the likelihood itself and nothing is drawn."""
+
+    protocol: ClassVar[str] = ""
+    """What the reported bound is, in words, for the line in which the number is given."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        batch: Batch,
+        *,
+        process: Process,
+        parameterization: Parameterization,
+        denoise: Denoise,
+    ) -> LossTerms: ...
+
+    def with_vocab(self, vocab: Vocab) -> Self:
+        """The objective for a known vocabulary (most need not know it)."""
+        return self
+
+
+def ask(
+    denoise: Denoise,
+    batch: Batch,
+    *,
+    tokens: Int[Array, "b l"],
+    t: Float[Array, "b #l"] | None,
+    key: Key[Array, ""] | None,
+) -> Prediction:
+    """The network's prediction about a batch whose tokens were replaced by `tokens`."""
+    return denoise(
+        NetInput(
+            tokens=tokens,
+            t=t,
+            is_valid=batch.is_valid,
+            segment_ids=batch.segment_ids,
+            label=batch.label,
+        ),
+        key=key,
+    )
+
+
+def weighted_cross_entropy(
+    prediction: Prediction,
+    batch: Batch,
+    *,
+    parameterization: Parameterization,
+    z_t: Int[Array, "b l"],
+    t: Float[Array, "b #l"],
+    weight: Float[Array, "b #l"],
+) -> LossTerms:
+    """`sum w * -log p(x_0 | z_t)` over the scored tokens; the bound is the same sum.
+
+    Rows of weight 0 are never computed, so `weight` carries all masks but the loss mask.
+    """
+    count = batch.loss_mask.astype(jnp.float32)
+    rows = {
+        "x_0": batch.tokens,
+        "z_t": z_t,
+        "t": jnp.broadcast_to(t, z_t.shape),
+    }
+
+    def cross_entropy(logits, rows, _):
+        log_p0 = parameterization.log_p0(logits, rows["z_t"], rows["t"])
+        return -jnp.take_along_axis(log_p0, rows["x_0"][:, None], axis=-1)[:, 0]
+
+    weight = jnp.broadcast_to(weight, count.shape).astype(jnp.float32) * count
+    total, values = prediction.reduce_rows(cross_entropy, rows, weight)
+    return LossTerms(total=total, values=values, bound=values, count=count, scalars={})
+
+
+Place = Callable[[Schedule, Float[Array, "b 1"]], tuple[Float[Array, "b 1"], Float[Array, "b 1"]]]
+"""From uniform numbers to times and loss weights whose weighted mean is the bound."""
+
+
+def noise_and_score(
+    key: Key[Array, ""],
+    batch: Batch,
+    *,
+    times: TimeSampler,
+    place: Place,
+    process: Masked,
+    parameterization: Parameterization,
+    denoise: Denoise,
+) -> LossTerms:
+    """Draws a time for each row, masks its tokens, and scores the masked ones."""
+    u = times.sample(stream(key, "times"), batch.row, batch.rows)[:, None]
+    t, weight = place(process.schedule, u)
+    z_t = process.corrupt(
+        by_row(stream(key, "corrupt"), batch.row), batch.tokens, t, batch.is_valid
+    )
+    return score_masked(
+        batch,
+        z_t=z_t,
+        t=t,
+        weight=weight,
+        process=process,
+        parameterization=parameterization,
+        denoise=denoise,
+        key=stream(key, "dropout"),
+    )
+
+
+def score_masked(
+    batch: Batch,
+    *,
+    z_t: Int[Array, "b l"],
+    t: Float[Array, "b #l"],
+    weight: Float[Array, "b #l"],
+    process: Masked,
+    parameterization: Parameterization,
+    denoise: Denoise,
+    key: Key[Array, ""] | None = None,
+) -> LossTerms:
+    """`weight` times the cross-entropy of the masked tokens of given noised rows."""
+    return weighted_cross_entropy(
+        ask(denoise, batch, tokens=z_t, t=t, key=key),
+        batch,
+        parameterization=parameterization,
+        z_t=z_t,
+        t=t,
+        weight=jnp.where(process.is_masked(z_t), weight, 0.0),
+    )

@@ -1,0 +1,92 @@
+"""The continuous-time negative evidence lower bound of absorbing diffusion.
+
+    NELBO = int_{t_min}^1  w(t) E_{z_t} sum_{i masked} -log p(x_i | z_t) dt
+          + E_{z_{t_min}} sum_{i masked} -log p(x_i | z_{t_min}),        w = -alpha' / (1 - alpha)
+
+MDLM eq. 10 (arXiv:2406.07524), MD4 eq. 4 (arXiv:2406.04329): a mixture of masked-LM losses. The
+second line is the reconstruction term. It needs no network call of its own: of all rows the share
+that has u < t_min stands at t_min and weighs 1 / t_min, which for a log-linear schedule is simply
+t = max(u, t_min). The prior term is zero where alpha(1) = 0; a schedule that ends at eps leaves
+about eps of the tokens readable at t = 1, and the bound is short by the information in those.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Key
+
+from mdlm.objectives.base import Objective, noise_and_score
+from mdlm.parameterizations.base import Parameterization
+from mdlm.processes.masked import Masked
+from mdlm.schedules import Schedule
+from mdlm.times import LowDiscrepancy, TimeSampler, restrict
+from mdlm.types import Batch, Denoise, LossTerms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nelbo(Objective):
+    """Trains and reports the NELBO of a masked process, in nats.
+
+    Args:
+        times: how u is drawn over the batch, before it becomes a time.
+        t_min: the time at which the integral stops and the reconstruction begins.
+        reconstruction: whether that last term is part of the loss. False is the published
+            protocol: t uniform on [t_min, 1], the term dropped, the integral not rescaled.
+        importance: draw t in proportion to w(t), so that all rows weigh the same (MDLM
+            appendix; the schedule must have an inverse).
+    """
+
+    times: TimeSampler = LowDiscrepancy()
+    t_min: float = 1e-3
+    reconstruction: bool = True
+    importance: bool = False
+    protocol: ClassVar[str] = "NELBO, continuous time"
+
+    def __post_init__(self):
+        if not 0 < self.t_min < 1:
+            raise ValueError(f"t_min={self.t_min} is not between 0 and 1")
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        batch: Batch,
+        *,
+        process: Masked,
+        parameterization: Parameterization,
+        denoise: Denoise,
+    ) -> LossTerms:
+        return noise_and_score(
+            key,
+            batch,
+            times=self.times,
+            place=self.place,
+            process=process,
+            parameterization=parameterization,
+            denoise=denoise,
+        )
+
+    def place(
+        self, schedule: Schedule, u: Float[Array, "b 1"]
+    ) -> tuple[Float[Array, "b 1"], Float[Array, "b 1"]]:
+        """Times and loss weights for uniform `u`: E[weight * CE(t)] over u is the bound."""
+        if self.importance:
+            return self._place_by_importance(schedule, u)
+        if not self.reconstruction:
+            t = restrict(u, self.t_min)
+            return t, schedule.weight(t)
+        t = jnp.maximum(u, self.t_min)
+        return t, jnp.where(u < self.t_min, 1 / self.t_min, schedule.weight(t))
+
+    def _place_by_importance(self, schedule, u):
+        # f = log(1 - alpha) is the integral of w, so t uniform in f has a density proportional
+        # to w. A share 1 / (1 + range of f) of the rows does the reconstruction, whose weight is
+        # then the same constant as everyone's.
+        t_min = jnp.full_like(u, self.t_min)
+        low = jnp.log(schedule.one_minus_alpha(t_min))
+        high = jnp.log(schedule.one_minus_alpha(jnp.ones_like(u)))
+        share = 1 / (1 + high - low) if self.reconstruction else jnp.zeros_like(u)
+        v = jnp.maximum((u - share) / (1 - share), 0.0)
+        t = schedule.time_of(jnp.exp(low + v * (high - low)))
+        return jnp.clip(t, self.t_min, 1.0), (high - low) / (1 - share)

@@ -1,0 +1,121 @@
+"""The absorbing process: a token stays itself with probability alpha(t), else it is the mask.
+
+    q(z_t = x_0) = alpha(t),  q(z_t = mask) = 1 - alpha(t)    (MDLM, arXiv:2406.07524)
+    masked at t, at s < t: revealed with probability (alpha(s) - alpha(t)) / (1 - alpha(t)),
+    then drawn from p(x_0); otherwise still masked. Not masked at t: the same token (MDLM eq. 7)
+
+Whether a token is revealed and which token it becomes are two draws. One joint draw over the
+tokens and the mask has the same law, but dilutes the tokens by the step's small probability of
+revealing, and rare ones then fall below the resolution of float32 (arXiv:2409.02908).
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int, Key
+
+from mdlm.draws import categorical
+from mdlm.keys import by_row, stream
+from mdlm.processes.base import Process
+from mdlm.schedules import LogLinear, Schedule
+from mdlm.types import Vocab
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked(Process):
+    """Absorbing noise. `mask_id` comes from the vocabulary (`with_vocab`)."""
+
+    schedule: Schedule = LogLinear()
+    mask_id: int | None = None
+
+    def with_vocab(self, vocab: Vocab) -> "Masked":
+        if self.mask_id not in (None, vocab.mask_id):
+            raise ValueError(f"mask_id={self.mask_id}, but the vocabulary's is {vocab.mask_id}")
+        return dataclasses.replace(self, mask_id=vocab.mask_id)
+
+    def is_masked(self, z_t: Int[Array, "*s"]) -> Bool[Array, "*s"]:
+        """True where the token is the mask."""
+        return z_t == self._known_mask_id()
+
+    def prior(self, keys: Key[Array, " b"], length: int) -> Int[Array, "b l"]:
+        return jnp.full((keys.shape[0], length), self._known_mask_id(), jnp.int32)
+
+    def corrupt(
+        self,
+        keys: Key[Array, " b"],
+        x_0: Int[Array, "b l"],
+        t: Float[Array, "b #l"],
+        may_change: Bool[Array, "b l"] | None = None,
+    ) -> Int[Array, "b l"]:
+        u = jax.vmap(lambda key: jax.random.uniform(key, x_0.shape[1:]))(keys)
+        return self.mask_where(u, x_0, t, may_change)
+
+    def mask_where(
+        self,
+        u: Float[Array, "b l"],
+        x_0: Int[Array, "b l"],
+        t: Float[Array, "b #l"],
+        may_change: Bool[Array, "b l"] | None = None,
+    ) -> Int[Array, "b l"]:
+        """`corrupt` with its uniforms given: the mask where `u < 1 - alpha(t)`, strictly."""
+        noised = self.schedule.one_minus_alpha(jnp.broadcast_to(t, x_0.shape), x_0)
+        changes = u < noised
+        if may_change is not None:
+            changes = changes & may_change
+        return jnp.where(changes, self._known_mask_id(), x_0)
+
+    def reveal_probability(
+        self, t: Float[Array, "*s"], s: Float[Array, "*s"]
+    ) -> Float[Array, "*s"]:
+        """Probability that a token masked at `t` is not masked at `s <= t`.
+
+        Exactly 1 where alpha(s) = 1 (also at s = t = 0, where no token is masked), else 0 at s = t.
+        """
+        is_clean = self.schedule.one_minus_alpha(s) == 0
+        noised = jnp.where(is_clean, 1.0, self.schedule.one_minus_alpha(t))
+        reveal = jnp.minimum(self.schedule.alpha_gap(s, t) / noised, 1.0)
+        return jnp.where(is_clean, 1.0, reveal)
+
+    def reverse(
+        self,
+        keys: Key[Array, " b"],
+        log_p0: Float[Array, "b l v"],
+        z_t: Int[Array, "b l"],
+        t: Float[Array, "b #l"],
+        s: Float[Array, "b #l"],
+    ) -> Int[Array, "b l"]:
+        b, l, v = log_p0.shape
+        whether = jax.vmap(lambda key: stream(key, "whether"))(keys)
+        which = jax.vmap(lambda key: by_row(stream(key, "which"), jnp.arange(l)))(keys)
+        u = jax.vmap(lambda key: jax.random.uniform(key, (l,)))(whether)
+        tokens = categorical(which.reshape(b * l), self._without_mask(log_p0).reshape(b * l, v))
+        is_revealed = self.is_masked(z_t) & (u < self.reveal_probability(t, s))
+        return jnp.where(is_revealed, tokens.reshape(b, l), z_t)
+
+    def reverse_probabilities(
+        self,
+        log_p0: Float[Array, "b l v"],
+        z_t: Int[Array, "b l"],
+        t: Float[Array, "b #l"],
+        s: Float[Array, "b #l"],
+    ) -> Float[Array, "b l v"]:
+        """The law that `reverse` draws from, over the tokens and the mask."""
+        reveal = self.reveal_probability(t, s)[..., None]
+        is_mask = jnp.arange(log_p0.shape[-1]) == self._known_mask_id()
+        p_0 = jax.nn.softmax(self._without_mask(log_p0), axis=-1)
+        step = jnp.where(is_mask[None, None], 1 - reveal, reveal * p_0)
+        stay = jax.nn.one_hot(z_t, log_p0.shape[-1])
+        return jnp.where(self.is_masked(z_t)[..., None], step, stay)
+
+    def _without_mask(self, log_p0: Float[Array, "b l v"]) -> Float[Array, "b l v"]:
+        """No mass on the mask, whatever the parameterization gives there: x_0 is never masked."""
+        is_mask = jnp.arange(log_p0.shape[-1]) == self._known_mask_id()
+        return jnp.where(is_mask[None, None], -jnp.inf, log_p0)
+
+    def _known_mask_id(self) -> int:
+        if self.mask_id is None:
+            raise ValueError("Masked has no mask_id: call with_vocab first")
+        return self.mask_id

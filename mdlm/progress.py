@@ -1,0 +1,82 @@
+"""Progress as people see it: a bar on a terminal, now and then a line elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable
+
+
+class Progress:
+    """Progress on standard error: a bar on a terminal, now and then a line elsewhere."""
+
+    def __init__(self):
+        self.tty = sys.stderr.isatty()
+        self._bar = None
+        self._task = ""
+        self._spoken = 0.0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._close()
+
+    def stage(self, task: str, done: int, total: int) -> None:
+        """Progress of a named task."""
+        if self.tty:
+            if self._bar is None or self._task != task:
+                self._open(task, total, done)
+            self._bar.update(done - self._bar.n)
+        elif done < total and time.monotonic() - self._spoken > 10:
+            self._say(f"{task}: {done}/{total}")
+
+    def bar(self, task: str, unit: str) -> Callable[[int, int], None]:
+        """A reporter `(done, total)` for one task."""
+        return lambda done, total: self.stage(f"{task} {unit}", done, total)
+
+    def show(self, event) -> None:
+        """An event of the training loop."""
+        from mdlm.train import loop
+
+        if isinstance(event, loop.Began):
+            self._steps = event.steps
+            self._write(
+                f"{event.parameters:,} parameters, {event.devices} device(s),"
+                f" step {event.step} of {event.steps}"
+            )
+            if self.tty:
+                self._open("training", event.steps, event.step)
+        elif isinstance(event, loop.Stepped):
+            values = event.metrics
+            words = f"loss {values['loss']:.3f}"
+            if "tokens_per_second" in values:
+                words += f", {values['tokens_per_second']:,.0f} tokens/s"
+            if self.tty and self._bar is not None:
+                self._bar.update(event.step - self._bar.n)
+                self._bar.set_postfix_str(words)
+            elif time.monotonic() - self._spoken > 10:
+                self._say(f"step {event.step}/{self._steps}: {words}")
+        elif isinstance(event, loop.Evaluated):
+            value = event.metrics[0].value
+            self._write(f"step {event.step}: validation {value:.4f} nats per token")
+
+    def _write(self, words: str) -> None:
+        if self._bar is not None:
+            self._bar.write(words, file=sys.stderr)
+        else:
+            self._say(words)
+
+    def _say(self, words: str) -> None:
+        self._spoken = time.monotonic()
+        print(words, file=sys.stderr, flush=True)
+
+    def _open(self, task: str, total: int, done: int) -> None:
+        from tqdm import tqdm
+
+        self._close()
+        self._task = task
+        self._bar = tqdm(total=total, initial=done, desc=task, dynamic_ncols=True, leave=False)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

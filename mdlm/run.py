@@ -1,0 +1,104 @@
+"""A finished or running run, opened from Python.
+
+    run = mdlm.load("runs/quickstart")
+    run.perplexity()
+    print(run.generate("The ", length=200).texts[0].text)
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mdlm.data.dataset import Dataset, TextData
+from mdlm.evals.nll import Metric, Perplexity
+from mdlm.experiment import Experiment, Model
+from mdlm.generation import Generation, Generator, window_of
+from mdlm.samplers.base import Sampler
+from mdlm.train.checkpoint import Checkpoints
+from mdlm.train.record import RunFolder
+from mdlm.train.score import Report, Scorer
+from mdlm.train.step import abstract_state
+
+
+def load(path: str | Path, *, step: int | None = None) -> "Run":
+    """Opens a run folder at its newest checkpoint, or at that of `step`.
+
+    The folder's copy of the experiment file is executed. InputError where the folder is no run,
+    or has no such checkpoint.
+    """
+    return Run(path, step=step)
+
+
+class Run:
+    """An experiment with its tokenizer and averaged parameters."""
+
+    def __init__(self, path: str | Path, *, step: int | None = None):
+        self.folder = RunFolder(path)
+        self.experiment: Experiment = self.folder.experiment()
+        self.tokenizer = self.experiment.data.load_tokenizer(self.folder.data)
+        self.model = Model(self.experiment, self.tokenizer.vocab)
+        self.mesh = self.experiment.mesh.build()
+        tx = self.experiment.optimizer.build(self.experiment.train.steps)
+        state = abstract_state(self.model, tx, self.mesh)
+        with Checkpoints(self.folder.checkpoints) as checkpoints:
+            found = checkpoints.restore_part({"step": state["step"], "ema": state["ema"]}, step)
+        self.step, self.params = int(found["step"]), found["ema"]
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The run's data. Splits are read when they are first used."""
+        return self.experiment.data.load(self.folder.data)
+
+    def perplexity(
+        self,
+        how: Perplexity | None = None,
+        *,
+        data: TextData | None = None,
+        report: Report = lambda done, rows: None,
+    ) -> list[Metric]:
+        """Scores a split of the run's data, or of other data with the run's tokenizer."""
+        dataset = self.dataset if data is None else data.load(self.folder.data)
+        return Scorer(self.model, self.mesh, dataset).run(
+            self.params, how or self.experiment.evaluation, report=report
+        )
+
+    def generator(self, sampler: Sampler | None = None) -> Generator:
+        """What generates with this run's parameters; keep it to compile only once."""
+        params = jax.device_put(self.params, jax.devices()[0])
+        window = window_of(self.experiment.data.packing, self.model)
+        return Generator(self.model, params, self.tokenizer, window, sampler)
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        num: int = 1,
+        length: int | None = None,
+        seed: int = 0,
+        stride: int | None = None,
+        stop_at_eos: bool = False,
+        report: Callable[[Any], None] | None = None,
+        **settings: Any,
+    ) -> Generation:
+        """Continues a prompt `num` times to `length` tokens (default: a row of the data).
+
+        `settings` replace values of the experiment's sampler, e.g. `steps=64, top_p=0.9`.
+        """
+        generator = self.generator(replace(self.experiment.sampler, **settings))
+        return generator.continue_from(
+            [prompt] * num,
+            length or generator.window.room,
+            seed=seed,
+            stride=stride,
+            stop_at_eos=stop_at_eos,
+            report=report,
+        )
+
+    def infill(self, text: str, *, num: int = 1, seed: int = 0, **settings: Any) -> Generation:
+        """Fills the blanks (`[MASK]`, `[MASK:n]`) of a text."""
+        generator = self.generator(replace(self.experiment.sampler, **settings))
+        return generator.infill(text, num=num, seed=seed)

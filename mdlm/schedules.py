@@ -1,0 +1,292 @@
+"""alpha(t), the probability that a token is still itself at time t, and all that follows from it.
+
+    alpha            falls from about 1 at t = 0 (clean) to about 0 at t = 1 (noise)
+    one_minus_alpha  the probability of having been noised
+    alpha_gap        alpha(s) - alpha(t), s <= t: of being noised between s and t
+    dalpha           alpha' = d alpha / dt <= 0
+    weight           -alpha' / (1 - alpha): the NELBO's weight of a masked token's cross-entropy
+    log_snr          log(alpha / (1 - alpha))
+    sigma            -log alpha, the total noise
+
+A schedule is one method, `alpha`; it overrides what float32 subtraction or autodiff would spoil:
+1 - alpha near t = 0, alpha near t = 1, and gaps between neighbouring times. `eps` keeps alpha
+away from 0 at t = 1: about eps of all tokens survive there, and log-SNR and sigma stay finite.
+"""
+
+import abc
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
+
+
+class Schedule(abc.ABC):
+    """Elementwise functions of diffusion time. `x_0` holds the clean tokens, of the times' shape.
+
+    Only schedules that noise tokens at different rates read `x_0`; the others ignore it.
+    """
+
+    has_inverse: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def alpha(
+        self, t: Float[Array, "*s"], x_0: Int[Array, "*s"] | None = None
+    ) -> Float[Array, "*s"]:
+        """Probability of being still clean at `t`."""
+
+    def one_minus_alpha(
+        self, t: Float[Array, "*s"], x_0: Int[Array, "*s"] | None = None
+    ) -> Float[Array, "*s"]:
+        """Probability of being noised by `t`."""
+        return 1 - self.alpha(t, x_0)
+
+    def alpha_gap(
+        self, s: Float[Array, "*s"], t: Float[Array, "*s"], x_0: Int[Array, "*s"] | None = None
+    ) -> Float[Array, "*s"]:
+        """`alpha(s) - alpha(t)`, the probability of being noised between `s` and a later `t`."""
+        return self.alpha(s, x_0) - self.alpha(t, x_0)
+
+    def dalpha(
+        self, t: Float[Array, "*s"], x_0: Int[Array, "*s"] | None = None
+    ) -> Float[Array, "*s"]:
+        """Derivative of alpha in time."""
+        return jax.jvp(lambda t: self.alpha(t, x_0), (t,), (jnp.ones_like(t),))[1]
+
+    def weight(
+        self, t: Float[Array, "*s"], x_0: Int[Array, "*s"] | None = None
+    ) -> Float[Array, "*s"]:
+        """The NELBO's weight of a masked token: `-alpha' / (1 - alpha)` (arXiv:2406.04329 eq. 5)."""
+        return -self.dalpha(t, x_0) / self.one_minus_alpha(t, x_0)
+
+    def log_snr(
+        self, t: Float[Array, "*s"], x_0: Int[Array, "*s"] | None = None
+    ) -> Float[Array, "*s"]:
+        """`log(alpha / (1 - alpha))`, nats."""
+        return jnp.log(self.alpha(t, x_0)) - jnp.log(self.one_minus_alpha(t, x_0))
+
+    def sigma(
+        self, t: Float[Array, "*s"], x_0: Int[Array, "*s"] | None = None
+    ) -> Float[Array, "*s"]:
+        """Total noise `-log alpha`, nats."""
+        noised = self.one_minus_alpha(t, x_0)
+        is_low = noised < 0.5
+        low = jnp.log1p(-jnp.where(is_low, noised, 0.0))
+        return -jnp.where(is_low, low, jnp.log(self.alpha(t, x_0)))
+
+    def time_of(self, one_minus_alpha: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """The time in [0, 1] at which `1 - alpha` has this value (the nearest end, beyond them).
+
+        Raises ValueError for a schedule without a closed inverse (`has_inverse` is False).
+        """
+        raise ValueError(f"{type(self).__name__} has no inverse")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLinear(Schedule):
+    """alpha = 1 - (1 - eps) t, MDLM's "log-linear" (arXiv:2406.07524), others' "linear".
+
+    The weight is 1 / t whatever eps.
+    """
+
+    eps: float = 1e-3
+    has_inverse: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _check_eps(self.eps, 1.0)
+
+    def alpha(self, t, x_0=None):
+        return (1 - t) + self.eps * t
+
+    def one_minus_alpha(self, t, x_0=None):
+        return (1 - self.eps) * t
+
+    def alpha_gap(self, s, t, x_0=None):
+        return (1 - self.eps) * (t - s)
+
+    def time_of(self, one_minus_alpha):
+        return jnp.clip(one_minus_alpha / (1 - self.eps), 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Schedule):
+    """alpha = eps + (1 - eps) cos(pi t / 2) (MDLM). MD4's cosine is 1 - sin(pi t / 2)."""
+
+    eps: float = 1e-3
+    has_inverse: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _check_eps(self.eps, 1.0)
+
+    def alpha(self, t, x_0=None):
+        return self.eps + (1 - self.eps) * jnp.sin(math.pi / 2 * (1 - t))
+
+    def one_minus_alpha(self, t, x_0=None):
+        return 2 * (1 - self.eps) * jnp.sin(math.pi / 4 * t) ** 2
+
+    def alpha_gap(self, s, t, x_0=None):
+        rise = jnp.sin(math.pi / 4 * (t + s)) * jnp.sin(math.pi / 4 * (t - s))
+        return 2 * (1 - self.eps) * rise
+
+    def dalpha(self, t, x_0=None):
+        return -(1 - self.eps) * math.pi / 2 * jnp.sin(math.pi / 2 * t)
+
+    def weight(self, t, x_0=None):
+        return math.pi / 2 / jnp.tan(math.pi / 4 * t)
+
+    def time_of(self, one_minus_alpha):
+        square = jnp.clip(one_minus_alpha / (1 - self.eps), 0.0, 1.0) / 2
+        return jnp.clip(4 / math.pi * jnp.arcsin(jnp.sqrt(square)), 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineSquared(Schedule):
+    """alpha = eps + (1 - eps) cos^2(pi t / 2) (MDLM)."""
+
+    eps: float = 1e-3
+    has_inverse: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _check_eps(self.eps, 1.0)
+
+    def alpha(self, t, x_0=None):
+        return self.eps + (1 - self.eps) * jnp.sin(math.pi / 2 * (1 - t)) ** 2
+
+    def one_minus_alpha(self, t, x_0=None):
+        return (1 - self.eps) * jnp.sin(math.pi / 2 * t) ** 2
+
+    def alpha_gap(self, s, t, x_0=None):
+        # sin(pi x / 2) is the same at x and at 2 - x; the smaller argument keeps its digits.
+        total = jnp.minimum(t + s, (1 - t) + (1 - s))
+        rise = jnp.sin(math.pi / 2 * total) * jnp.sin(math.pi / 2 * (t - s))
+        return (1 - self.eps) * rise
+
+    def dalpha(self, t, x_0=None):
+        product = jnp.sin(math.pi / 2 * t) * jnp.sin(math.pi / 2 * (1 - t))
+        return -(1 - self.eps) * math.pi * product
+
+    def weight(self, t, x_0=None):
+        return math.pi * jnp.sin(math.pi / 2 * (1 - t)) / jnp.sin(math.pi / 2 * t)
+
+    def time_of(self, one_minus_alpha):
+        square = jnp.clip(one_minus_alpha / (1 - self.eps), 0.0, 1.0)
+        return jnp.clip(2 / math.pi * jnp.arcsin(jnp.sqrt(square)), 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Polynomial(Schedule):
+    """alpha = eps + (1 - 2 eps)(1 - t^power) (MD4, arXiv:2406.04329).
+
+    Here eps keeps alpha away from both ends: alpha(0) = 1 - eps, which bounds the weight near 0.
+    """
+
+    power: float
+    eps: float = 0.0
+    has_inverse: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _check_eps(self.eps, 0.5)
+        if not self.power > 0:
+            raise ValueError(f"power={self.power} is not positive")
+
+    def alpha(self, t, x_0=None):
+        return self.eps - (1 - 2 * self.eps) * jnp.expm1(self.power * jnp.log(t))
+
+    def one_minus_alpha(self, t, x_0=None):
+        return self.eps + (1 - 2 * self.eps) * t**self.power
+
+    def alpha_gap(self, s, t, x_0=None):
+        # t^p - s^p = t^p (1 - (s/t)^p); near s = t the logarithm of s/t comes from t - s.
+        later = jnp.where(t > 0, t, 1.0)
+        ratio = s / later
+        is_near = ratio > 0.5
+        far = jnp.log(jnp.where(is_near, 0.5, ratio))
+        near = jnp.log1p(jnp.where(is_near, -(t - s) / later, 0.0))
+        log_ratio = jnp.where(is_near, near, far)
+        return -(1 - 2 * self.eps) * t**self.power * jnp.expm1(self.power * log_ratio)
+
+    def dalpha(self, t, x_0=None):
+        return -(1 - 2 * self.eps) * self.power * t ** (self.power - 1)
+
+    def weight(self, t, x_0=None):
+        if self.eps == 0:
+            return self.power / t
+        return -self.dalpha(t) / self.one_minus_alpha(t)
+
+    def time_of(self, one_minus_alpha):
+        bare = jnp.clip((one_minus_alpha - self.eps) / (1 - 2 * self.eps), 0.0, 1.0)
+        return bare ** (1 / self.power)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSigma(Schedule):
+    """sigma = (1 - t) sigma_min + t sigma_max (MDLM's "linear")."""
+
+    sigma_min: float = 1e-3
+    sigma_max: float = 7.0
+    has_inverse: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _check_sigma(self.sigma_min, self.sigma_max, lowest_allowed=True)
+
+    def sigma(self, t, x_0=None):
+        return (1 - t) * self.sigma_min + t * self.sigma_max
+
+    def alpha(self, t, x_0=None):
+        return jnp.exp(-self.sigma(t))
+
+    def one_minus_alpha(self, t, x_0=None):
+        return -jnp.expm1(-self.sigma(t))
+
+    def alpha_gap(self, s, t, x_0=None):
+        return -self.alpha(s) * jnp.expm1((self.sigma_min - self.sigma_max) * (t - s))
+
+    def time_of(self, one_minus_alpha):
+        sigma = -jnp.log1p(-one_minus_alpha)
+        return jnp.clip((sigma - self.sigma_min) / (self.sigma_max - self.sigma_min), 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometric(Schedule):
+    """sigma = sigma_min^(1 - t) sigma_max^t ("geometric" in SEDD, arXiv:2310.16834, and MDLM)."""
+
+    sigma_min: float = 1e-4
+    sigma_max: float = 20.0
+    has_inverse: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _check_sigma(self.sigma_min, self.sigma_max)
+
+    @property
+    def _rate(self) -> float:
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def sigma(self, t, x_0=None):
+        return self.sigma_max * jnp.exp(-self._rate * (1 - t))
+
+    def alpha(self, t, x_0=None):
+        return jnp.exp(-self.sigma(t))
+
+    def one_minus_alpha(self, t, x_0=None):
+        return -jnp.expm1(-self.sigma(t))
+
+    def alpha_gap(self, s, t, x_0=None):
+        return -self.alpha(s) * jnp.expm1(self.sigma(t) * jnp.expm1(-self._rate * (t - s)))
+
+    def time_of(self, one_minus_alpha):
+        sigma = -jnp.log1p(-one_minus_alpha)
+        return jnp.clip(1 + jnp.log(sigma / self.sigma_max) / self._rate, 0.0, 1.0)
+
+
+def _check_eps(eps: float, bound: float) -> None:
+    if not 0 <= eps < bound:
+        raise ValueError(f"eps={eps} is not in [0, {bound})")
+
+
+def _check_sigma(sigma_min: float, sigma_max: float, lowest_allowed: bool = False) -> None:
+    is_ok = 0 <= sigma_min if lowest_allowed else 0 < sigma_min
+    if not (is_ok and sigma_min < sigma_max < math.inf):
+        raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max} do not rise from above 0")

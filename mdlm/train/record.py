@@ -1,0 +1,155 @@
+"""The run folder: everything that one would want to know of a run later.
+
+    experiment.py   the experiment file, as it was            metrics.jsonl   one line per entry
+    config.json     its values, the overrides, fingerprint    samples.txt     text by step
+    env.json        versions, devices, git state              curves.png      the picture
+    data/           the tokenizer                             checkpoints/
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mdlm.experiment import Experiment, describe, differences, fingerprint, identity, load_file
+from mdlm.overrides import apply
+from mdlm.types import InputError
+from mdlm.version import __version__
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "datasets")
+
+
+class RunFolder:
+    """A run folder on disk. Only the first process writes; the others read."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.writes = jax.process_index() == 0
+        self.started = time.time()
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / "config.json").is_file()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    def begin(self, source: str, overrides: list[tuple[str, str]], experiment: Experiment) -> None:
+        """Writes the experiment's copy, its values and the environment (or checks them).
+
+        InputError where the folder holds a run of another experiment, naming the differences, or
+        holds something else.
+        """
+        if self.exists:
+            self.check(experiment)
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise InputError(f"{self.path} exists and is not a run folder")
+        if not self.writes:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write("experiment.py", source)
+        self._write("env.json", json.dumps(environment(), indent=1) + "\n")
+        config = {
+            "fingerprint": fingerprint(experiment),
+            "overrides": overrides,
+            "experiment": describe(experiment),
+        }
+        # Last, because its presence says that the folder is a run.
+        self._write("config.json", json.dumps(config, indent=1) + "\n")
+
+    def check(self, experiment: Experiment) -> None:
+        """InputError unless the run here is of this experiment."""
+        there = identity(self.experiment())
+        found = differences(there, identity(experiment))
+        if found:
+            more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+            raise InputError(
+                f"{self.path} holds a run of another configuration; {'; '.join(found[:3])}{more}."
+                " Choose another --out, or give the values it was begun with"
+            )
+
+    def config(self) -> dict[str, Any]:
+        """What config.json holds. InputError where this is no run folder."""
+        if not self.exists:
+            raise InputError(f"{self.path}: not a run folder (no config.json)")
+        return json.loads((self.path / "config.json").read_text())
+
+    def experiment(self) -> Experiment:
+        """The experiment that was run, from its copy and the overrides."""
+        overrides = [(name, text) for name, text in self.config()["overrides"]]
+        return apply(load_file(self.path / "experiment.py"), overrides)
+
+    def log(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Appends a line to metrics.jsonl: `{"kind", "step", "time", ...values}`."""
+        if self.writes:
+            line = {"kind": kind, "step": step, "time": round(time.time() - self.started, 2)}
+            with open(self.path / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({**line, **values}) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(s) for s in path.read_text().splitlines()] if path.is_file() else []
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines after `step`, which a continued run writes anew."""
+        if self.writes and (self.path / "metrics.jsonl").is_file():
+            kept = [entry for entry in self.metrics() if entry["step"] <= step]
+            self.started = time.time() - max((e["time"] for e in kept), default=0.0)
+            self._write("metrics.jsonl", "".join(json.dumps(e) + "\n" for e in kept))
+
+    def add_samples(self, step: int, texts: list[str]) -> None:
+        """Appends texts to samples.txt under a heading."""
+        if self.writes:
+            with open(self.path / "samples.txt", "a") as file:
+                for number, text in enumerate(texts, 1):
+                    file.write(f"=== step {step}, sample {number} ===\n{text}\n\n")
+
+    def _write(self, name: str, text: str) -> None:
+        # A reader, or a crash, sees the old file or the new one.
+        new = self.path / f".{name}.new"
+        new.write_text(text)
+        os.replace(new, self.path / name)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices, command and the state of the git checkout."""
+    return {
+        "mdlm": __version__,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processes": jax.process_count(),
+        "devices": [str(device) for device in jax.devices()],
+        "device_kind": jax.devices()[0].device_kind,
+        "cpu_count": os.cpu_count(),
+        "command": sys.argv,
+        "git": _git(),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    def ask(*words: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        commit, changes = ask("rev-parse", "HEAD"), ask("status", "--porcelain")
+        return {"commit": commit, "changed_files": changes.splitlines()}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,86 @@
+"""Scoring a split with a set of parameters: an evaluator, a compiled score and the data, joined."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from mdlm.data.dataset import Dataset
+from mdlm.data.loader import evaluation_batches
+from mdlm.evals.ngrams import baselines
+from mdlm.evals.nll import Metric, Perplexity, summarise
+from mdlm.experiment import Model
+from mdlm.mesh import check_batch, place
+from mdlm.train.step import compile_score
+from mdlm.types import ArrayTree, Batch
+
+Report = Callable[[int, int], None]
+"""`(rows scored, rows to score)`."""
+
+
+class Scorer:
+    """Scores splits with given parameters; compiles once per shape of batch."""
+
+    def __init__(self, model: Model, mesh: jax.sharding.Mesh, dataset: Dataset):
+        self.model, self.mesh, self.dataset = model, mesh, dataset
+        self.score = compile_score(model, mesh)
+
+    def run(
+        self,
+        params: ArrayTree,
+        how: Perplexity,
+        limit: int = 0,
+        report: Report = lambda done, rows: None,
+    ) -> list[Metric]:
+        """Metrics of a split, or of its first `limit` rows (then per token only)."""
+        part = getattr(self.dataset, how.split)
+        whole = not 0 < limit < len(part.rows.tokens)
+        rows = part.rows if whole else part.rows.first(limit)
+        experiment, objective = self.model.experiment, self.model.objective
+        size = how.batch_size or experiment.train.batch_size
+        check_batch(self.mesh, size)
+        how = replace(how, passes=1 if objective.is_exact else how.passes)
+        key = jax.random.key(experiment.seed)
+
+        def score(number: int, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+            placed = Batch(**place(self.mesh, batch))
+            return jax.device_get(self.score(params, jax.random.fold_in(key, number), placed))
+
+        def batches():
+            return evaluation_batches(rows, size, jax.process_index(), jax.process_count())
+
+        n = len(rows.tokens)
+        bound = count = np.zeros((how.passes, n))
+        for done, bound, count in how.score(score, batches, rows=n, seed=experiment.seed):
+            report(done, n * how.passes)
+        share = "" if whole else f", first {n} rows"
+        packing = experiment.data.packing.protocol
+        protocol = f"{how.split}{share}, {packing}, {objective.protocol}, EMA parameters"
+        units = {"byte": part.bytes, "character": part.characters} if whole else {}
+        metrics = summarise(
+            bound, count, protocol=protocol, is_exact=objective.is_exact, units=units
+        )
+        if how.ngrams and whole:
+            metrics += self.ngrams(how.split)
+        return metrics
+
+    def ngrams(self, split: str) -> list[Metric]:
+        """What count tables of the training split alone score on a split."""
+        train, part = self.dataset.train.rows, getattr(self.dataset, split)
+        nats = baselines(
+            (train.tokens, train.loss_mask),
+            (part.rows.tokens, part.rows.loss_mask),
+            self.model.vocab.size,
+        )
+        tokens = int(part.rows.loss_mask.sum())
+        out = []
+        for name, total in nats.items():
+            protocol = f"{split}, counts of the training split"
+            for unit, n in (
+                (f"{name} nats per token", tokens),
+                (f"{name} bits per byte", math.log(2) * part.bytes),
+            ):
+                out.append(Metric(unit, total / n, None, None, tokens, protocol))
+        return out

@@ -1,0 +1,160 @@
+"""One training step, pure: (state, batch) -> (state, metrics), compiled once for a mesh.
+
+    gradient of  sum of losses / tokens  ->  clip  ->  AdamW  ->  moving average of the parameters
+
+The state is a plain dictionary `{step, params, opt_state, ema}`. Its randomness follows from the
+run's key, the step, and each row's place in the global batch, so neither the mesh nor the number
+of micro-batches changes what is drawn (dropout excepted, which belongs to the micro-batch).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, Key
+
+from mdlm.experiment import Model
+from mdlm.keys import stream
+from mdlm.mesh import ROWS, parameter_sharding, replicated
+from mdlm.types import ArrayTree, Batch, LossTerms
+
+State = dict[str, Any]
+Step = Callable[[State, Batch], tuple[State, dict[str, Array]]]
+
+
+def init(model: Model, tx: optax.GradientTransformation, key: Key[Array, ""]) -> State:
+    """The state before the first step; the average starts at the parameters themselves."""
+    params = model.init(stream(key, "init"))
+    return {
+        "step": jnp.zeros((), jnp.int32),
+        "params": params,
+        "opt_state": tx.init(params),
+        "ema": params,
+    }
+
+
+def abstract_state(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> State:
+    """Shapes, types and shardings of the state, nothing computed."""
+    shapes = jax.eval_shape(partial(init, model, tx), jax.random.key(0))
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+        shapes,
+        parameter_sharding(mesh, shapes),
+    )
+
+
+def create_state(
+    model: Model, tx: optax.GradientTransformation, mesh: Mesh, key: Key[Array, ""]
+) -> State:
+    """The initial state, born where it will live."""
+    sharding = jax.tree.map(lambda a: a.sharding, abstract_state(model, tx, mesh))
+    return jax.jit(partial(init, model, tx), out_shardings=sharding)(key)
+
+
+def ema_decay(limit: float, updates: Int[Array, ""]) -> Float[Array, ""]:
+    """Decay of the moving average at its n-th update, min(limit, (1 + n) / (10 + n))."""
+    n = updates.astype(jnp.float32)
+    return jnp.minimum(limit, (1 + n) / (10 + n))
+
+
+def compile_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> Step:
+    """The jitted training step. The state that goes in is used up (donated)."""
+    settings = model.experiment.train
+    rate = model.experiment.optimizer.rate(settings.steps)
+    sharding = jax.tree.map(lambda a: a.sharding, abstract_state(model, tx, mesh))
+
+    def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+        run_key = jax.random.key(model.experiment.seed)
+        key = jax.random.fold_in(stream(run_key, "train"), state["step"])
+        terms, gradient = summed(model, mesh, settings.accumulate, state["params"], key, batch)
+        count = jnp.maximum(terms.count, 1.0)
+        gradient = jax.tree.map(lambda g: g / count, gradient)
+        updates, opt_state = tx.update(gradient, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        decay = ema_decay(settings.ema_decay, state["step"] + 1)
+        ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state["ema"], params)
+        metrics = {
+            "loss": terms.total / count,
+            "nelbo": terms.bound / count,
+            "tokens": terms.count,
+            "grad_norm": optax.global_norm(gradient),
+            "learning_rate": jnp.asarray(rate(state["step"]), jnp.float32),
+            **{name: value / settings.accumulate for name, value in terms.scalars.items()},
+        }
+        step = state["step"] + 1
+        return {"step": step, "params": params, "opt_state": opt_state, "ema": ema}, metrics
+
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(sharding, None),
+        out_shardings=(sharding, replicated(mesh)),
+    )
+
+
+def summed(
+    model: Model,
+    mesh: Mesh,
+    accumulate: int,
+    params: ArrayTree,
+    key: Key[Array, ""],
+    batch: Batch,
+) -> tuple[LossTerms, ArrayTree]:
+    """Loss terms (as scalars) and the gradient of `total`, summed over the whole batch."""
+
+    def loss(params, part, micro):
+        terms = model.loss(params, key, micro, part)
+        sums = LossTerms(
+            total=terms.total,
+            values=terms.values.sum(),
+            bound=terms.bound.sum(),
+            count=terms.count.sum(),
+            scalars=terms.scalars,
+        )
+        return terms.total, sums
+
+    gradient = jax.grad(loss, has_aux=True)
+    if accumulate == 1:
+        grads, terms = gradient(params, 0, batch)
+        return terms, grads
+    micros = split(mesh, accumulate, batch)
+
+    def add(carry, part_and_micro):
+        grads, terms = gradient(params, *part_and_micro)
+        return jax.tree.map(jnp.add, carry, (terms, grads)), None
+
+    shapes = jax.eval_shape(gradient, params, 0, jax.tree.map(lambda x: x[0], micros))
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (shapes[1], shapes[0]))
+    (terms, grads), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micros))
+    return terms, grads
+
+
+def split(mesh: Mesh, accumulate: int, batch: Batch) -> Batch:
+    """The batch as `accumulate` micro-batches, first dimension. No row changes its device."""
+
+    def cut(x: Array) -> Array:
+        if x.ndim == 0:
+            return jnp.broadcast_to(x, (accumulate,))
+        rows = x.shape[0] // (mesh.size * accumulate)
+        x = x.reshape(mesh.size, accumulate, rows, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(accumulate, mesh.size * rows, *x.shape[3:])
+        spec = jax.sharding.PartitionSpec(None, *ROWS)
+        return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, spec))
+
+    return jax.tree.map(cut, batch)
+
+
+def compile_score(model: Model, mesh: Mesh) -> Callable[..., tuple[Array, Array]]:
+    """Jitted `(params, key, batch) -> (bound [b], count [b])`: sums over each row, on all hosts."""
+
+    def score(params, key, batch: Batch):
+        terms = model.score(params, key, batch)
+        return terms.bound.sum(axis=-1), terms.count.sum(axis=-1)
+
+    return jax.jit(score, out_shardings=replicated(mesh))
+

@@ -1,0 +1,372 @@
+"""Schedules against their formulas in float64, at the ends, and between their own methods."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mdlm.change_of_variables import ChangeOfVariables
+from mdlm.schedules import (
+    Cosine,
+    CosineSquared,
+    Geometric,
+    LinearSigma,
+    LogLinear,
+    Polynomial,
+    Schedule,
+)
+
+EPS = 1e-4
+TOLERANCE = 1e-5
+
+
+def log_linear(eps):
+    return lambda t: (1 - t) + eps * t, lambda t: (1 - eps) * t, lambda t: 0 * t - (1 - eps)
+
+
+def cosine(eps):
+    half, quarter = np.pi / 2, np.pi / 4
+    return (
+        lambda t: eps + (1 - eps) * np.sin(half * (1 - t)),
+        lambda t: 2 * (1 - eps) * np.sin(quarter * t) ** 2,
+        lambda t: -(1 - eps) * half * np.sin(half * t),
+    )
+
+
+def cosine_squared(eps):
+    half = np.pi / 2
+    return (
+        lambda t: eps + (1 - eps) * np.sin(half * (1 - t)) ** 2,
+        lambda t: (1 - eps) * np.sin(half * t) ** 2,
+        lambda t: -(1 - eps) * 2 * half * np.sin(half * t) * np.sin(half * (1 - t)),
+    )
+
+
+def polynomial(power, eps):
+    share = 1 - 2 * eps
+    return (
+        lambda t: eps - share * np.expm1(power * np.log(t)),
+        lambda t: eps + share * t**power,
+        lambda t: -share * power * t ** (power - 1),
+    )
+
+
+def linear_sigma(low, high):
+    sigma = lambda t: low + t * (high - low)
+    return (
+        lambda t: np.exp(-sigma(t)),
+        lambda t: -np.expm1(-sigma(t)),
+        lambda t: -(high - low) * np.exp(-sigma(t)),
+    )
+
+
+def geometric(low, high):
+    sigma = lambda t: low ** (1 - t) * high**t
+    return (
+        lambda t: np.exp(-sigma(t)),
+        lambda t: -np.expm1(-sigma(t)),
+        lambda t: -math.log(high / low) * sigma(t) * np.exp(-sigma(t)),
+    )
+
+
+def change_of_variables(alpha_1, sigma_min):
+    f_0, f_1 = math.log(-math.expm1(-sigma_min)), math.log1p(-alpha_1)
+    log_noised = lambda t: (1 - t) * f_0 + t * f_1
+    return (
+        lambda t: -np.expm1(log_noised(t)),
+        lambda t: np.exp(log_noised(t)),
+        lambda t: (f_0 - f_1) * np.exp(log_noised(t)),
+    )
+
+
+# Each schedule with alpha, 1 - alpha and alpha' in forms that float64 evaluates without loss.
+CASES = [
+    (LogLinear(), log_linear(1e-3)),
+    (LogLinear(eps=0.0), log_linear(0.0)),
+    (Cosine(), cosine(1e-3)),
+    (Cosine(eps=0.0), cosine(0.0)),
+    (CosineSquared(), cosine_squared(1e-3)),
+    (CosineSquared(eps=0.0), cosine_squared(0.0)),
+    (Polynomial(power=0.5), polynomial(0.5, 0.0)),
+    (Polynomial(power=0.5, eps=1e-4), polynomial(0.5, 1e-4)),
+    (Polynomial(power=1), polynomial(1.0, 0.0)),
+    (Polynomial(power=2, eps=1e-4), polynomial(2.0, 1e-4)),
+    (Polynomial(power=3), polynomial(3.0, 0.0)),
+    (Polynomial(power=5, eps=1e-2), polynomial(5.0, 1e-2)),
+    (LinearSigma(), linear_sigma(1e-3, 7.0)),
+    (LinearSigma(sigma_min=0.0, sigma_max=10.0), linear_sigma(0.0, 10.0)),
+    (Geometric(), geometric(1e-4, 20.0)),
+    (Geometric(sigma_min=1e-3, sigma_max=1.0), geometric(1e-3, 1.0)),
+    (ChangeOfVariables(base=LogLinear()), change_of_variables(1e-3, 1e-3)),
+    (ChangeOfVariables(base=LogLinear(eps=0.0)), change_of_variables(0.0, 1e-3)),
+    (ChangeOfVariables(base=Geometric(), sigma_min=1e-4), change_of_variables(math.exp(-20), 1e-4)),
+]
+SCHEDULES = [schedule for schedule, _ in CASES]
+
+cases = pytest.mark.parametrize(
+    ("schedule", "formulas"), CASES, ids=[str(schedule) for schedule in SCHEDULES]
+)
+schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+
+
+def grid() -> np.ndarray:
+    """Float32 times in [EPS, 1], crowded at both ends."""
+    even = np.linspace(EPS, 1, 501)
+    ends = np.geomspace(EPS, 0.5, 200)
+    near_noise = 1 - np.geomspace(2.0**-24, 0.5, 200)
+    return np.unique(np.concatenate([even, ends, near_noise]).astype(np.float32))
+
+
+def assert_close(ours, reference, *, floor=0.0):
+    """Relative to the reference, or to `floor` where the reference is smaller."""
+    ours, reference = np.asarray(ours, np.float64), np.asarray(reference)
+    assert not np.isnan(ours).any()
+    finite = np.isfinite(reference)
+    np.testing.assert_array_equal(ours[~finite], reference[~finite])
+    ours, reference = ours[finite], reference[finite]
+    scale = np.maximum(np.abs(reference), floor)
+    worst = np.argmax(np.abs(ours - reference) - TOLERANCE * scale)
+    assert abs(ours[worst] - reference[worst]) <= TOLERANCE * scale[worst], (
+        f"{ours[worst]!r}, not {reference[worst]!r}"
+    )
+
+
+def test_grid_reaches_the_neighbours_of_one():
+    assert grid()[0] == np.float32(EPS) and grid()[-1] == 1
+    assert np.nextafter(np.float32(1), np.float32(0)) in grid()
+
+
+@cases
+def test_float32_values(schedule, formulas):
+    alpha, noised, dalpha = formulas
+    t = jnp.asarray(grid())
+    exact = np.asarray(t, np.float64)
+    with np.errstate(divide="ignore"):
+        low = np.minimum(noised(exact), 0.5)
+        log_alpha = np.where(low < 0.5, np.log1p(-low), np.log(alpha(exact)))
+        log_snr = log_alpha - np.log(noised(exact))
+    assert_close(schedule.alpha(t), alpha(exact))
+    assert_close(schedule.one_minus_alpha(t), noised(exact))
+    assert_close(schedule.dalpha(t), dalpha(exact))
+    assert_close(schedule.weight(t), -dalpha(exact) / noised(exact))
+    assert_close(schedule.sigma(t), -log_alpha)
+    # log-SNR crosses 0, where only its absolute size is meaningful.
+    assert_close(schedule.log_snr(t), log_snr, floor=1.0)
+
+
+@cases
+def test_float32_gaps(schedule, formulas):
+    """Against the integral of -alpha' in float64, which cancels nothing, however close s is to t."""
+    t = grid()
+    near = [(t.view(np.int32) - ulps).view(np.float32) for ulps in (1, 2, 7, 1000, 10**6)]
+    far = [np.float32(share) * t for share in (1e-6, 0.01, 0.3, 0.49, 0.51, 0.9, 0.999)]
+    s, t = np.concatenate(near + far), np.tile(t, len(near + far))
+    reference = integral(formulas[2], s.astype(np.float64), t.astype(np.float64))
+    assert_close(schedule.alpha_gap(jnp.asarray(s), jnp.asarray(t)), reference)
+    from_clean = schedule.alpha_gap(jnp.zeros(len(t)), jnp.asarray(t))
+    reference = integral(formulas[2], np.full(len(t), 1e-30), t.astype(np.float64))
+    assert_close(from_clean, reference)
+
+
+def integral(dalpha, s, t):
+    """Integral of -alpha' from s to t: Gauss-Legendre in log time where t / s is large."""
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    panels = 8
+    total = 0
+    for i in range(panels):
+        log_low, step = np.log(s) + i / panels * np.log(t / s), np.log1p((t - s) / s) / panels
+        for x, w in zip(nodes, weights, strict=True):
+            # time = low * exp(u), u in (0, step)
+            time = np.exp(log_low + (1 + x) / 2 * step)
+            total = total - w * step / 2 * time * dalpha(np.minimum(time, 1.0))
+    return total
+
+
+ZERO, ONE = jnp.zeros(()), jnp.ones(())
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        LogLinear(),
+        LogLinear(eps=0.0),
+        Cosine(),
+        CosineSquared(),
+        Polynomial(power=0.5),
+        Polynomial(power=1),
+        Polynomial(power=2),
+    ],
+    ids=str,
+)
+def test_clean_end_is_exact(schedule):
+    assert schedule.alpha(ZERO) == 1
+    assert schedule.one_minus_alpha(ZERO) == 0
+    assert schedule.log_snr(ZERO) == jnp.inf
+    assert schedule.sigma(ZERO) == 0
+    assert schedule.weight(ZERO) == jnp.inf
+
+
+@schedules
+def test_ends_hold_no_nan(schedule):
+    t = jnp.array([0.0, 1.0])
+    for name in ("alpha", "one_minus_alpha", "dalpha", "weight", "log_snr", "sigma"):
+        assert not jnp.isnan(getattr(schedule, name)(t)).any(), name
+    gaps = schedule.alpha_gap(jnp.array([0.0, 0.0, 1.0]), jnp.array([0.0, 1.0, 1.0]))
+    assert gaps[0] == 0 and gaps[2] == 0 and gaps[1] > 0.5
+
+
+@pytest.mark.parametrize("make", [LogLinear, Cosine, CosineSquared])
+@pytest.mark.parametrize("eps", [0.0, 1e-4, 1e-3])
+def test_noise_end_is_eps_exactly(make, eps):
+    schedule = make(eps=eps)
+    assert schedule.alpha(ONE) == np.float32(eps)
+    assert jnp.isposinf(schedule.sigma(ONE)) == (eps == 0)
+
+
+@pytest.mark.parametrize("power", [0.5, 1, 3])
+def test_polynomial_keeps_eps_from_both_ends(power):
+    schedule = Polynomial(power=power, eps=1e-3)
+    assert schedule.alpha(ONE) == np.float32(1e-3)
+    assert schedule.one_minus_alpha(ZERO) == np.float32(1e-3)
+    assert jnp.isfinite(schedule.log_snr(ZERO)) and jnp.isfinite(schedule.sigma(ONE))
+    assert Polynomial(power=power).alpha(ONE) == 0
+
+
+def test_sigma_schedules_end_at_their_sigmas():
+    for schedule in (LinearSigma(), Geometric()):
+        np.testing.assert_allclose(schedule.sigma(ZERO), schedule.sigma_min, rtol=1e-6)
+        assert schedule.sigma(ONE) == schedule.sigma_max
+
+
+@schedules
+def test_alpha_falls(schedule):
+    t = jnp.linspace(0, 1, 1001)
+    alpha = schedule.alpha(t)
+    assert (jnp.diff(alpha) <= 0).all() and alpha[0] - alpha[-1] > 0.5
+    assert ((alpha >= 0) & (alpha <= 1)).all()
+    assert (jnp.diff(schedule.one_minus_alpha(t)) >= 0).all()
+    assert (schedule.alpha_gap(t[:-1], t[1:]) > 0).all()
+    assert (schedule.weight(t) >= 0).all()
+
+
+@schedules
+def test_derived_quantities_agree_with_the_base_class(schedule):
+    """Closed forms equal what autodiff and subtraction make of `alpha`, in float64."""
+    with jax.enable_x64(True):
+        t = jnp.linspace(0.05, 0.95, 41, dtype=jnp.float64)
+        s = 0.7 * t
+        for name in ("one_minus_alpha", "dalpha", "weight", "log_snr", "sigma"):
+            ours, base = getattr(schedule, name)(t), getattr(Schedule, name)(schedule, t)
+            np.testing.assert_allclose(ours, base, rtol=1e-8, err_msg=name)
+        np.testing.assert_allclose(
+            schedule.alpha_gap(s, t), Schedule.alpha_gap(schedule, s, t), rtol=1e-8
+        )
+
+
+@schedules
+def test_derivative_is_the_finite_difference(schedule):
+    with jax.enable_x64(True):
+        t = jnp.linspace(0.05, 0.95, 41, dtype=jnp.float64)
+        h = 1e-5
+        slope = (schedule.alpha(t + h) - schedule.alpha(t - h)) / (2 * h)
+        np.testing.assert_allclose(schedule.dalpha(t), slope, rtol=1e-5, atol=1e-9)
+
+
+@schedules
+def test_inverse_undoes_the_schedule(schedule):
+    assert schedule.has_inverse
+    with jax.enable_x64(True):
+        t = jnp.linspace(0, 1, 101, dtype=jnp.float64)[1:-1]
+        np.testing.assert_allclose(schedule.time_of(schedule.one_minus_alpha(t)), t, rtol=1e-6)
+    t = jnp.linspace(EPS, 1, 101)
+    noised = schedule.one_minus_alpha(t)
+    again = schedule.time_of(noised)
+    assert ((again >= 0) & (again <= 1)).all()
+    np.testing.assert_allclose(schedule.one_minus_alpha(again), noised, rtol=1e-5)
+
+
+@schedules
+def test_inverse_stays_inside_for_values_beyond_the_ends(schedule):
+    times = schedule.time_of(jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(times, [0.0, 1.0], atol=2e-3)
+    assert times[0] >= 0 and times[1] <= 1
+
+
+@schedules
+def test_jit_vmap_and_gradients(schedule):
+    t = jnp.array([EPS, 0.1, 0.5, 0.9, 0.9999])
+    for name in ("alpha", "one_minus_alpha", "dalpha", "weight", "log_snr", "sigma", "time_of"):
+        fn = getattr(schedule, name)
+        np.testing.assert_allclose(jax.jit(fn)(t), fn(t), rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(jax.vmap(fn)(t), fn(t), rtol=1e-5, atol=1e-6, err_msg=name)
+        at = t[1:4] if name == "time_of" else t
+        assert jnp.isfinite(jax.vmap(jax.grad(fn))(at)).all(), name
+    for s in (jnp.zeros_like(t) + EPS / 2, 0.5 * t, 0.999 * t, t):
+        for place in (0, 1):
+            slope = jax.vmap(jax.grad(schedule.alpha_gap, argnums=place))(s, t)
+            assert jnp.isfinite(slope).all()
+
+
+@schedules
+def test_clean_tokens_are_ignored(schedule):
+    t, x_0 = jnp.full((2, 3), 0.3), jnp.arange(6).reshape(2, 3)
+    for name in ("alpha", "one_minus_alpha", "dalpha", "weight", "log_snr", "sigma"):
+        fn = getattr(schedule, name)
+        np.testing.assert_array_equal(fn(t, x_0), fn(t))
+    np.testing.assert_array_equal(
+        schedule.alpha_gap(0.5 * t, t, x_0), schedule.alpha_gap(0.5 * t, t)
+    )
+
+
+def test_a_schedule_is_one_method():
+    class Quadratic(Schedule):
+        def alpha(self, t, x_0=None):
+            return (1 - t) ** 2
+
+    schedule, t = Quadratic(), jnp.array([0.3, 0.6])
+    np.testing.assert_allclose(schedule.dalpha(t), -2 * (1 - t), rtol=1e-6)
+    np.testing.assert_allclose(schedule.weight(t), 2 * (1 - t) / (1 - (1 - t) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(schedule.sigma(t), -2 * jnp.log(1 - t), rtol=1e-5)
+    with pytest.raises(ValueError, match="Quadratic has no inverse"):
+        schedule.time_of(t)
+
+
+def test_change_of_variables_is_the_same_process_on_another_clock():
+    base = LogLinear()
+    changed = ChangeOfVariables(base=base)
+    with jax.enable_x64(True):
+        t = jnp.linspace(0, 1, 41, dtype=jnp.float64)
+        there = changed.base_time(t)
+        np.testing.assert_allclose(base.alpha(there), changed.alpha(t), rtol=1e-9)
+        # d/dt log(1 - alpha) is the weight: constant on this clock.
+        np.testing.assert_allclose(
+            jnp.diff(jnp.log(base.one_minus_alpha(there))), 6.90725 / 40, 1e-5
+        )
+        np.testing.assert_allclose(there[-1], 1, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LogLinear(eps=1.0), "eps=1.0"),
+        (lambda: Cosine(eps=-0.1), "eps=-0.1"),
+        (lambda: CosineSquared(eps=math.nan), "eps=nan"),
+        (lambda: Polynomial(power=0.0), "power=0.0"),
+        (lambda: Polynomial(power=2, eps=0.5), "eps=0.5"),
+        (lambda: LinearSigma(sigma_min=3.0, sigma_max=2.0), "sigma_min=3.0"),
+        (lambda: LinearSigma(sigma_min=-1.0), "sigma_min=-1.0"),
+        (lambda: Geometric(sigma_min=0.0), "sigma_min=0.0"),
+        (lambda: ChangeOfVariables(base=LogLinear(), sigma_min=0.0), "sigma_min=0.0"),
+        (lambda: ChangeOfVariables(base=LogLinear(), sigma_min=2.0), "sigma_min=2.0"),
+    ],
+)
+def test_impossible_values_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_schedules_are_hashable_configurations():
+    assert {LogLinear(), LogLinear(eps=1e-3), Cosine()} == {LogLinear(), Cosine()}
+    assert ChangeOfVariables(base=Cosine()) != ChangeOfVariables(base=LogLinear())
