@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         prog="mdlm", description="Masked diffusion language models: train, evaluate, generate."
     )
     main.add_argument("--version", action="version", version=f"mdlm {__version__}")
-    main.add_argument("--traceback", action="store_true", help="show where an error came from")
+    main.add_argument("--traceback", action="store_true", help="show where an error comes from")
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable, help: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -57,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(run=run)
+        suppress = argparse.SUPPRESS
+        sub.add_argument("--traceback", action="store_true", default=suppress, help=suppress)
         return sub
 
     train = command("train", run_train, "train an experiment, or continue its run", TRAIN_HELP)
@@ -165,7 +167,7 @@ def _experiment(args: argparse.Namespace, overrides: list[tuple[str, str]]):
 
 
 def run_train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
-    from mdlm.session import Session
+    from mdlm.train.session import Session
 
     if args.seed is not None:
         overrides = [*overrides, ("seed", str(args.seed))]
@@ -262,7 +264,7 @@ def run_sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
 
 
 def run_import(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
-    from mdlm.session import import_weights
+    from mdlm.train.session import import_weights
 
     experiment = _experiment(args, overrides)
     parameters = import_weights(

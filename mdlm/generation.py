@@ -17,10 +17,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import Key
 
-from mdlm.data.tokenizers import Tokenizer
+from mdlm.data.encoding import Tokenizer
+from mdlm.data.packing import Packing, ends
 from mdlm.experiment import Model
 from mdlm.keys import by_row, stream
 from mdlm.samplers.base import Sampler, Samples, check_prompt, generate
+from mdlm.samplers.left_to_right import LeftToRight
 from mdlm.samplers.windows import WindowDone, Windows, generate_long
 from mdlm.types import ArrayTree, InputError
 
@@ -135,26 +137,26 @@ class Generator:
         new = int(out.lengths.sum()) - sum(len(row) for row in ids)
         return Generation(self._texts(rows), new, out.nfe, out.windows, seconds)
 
-    def infill(self, text: str, *, num: int = 1, seed: int = 0) -> Generation:
+    def infill(self, template: str, *, num: int = 1, seed: int = 0) -> Generation:
         """Fills the blanks of a text, `num` times.
 
         InputError where there is no blank, or the text does not fit the window.
         """
-        ids, is_open = self._blanks(text)
-        room, first = self.window.room, int(self.window.bos_id is not None)
+        ids, is_open = self._blanks(template)
+        room, text = self.window.room, self.window.text
         if len(ids) > room:
             raise InputError(f"the text has {len(ids)} tokens, the window of this model {room}")
+        place = slice(text.start, text.start + len(ids))
         tokens = np.zeros((num, self.window.length), np.int32)
         is_fixed = np.zeros((num, self.window.length), bool)
-        tokens[:, first : first + len(ids)] = ids
-        is_fixed[:, first : first + len(ids)] = ~is_open
-        for place, token in ((0, self.window.bos_id), (-1, self.window.eos_id)):
+        tokens[:, place], is_fixed[:, place] = ids, ~is_open
+        for end, token in zip((0, -1), self.window.frame, strict=True):
             if token is not None:
-                tokens[:, place], is_fixed[:, place] = token, True
+                tokens[:, end], is_fixed[:, end] = token, True
         check_prompt(tokens, is_fixed, self.model.vocab)
         began, self._compiling = time.perf_counter(), 0.0
         out = self._call(self._keys(seed, num), tokens, is_fixed)
-        written = np.asarray(out.tokens)[:, first : first + len(ids)]
+        written = np.asarray(out.tokens)[:, place]
         seconds = time.perf_counter() - began - self._compiling
         return Generation(
             self._texts(list(written)), num * int(is_open.sum()), int(out.nfe), 1, seconds
@@ -194,3 +196,18 @@ class Generator:
         return tuple(
             Text(self.tokenizer.decode(row.tolist()), tuple(int(i) for i in row)) for row in rows
         )
+
+
+def window_of(packing: Packing, model: Model) -> Windows:
+    """The rows a network was trained on, as windows to generate in.
+
+    A causal network needs a first token to begin with, whatever its rows began with. InputError
+    where the tokenizer has none.
+    """
+    begins, closes = packing.frame
+    causal = isinstance(model.experiment.sampler, LeftToRight)
+    bos, eos = ends(model.vocab) if begins or closes or causal else (None, None)
+    return Windows(
+        length=packing.length,
+        frame=(bos if begins or causal else None, eos if closes and not causal else None),
+    )

@@ -7,8 +7,10 @@ out by a fixed rule, so that every process and every later evaluation sees the s
 
 import abc
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mdlm.data.held_out import check_fractions, held_out_topics, hold_out
 from mdlm.data.reading import matching_files, read_documents
@@ -172,7 +174,7 @@ class HuggingFace(Source):
         marks = ("dataset_dict.json", "state.json")
         return any((Path(self.path) / mark).is_file() for mark in marks)
 
-    def _open(self, read):
+    def _open(self, read: Callable[[], Any]) -> Any:
         """What `read` returns; whatever goes wrong inside the library, in one line."""
         try:
             return read()
@@ -183,16 +185,16 @@ class HuggingFace(Source):
     def _documents(self, split: str) -> list[str]:
         import datasets
 
-        name = self._names[split]
-        if self._is_saved:
-            rows = self._open(lambda: datasets.load_from_disk(self.path))
-            rows = rows[name] if isinstance(rows, datasets.DatasetDict) else rows
-        else:
-            rows = self._open(
-                lambda: datasets.load_dataset(
+        def read():
+            name = self._names[split]
+            if not self._is_saved:
+                return datasets.load_dataset(
                     self.path, self.config, split=name, revision=self.revision
                 )
-            )
+            stored = datasets.load_from_disk(self.path)
+            return stored[name] if isinstance(stored, datasets.DatasetDict) else stored
+
+        rows = self._open(read)
         if self.text_field not in rows.column_names:
             raise InputError(
                 f"{self.name}: no field {self.text_field!r}, only {', '.join(rows.column_names)}"

@@ -1,31 +1,20 @@
-"""From text to token ids and back.
+"""Which tokenizer: bytes, characters, byte pairs learnt on the spot, or a published one.
 
-A configuration (`Bytes`, `Characters`, `Text8`, `BPE`, `Pretrained`) builds a `Tokenizer`, which
-runs on the Hugging Face `tokenizers` library and is kept with a run as two files. Encoding adds no
-special tokens, and text that spells one (`[MASK]`) is encoded as text: what is clean never holds
-the mask. Rows get their special tokens from the packing.
+Each configuration builds an `encoding.Tokenizer`. Those of the house have four special tokens,
+[BOS], [EOS], [PAD] and [MASK]; those of others keep what they have and get a mask where they have
+none.
 """
 
 import abc
-import hashlib
-import json
-import os
-import re
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import tokenizers
-from jaxtyping import Int32, Integer
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
+from mdlm.data.encoding import Report, Tokenizer
 from mdlm.types import InputError, Vocab
-
-Report = Callable[[str, int, int], None]
-"""Told what is going on, how much of it is done, and out of how much."""
 
 SPECIALS = ("[BOS]", "[EOS]", "[PAD]", "[MASK]")
 USUAL = {
@@ -36,177 +25,6 @@ USUAL = {
     "pad": ("[PAD]", "<pad>", "<|pad|>", "<|finetune_right_pad_id|>"),
 }
 """Names under which special tokens go, the preferred first."""
-
-PIECE = 2**16
-"""Characters encoded at a time: the library needs about 100 bytes for each token it returns."""
-BATCH = 2**22
-"""Characters between two reports."""
-
-
-class Tokenizer:
-    """Text to ids and back, with the ids that have a meaning of their own.
-
-    `closed_alphabet`: only characters that are tokens can be encoded. `made_by` names the
-    configuration it comes from. `split_before_space`: a long text may be cut before a space.
-    """
-
-    def __init__(
-        self,
-        backend: tokenizers.Tokenizer,
-        vocab: Vocab,
-        *,
-        closed_alphabet: bool = False,
-        made_by: str = "",
-    ):
-        backend.encode_special_tokens = True
-        backend.no_truncation()
-        backend.no_padding()
-        self.backend = backend
-        self.vocab = vocab
-        self.made_by = made_by
-        self.alphabet = set(backend.get_vocab(with_added_tokens=False)) if closed_alphabet else None
-
-    @property
-    def mask_token(self) -> str:
-        return self.backend.id_to_token(self.vocab.mask_id)
-
-    @property
-    def fingerprint(self) -> str:
-        """Checksum of everything that decides how text is encoded."""
-        return hashlib.sha256(self._state().encode()).hexdigest()
-
-    def id_of(self, token: str) -> int:
-        """The id of a token by its exact name. InputError where there is none."""
-        found = self.backend.token_to_id(token)
-        if found is None:
-            raise InputError(f"the tokenizer has no token {token!r}")
-        return found
-
-    def encode(
-        self, texts: list[str], report: Report | None = None, message: str = "tokenizing"
-    ) -> list[Int32[np.ndarray, "..."]]:
-        """The ids of each text. `report` is told the characters done, of all.
-
-        InputError where a character is not in a closed alphabet.
-        """
-        if self.alphabet is not None:
-            self._check_alphabet(texts)
-        total, done = sum(map(len, texts)), 0
-        encoded: list[list[np.ndarray]] = [[] for _ in texts]
-        waiting: list[tuple[int, str]] = []
-        size = 0
-
-        def flush():
-            found = self.backend.encode_batch_fast([piece for _, piece in waiting], False, False)
-            for (i, _), encoding in zip(waiting, found, strict=True):
-                encoded[i].append(np.array(encoding.ids, np.int32))
-            waiting.clear()
-
-        for i, text in enumerate(texts):
-            for piece in self._pieces(text):
-                waiting.append((i, piece))
-                size += len(piece)
-                if size >= BATCH:
-                    flush()
-                    done, size = done + size, 0
-                    if report:
-                        report(message, done, total)
-        flush()
-        if report:
-            report(message, total, total)
-        empty = np.zeros(0, np.int32)
-        ids = [np.concatenate(parts) if parts else empty for parts in encoded]
-        if any((part == self.vocab.mask_id).any() for part in ids):
-            raise InputError(
-                f"the text itself encodes to the mask token {self.mask_token!r}: "
-                "name another mask token"
-            )
-        return ids
-
-    def decode(
-        self, ids: Sequence[int] | Integer[np.ndarray, " n"], keep_special: bool = False
-    ) -> str:
-        """The text of `ids`; special tokens (the mask too) are left out unless kept."""
-        return self.backend.decode(
-            np.asarray(ids, np.int64).tolist(), skip_special_tokens=not keep_special
-        )
-
-    def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json` and `special_tokens.json`, each at once or not at all."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "special_tokens.json", self._special())
-        replace_file(folder / "tokenizer.json", self.backend.to_str())
-
-    @staticmethod
-    def load(folder: str | Path) -> "Tokenizer":
-        """What `save` wrote. InputError where it is missing or damaged."""
-        folder = Path(folder)
-        try:
-            special = json.loads((folder / "special_tokens.json").read_text(encoding="utf-8"))
-            return Tokenizer(
-                tokenizers.Tokenizer.from_str(
-                    (folder / "tokenizer.json").read_text(encoding="utf-8")
-                ),
-                Vocab(**special["vocab"]),
-                closed_alphabet=special["closed_alphabet"],
-                made_by=special["made_by"],
-            )
-        except Exception as error:  # the library raises bare Exceptions
-            raise InputError(f"no tokenizer can be read in {folder}: {error}") from error
-
-    def _special(self) -> str:
-        values = {
-            "vocab": vars(self.vocab),
-            "closed_alphabet": self.alphabet is not None,
-            "made_by": self.made_by,
-        }
-        return json.dumps(values, indent=1)
-
-    def _state(self) -> str:
-        return json.dumps([self.backend.to_str(), vars(self.vocab)])
-
-    def _pieces(self, text: str) -> Iterator[str]:
-        """Cuts a long text where that cannot change a token."""
-        if len(text) <= PIECE:
-            yield text
-            return
-        kind = type(self.backend.pre_tokenizer).__name__
-        if kind not in ("NoneType", "ByteLevel", "BertPreTokenizer"):
-            yield text
-            return
-        start = 0
-        while start < len(text):
-            end = start + PIECE
-            if kind != "NoneType":  # words never reach over the start of a run of spaces
-                found = re.compile(r"(?<=\S) ").search(text, end)
-                end = found.start() if found else len(text)
-            yield text[start:end]
-            start = end
-
-    def _check_alphabet(self, texts: list[str]) -> None:
-        normalizer = self.backend.normalizer
-        for text in texts:
-            unknown = set(normalizer.normalize_str(text) if normalizer else text) - self.alphabet
-            if unknown:
-                char = min(unknown)
-                remedy = (
-                    "Characters(lowercase=True) would read it as one that is"
-                    if char.lower() in self.alphabet
-                    else "Bytes() and BPE() encode every character"
-                )
-                raise InputError(
-                    f"character {char!r} (U+{ord(char):04X}) is not in the alphabet of "
-                    f"{len(self.alphabet)} characters that the training text has; {remedy}"
-                )
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Writes a file under another name, then moves it to its place."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(temporary, path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,14 +42,10 @@ class TokenizerConfig(abc.ABC):
 def finish(backend: tokenizers.Tokenizer, config: TokenizerConfig, closed: bool) -> Tokenizer:
     """Marks the house's special tokens in `backend` and wraps it up."""
     backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
-    bos, eos, pad, mask = (backend.token_to_id(token) for token in SPECIALS)
-    vocab = Vocab(size=vocabulary_size(backend), mask_id=mask, bos_id=bos, eos_id=eos, pad_id=pad)
+    ids = backend.get_vocab(with_added_tokens=True)
+    bos, eos, pad, mask = (ids[token] for token in SPECIALS)
+    vocab = Vocab(size=max(ids.values()) + 1, mask_id=mask, bos_id=bos, eos_id=eos, pad_id=pad)
     return Tokenizer(backend, vocab, closed_alphabet=closed, made_by=repr(config))
-
-
-def vocabulary_size(backend: tokenizers.Tokenizer) -> int:
-    """One more than the highest id (ids may leave gaps)."""
-    return max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def byte_characters() -> list[str]:
@@ -350,17 +164,26 @@ class Pretrained(TokenizerConfig):
 
     def build(self, texts: list[str], report: Report | None = None) -> Tokenizer:
         backend = self._backend()
-        if self._find(backend, "mask") is None:
+        ids = backend.get_vocab(with_added_tokens=True)
+        if self._find(ids, "mask") is None:
             backend.add_special_tokens([AddedToken("[MASK]", special=True)])
-        ids = {f"{role}_id": self._find(backend, role) for role in USUAL}
-        return Tokenizer(backend, Vocab(size=vocabulary_size(backend), **ids), made_by=repr(self))
+            ids = backend.get_vocab(with_added_tokens=True)
+        vocab = Vocab(
+            size=max(ids.values()) + 1,  # ids may leave gaps
+            mask_id=ids[self._find(ids, "mask") or ""],
+            bos_id=ids.get(self._find(ids, "bos") or ""),
+            eos_id=ids.get(self._find(ids, "eos") or ""),
+            pad_id=ids.get(self._find(ids, "pad") or ""),
+        )
+        return Tokenizer(backend, vocab, made_by=repr(self))
 
-    def _find(self, backend: tokenizers.Tokenizer, role: str) -> int | None:
+    def _find(self, ids: dict[str, int], role: str) -> str | None:
+        """The token that plays a role: the one chosen, or the first of the usual ones."""
         chosen = getattr(self, role)
-        if chosen is not None and backend.token_to_id(chosen) is None:
+        if chosen is not None and chosen not in ids:
             raise InputError(f"{role}={chosen!r} is not a token of {self.name}")
         names = USUAL[role] if chosen is None else (chosen,)
-        return next((i for i in map(backend.token_to_id, names) if i is not None), None)
+        return next((name for name in names if name in ids), None)
 
     def _backend(self) -> tokenizers.Tokenizer:
         path = Path(self.name).expanduser()

@@ -34,7 +34,7 @@ class Metric:
     value: float
     stderr: float | None
     stderr_rows: float | None
-    n: int
+    n: float
     protocol: str
 
     def __str__(self) -> str:
@@ -91,7 +91,7 @@ def summarise(
     *,
     protocol: str,
     is_exact: bool = False,
-    units: dict[str, int] | None = None,
+    units: dict[str, float] | None = None,
 ) -> list[Metric]:
     """Metrics from the sums by pass and row, both `[passes rows]`.
 
@@ -111,7 +111,7 @@ def summarise(
         residual = by_row[scored] - nats / tokens * row_tokens[scored]
         spread = math.sqrt(scored.sum() / (scored.sum() - 1) * np.square(residual).sum())
 
-    def metric(name: str, scale: float, n: int) -> Metric:
+    def metric(name: str, scale: float, n: float) -> Metric:
         def times(x: Any) -> float | None:
             return None if x is None else float(x * scale)
 

@@ -81,7 +81,9 @@ class CausalModule(nnx.Module):
             key=key,
             remat=self.config.remat,
         )
-        hidden = jnp.where(_has_predecessor(inputs)[..., None], jnp.roll(self.norm(x), 1, axis=1), 0)
+        hidden = jnp.where(
+            _has_predecessor(inputs)[..., None], jnp.roll(self.norm(x), 1, axis=1), 0
+        )
         return Readout(
             hidden.astype(self.dtype),
             self.head.kernel[...],

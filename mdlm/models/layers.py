@@ -31,7 +31,9 @@ def compute_dtype(precision: Precision) -> jnp.dtype:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(x: Float[Array, "*b i"], w: Float[Array, "i o"], dtype: jnp.dtype) -> Float[Array, "*b o"]:
+def matmul(
+    x: Float[Array, "*b i"], w: Float[Array, "i o"], dtype: jnp.dtype
+) -> Float[Array, "*b o"]:
     """`x @ w`, of the same dtype, summed in float32 and given in `dtype`.
 
     The cotangent is rounded to the dtype of the operands before it is multiplied.

@@ -12,6 +12,8 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int, Key
 
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.masked import Masked
@@ -27,8 +29,9 @@ class Ancestral(Sampler):
     alpha = 1 - t and L open positions it is steps * (1 - (1 - 1 / steps)^L) in the mean.
 
     `last` says how positions that are still masked at t = 0 (schedules with alpha(0) < 1) are
-    resolved, in one more call: "draw" from the same law, or "argmax", the likeliest token,
-    the papers' "noise removal".
+    resolved, in one step and call more: "draw" from the same law, or "argmax", the likeliest
+    token, the papers' "noise removal". It is a step like the others, and no `finish`, so that the
+    network is compiled once.
     """
 
     steps: int = 128
@@ -50,28 +53,26 @@ class Ancestral(Sampler):
         denoise: Denoise,
     ) -> SampleState:
         b, l = state.tokens.shape
-        grid = jnp.asarray(uniform_grid(self.steps), jnp.float32)
+        grid = jnp.append(uniform_grid(self.steps), 0.0)
         t = jnp.full((b, 1), grid[state.step])
         s = jnp.full((b, 1), grid[state.step + 1])
         uniform = jax.vmap(lambda key: jax.random.uniform(key, (l,)))(step_keys(state, "whether"))
+        is_over = state.step == self.steps
         is_open = process.is_masked(state.tokens) & ~state.is_fixed
-        is_revealed = is_open & (uniform < process.reveal_probability(t, s))
+        is_revealed = is_open & (is_over | (uniform < process.reveal_probability(t, s)))
         state = self.write(
             state, is_revealed, t, parameterization=parameterization, denoise=denoise
         )
-        is_last = state.step + 1 == self.steps
-        return replace(state, done=is_last | (is_open == is_revealed).all(-1))
+        return replace(state, done=(is_open == is_revealed).all(-1))
 
-    def finish(
+    def choose(
         self,
+        keys: Key[Array, " n"],
+        log_p0: Float[Array, "n v"],
+        at: Int[Array, " n"],
         state: SampleState,
-        *,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> SampleState:
-        """Fills what is still masked at t = 0."""
-        is_open = process.is_masked(state.tokens) & ~state.is_fixed
-        sampler = replace(self, temperature=0.0) if self.last == "argmax" else self
-        t = jnp.zeros((state.tokens.shape[0], 1))
-        return sampler.write(state, is_open, t, parameterization=parameterization, denoise=denoise)
+    ) -> Int[Array, " n"]:
+        drawn = super().choose(keys, log_p0, at, state)
+        if self.last == "draw":
+            return drawn
+        return jnp.where(state.step == self.steps, jnp.argmax(log_p0, axis=-1), drawn)

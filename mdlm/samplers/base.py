@@ -140,10 +140,10 @@ class Sampler(abc.ABC):
         position, so what a row draws does not depend on the rows beside it.
         """
 
-        def ask(state: SampleState) -> SampleState:
+        b, l = state.tokens.shape
+
+        def ask(z_t: Int[Array, " n"]) -> Int[Array, " n"]:
             prediction = denoise(NetInput(tokens=state.tokens, t=t))
-            b, l = state.tokens.shape
-            z_t = state.tokens.reshape(-1)
             times = None if t is None else jnp.broadcast_to(t, (b, l)).reshape(-1)
             keys = step_keys(state, "which")
             size = min(CHUNK, b * l)
@@ -161,10 +161,11 @@ class Sampler(abc.ABC):
                 return tokens.at[rows].set(written.astype(tokens.dtype), mode="drop")
 
             chunks = -(-is_chosen.sum() // size)
-            tokens = jax.lax.fori_loop(0, chunks, write_chunk, z_t)
-            return replace(state, tokens=tokens.reshape(b, l), nfe=state.nfe + 1)
+            return jax.lax.fori_loop(0, chunks, write_chunk, z_t)
 
-        return jax.lax.cond(is_chosen.any(), ask, lambda state: state, state)
+        is_asked = is_chosen.any()
+        tokens = jax.lax.cond(is_asked, ask, lambda z_t: z_t, state.tokens.reshape(-1))
+        return replace(state, tokens=tokens.reshape(b, l), nfe=state.nfe + is_asked)
 
 
 def step_keys(state: SampleState, name: str) -> Key[Array, " b"]:

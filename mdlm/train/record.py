@@ -20,6 +20,7 @@ import jax
 
 from mdlm.experiment import Experiment, describe, differences, fingerprint, identity, load_file
 from mdlm.overrides import apply
+from mdlm.train.writers import Writer
 from mdlm.types import InputError
 from mdlm.version import __version__
 
@@ -33,6 +34,7 @@ class RunFolder:
         self.path = Path(path)
         self.writes = jax.process_index() == 0
         self.started = time.time()
+        self.writers: tuple[Writer, ...] = ()
 
     @property
     def exists(self) -> bool:
@@ -98,6 +100,13 @@ class RunFolder:
             line = {"kind": kind, "step": step, "time": round(time.time() - self.started, 2)}
             with open(self.path / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({**line, **values}) + "\n")
+            for writer in self.writers:
+                writer.log(kind, step, values)
+
+    def close(self) -> None:
+        """Lets the writers finish."""
+        for writer in self.writers:
+            writer.close()
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""

@@ -1,0 +1,138 @@
+"""Text data of an experiment: a source, a tokenizer, a packing, and what they give together.
+
+Splits are read and encoded when first asked for, each by itself. With a folder, the tokenizer is
+written there once and taken from there ever after, so that evaluation and sampling of a run use
+the very one it was trained with.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mdlm.data.encoding import Report, Tokenizer
+from mdlm.data.packing import Packing, Rows
+from mdlm.data.sources import Source
+from mdlm.data.tokenizers import TokenizerConfig
+from mdlm.types import InputError, Vocab
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """The rows of one split and what they stand for.
+
+    `tokens` counts what is scored, inserted special tokens included; `bytes` (of UTF-8) and
+    `characters` count the source's own text in the rows, the units of bits per byte or per
+    character. Where the packing drops a part of the text both are scaled by the share of tokens
+    kept, and `approximate_bytes` says so.
+    """
+
+    rows: Rows
+    documents: int
+    tokens: int
+    bytes: float
+    characters: float
+    approximate_bytes: bool
+    text_fingerprint: str
+
+
+class Dataset:
+    """Loaded text data: `train`, `valid`, `test` (each read when first used), `tokenizer`."""
+
+    def __init__(self, data: "TextData", tokenizer: Tokenizer, report: Report | None = None):
+        self.data = data
+        self.tokenizer = tokenizer
+        self._report = report
+
+    @property
+    def vocab(self) -> Vocab:
+        return self.tokenizer.vocab
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that there are."""
+        return self.data.source.splits
+
+    @functools.cached_property
+    def train(self) -> Split:
+        return self._load("train")
+
+    @functools.cached_property
+    def valid(self) -> Split:
+        return self._load("valid")
+
+    @functools.cached_property
+    def test(self) -> Split:
+        return self._load("test")
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Checksum of the text of all splits, the tokenizer and the packing (reads all text)."""
+        texts = {
+            split: text_fingerprint(self.data.source.documents(split)) for split in self.splits
+        }
+        parts = [texts, self.tokenizer.fingerprint, repr(self.data.packing)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def _load(self, split: str) -> Split:
+        documents = self.data.source.documents(split)
+        encoded = self.tokenizer.encode(documents, self._report, f"tokenizing {split}")
+        try:
+            rows = self.data.packing.rows(encoded, self.vocab)
+        except InputError as error:
+            raise InputError(f"{self.data.source.name}, {split} split: {error}") from error
+        share = rows.placed / max(rows.placed + rows.dropped, 1)
+        return Split(
+            rows=rows,
+            documents=len(documents),
+            tokens=int(rows.loss_mask.sum()),
+            bytes=share * sum(len(text.encode()) for text in documents),
+            characters=share * sum(map(len, documents)),
+            approximate_bytes=rows.dropped > 0,
+            text_fingerprint=text_fingerprint(documents),
+        )
+
+
+def text_fingerprint(documents: Iterable[str]) -> str:
+    """Checksum of documents, their boundaries included."""
+    state = hashlib.sha256()
+    for text in documents:
+        data = text.encode()
+        state.update(len(data).to_bytes(8, "big") + data)
+    return state.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextData:
+    """The data of an experiment."""
+
+    source: Source
+    tokenizer: TokenizerConfig
+    packing: Packing
+
+    def load(self, directory: Path | None = None, report: Report | None = None) -> Dataset:
+        """The data, with the tokenizer of `directory` if it holds one, else a new one kept there.
+
+        `report(message, done, total)` is called now and then where work takes long. InputError
+        where the folder holds a tokenizer of another configuration.
+        """
+        if directory is not None and (directory / "tokenizer.json").exists():
+            return Dataset(self, self.load_tokenizer(directory), report)
+        needs_text = self.tokenizer.needs_text
+        texts = self.source.documents("train") if needs_text else []
+        tokenizer = self.tokenizer.build(texts, report)
+        if directory is not None:
+            tokenizer.save(directory)
+        return Dataset(self, tokenizer, report)
+
+    def load_tokenizer(self, directory: Path) -> Tokenizer:
+        """The tokenizer kept in `directory`; needs no text."""
+        tokenizer = Tokenizer.load(directory)
+        if tokenizer.made_by != repr(self.tokenizer):
+            raise InputError(
+                f"{directory} holds the tokenizer of {tokenizer.made_by}, "
+                f"this experiment has {self.tokenizer!r}: use another folder"
+            )
+        return tokenizer

@@ -1,0 +1,174 @@
+"""A training session: an experiment, its data and its run folder brought together.
+
+Everything that can be refused is refused before the folder is touched: the experiment is
+composed, the data read and packed, the mesh and the batch checked. Then the folder is begun (or
+found to hold the same run), and `train` yields the loop's events, keeping samples, the picture
+and the writers of metrics up to date along the way.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+
+from mdlm.data.dataset import Dataset
+from mdlm.evals.nll import Metric
+from mdlm.experiment import Experiment, Model
+from mdlm.generation import Generation, Generator, window_of
+from mdlm.mesh import check_batch
+from mdlm.train import curves
+from mdlm.train.checkpoint import Checkpoints
+from mdlm.train.loop import Event, Evaluated, Saved, train
+from mdlm.train.record import RunFolder
+from mdlm.train.score import Scorer
+from mdlm.train.step import abstract_state, create_state
+from mdlm.train.writers import writers
+from mdlm.types import ArrayTree, InputError
+
+SAMPLES = 2
+"""Texts written to samples.txt each time."""
+
+
+class Session:
+    """Prepares a run; `train` does it.
+
+    Args:
+        experiment: what to train.
+        out: the run folder; an earlier run of the same experiment there is continued.
+        source: text of the experiment file, of which the folder keeps a copy.
+        overrides: what was changed from outside, kept with it.
+        init_from: a run folder whose averaged parameters to begin with.
+        tensorboard: also write TensorBoard events.
+        wandb: project of Weights & Biases to log to as well.
+        report: told `(task, done, total)` while data are prepared.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        out: Path,
+        *,
+        source: str,
+        overrides: list[tuple[str, str]],
+        init_from: str | None = None,
+        tensorboard: bool = False,
+        wandb: str | None = None,
+        report: Callable[[str, int, int], None] | None = None,
+    ):
+        self.experiment, self.folder = experiment, RunFolder(out)
+        settings = experiment.train
+        check_batch(experiment.mesh.build(), settings.batch_size, settings.accumulate)
+        if self.folder.exists:
+            self.folder.check(experiment)
+        self.dataset: Dataset = experiment.data.load(
+            self.folder.data if self.folder.exists else None, report
+        )
+        self.model = Model(experiment, self.dataset.vocab)
+        self.dataset.train  # packs the rows: too short a text is refused here
+        self.initial = self._initial(init_from)
+        self.folder.begin(source, overrides, experiment)
+        if self.folder.writes:
+            self.dataset.tokenizer.save(self.folder.data)
+        self.folder.writers = writers(self.folder.path, tensorboard, wandb, experiment)
+        self.step = 0
+        self.references: dict[str, float] = {}
+        self.metrics: list[Metric] = []
+        self.generated: Generation | None = None
+        self._generator: Generator | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.experiment.train.steps
+
+    def train(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        """The loop's events. Returns early, with everything saved, once `should_stop()`."""
+        if self.experiment.evaluation.ngrams:
+            scorer = Scorer(self.model, self.experiment.mesh.build(), self.dataset)
+            found = scorer.ngrams("valid")
+            self.references = {m.name.split()[0]: m.value for m in found if "nats" in m.name}
+        try:
+            for event in train(
+                self.experiment,
+                self.dataset,
+                self.folder,
+                initial=self.initial,
+                sample=self._sample,
+                should_stop=should_stop,
+            ):
+                self.step = event.step
+                if isinstance(event, Evaluated):
+                    self.metrics = event.metrics
+                if isinstance(event, Evaluated | Saved):
+                    self._draw()
+                yield event
+            self._draw()
+        finally:
+            self.folder.close()
+
+    def closing_words(self) -> str:
+        """What to tell when the run is done: where it lies and what can be done with it."""
+        lines = [f"{self.folder.path}: step {self.step}"]
+        lines += [f"  {metric}" for metric in self.metrics]
+        if self.generated:
+            lines.append("a sample (more in samples.txt):")
+            lines += [f"  | {line}" for line in self.generated.texts[0].text.splitlines()]
+        lines.append(f"next: mdlm eval {self.folder.path}    mdlm sample {self.folder.path}")
+        return "\n".join(lines)
+
+    def _initial(self, init_from: str | None) -> ArrayTree | None:
+        if init_from is None:
+            return None
+        with Checkpoints(RunFolder(init_from).checkpoints) as checkpoints:
+            tx = self.experiment.optimizer.build(self.experiment.train.steps)
+            mesh = self.experiment.mesh.build()
+            abstract = abstract_state(self.model, tx, mesh)
+            return checkpoints.restore_part({"ema": abstract["ema"]})["ema"]
+
+    def _sample(self, step: int, params: ArrayTree) -> None:
+        if jax.process_count() > 1:
+            return  # one host's devices do not hold the parameters of all
+        params = jax.device_put(params, jax.devices()[0])
+        if self._generator is None:
+            window = window_of(self.experiment.data.packing, self.model)
+            self._generator = Generator(self.model, params, self.dataset.tokenizer, window)
+        self._generator.params = params
+        length = self.experiment.train.sample_length or self._generator.window.room
+        self.generated = self._generator.continue_from([""] * SAMPLES, length, seed=step)
+        self.folder.add_samples(step, [text.text for text in self.generated.texts])
+
+    def _draw(self) -> None:
+        if self.folder.writes:
+            title = f"{self.experiment.name} ({self.folder.path})"
+            path = self.folder.path / "curves.png"
+            curves.draw(self.folder.metrics(), path, title, self.references)
+
+
+def import_weights(
+    weights: str | Path,
+    experiment: Experiment,
+    out: Path,
+    *,
+    source: str,
+    overrides: list[tuple[str, str]],
+) -> int:
+    """Makes a run folder, at step 0, from weights in the layout of the MDLM repository.
+
+    Returns the number of parameters. InputError where the sizes are not the experiment's.
+    """
+    from mdlm.interop import reference
+    from mdlm.models.network import count_parameters
+
+    folder = RunFolder(out)
+    if folder.exists:
+        raise InputError(f"{out} is a run folder already")
+    tokenizer = experiment.data.load(None).tokenizer
+    model = Model(experiment, tokenizer.vocab)
+    params = reference.params_from(reference.read(weights), experiment.network, model.columns)
+    folder.begin(source, overrides, experiment)
+    tokenizer.save(folder.data)
+    tx = experiment.optimizer.build(experiment.train.steps)
+    state = create_state(model, tx, experiment.mesh.build(), jax.random.key(experiment.seed))
+    imported = {"network": jax.tree.map(lambda a: jax.numpy.asarray(a), params)}
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        checkpoints.save(0, {**state, "params": imported, "ema": imported}, {"position": 0})
+    return count_parameters(params)

@@ -1,0 +1,157 @@
+"""Loaders: the same global batches for any number of processes, from any position."""
+
+import itertools
+import threading
+
+import numpy as np
+import pytest
+
+from mdlm.data.loader import TrainLoader, evaluation_batches
+from mdlm.data.packing import Rows
+from mdlm.types import Batch, InputError
+
+
+def make_rows(n, length=4):
+    tokens = np.arange(n * length).reshape(n, length).astype(np.uint16)
+    draw = np.random.default_rng(0)
+    is_valid = draw.random((n, length)) < 0.9
+    is_valid[:, 0] = True
+    return Rows(
+        tokens=tokens,
+        loss_mask=is_valid & (draw.random((n, length)) < 0.8),
+        is_valid=is_valid,
+        placed=n * length,
+        dropped=0,
+    )
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+        assert a[name].dtype == b[name].dtype
+
+
+def joined(parts):
+    whole = {name: np.concatenate([p[name] for p in parts]) for name in parts[0] if name != "rows"}
+    return whole | {"rows": parts[0]["rows"]}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("n", [3, 10, 17, 64])
+def test_global_batches_do_not_depend_on_processes(processes, n):
+    rows = make_rows(n)
+    alone = TrainLoader(rows, 8, seed=5)
+    parts = [TrainLoader(rows, 8, 5, i, processes) for i in range(processes)]
+    for position in (0, 8, 24, 8 * n, 8 * n + 3):
+        assert_same(joined([p.batch_at(position) for p in parts]), alone.batch_at(position))
+
+
+@pytest.mark.parametrize("n", [3, 10, 17])
+def test_each_epoch_has_each_row_once(n):
+    loader = TrainLoader(make_rows(n), 4, seed=1)
+    first = [loader.batch_at(position)["tokens"][:, 0] // 4 for position in range(0, 8 * n, 4)]
+    epochs = np.concatenate(first).reshape(8, n)
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == list(range(n))
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) > 1
+    other = TrainLoader(make_rows(n), 4, seed=2)
+    assert any(
+        (loader.batch_at(p)["tokens"] != other.batch_at(p)["tokens"]).any()
+        for p in range(0, 8 * n, 4)
+    )
+
+
+def test_a_batch_is_the_rows_it_names():
+    rows = make_rows(10)
+    loader = TrainLoader(rows, 6, seed=0, process_index=1, process_count=2)
+    batch = loader.batch_at(12)
+    indices = loader.indices_at(12)
+    np.testing.assert_array_equal(batch["tokens"], rows.tokens[indices])
+    np.testing.assert_array_equal(batch["loss_mask"], rows.loss_mask[indices])
+    np.testing.assert_array_equal(batch["is_valid"], rows.is_valid[indices])
+    assert batch["tokens"].dtype == np.int32
+    assert batch["row"].tolist() == [3, 4, 5] and batch["rows"] == 6
+    Batch(**batch)
+
+
+def test_resumes_anywhere():
+    rows = make_rows(13)
+    batches = dict(itertools.islice(TrainLoader(rows, 4, seed=3).iterate(0), 12))
+    assert list(batches) == list(range(4, 52, 4))
+    for start in (0, 4, 20, 36):
+        parts = [TrainLoader(rows, 4, 3, i, 2).iterate(start) for i in range(2)]
+        for step in range(1, 4):
+            (position, first), (other, second) = map(next, parts)
+            assert position == other == start + 4 * step
+            assert_same(joined([first, second]), batches[position])
+        for part in parts:
+            part.close()
+
+
+def test_prefetching_stops_when_closed():
+    before = threading.active_count()
+    stream = TrainLoader(make_rows(5), 2, seed=0).iterate(0)
+    next(stream)
+    assert threading.active_count() == before + 1
+    stream.close()
+    assert threading.active_count() == before
+    TrainLoader(make_rows(5), 2, seed=0).iterate(0)  # never started: no thread
+    assert threading.active_count() == before
+
+
+def test_errors_of_the_thread_arrive(monkeypatch):
+    loader = TrainLoader(make_rows(5), 2, seed=0)
+    plain = loader.batch_at
+
+    def failing(position):
+        if position >= 4:
+            raise OSError("disk gone")
+        return plain(position)
+
+    monkeypatch.setattr(loader, "batch_at", failing)
+    seen = []
+    before = threading.active_count()
+    with pytest.raises(OSError, match="disk gone"):
+        for position, _ in loader.iterate(0):
+            seen.append(position)
+    assert seen == [2, 4]
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("n", [1, 7, 8, 16, 19])
+def test_evaluation_sees_every_row_once(processes, n):
+    rows = make_rows(n)
+    streams = [evaluation_batches(rows, 8, i, processes) for i in range(processes)]
+    batches = [joined(list(parts)) for parts in zip(*streams, strict=True)]
+    assert len(batches) == -(-n // 8)
+    whole = {k: np.concatenate([b[k] for b in batches]) for k in batches[0] if k != "rows"}
+    assert all(batch["tokens"].shape == (8, 4) for batch in batches)
+    assert all(batch["rows"] == n for batch in batches)
+    for name in ("tokens", "loss_mask", "is_valid"):
+        np.testing.assert_array_equal(whole[name][:n], getattr(rows, name))
+    np.testing.assert_array_equal(whole["row"][:n], np.arange(n))
+    filled = slice(n, None)
+    assert not whole["loss_mask"][filled].any()
+    assert whole["is_valid"][filled].any(axis=1).all()
+    assert (whole["row"][filled] == n - 1).all()
+
+
+def test_errors():
+    rows = make_rows(4)
+    with pytest.raises(InputError, match="batch_size=6 does not divide among 4 processes"):
+        TrainLoader(rows, 6, 0, 0, 4)
+    with pytest.raises(InputError, match="batch_size=6 does not divide"):
+        evaluation_batches(rows, 6, 0, 4)
+    with pytest.raises(InputError, match="batch_size=0"):
+        TrainLoader(rows, 0, 0)
+    for make in (TrainLoader, evaluation_batches):
+        with pytest.raises(InputError, match="no rows"):
+            make(make_rows(0), 2, 0)
+    with pytest.raises(ValueError, match="process_index=2"):
+        TrainLoader(rows, 4, 0, 2, 2)
+    with pytest.raises(ValueError, match="position=-1"):
+        TrainLoader(rows, 4, 0).batch_at(-1)
+    with pytest.raises(ValueError, match="seed=-1"):
+        TrainLoader(rows, 4, -1)

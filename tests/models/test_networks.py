@@ -1,0 +1,253 @@
+"""What must hold of every network, whatever its parameters."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mdlm.mesh import MeshShape, parameter_sharding
+from mdlm.models.causal import CausalTransformer
+from mdlm.models.dit import DiT
+from mdlm.models.layers import compute_dtype
+from mdlm.models.network import bind, count_parameters, denoiser, init, shapes
+from mdlm.models.transformer import run_blocks
+from mdlm.types import NetInput
+
+B, L, COLUMNS = 2, 12, 19
+DIT = DiT(width=32, depth=3, heads=2, cond_dim=8, dtype="float32")
+CAUSAL = CausalTransformer(width=32, depth=3, heads=2, dtype="float32")
+both = pytest.mark.parametrize("network", [DIT, CAUSAL], ids=["dit", "causal"])
+
+
+def random_params(network):
+    """Initial parameters with noise on all of them, so that nothing is switched off."""
+    params = init(network, jax.random.key(1), COLUMNS)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    noisy = [a + 0.2 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+@pytest.fixture
+def tokens():
+    return jax.random.randint(jax.random.key(3), (B, L), 0, COLUMNS)
+
+
+def logits(network, key=None, **inputs):
+    return denoiser(network, COLUMNS, random_params(network))(NetInput(**inputs), key=key).logits()
+
+
+def reads(network, **inputs):
+    """`[i, j]`: whether the logits at position i change with the token at j, by gradient."""
+    params = random_params(network)
+    module = bind(network, COLUMNS, params)
+
+    def of_embeddings(x):
+        module.embed = lambda _: x
+        return module(NetInput(tokens=jnp.zeros((1, L), int), **inputs)).logits()[0].sum(-1)
+
+    x = jax.random.normal(jax.random.key(4), (1, L, network.width))
+    return np.asarray(jnp.abs(jax.jacrev(of_embeddings)(x)[:, 0]).max(-1) > 0)
+
+
+def test_causal_logits_depend_on_exactly_the_tokens_before():
+    np.testing.assert_array_equal(reads(CAUSAL), np.tri(L, k=-1, dtype=bool))
+
+
+def test_dit_logits_depend_on_all_tokens():
+    assert reads(DIT).all()
+
+
+@both
+def test_segments_do_not_see_each_other(network):
+    segment_ids = np.array([0] * 5 + [1] * 4 + [0] * 3)
+    same = segment_ids[:, None] == segment_ids[None]
+    seen = reads(network, segment_ids=jnp.asarray(segment_ids)[None])
+    assert not seen[~same].any()
+    if network is DIT:
+        np.testing.assert_array_equal(seen, same)
+
+
+@both
+def test_padding_is_not_seen(network):
+    is_valid = np.array([False] * 2 + [True] * 8 + [False] * 2)
+    seen = reads(network, is_valid=jnp.asarray(is_valid)[None])[is_valid]
+    assert not seen[:, ~is_valid].any()
+    assert seen[1:, is_valid].any(1).all()
+
+
+@both
+def test_more_padding_changes_nothing(network, tokens):
+    is_valid = jnp.arange(L)[None] < jnp.array([L, 7])[:, None]
+    short = logits(network, tokens=tokens, is_valid=is_valid)
+    longer = [jnp.pad(a, ((0, 0), (0, 5))) for a in (tokens, is_valid)]
+    long = logits(network, tokens=longer[0], is_valid=longer[1])[:, :L]
+    valid = np.asarray(is_valid)
+    np.testing.assert_allclose(long[valid], short[valid], rtol=1e-5, atol=1e-5)
+    assert jnp.isfinite(long).all()
+
+
+@both
+def test_positions_default_to_the_place_and_count_relatively(network, tokens):
+    plain = logits(network, tokens=tokens)
+    place = jnp.broadcast_to(jnp.arange(L), (B, L))
+    np.testing.assert_array_equal(logits(network, tokens=tokens, positions=place), plain)
+    shifted = logits(network, tokens=tokens, positions=place + 5)
+    np.testing.assert_allclose(shifted, plain, rtol=1e-4, atol=1e-4)
+    assert jnp.abs(logits(network, tokens=tokens, positions=2 * place) - plain).max() > 1e-3
+
+
+@both
+@pytest.mark.parametrize("remat", [False, True])
+def test_scan_is_a_loop_over_the_blocks(network, tokens, remat):
+    module = bind(network, COLUMNS, random_params(network))
+    x = module.embed(tokens)
+    cond = jnp.ones((B, 1, 8)) if network is DIT else None
+    common = dict(causal=network is CAUSAL, cond=cond, key=None, remat=remat)
+    inputs = NetInput(tokens=tokens)
+    at_once = run_blocks(module.blocks, x, inputs, **common)
+    for i in range(network.depth):
+        block = jax.tree.map(lambda a, i=i: a[i : i + 1], module.blocks)
+        x = run_blocks(block, x, inputs, **common)
+    np.testing.assert_allclose(x, at_once, rtol=1e-5, atol=1e-5)
+
+
+@both
+def test_remat_changes_no_gradient(network, tokens):
+    params = random_params(network)
+
+    def gradient(remat):
+        changed = dataclasses.replace(network, remat=remat, dropout=0.1)
+
+        def total(params):
+            predict = denoiser(changed, COLUMNS, params)
+            return jnp.square(
+                predict(NetInput(tokens=tokens), key=jax.random.key(5)).logits()
+            ).mean()
+
+        text = str(jax.make_jaxpr(jax.grad(total))(params))
+        assert ("remat" in text or "checkpoint" in text) == remat
+        return jax.jit(jax.grad(total))(params)
+
+    with_remat, without = gradient(True), gradient(False)
+    assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(without))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), with_remat, without
+    )
+
+
+@both
+def test_dropout_acts_with_a_key_only(network, tokens):
+    dropping = dataclasses.replace(network, dropout=0.3)
+    none = logits(dropping, tokens=tokens)
+    np.testing.assert_array_equal(none, logits(network, tokens=tokens))
+    one, again, other = (logits(dropping, jax.random.key(i), tokens=tokens) for i in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert jnp.abs(one - none).max() > 1e-2
+    assert jnp.abs(one - other).max() > 1e-2
+
+
+@both
+def test_bfloat16_is_close_to_float32(network, tokens):
+    exact = logits(network, tokens=tokens)
+    rounded = logits(dataclasses.replace(network, dtype="bfloat16"), tokens=tokens)
+    assert rounded.dtype == jnp.float32
+    error = np.sqrt(np.mean(np.square(rounded - exact)) / np.var(exact))
+    assert 1e-5 < error < 0.03
+
+
+def test_auto_is_float32_on_the_cpu():
+    assert compute_dtype("auto") == jnp.float32
+
+
+@both
+def test_logits_start_at_zero(network, tokens):
+    params = init(network, jax.random.key(1), COLUMNS)
+    predict = denoiser(network, COLUMNS, params)
+    assert (predict(NetInput(tokens=tokens)).logits() == 0).all()
+    assert jnp.abs(predict(NetInput(tokens=tokens)).hidden).max() > 0.1
+
+
+@both
+def test_initial_values_do_not_depend_on_sharding(network):
+    mesh = MeshShape(data=2, fsdp=4).build()
+    wide = dataclasses.replace(network, width=128)
+    expected = shapes(wide, 64)
+    make = lambda key: init(wide, key, 64)
+    alone = jax.jit(make)(jax.random.key(0))
+    split = jax.jit(make, out_shardings=parameter_sharding(mesh, expected))(jax.random.key(0))
+    assert not split["embed"]["table"].is_fully_replicated or 64 * 128 < 2**14
+    assert not split["blocks"]["mlp_in"]["kernel"].is_fully_replicated
+    jax.tree.map(np.testing.assert_array_equal, alone, split)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), alone) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), expected
+    )
+    kernels = np.asarray(alone["blocks"]["qkv"]["kernel"])
+    assert np.abs(kernels[0] - kernels[1]).max() > 0, "blocks must not start alike"
+
+
+def test_sharded_logits_and_gradients_equal_those_of_one_device(tokens):
+    tokens = jnp.tile(tokens, (4, 1))
+    params = random_params(DIT)
+    mesh = MeshShape(data=2, fsdp=4).build()
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
+    placed = jax.device_put(params, parameter_sharding(mesh, shapes(DIT, COLUMNS)))
+
+    @jax.jit
+    def value_and_gradient(params, tokens):
+        def total(params):
+            logits = denoiser(DIT, COLUMNS, params)(NetInput(tokens=tokens)).logits()
+            return jnp.square(logits).mean()
+
+        return jax.value_and_grad(total)(params)
+
+    split = value_and_gradient(placed, jax.device_put(tokens, rows))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        split,
+        value_and_gradient(params, tokens),
+    )
+
+
+def test_condition_reads_the_time(tokens):
+    params = random_params(DIT)
+    t = jnp.full((B, 1), 0.4)
+    fed = lambda condition: denoiser(DIT, COLUMNS, params, condition=condition)(
+        NetInput(tokens=tokens, t=t)
+    ).logits()
+    np.testing.assert_array_equal(fed(None), fed(lambda t: 0 * t))
+    assert jnp.abs(fed(None) - fed(lambda t: t)).max() > 1e-3
+    with pytest.raises(ValueError, match="t=None"):
+        denoiser(DIT, COLUMNS, params, condition=lambda t: t)(NetInput(tokens=tokens))
+    with pytest.raises(ValueError, match="noise level"):
+        denoiser(CAUSAL, COLUMNS, random_params(CAUSAL), condition=lambda t: t)(
+            NetInput(tokens=tokens, t=t)
+        )
+
+
+def test_number_of_parameters():
+    width, cond = 32, 8
+    block = 12 * width**2 + 5 * width + 2 * width + 6 * width * (cond + 1)
+    noise_level = 256 * cond + cond + cond**2 + cond
+    head = width + 2 * width * (cond + 1) + width * COLUMNS + COLUMNS
+    expected = COLUMNS * width + noise_level + DIT.depth * block + head
+    assert count_parameters(shapes(DIT, COLUMNS)) == expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(width=36, heads=4),
+        dict(depth=0),
+        dict(dropout=1.0),
+        dict(dtype="float16"),
+        dict(cond_dim=0),
+        dict(logits_chunk=0),
+    ],
+)
+def test_wrong_sizes_are_refused(wrong):
+    (value,) = (v for k, v in wrong.items() if k != "heads")
+    with pytest.raises(ValueError, match=str(value)):
+        DiT(**wrong)
