@@ -66,7 +66,9 @@ def parse(text: str, kind: Any, name: str) -> Any:
     if origin in (Union, types.UnionType):
         if type(None) in arguments and text.lower() == "none":
             return None
-        for option in (a for a in arguments if a is not type(None)):
+        # Where one or several are possible, a comma tells.
+        several = sorted(arguments, key=lambda a: ("," in text) != (typing.get_origin(a) is tuple))
+        for option in (a for a in several if a is not type(None)):
             try:
                 return parse(text, option, name)
             except InputError:

@@ -11,18 +11,23 @@ from mdlm.keys import by_row
 draw = jax.jit(categorical)
 
 
-def counts(key, logits, draws, chunk=4096):
-    """How often each token comes in `draws` draws from one row of logits."""
-    v = len(logits)
-    rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (chunk, v))
+CHUNK = 512
 
-    @jax.jit
-    def tally(total, start):
-        tokens = categorical(by_row(key, start + jnp.arange(chunk)), rows)
-        return total.at[tokens].add(1), None
 
-    starts = jnp.arange(-(-draws // chunk)) * chunk
-    return np.asarray(jax.lax.scan(tally, jnp.zeros(v, jnp.int32), starts)[0])
+@jax.jit
+def tally(key, logits, starts):
+    rows = jnp.broadcast_to(logits, (CHUNK, len(logits)))
+
+    def add(total, start):
+        return total.at[categorical(by_row(key, start + jnp.arange(CHUNK)), rows)].add(1), None
+
+    return jax.lax.scan(add, jnp.zeros(len(logits), jnp.int32), starts)[0]
+
+
+def counts(key, logits, draws):
+    """How often each token comes in about `draws` draws from one row of logits."""
+    starts = jnp.arange(-(-draws // CHUNK)) * CHUNK
+    return np.asarray(tally(key, jnp.asarray(logits, jnp.float32), starts))
 
 
 def assert_law(seen, p):

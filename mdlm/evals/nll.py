@@ -12,7 +12,6 @@ standard error over sequences, which is about the split rather than about the no
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -111,16 +110,17 @@ def summarise(
         residual = by_row[scored] - nats / tokens * row_tokens[scored]
         spread = math.sqrt(scored.sum() / (scored.sum() - 1) * np.square(residual).sum())
 
-    def metric(name: str, scale: float, n: float) -> Metric:
-        def times(x: Any) -> float | None:
+    def metric(name: str, scale: float, n: float, value: float | None = None) -> Metric:
+        def times(x: float | None) -> float | None:
             return None if x is None else float(x * scale)
 
-        return Metric(name, float(nats * scale), times(noise), times(spread), n, protocol)
+        value = float(nats * scale) if value is None else value
+        return Metric(name, value, times(noise), times(spread), n, protocol)
 
     out = [metric("nats per token", 1 / tokens, tokens)]
     for unit, n in (units or {}).items():
         out.append(metric(f"bits per {unit}", 1 / (math.log(2) * n), n))
-    ppl = math.exp(min(nats / tokens, 700.0))
-    # d exp(x) = exp(x) dx
-    out.append(metric("perplexity", ppl / nats, tokens))
+    perplexity = math.exp(min(nats / tokens, 700.0))
+    # Errors of exp(x) are exp(x) times those of x.
+    out.append(metric("perplexity", perplexity / tokens, tokens, value=perplexity))
     return out

@@ -81,9 +81,8 @@ class CausalModule(nnx.Module):
             key=key,
             remat=self.config.remat,
         )
-        hidden = jnp.where(
-            _has_predecessor(inputs)[..., None], jnp.roll(self.norm(x), 1, axis=1), 0
-        )
+        before = jnp.roll(self.norm(x), 1, axis=1)
+        hidden = jnp.where(_has_predecessor(inputs)[..., None], before, 0)
         return Readout(
             hidden.astype(self.dtype),
             self.head.kernel[...],

@@ -1,8 +1,8 @@
 """The network of MDLM (arXiv:2406.07524): a diffusion transformer (arXiv:2212.09748) over tokens.
 
     c      = silu(W_2 silu(W_1 [cos(s f), sin(s f)])),  f_i = 10000^(-i / 128), i < 128
-    x      = table[tokens];  x <- block(x, c) for each block;  x <- norm(x) (1 + scale(c)) + shift(c)
-    logits = x kernel + bias
+    x      = table[tokens];  x <- block(x, c) for each block
+    logits = (norm(x) (1 + scale(c)) + shift(c)) kernel + bias
 
 where s is what the network is fed of the noise level (sigma in the paper; 0 throughout where it
 is not told the time). The modulations and the head start at 0, so all logits are 0 at first; all

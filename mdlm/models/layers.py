@@ -12,7 +12,7 @@ a transposing copy that costs as much as the products themselves.
 
 import functools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,20 +30,25 @@ def compute_dtype(precision: Precision) -> jnp.dtype:
     return jnp.dtype(precision)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(
     x: Float[Array, "*b i"], w: Float[Array, "i o"], dtype: jnp.dtype
 ) -> Float[Array, "*b o"]:
-    """`x @ w`, of the same dtype, summed in float32 and given in `dtype`.
+    """`x @ w` of two arrays of one dtype, summed in float32 and given in `dtype`.
 
     The cotangent is rounded to the dtype of the operands before it is multiplied.
     """
+    product: Any = _matmul(x, w, dtype)
+    return product
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matmul(x, w, dtype):
     contract = (((x.ndim - 1,), (0,)), ((), ()))
     return jax.lax.dot_general(x, w, contract, preferred_element_type=dtype)
 
 
 def _matmul_forward(x, w, dtype):
-    return matmul(x, w, dtype), (x, w)
+    return _matmul(x, w, dtype), (x, w)
 
 
 def _matmul_backward(dtype, residuals, g):
@@ -58,7 +63,7 @@ def _matmul_backward(dtype, residuals, g):
     return dx, dw
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+_matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def _uniform(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> Float[Array, "..."]:
@@ -85,7 +90,7 @@ class Linear(nnx.Module):
             return jnp.zeros(shape) if zero else _uniform(rngs.params(), shape, fan_in)
 
         self.kernel = nnx.Param(initial(fan_in, fan_out))
-        self.bias = nnx.Param(initial(fan_out)) if use_bias else None
+        self.bias: Any = nnx.Param(initial(fan_out)) if use_bias else None
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         y = matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.dtype)
@@ -119,7 +124,9 @@ class Embedding(nnx.Module):
 
 
 def modulate(
-    x: Float[Array, "b l d"], shift: Float[Array, "b #l d"], scale: Float[Array, "b #l d"]
+    x: Float[Array, "b l d"],
+    shift: Float[Array, "b #l d"] | float,
+    scale: Float[Array, "b #l d"] | float,
 ) -> Float[Array, "b l d"]:
     """`x (1 + scale) + shift`, the adaptive part of adaLN (arXiv:2212.09748)."""
     return x * (1 + scale) + shift

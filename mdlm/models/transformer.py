@@ -9,6 +9,8 @@ The residual stream x is float32. All blocks are one module whose parameters hav
 of `depth`; `jax.lax.scan` runs along it, and `remat` recomputes a block in the backward pass.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -77,15 +79,11 @@ class Block(nnx.Module):
         cond: Float[Array, "b #l c"] | None,
         key: Key[Array, ""] | None,
     ) -> Float[Array, "b l d"]:
-        """The residual stream after this block. `cond` is needed where the block has adaLN."""
-        vectors = (None,) * 6
-        if self.modulation is not None:
-            vectors = jnp.split(self.modulation(cond), 6, axis=-1)
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = vectors
+        """The residual stream after this block. ValueError if it has adaLN and no `cond`."""
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self._vectors(cond)
         keys = (None, None) if key is None else (stream(key, "attention"), stream(key, "mlp"))
 
-        y = self.norm1(x)
-        y = y if shift_1 is None else modulate(y, shift_1, scale_1)
+        y = modulate(self.norm1(x), shift_1, scale_1)
         qkv = self.qkv(y).reshape(*y.shape[:2], 3, self.heads, -1)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         y = attention(
@@ -97,13 +95,20 @@ class Block(nnx.Module):
             segment_ids=inputs.segment_ids,
         )
         y = dropout(keys[0], self.attn_out(y.reshape(x.shape)), self.dropout)
-        x = x + (y if gate_1 is None else gate_1 * y)
+        x = x + gate_1 * y
 
-        y = self.norm2(x)
-        y = y if shift_2 is None else modulate(y, shift_2, scale_2)
+        y = modulate(self.norm2(x), shift_2, scale_2)
         y = self.mlp_out(jax.nn.gelu(self.mlp_in(y), approximate=True))
         y = dropout(keys[1], y, self.dropout)
-        return x + (y if gate_2 is None else gate_2 * y)
+        return x + gate_2 * y
+
+    def _vectors(self, cond: Float[Array, "b #l c"] | None) -> Sequence[Array | float]:
+        """Shift, scale and gate of the attention, then of the MLP."""
+        if self.modulation is None:
+            return (0.0, 0.0, 1.0) * 2
+        if cond is None:
+            raise ValueError("a block with adaLN needs `cond`")
+        return jnp.split(self.modulation(cond), 6, axis=-1)
 
 
 def stack_blocks(depth: int, rngs: nnx.Rngs, *args, **kwargs) -> Block:

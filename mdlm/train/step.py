@@ -82,7 +82,7 @@ def compile_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> 
             "loss": terms.total / count,
             "nelbo": terms.bound / count,
             "tokens": terms.count,
-            "grad_norm": optax.global_norm(gradient),
+            "grad_norm": optax.tree.norm(gradient),
             "learning_rate": jnp.asarray(rate(state["step"]), jnp.float32),
             **{name: value / settings.accumulate for name, value in terms.scalars.items()},
         }

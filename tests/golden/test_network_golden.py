@@ -41,7 +41,7 @@ def test_hidden_states(golden, dit):
     np.testing.assert_array_equal(x, values["embed"])
     cond = module.noise_level(jnp.asarray(values["sigma"])[:, None])
     for i in range(network.depth):
-        block = jax.tree.map(lambda a: a[i : i + 1], module.blocks)
+        block = jax.tree.map(lambda a, i=i: a[i : i + 1], module.blocks)
         x = run_blocks(block, x, inputs, causal=False, cond=cond, key=None, remat=False)
         np.testing.assert_allclose(x, values[f"hidden_time_block{i}"], **CLOSE)
 

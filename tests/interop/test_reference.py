@@ -1,6 +1,7 @@
 """Weights of the public MDLM code, in and out."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -8,7 +9,7 @@ from safetensors.numpy import save_file
 from mdlm.interop.reference import infer, params_from, read, to_reference
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
-from mdlm.models.network import init
+from mdlm.models.network import shapes
 from mdlm.types import InputError
 
 COLUMNS = 11
@@ -18,11 +19,9 @@ both = pytest.mark.parametrize("network", [DIT, CAUSAL], ids=["dit", "causal"])
 
 
 def some_params(network):
-    params = init(network, jax.random.key(0), COLUMNS)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noise = [a + jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noise)
+    random = np.random.default_rng(0)
+    draw = lambda array: jnp.asarray(random.normal(size=array.shape), jnp.float32)
+    return jax.tree.map(draw, shapes(network, COLUMNS))
 
 
 @both

@@ -1,11 +1,13 @@
 """What must hold of every network, whatever its parameters."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 from mdlm.mesh import MeshShape, parameter_sharding
 from mdlm.models.causal import CausalTransformer
@@ -21,9 +23,13 @@ CAUSAL = CausalTransformer(width=32, depth=3, heads=2, dtype="float32")
 both = pytest.mark.parametrize("network", [DIT, CAUSAL], ids=["dit", "causal"])
 
 
+@functools.cache
 def random_params(network):
     """Initial parameters with noise on all of them, so that nothing is switched off."""
-    params = init(network, jax.random.key(1), COLUMNS)
+    return jax.jit(lambda: _noisy(init(network, jax.random.key(1), COLUMNS)))()
+
+
+def _noisy(params):
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(2), len(leaves))
     noisy = [a + 0.2 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
@@ -35,21 +41,28 @@ def tokens():
     return jax.random.randint(jax.random.key(3), (B, L), 0, COLUMNS)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(network, params, inputs, key):
+    return denoiser(network, COLUMNS, params)(inputs, key=key).logits()
+
+
 def logits(network, key=None, **inputs):
-    return denoiser(network, COLUMNS, random_params(network))(NetInput(**inputs), key=key).logits()
+    plain = dataclasses.replace(network, dropout=0.0, dtype="float32")
+    return _logits(network, random_params(plain), NetInput(**inputs), key)
 
 
 def reads(network, **inputs):
     """`[i, j]`: whether the logits at position i change with the token at j, by gradient."""
     params = random_params(network)
-    module = bind(network, COLUMNS, params)
+    # Each place has a token of its own: the gradient by token j's row is that by place j.
+    question = NetInput(tokens=jnp.arange(L)[None], **inputs)
 
-    def of_embeddings(x):
-        module.embed = lambda _: x
-        return module(NetInput(tokens=jnp.zeros((1, L), int), **inputs)).logits()[0].sum(-1)
+    def summed(table):
+        changed = params | {"embed": {"table": table}}
+        return denoiser(network, COLUMNS, changed)(question).logits()[0].sum(-1)
 
-    x = jax.random.normal(jax.random.key(4), (1, L, network.width))
-    return np.asarray(jnp.abs(jax.jacrev(of_embeddings)(x)[:, 0]).max(-1) > 0)
+    gradient = jax.jit(jax.jacrev(summed))(params["embed"]["table"])[:, :L]
+    return np.asarray(jnp.abs(gradient).max(-1) > 0)
 
 
 def test_causal_logits_depend_on_exactly_the_tokens_before():
@@ -123,12 +136,10 @@ def test_remat_changes_no_gradient(network, tokens):
 
         def total(params):
             predict = denoiser(changed, COLUMNS, params)
-            return jnp.square(
-                predict(NetInput(tokens=tokens), key=jax.random.key(5)).logits()
-            ).mean()
+            prediction = predict(NetInput(tokens=tokens), key=jax.random.key(5))
+            return jnp.square(prediction.logits()).mean()
 
-        text = str(jax.make_jaxpr(jax.grad(total))(params))
-        assert ("remat" in text or "checkpoint" in text) == remat
+        assert ("remat" in str(jax.make_jaxpr(total)(params))) == remat
         return jax.jit(jax.grad(total))(params)
 
     with_remat, without = gradient(True), gradient(False)
@@ -164,10 +175,15 @@ def test_auto_is_float32_on_the_cpu():
 
 @both
 def test_logits_start_at_zero(network, tokens):
-    params = init(network, jax.random.key(1), COLUMNS)
-    predict = denoiser(network, COLUMNS, params)
-    assert (predict(NetInput(tokens=tokens)).logits() == 0).all()
-    assert jnp.abs(predict(NetInput(tokens=tokens)).hidden).max() > 0.1
+    @jax.jit
+    def start(key, tokens):
+        params = init(network, key, COLUMNS)
+        prediction = denoiser(network, COLUMNS, params)(NetInput(tokens=tokens))
+        return prediction.logits(), prediction.hidden
+
+    start_logits, hidden = start(jax.random.key(1), tokens)
+    assert (start_logits == 0).all()
+    assert jnp.abs(hidden).max() > 0.1
 
 
 @both
@@ -249,5 +265,6 @@ def test_number_of_parameters():
 )
 def test_wrong_sizes_are_refused(wrong):
     (value,) = (v for k, v in wrong.items() if k != "heads")
-    with pytest.raises(ValueError, match=str(value)):
+    # The import hook of the tests refuses a dtype that is not listed before we can.
+    with pytest.raises((ValueError, TypeCheckError), match=str(value)):
         DiT(**wrong)

@@ -1,0 +1,118 @@
+"""The evaluator's arithmetic: every token once, standard errors that are right, baselines."""
+
+import math
+
+import numpy as np
+import pytest
+
+from mdlm.data.loader import evaluation_batches
+from mdlm.data.packing import Rows
+from mdlm.evals.ngrams import baselines
+from mdlm.evals.nll import Perplexity, summarise
+
+
+def rows(n: int, l: int = 4) -> Rows:
+    mask = np.arange(l)[None] < (1 + np.arange(n) % l)[:, None]
+    return Rows(
+        tokens=np.tile(np.arange(n, dtype=np.int32)[:, None], (1, l)),
+        loss_mask=mask,
+        is_valid=np.ones_like(mask),
+        placed=0,
+        dropped=0,
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 10])
+def test_every_token_is_scored_once_whatever_the_batch(batch_size):
+    part = rows(7)
+    seen = []
+
+    def score(number, batch):
+        seen.append(batch["row"])
+        count = batch["loss_mask"].sum(-1)
+        return batch["tokens"][:, 0] * count * (number + 1.0), count
+
+    how = Perplexity(passes=2)
+    *_, (done, bound, count) = how.score(
+        score, lambda: evaluation_batches(part, batch_size), rows=7, seed=0
+    )
+    assert done == 14
+    expected = np.arange(7) * part.loss_mask.sum(-1)
+    np.testing.assert_array_equal(count, np.tile(part.loss_mask.sum(-1), (2, 1)))
+    np.testing.assert_allclose(bound, [expected, 2 * expected])
+
+
+def test_strata_are_dealt_at_random_and_each_once():
+    dealt: dict[int, list] = {0: [], 1: []}
+
+    def score(number, batch):
+        used = batch["loss_mask"].any(-1)
+        dealt[number].extend(batch["row"][used].tolist())
+        return np.zeros(len(used)), batch["loss_mask"].sum(-1)
+
+    part = rows(64)
+    for _ in Perplexity(passes=2).score(
+        score, lambda: evaluation_batches(part, 16), rows=64, seed=0
+    ):
+        pass
+    assert sorted(dealt[0]) == sorted(dealt[1]) == list(range(64))
+    assert dealt[0] != dealt[1] and dealt[0] != list(range(64))
+
+
+def test_summary_in_all_units():
+    count = np.full((4, 10), 5.0)
+    bound = np.full((4, 10), 10.0) + np.array([[0.1], [-0.1], [0.3], [-0.3]])
+    found = {m.name: m for m in summarise(bound, count, protocol="p", units={"byte": 25})}
+    assert found["nats per token"].value == pytest.approx(2.0)
+    assert found["bits per byte"].value == pytest.approx(100 / (25 * math.log(2)))
+    assert found["perplexity"].value == pytest.approx(math.exp(2.0))
+    passes = bound.sum(1)
+    noise = passes.std(ddof=1) / 2 / 50
+    assert found["nats per token"].stderr == pytest.approx(noise)
+    assert found["perplexity"].stderr == pytest.approx(math.exp(2.0) * noise)
+    assert found["nats per token"].stderr_rows == pytest.approx(0, abs=1e-12)
+    assert found["nats per token"].n == 50 and found["nats per token"].protocol == "p"
+
+
+def test_standard_errors_cover_the_truth():
+    """Repeats of a made-up evaluation: the errors claimed are the errors made."""
+    rng = np.random.default_rng(0)
+    values, noise, spread = [], [], []
+    for _ in range(400):
+        count = rng.integers(1, 9, 50).astype(float)
+        own = count * (2 + 0.5 * rng.normal(size=50))
+        bound = own + rng.normal(size=(6, 50))
+        metric = summarise(bound, np.tile(count, (6, 1)), protocol="")[0]
+        values.append(metric.value)
+        noise.append(metric.stderr)
+        spread.append(metric.stderr_rows)
+    # Over sequences contains both kinds of error here, since noise is independent by row too.
+    assert np.std(values) == pytest.approx(np.mean(spread), rel=0.1)
+    assert np.mean(noise) == pytest.approx(math.sqrt(50 / 6) / (50 * 4.5), rel=0.1)
+
+
+def test_exact_scores_have_no_noise():
+    metric = summarise(np.ones((1, 5)), np.ones((1, 5)), protocol="", is_exact=True)[0]
+    assert metric.stderr is None and metric.stderr_rows is not None
+    with pytest.raises(ValueError, match="no token"):
+        summarise(np.zeros((1, 5)), np.zeros((1, 5)), protocol="")
+
+
+def test_ngrams_against_a_direct_count():
+    rng = np.random.default_rng(0)
+    chain = np.array([[0.9, 0.1, 0.0], [0.0, 0.2, 0.8], [0.7, 0.0, 0.3]])
+    tokens = np.zeros(6000, np.int32)
+    for i in range(1, len(tokens)):
+        tokens[i] = rng.choice(3, p=chain[tokens[i - 1]])
+    part = tokens.reshape(-1, 20)
+    train, valid = part[:250], part[250:]
+    mask = np.ones_like(valid, bool)
+    mask[0, 10:] = False
+    found = baselines((train, np.ones_like(train, bool)), (valid, mask), 3)
+    p = (np.bincount(train.ravel(), minlength=3) + 1) / (train.size + 3)
+    assert found["unigram"] == pytest.approx(-np.log(p[valid])[mask].sum())
+    assert found["bigram"] < 0.75 * found["unigram"]
+    # Every p(. | y) sums to one: nothing scores better than the truth on plenty of data.
+    stationary = np.linalg.matrix_power(chain, 50)[0]
+    entropy = -(stationary[:, None] * chain * np.log(np.maximum(chain, 1e-12))).sum()
+    assert found["bigram"] / mask.sum() > 0.9 * entropy

@@ -1,0 +1,215 @@
+"""Runs that stop and go on, run folders and checkpoints, with everything real."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from mdlm.experiment import Training
+from mdlm.run import load
+from mdlm.train.checkpoint import Checkpoints
+from mdlm.train.loop import Began, Evaluated, Saved, Stepped, Stopped
+from mdlm.train.session import Session
+from mdlm.types import InputError
+
+
+SETTINGS = Training(
+    steps=20, batch_size=16, ema_decay=0.9, log_every=5, eval_every=10, checkpoint_every=10
+)
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: devices)
+
+
+@pytest.fixture
+def setup(tmp_path):
+    """The tiny experiment and a file that defines it."""
+    text = tiny.write_text(tmp_path / "text.txt")
+    file = tmp_path / "tiny.py"
+    file.write_text(tiny.FILE.format(text=str(text)))
+    return tiny.experiment(text, train=SETTINGS), file
+
+
+def session(setup, out, **changes) -> Session:
+    experiment, file = setup
+    overrides = [(f"train.{name}", str(value)) for name, value in changes.items()]
+    experiment = replace(experiment, train=replace(experiment.train, **changes))
+    return Session(experiment, out, source=file.read_text(), overrides=overrides)
+
+
+def stop_at(events, step: int) -> list:
+    """Runs until the loop has made `step` steps, then asks it to stop."""
+    stop = [False]
+    seen = []
+    for event in events(lambda: stop[0]):
+        seen.append(event)
+        stop[0] = event.step >= step
+    return seen
+
+
+def final(folder) -> tuple[int, dict]:
+    run = load(folder)
+    return run.step, jax.device_get(run.params)
+
+
+def test_stopped_and_continued_is_undisturbed_bitwise(setup, tmp_path):
+    straight = session(setup, tmp_path / "a")
+    events = list(straight.train())
+    assert straight.finished and not any(isinstance(e, Stopped) for e in events)
+    first = session(setup, tmp_path / "b", log_every=1)
+    seen = stop_at(first.train, 7)
+    assert isinstance(seen[-1], Stopped) and isinstance(seen[-2], Saved)
+    stopped_at = seen[-1].step
+    assert 7 <= stopped_at < 10 and not first.finished
+    second = session(setup, tmp_path / "b")
+    seen = list(second.train())
+    assert isinstance(seen[0], Began) and seen[0].step == stopped_at
+    (step_a, a), (step_b, b) = final(tmp_path / "a"), final(tmp_path / "b")
+    assert step_a == step_b == 20
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+    with Checkpoints(tmp_path / "a" / "checkpoints") as one, Checkpoints(
+        tmp_path / "b" / "checkpoints"
+    ) as two:
+        assert one.latest == two.latest == 20
+
+
+def test_run_folder_holds_what_it_should(setup, tmp_path):
+    run = session(setup, tmp_path / "run")
+    kinds = [type(event) for event in run.train()]
+    assert kinds.count(Evaluated) == 2 and kinds.count(Saved) == 2 and Stepped in kinds
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        "experiment.py",
+        "config.json",
+        "env.json",
+        "metrics.jsonl",
+        "samples.txt",
+        "curves.png",
+        "checkpoints",
+        "data",
+    }
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in lines if e["kind"] == "train"] == [5, 10, 15, 20]
+    assert [e["step"] for e in lines if e["kind"] == "valid"] == [10, 20]
+    assert all(np.isfinite(e["loss"]) for e in lines if e["kind"] == "train")
+    assert (tmp_path / "run" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert "step 20, sample 1" in (tmp_path / "run" / "samples.txt").read_text()
+    env = json.loads((tmp_path / "run" / "env.json").read_text())
+    assert env["packages"]["jax"] == jax.__version__ and env["devices"]
+
+
+def test_continuing_rewrites_the_log_after_the_checkpoint(setup, tmp_path):
+    run = session(setup, tmp_path / "run", checkpoint_every=5)
+    list(run.train())
+    before = [e["step"] for e in run.folder.metrics()]
+    run.folder.rewind(10)
+    assert max(e["step"] for e in run.folder.metrics()) == 10 < max(before)
+
+
+def test_another_configuration_is_refused(setup, tmp_path):
+    list(session(setup, tmp_path / "run").train())
+    experiment, file = setup
+    other = replace(experiment, network=replace(experiment.network, width=64), seed=3)
+    with pytest.raises(InputError, match=r"network.width: 32 there, 64 here.*seed: 0 there"):
+        Session(other, tmp_path / "run", source=file.read_text(), overrides=[])
+    # How long it runs and how often it looks is not what the run is.
+    longer = session(setup, tmp_path / "run", steps=25, eval_every=5)
+    assert next(iter(longer.train())).step == 20
+
+
+def test_checkpoint_of_other_shapes_is_refused(setup, tmp_path):
+    run = session(setup, tmp_path / "run")
+    list(run.train())
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        wrong = {"ema": {"network": {"embed": {"table": jax.ShapeDtypeStruct((3, 3), np.float32)}}}}
+        with pytest.raises(InputError, match="shape"):
+            checkpoints.restore_part(wrong)
+        with pytest.raises(InputError, match="no checkpoint of step 3"):
+            checkpoints.restore_part({}, 3)
+
+
+def test_init_from_another_run(setup, tmp_path):
+    list(session(setup, tmp_path / "run").train())
+    experiment, file = setup
+    fresh = Session(
+        replace(experiment, seed=1, train=replace(experiment.train, steps=1)),
+        tmp_path / "next",
+        source=file.read_text(),
+        overrides=[("seed", "1"), ("train.steps", "1")],
+        init_from=str(tmp_path / "run"),
+    )
+    list(fresh.train())
+    (_, old), (step, new) = final(tmp_path / "run"), final(tmp_path / "next")
+    assert step == 1
+    # Step 0 has learning rate 0, so what was taken over is still there.
+    for x, y in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+        np.testing.assert_array_equal(x, y)
+    wider = replace(experiment, network=replace(experiment.network, width=64))
+    with pytest.raises(InputError, match="shape"):
+        Session(
+            wider,
+            tmp_path / "wider",
+            source=file.read_text(),
+            overrides=[],
+            init_from=str(tmp_path / "run"),
+        )
+    assert not (tmp_path / "wider").exists()
+
+
+def test_newest_and_best_are_kept(tmp_path):
+    state = {"step": jax.numpy.zeros(()), "w": jax.numpy.ones((4,))}
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+        for step, nelbo in enumerate([3.0, 1.0, 2.0, 2.5, 2.2, 2.4]):
+            checkpoints.save(step, state, {"position": step}, nelbo)
+        checkpoints.wait()
+        assert checkpoints.steps == [1, 4, 5]
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+        checkpoints.save(6, state, {"position": 6})  # no validation at this one
+        checkpoints.wait()
+        assert checkpoints.steps == [1, 5, 6] and checkpoints.latest == 6
+        restored, data = checkpoints.restore(jax.eval_shape(lambda: state))
+        assert data == {"position": 6}
+        np.testing.assert_array_equal(restored["w"], np.ones(4))
+
+
+def test_full_disk_is_one_line_and_loses_nothing(tmp_path):
+    """A limit on file size stands in for a disk that is full."""
+    code = f"""
+import resource, signal, sys
+import jax.numpy as jnp
+from mdlm.train.checkpoint import Checkpoints
+from mdlm.types import InputError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with Checkpoints({str(tmp_path / "c")!r}) as checkpoints:
+    checkpoints.save(1, {{"w": jnp.arange(1000.0)}}, {{"position": 1}})
+    checkpoints.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+    try:
+        import numpy as np
+        big = jnp.asarray(np.random.default_rng(0).normal(size=(400, 1000)))
+        checkpoints.save(2, {{"w": big}}, {{"position": 2}})
+        checkpoints.wait()
+    except InputError as error:
+        print(error)
+        sys.stdout.flush()
+        import os
+        os._exit(2)
+"""
+    env = {**os.environ, "XLA_FLAGS": ""}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert out.returncode == 2, out.stderr[-2000:]
+    assert "could not be written" in out.stdout and out.stdout.count("\n") == 1
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.steps == [1]
+        state, _ = checkpoints.restore({"w": jax.ShapeDtypeStruct((1000,), np.float32)})
+        np.testing.assert_array_equal(state["w"], np.arange(1000.0))
