@@ -10,7 +10,7 @@ noise level per sequence, `[b, l]` for one per token. Losses are in nats, float3
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ class Vocab:
                 raise ValueError(f"{name}={value} is not an id of a vocabulary of {self.size}")
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def pytree(cls):
     """Class decorator: a frozen keyword-only dataclass that JAX sees as a pytree of its fields.
 

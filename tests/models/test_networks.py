@@ -25,15 +25,14 @@ both = pytest.mark.parametrize("network", [DIT, CAUSAL], ids=["dit", "causal"])
 
 @functools.cache
 def random_params(network):
-    """Initial parameters with noise on all of them, so that nothing is switched off."""
-    return jax.jit(lambda: _noisy(init(network, jax.random.key(1), COLUMNS)))()
+    """Parameters of the right size, none of them 0, so that nothing is switched off."""
+    random = np.random.default_rng(0)
 
+    def draw(path, array):
+        centre = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(centre + 0.2 * random.normal(size=array.shape), jnp.float32)
 
-def _noisy(params):
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    noisy = [a + 0.2 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+    return jax.tree_util.tree_map_with_path(draw, shapes(network, COLUMNS))
 
 
 @pytest.fixture

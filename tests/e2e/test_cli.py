@@ -1,0 +1,179 @@
+"""The command line as its users run it: processes of their own, exit codes, one-line errors."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny
+
+pytestmark = pytest.mark.e2e
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "COLUMNS": "100"}
+
+
+def mdlm(*words, cwd=None, timeout=300) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "mdlm", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment(),
+        timeout=timeout,
+    )
+
+
+def refused(*words, cwd=None) -> str:
+    """What a refused command says: one line on standard error, exit code 2, nothing printed."""
+    out = mdlm(*words, cwd=cwd)
+    assert out.returncode == 2, (out.returncode, out.stderr[-2000:])
+    assert out.stdout == ""
+    lines = out.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("mdlm: "), out.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a text, an experiment on it, and its finished run."""
+    folder = tmp_path_factory.mktemp("work")
+    tiny.write_text(folder / "text.txt")
+    (folder / "tiny.py").write_text(tiny.FILE.format(text=str(folder / "text.txt")))
+    out = mdlm("train", "tiny.py", "--out", "run", cwd=folder)
+    assert out.returncode == 0, out.stderr[-3000:]
+    assert "validation" in out.stderr and "next: mdlm eval run" in out.stdout
+    return folder
+
+
+def test_version_and_help():
+    assert re.fullmatch(r"mdlm \d+\.\d+\.\d+\n", mdlm("--version").stdout)
+    text = mdlm("train", "--help").stdout
+    assert "--train.steps 2000" in text and "continues a run" in text
+
+
+def test_eval_reports_units_errors_and_protocol(work):
+    out = mdlm("eval", "run", "--passes", 3, "--json", cwd=work)
+    assert out.returncode == 0, out.stderr
+    found = {m["name"]: m for m in json.loads(out.stdout)}
+    assert set(found) == {"nats per token", "bits per byte", "bits per character", "perplexity"}
+    nats = found["nats per token"]
+    assert nats["stderr"] > 0 and nats["stderr_rows"] > 0 and "NELBO" in nats["protocol"]
+    # Bytes are tokens here, apart from the one EOS.
+    assert found["bits per byte"]["value"] == pytest.approx(nats["value"] / 0.6931, rel=2e-3)
+    again = mdlm("eval", "run", "--passes", 3, "--json", cwd=work)
+    assert again.stdout == out.stdout
+    words = mdlm("eval", "run", "--data", "text.txt", cwd=work)
+    assert words.returncode == 0 and "+-" in words.stdout and "perplexity" in words.stdout
+
+
+def test_sample_prompts_infills_and_lengths(work):
+    out = mdlm("sample", "run", "--prompt", "the quick", "--num", 2, "--length", 80, "--json", cwd=work)
+    assert out.returncode == 0, out.stderr
+    found = json.loads(out.stdout)
+    assert len(found["texts"]) == 2 and found["nfe"] > 0 and found["tokens_per_second"] > 0
+    assert all(t["text"].startswith("the quick") and len(t["tokens"]) == 80 for t in found["texts"])
+    assert found["texts"][0]["text"] != found["texts"][1]["text"]
+    infill = "the [MASK:5] brown [MASK] fox"
+    out = mdlm("sample", "run", "--infill", infill, "--seed", 3, "--json", cwd=work)
+    text = json.loads(out.stdout)["texts"][0]
+    assert len(text["tokens"]) == len("the ") + 5 + len(" brown ") + 1 + len(" fox")
+    assert bytes(text["tokens"][:4]) == b"the " and bytes(text["tokens"][-4:]) == b" fox"
+    same = mdlm("sample", "run", "--infill", infill, "--seed", 3, "--json", cwd=work)
+    assert json.loads(same.stdout)["texts"] == [text]
+    plain = mdlm("sample", "run", "--steps", 4, cwd=work)
+    assert plain.returncode == 0 and re.search(r"NFE \d+.*tokens/s", plain.stderr)
+
+
+def test_bad_input_is_one_line(work):
+    before = sorted(p.name for p in work.iterdir())
+    cases = [
+        (("train", "missing.py"), "no such experiment file"),
+        (("train", "tiny.py", "--train.stpes", "3"), "did you mean --train.steps?"),
+        (("train", "tiny.py", "--train.steps", "many"), "expected a whole number"),
+        (("train", "tiny.py", "--train.steps"), "a value is missing"),
+        (("train", "tiny.py", "--train.steps", "0"), "not positive"),
+        (("train", "tiny.py", "--out", "x", "--data.source.train", "no.txt"), "no.txt"),
+        (("train", "tiny.py", "--out", "x", "--data.packing.length", "9999999"), "too few"),
+        (("train", "tiny.py", "--out", "x", "--mesh.fsdp", "3"), "does not fit 1 devices"),
+        (("train", "tiny.py", "--out", "run", "--network.width", "64"), "network.width: 32 there"),
+        (("train", "tiny.py", "--out", "x", "--init-from", "nowhere"), "no checkpoint"),
+        (("eval", "nowhere"), "not a run folder"),
+        (("eval", "run", "--step", "7"), "no checkpoint of step 7"),
+        (("eval", "run", "--passes", "0"), "at least one pass"),
+        (("eval", "run", "--stpes", "3"), "no such option"),
+        (("eval", "run", "--data", "no.txt"), "no.txt"),
+        (("sample", "run", "--length", "0"), "0 tokens"),
+        (("sample", "run", "--prompt", "x" * 50, "--length", "10"), "more than the 10"),
+        (("sample", "run", "--infill", "no blank"), "no [MASK]"),
+        (("sample", "run", "--infill", "[MASK:99]"), "window of this model"),
+        (("sample", "run", "--top-p", "1.5"), "top_p=1.5"),
+        (("sample", "run", "--num", "0"), "at least one text"),
+    ]
+    for words, message in cases:
+        assert message in refused(*words, cwd=work), words
+    (work / "bad.txt").write_bytes(b"good text \xff\xfe")
+    assert "bad.txt" in refused(
+        "train", "tiny.py", "--out", "x", "--data.source.train", "bad.txt", cwd=work
+    )
+    (work / "empty.txt").write_text("")
+    assert "no text" in refused(
+        "train", "tiny.py", "--out", "x", "--data.source.train", "empty.txt", cwd=work
+    )
+    (work / "raises.py").write_text("1 / 0\n")
+    assert "line 1: ZeroDivisionError" in refused("train", "raises.py", cwd=work)
+    for name in ("bad.txt", "empty.txt", "raises.py"):
+        (work / name).unlink()
+    assert sorted(p.name for p in work.iterdir()) == before  # nothing half-written
+
+
+def test_out_of_vocabulary_prompt_is_refused(work):
+    words = ("--out", "letters", "--train.steps", "1")
+    text = (work / "tiny.py").read_text().replace("Bytes", "Characters")
+    (work / "letters.py").write_text(text)
+    assert mdlm("train", "letters.py", *words, cwd=work).returncode == 0
+    assert "\u00e9" in refused("sample", "letters", "--prompt", "caf\u00e9", cwd=work)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt_saves_and_the_same_command_continues(work, number, code):
+    out = f"stopped-{code}"
+    command = ["train", "tiny.py", "--out", out, "--train.steps", "100000", "--train.log_every", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mdlm", *command],
+        cwd=work,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    log = work / out / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (log.is_file() and log.read_text().count("\n") > 3):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == code, said
+    step = int(re.search(r"stopped at step (\d+), saved; to continue: mdlm train", said).group(1))
+    # The same command, with the steps it had made and two more.
+    command[command.index("--train.steps") + 1] = str(step + 2)
+    out = mdlm(*command, cwd=work)
+    assert out.returncode == 0 and f"step {step} of {step + 2}" in out.stderr, out.stderr
+
+
+def test_from_python(work):
+    import mdlm as package
+
+    run = package.load(work / "run")
+    metrics = run.perplexity()
+    assert metrics[0].name == "nats per token" and 0 < metrics[0].value < 5
+    out = run.generate("the ", length=40, num=2, top_p=0.9)
+    assert all(t.text.startswith("the ") for t in out.texts)
+    again = run.generate("the ", length=40, num=2, top_p=0.9)
+    assert out.texts == again.texts
