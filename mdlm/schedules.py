@@ -59,7 +59,7 @@ class Schedule(abc.ABC):
     def weight(
         self, t: Float[Array, "*s"], x_0: Int[Array, "*s"] | None = None
     ) -> Float[Array, "*s"]:
-        """The NELBO's weight of a masked token: `-alpha' / (1 - alpha)` (arXiv:2406.04329 eq. 5)."""
+        """The weight of a masked token in the NELBO: `-alpha' / (1 - alpha)` (MD4 eq. 5)."""
         return -self.dalpha(t, x_0) / self.one_minus_alpha(t, x_0)
 
     def log_snr(
