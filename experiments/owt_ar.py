@@ -2,8 +2,8 @@
 
     mdlm train experiments/owt_ar.py
 
-Data: as in `owt_small.py`, the protocol too. Half as many steps, 0.5M, for the same number of tokens
-trained on, since every position is scored and not half of them.
+Data: as in `owt_small.py`, the protocol too. Half as many steps, 0.5M, for the same number of
+tokens trained on, since every position is scored and not half of them.
 Hardware: 8 GPUs of 80 GB, about three days; 162M parameters.
 Expected, *published* (valid perplexity): 17.54 (arXiv:2406.07524, table 2).
 """
@@ -21,9 +21,7 @@ from mdlm.samplers.left_to_right import LeftToRight
 experiment = Experiment(
     name="owt_ar",
     data=TextData(
-        source=HuggingFace(
-            path="Skylion007/openwebtext", held_out_documents=100_000, test=None
-        ),
+        source=HuggingFace(path="Skylion007/openwebtext", held_out_documents=100_000, test=None),
         tokenizer=Pretrained(name="gpt2"),
         packing=Wrap(length=1024, remainder="drop"),
     ),

@@ -25,9 +25,7 @@ from mdlm.samplers.ancestral import Ancestral
 experiment = Experiment(
     name="owt_small",
     data=TextData(
-        source=HuggingFace(
-            path="Skylion007/openwebtext", held_out_documents=100_000, test=None
-        ),
+        source=HuggingFace(path="Skylion007/openwebtext", held_out_documents=100_000, test=None),
         tokenizer=Pretrained(name="gpt2"),
         packing=Wrap(length=1024, remainder="drop"),
     ),

@@ -1,8 +1,8 @@
 """Masked diffusion language models in JAX: pretraining, perplexity, generation.
 
-    run = mdlm.load("runs/quickstart")
-    run.perplexity()
-    run.generate("The ", length=200)
+run = mdlm.load("runs/quickstart")
+run.perplexity()
+run.generate("The ", length=200)
 """
 
 from typing import TYPE_CHECKING

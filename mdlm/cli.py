@@ -231,7 +231,9 @@ def run_sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     names = ("steps", "temperature", "top_p", "top_k")
     settings = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
     if "steps" in settings and not hasattr(run.experiment.sampler, "steps"):
-        raise InputError("--steps: this sampler writes one token per step, it has no number of them")
+        raise InputError(
+            "--steps: this sampler writes one token per step, it has no number of them"
+        )
     try:
         replace(run.experiment.sampler, **settings)
     except ValueError as error:
@@ -252,7 +254,11 @@ def run_sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
                 **settings,
             )
     if args.json:
-        summary = {"nfe": out.nfe, "seconds": out.seconds, "tokens_per_second": out.tokens_per_second}
+        summary = {
+            "nfe": out.nfe,
+            "seconds": out.seconds,
+            "tokens_per_second": out.tokens_per_second,
+        }
         print(json.dumps({**summary, "texts": [vars(t) for t in out.texts]}))
         return 0
     for number, text in enumerate(out.texts, 1):

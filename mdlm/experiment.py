@@ -26,7 +26,7 @@ from mdlm.models.network import Network
 from mdlm.objectives.autoregressive import Autoregressive
 from mdlm.objectives.base import Objective
 from mdlm.objectives.nelbo import Nelbo
-from mdlm.optim import AdamW
+from mdlm.optim import AdamW, Optimizer
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.base import Process
@@ -91,7 +91,7 @@ class Experiment:
     objective: Objective = Nelbo()
     sampler: Sampler = Ancestral()
     time_condition: Literal["none", "t", "sigma", "log_snr"] = "none"
-    optimizer: AdamW = AdamW()
+    optimizer: Optimizer = AdamW()
     train: Training = Training()
     evaluation: Perplexity = Perplexity()
     mesh: MeshShape = MeshShape()
@@ -208,7 +208,9 @@ def load_file(path: str | Path) -> Experiment:
     except SyntaxError as error:
         raise InputError(f"{path}, line {error.lineno}: {error.msg}") from error
     except Exception as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        lines = [
+            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
+        ]
         where = f", line {lines[-1]}" if lines else ""
         raise InputError(f"{path}{where}: {type(error).__name__}: {error}") from error
     experiment = space.get("experiment")
@@ -220,7 +222,9 @@ def load_file(path: str | Path) -> Experiment:
 def describe(component: Any) -> Any:
     """A component as plain JSON values: its class name and its fields."""
     if dataclasses.is_dataclass(component) and not isinstance(component, type):
-        values = {f.name: describe(getattr(component, f.name)) for f in dataclasses.fields(component)}
+        values = {
+            f.name: describe(getattr(component, f.name)) for f in dataclasses.fields(component)
+        }
         return {"class": type(component).__name__, **values}
     if isinstance(component, (tuple, list)):
         return [describe(item) for item in component]
@@ -228,7 +232,9 @@ def describe(component: Any) -> Any:
 
 
 FREE = ("name", "sampler", "evaluation", "mesh")
-FREE_TRAINING = tuple(f.name for f in dataclasses.fields(Training) if f.name not in ("batch_size", "ema_decay"))
+FREE_TRAINING = tuple(
+    f.name for f in dataclasses.fields(Training) if f.name not in ("batch_size", "ema_decay")
+)
 
 
 def identity(experiment: Experiment) -> dict:

@@ -6,8 +6,9 @@ dimension that divides. One device is a mesh of 1 x 1, so nothing else knows how
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,7 +34,7 @@ class MeshShape:
         if any(size != -1 and size < 1 for size in sizes) or sizes == (-1, -1):
             raise ValueError(f"mesh {sizes}: axis sizes are positive, one of them may be -1")
 
-    def build(self, devices: list[jax.Device] | None = None) -> Mesh:
+    def build(self, devices: Sequence[Any] | None = None) -> Mesh:
         """The mesh over `devices` (default: all). InputError where the sizes do not fit."""
         devices = jax.devices() if devices is None else devices
         fixed = math.prod(size for size in (self.data, self.fsdp) if size != -1)
@@ -44,9 +45,7 @@ class MeshShape:
             )
         rest = len(devices) // fixed
         shape = tuple(rest if size == -1 else size for size in (self.data, self.fsdp))
-        return jax.make_mesh(
-            shape, (DATA, FSDP), axis_types=(AxisType.Auto,) * 2, devices=devices
-        )
+        return jax.make_mesh(shape, (DATA, FSDP), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -5,21 +5,22 @@ half a cosine to `final` of its peak ("cosine"), or stays and falls linearly to 
 last `cooldown` share of the run ("wsd": warm-up, stable, decay).
 """
 
+import abc
 from dataclasses import dataclass
 from typing import Literal
 
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from mdlm.types import ArrayTree
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW:
-    """AdamW with a warmed-up learning rate and clipping by the gradient's global norm.
+class Optimizer(abc.ABC):
+    """A learning rate over the steps, clipping by the gradient's global norm, and a direction.
 
-    Weight decay acts on matrices (arrays of two or more dimensions without the stacked layers'),
-    not on biases and norms. `clip_norm=0` turns clipping off.
+    `clip_norm=0` turns clipping off. Weight decay acts on matrices, not on biases and norms.
     """
 
     learning_rate: float = 3e-4
@@ -58,21 +59,82 @@ class AdamW:
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax transformation for a run of `steps` steps."""
         clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
-        adam = optax.adamw(
-            self.rate(steps),
+        return optax.chain(clip, self.direction(self.rate(steps)))
+
+    @abc.abstractmethod
+    def direction(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """From clipped gradients to updates."""
+
+    def adam(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """AdamW with these settings, at a rate that may be another than the optimizer's own."""
+        return optax.adamw(
+            rate,
             b1=self.b1,
             b2=self.b2,
             eps=self.eps,
             weight_decay=self.weight_decay,
             mask=decayed if self.weight_decay else None,
         )
-        return optax.chain(clip, adam)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Optimizer):
+    """AdamW (arXiv:1711.05101), the optimizer of the papers."""
+
+    def direction(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        return self.adam(rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon(Optimizer):
+    """Muon (Jordan et al. 2024) on the blocks' matrices, AdamW on all else.
+
+    The momentum of each hidden matrix is orthogonalised before it is applied, layer by layer of a
+    stack. Embedding, head, modulation, biases and norms go by AdamW at `adam_rate` times the
+    learning rate, which is Muon's own and much larger than AdamW's.
+    """
+
+    learning_rate: float = 0.02
+    momentum: float = 0.95
+    adam_rate: float = 0.15
+
+    def direction(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        def layers(params: ArrayTree) -> ArrayTree:
+            return jax.tree.map(
+                lambda _: MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2,)), params
+            )
+
+        muon = optax.chain(
+            scale_by_muon(beta=self.momentum, weight_dimension_numbers=layers),
+            optax.add_decayed_weights(self.weight_decay),
+            optax.scale_by_learning_rate(rate),
+        )
+        adam = self.adam(lambda step: self.adam_rate * rate(step))
+        return optax.multi_transform({"muon": muon, "adam": adam}, hidden)
 
 
 def decayed(params: ArrayTree) -> ArrayTree:
     """True at matrices. Arrays of stacked layers have one dimension more than their layer's."""
+
     def is_matrix(path, array) -> bool:
-        stacked = any(getattr(part, "key", None) == "blocks" for part in path)
-        return array.ndim - stacked >= 2
+        return array.ndim - ("blocks" in _names(path)) >= 2
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
+def hidden(params: ArrayTree) -> ArrayTree:
+    """ "muon" at the blocks' matrices between hidden states, stacked `[n i o]`; "adam" elsewhere.
+
+    The modulation's matrix, which starts at zero and reads the noise level, is not one of them.
+    """
+
+    def label(path, array) -> str:
+        names = _names(path)
+        is_hidden = "blocks" in names and array.ndim == 3 and "modulation" not in names
+        return "muon" if is_hidden else "adam"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _names(path: tuple) -> list[str]:
+    return [str(getattr(part, "key", "")) for part in path]

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 
 class Progress:
@@ -10,7 +11,7 @@ class Progress:
 
     def __init__(self):
         self.tty = sys.stderr.isatty()
-        self._bar = None
+        self._bar: Any = None
         self._task = ""
         self._spoken = 0.0
 

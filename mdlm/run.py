@@ -1,8 +1,8 @@
 """A finished or running run, opened from Python.
 
-    run = mdlm.load("runs/quickstart")
-    run.perplexity()
-    print(run.generate("The ", length=200).texts[0].text)
+run = mdlm.load("runs/quickstart")
+run.perplexity()
+print(run.generate("The ", length=200).texts[0].text)
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from typing import Any
 import jax
 
 from mdlm.data.dataset import Dataset, TextData
-from mdlm.evals.nll import Metric, Perplexity
+from mdlm.evals.nll import Metric, Perplexity, Report
 from mdlm.experiment import Experiment, Model
 from mdlm.generation import Generation, Generator, window_of
 from mdlm.samplers.base import Sampler
 from mdlm.train.checkpoint import Checkpoints
 from mdlm.train.record import RunFolder
-from mdlm.train.score import Report, Scorer
+from mdlm.train.score import Scorer
 from mdlm.train.step import abstract_state
 
 

@@ -9,7 +9,7 @@ which is the same however many processes there are.
 import functools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 
@@ -84,7 +84,7 @@ class TrainLoader:
             "rows": np.array(self.batch_size, np.int32),
         }
 
-    def iterate(self, position: int) -> Iterator[tuple[int, HostBatch]]:
+    def iterate(self, position: int) -> Generator[tuple[int, HostBatch], None, None]:
         """Endless `(position after the batch, batch)`, made ahead by a thread of its own.
 
         Closing the iterator ends the thread; what fails in the thread is raised here.

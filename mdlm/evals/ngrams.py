@@ -20,8 +20,8 @@ def baselines(
     unigram = _unigram(*train, size)
     p = unigram[tokens]
     tenth = max(1, len(train[0]) // 10)
-    held = tuple(part[:tenth] for part in train)
-    rest = tuple(part[tenth:] for part in train) if len(train[0]) > 1 else train
+    held = (train[0][:tenth], train[1][:tenth])
+    rest = (train[0][tenth:], train[1][tenth:]) if len(train[0]) > 1 else train
     strengths = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
     rest_unigram = _unigram(*rest, size)
     pairs = _pairs(*rest, size)

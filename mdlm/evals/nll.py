@@ -10,7 +10,7 @@ standard error over sequences, which is about the split rather than about the no
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,9 @@ Score = Callable[[int, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
 """`(pass number, batch) -> (bound [b], count [b])`: sums over each row, nats and tokens."""
 
 Batches = Callable[[], Iterable[dict[str, np.ndarray]]]
+
+Report = Callable[[int, int], None]
+"""`(rows scored, rows to score)`, over all passes."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,15 @@ class Perplexity:
             raise ValueError(f"passes={self.passes}, batch_size={self.batch_size}")
 
     def score(
-        self, score: Score, batches: Batches, *, rows: int, seed: int
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Runs the passes; yields `(row done so far, bound, count)` after each batch.
-
-        The arrays are `[passes rows]` in float64, filled as far as the scoring has come.
-        """
+        self,
+        score: Score,
+        batches: Batches,
+        *,
+        rows: int,
+        seed: int,
+        report: Report = lambda done, total: None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Runs the passes. Returns bound and count by pass and row, `[passes rows]`, float64."""
         bound = np.zeros((self.passes, rows))
         count = np.zeros((self.passes, rows))
         done = 0
@@ -81,7 +87,8 @@ class Perplexity:
                 bound[number, place[filled]] = nats[filled]
                 count[number, place[filled]] = tokens[filled]
                 done += int(filled.sum())
-                yield done, bound, count
+                report(done, rows * self.passes)
+        return bound, count
 
 
 def summarise(

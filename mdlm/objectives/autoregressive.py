@@ -17,7 +17,7 @@ from jaxtyping import Key
 from mdlm.keys import stream
 from mdlm.objectives.base import Objective, ask, weighted_cross_entropy
 from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.base import Process
+from mdlm.processes.masked import Masked
 from mdlm.types import Batch, Denoise, LossTerms
 
 
@@ -33,7 +33,7 @@ class Autoregressive(Objective):
         key: Key[Array, ""],
         batch: Batch,
         *,
-        process: Process,
+        process: Masked,
         parameterization: Parameterization,
         denoise: Denoise,
     ) -> LossTerms:

@@ -1,9 +1,9 @@
 """The run folder: everything that one would want to know of a run later.
 
-    experiment.py   the experiment file, as it was            metrics.jsonl   one line per entry
-    config.json     its values, the overrides, fingerprint    samples.txt     text by step
-    env.json        versions, devices, git state              curves.png      the picture
-    data/           the tokenizer                             checkpoints/
+experiment.py   the experiment file, as it was            metrics.jsonl   one line per entry
+config.json     its values, the overrides, fingerprint    samples.txt     text by step
+env.json        versions, devices, git state              curves.png      the picture
+data/           the tokenizer                             checkpoints/
 """
 
 import json

@@ -1,7 +1,6 @@
 """Scoring a split with a set of parameters: an evaluator, a compiled score and the data, joined."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import jax
@@ -10,14 +9,11 @@ import numpy as np
 from mdlm.data.dataset import Dataset
 from mdlm.data.loader import evaluation_batches
 from mdlm.evals.ngrams import baselines
-from mdlm.evals.nll import Metric, Perplexity, summarise
+from mdlm.evals.nll import Metric, Perplexity, Report, summarise
 from mdlm.experiment import Model
 from mdlm.mesh import check_batch, place
 from mdlm.train.step import compile_score
 from mdlm.types import ArrayTree, Batch
-
-Report = Callable[[int, int], None]
-"""`(rows scored, rows to score)`."""
 
 
 class Scorer:
@@ -52,9 +48,7 @@ class Scorer:
             return evaluation_batches(rows, size, jax.process_index(), jax.process_count())
 
         n = len(rows.tokens)
-        bound = count = np.zeros((how.passes, n))
-        for done, bound, count in how.score(score, batches, rows=n, seed=experiment.seed):
-            report(done, n * how.passes)
+        bound, count = how.score(score, batches, rows=n, seed=experiment.seed, report=report)
         share = "" if whole else f", first {n} rows"
         packing = experiment.data.packing.protocol
         protocol = f"{how.split}{share}, {packing}, {objective.protocol}, EMA parameters"

@@ -15,10 +15,14 @@ from mdlm.data.dataset import Dataset
 from mdlm.evals.nll import Metric
 from mdlm.experiment import Experiment, Model
 from mdlm.generation import Generation, Generator, window_of
+from mdlm.interop import reference
 from mdlm.mesh import check_batch
+from mdlm.models.causal import CausalTransformer
+from mdlm.models.dit import DiT
+from mdlm.models.network import count_parameters
 from mdlm.train import curves
 from mdlm.train.checkpoint import Checkpoints
-from mdlm.train.loop import Event, Evaluated, Saved, train
+from mdlm.train.loop import Evaluated, Event, Saved, train
 from mdlm.train.record import RunFolder
 from mdlm.train.score import Scorer
 from mdlm.train.step import abstract_state, create_state
@@ -64,7 +68,8 @@ class Session:
             self.folder.data if self.folder.exists else None, report
         )
         self.model = Model(experiment, self.dataset.vocab)
-        self.dataset.train  # packs the rows: too short a text is refused here
+        for split in ("train", experiment.evaluation.split):
+            getattr(self.dataset, split)  # reads and packs it: too short a text is refused here
         self.initial = self._initial(init_from)
         self.folder.begin(source, overrides, experiment)
         if self.folder.writes:
@@ -155,15 +160,15 @@ def import_weights(
 
     Returns the number of parameters. InputError where the sizes are not the experiment's.
     """
-    from mdlm.interop import reference
-    from mdlm.models.network import count_parameters
-
     folder = RunFolder(out)
     if folder.exists:
         raise InputError(f"{out} is a run folder already")
+    network = experiment.network
+    if not isinstance(network, DiT | CausalTransformer):
+        raise InputError(f"no published layout is known for network={type(network).__name__}(...)")
     tokenizer = experiment.data.load(None).tokenizer
     model = Model(experiment, tokenizer.vocab)
-    params = reference.params_from(reference.read(weights), experiment.network, model.columns)
+    params = reference.params_from(reference.read(weights), network, model.columns)
     folder.begin(source, overrides, experiment)
     tokenizer.save(folder.data)
     tx = experiment.optimizer.build(experiment.train.steps)

@@ -157,4 +157,3 @@ def compile_score(model: Model, mesh: Mesh) -> Callable[..., tuple[Array, Array]
         return terms.bound.sum(axis=-1), terms.count.sum(axis=-1)
 
     return jax.jit(score, out_shardings=replicated(mesh))
-

@@ -20,7 +20,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path):
         try:
-            from tensorboardX import SummaryWriter
+            from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise InputError("--tensorboard needs: pip install 'mdlm[tensorboard]'") from error
         self.writer = SummaryWriter(str(folder / "tensorboard"))
@@ -38,7 +38,7 @@ class WeightsAndBiases:
 
     def __init__(self, folder: Path, project: str, experiment: Experiment):
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise InputError("--wandb needs: pip install 'mdlm[wandb]'") from error
         name = str(folder).replace("/", "-")

@@ -73,7 +73,9 @@ def test_eval_reports_units_errors_and_protocol(work):
 
 
 def test_sample_prompts_infills_and_lengths(work):
-    out = mdlm("sample", "run", "--prompt", "the quick", "--num", 2, "--length", 80, "--json", cwd=work)
+    out = mdlm(
+        "sample", "run", "--prompt", "the quick", "--num", 2, "--length", 80, "--json", cwd=work
+    )
     assert out.returncode == 0, out.stderr
     found = json.loads(out.stdout)
     assert len(found["texts"]) == 2 and found["nfe"] > 0 and found["tokens_per_second"] > 0
@@ -143,7 +145,16 @@ def test_out_of_vocabulary_prompt_is_refused(work):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupt_saves_and_the_same_command_continues(work, number, code):
     out = f"stopped-{code}"
-    command = ["train", "tiny.py", "--out", out, "--train.steps", "100000", "--train.log_every", "1"]
+    command = [
+        "train",
+        "tiny.py",
+        "--out",
+        out,
+        "--train.steps",
+        "100000",
+        "--train.log_every",
+        "1",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "mdlm", *command],
         cwd=work,

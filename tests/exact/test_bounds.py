@@ -53,7 +53,9 @@ def nodes(low: float, high: float, n: int = 48) -> tuple[np.ndarray, np.ndarray]
     x, w = np.polynomial.legendre.leggauss(n)
     grade = (1 - np.cos(np.pi * np.arange(17) / 16)) / 2
     cuts = low + (high - low) * grade**8
-    at = np.concatenate([(a + b) / 2 + (b - a) / 2 * x for a, b in zip(cuts, cuts[1:], strict=False)])
+    at = np.concatenate(
+        [(a + b) / 2 + (b - a) / 2 * x for a, b in zip(cuts, cuts[1:], strict=False)]
+    )
     by = np.concatenate([(b - a) / 2 * w for a, b in zip(cuts, cuts[1:], strict=False)])
     return at, by
 

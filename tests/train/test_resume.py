@@ -18,7 +18,6 @@ from mdlm.train.loop import Began, Evaluated, Saved, Stepped, Stopped
 from mdlm.train.session import Session
 from mdlm.types import InputError
 
-
 SETTINGS = Training(
     steps=20, batch_size=16, ema_decay=0.9, log_every=5, eval_every=10, checkpoint_every=10
 )
@@ -77,9 +76,10 @@ def test_stopped_and_continued_is_undisturbed_bitwise(setup, tmp_path):
     assert step_a == step_b == 20
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
-    with Checkpoints(tmp_path / "a" / "checkpoints") as one, Checkpoints(
-        tmp_path / "b" / "checkpoints"
-    ) as two:
+    with (
+        Checkpoints(tmp_path / "a" / "checkpoints") as one,
+        Checkpoints(tmp_path / "b" / "checkpoints") as two,
+    ):
         assert one.latest == two.latest == 20
 
 

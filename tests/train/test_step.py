@@ -8,7 +8,7 @@ import optax
 import pytest
 import tiny
 
-from mdlm.experiment import Model, Training
+from mdlm.experiment import Model
 from mdlm.mesh import MeshShape, place
 from mdlm.models.dit import DiT
 from mdlm.optim import AdamW
