@@ -24,9 +24,10 @@ class Progress:
     def stage(self, task: str, done: int, total: int) -> None:
         """Progress of a named task."""
         if self.tty:
-            if self._bar is None or self._task != task:
-                self._open(task, total, done)
-            self._bar.update(done - self._bar.n)
+            bar = self._bar
+            if bar is None or self._task != task:
+                bar = self._open(task, total, done)
+            bar.update(done - bar.n)
         elif done < total and time.monotonic() - self._spoken > 10:
             self._say(f"{task}: {done}/{total}")
 
@@ -70,12 +71,13 @@ class Progress:
         self._spoken = time.monotonic()
         print(words, file=sys.stderr, flush=True)
 
-    def _open(self, task: str, total: int, done: int) -> None:
+    def _open(self, task: str, total: int, done: int) -> Any:
         from tqdm import tqdm
 
         self._close()
         self._task = task
         self._bar = tqdm(total=total, initial=done, desc=task, dynamic_ncols=True, leave=False)
+        return self._bar
 
     def _close(self) -> None:
         if self._bar is not None:

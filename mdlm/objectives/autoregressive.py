@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Key
 
-from mdlm.keys import stream
+from mdlm.keys import by_row, stream
 from mdlm.objectives.base import Objective, ask, weighted_cross_entropy
 from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.masked import Masked
+from mdlm.processes.base import Process
 from mdlm.types import Batch, Denoise, LossTerms
 
 
@@ -33,7 +33,7 @@ class Autoregressive(Objective):
         key: Key[Array, ""],
         batch: Batch,
         *,
-        process: Masked,
+        process: Process,
         parameterization: Parameterization,
         denoise: Denoise,
     ) -> LossTerms:
@@ -41,12 +41,14 @@ class Autoregressive(Objective):
         scored = replace(batch, loss_mask=batch.loss_mask & ~first)
         prediction = ask(denoise, scored, tokens=batch.tokens, t=None, key=stream(key, "dropout"))
         # Every position is asked as if its own token were masked, which it is for this network.
-        hidden = jnp.full_like(batch.tokens, process.mask_id)
+        rows, length = batch.tokens.shape
+        keys = by_row(stream(key, "prior"), batch.row)
+        hidden = process.prior(keys, length)
         return weighted_cross_entropy(
             prediction,
             scored,
             parameterization=parameterization,
             z_t=hidden,
-            t=jnp.ones((batch.tokens.shape[0], 1)),
+            t=jnp.ones((rows, 1)),
             weight=jnp.ones(batch.tokens.shape),
         )
