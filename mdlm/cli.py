@@ -209,8 +209,8 @@ def run_eval(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     how = replace(
         how,
         split=args.split or how.split,
-        passes=args.passes or how.passes,
-        batch_size=args.batch_size or how.batch_size,
+        passes=how.passes if args.passes is None else args.passes,
+        batch_size=how.batch_size if args.batch_size is None else args.batch_size,
     )
     with Progress() as progress:
         metrics = run.perplexity(how, data=data, report=progress.bar("scoring", "rows"))

@@ -91,7 +91,7 @@ class Run:
         generator = self.generator(replace(self.experiment.sampler, **settings))
         return generator.continue_from(
             [prompt] * num,
-            length or generator.window.room,
+            generator.window.room if length is None else length,
             seed=seed,
             stride=stride,
             stop_at_eos=stop_at_eos,

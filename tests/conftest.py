@@ -18,6 +18,12 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
+# Programs compiled once are compiled once: tests, and the processes they start, share them.
+CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
+os.environ["MDLM_CACHE"] = str(CACHE)
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
 
 def _folder(variable: str) -> Path:
     value = os.environ.get(variable)

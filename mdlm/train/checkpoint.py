@@ -5,6 +5,8 @@ best by validation. Restoring places every array as the present mesh wants it.
 """
 
 import logging
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,17 +147,25 @@ def _disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause = _os_error(error)
-        if cause is None:
+        reason = _disk_trouble(error)
+        if reason is None:
             raise
         raise InputError(
-            f"{folder}: the checkpoint could not be written ({cause.strerror or cause});"
+            f"{folder}: the checkpoint could not be written ({reason});"
             " earlier checkpoints are intact"
         ) from error
 
 
-def _os_error(error: BaseException | None) -> OSError | None:
-    """The operating system's complaint behind an exception, if there is one."""
-    while error is not None and not isinstance(error, OSError):
+def _disk_trouble(error: BaseException | None) -> str | None:
+    """The operating system's complaint behind an exception, if there is one.
+
+    TensorStore, which writes the arrays, gives it as a number inside a message.
+    """
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        if number:
+            return os.strerror(int(number.group(1)))
         error = error.__cause__ or error.__context__
-    return error
+    return None

@@ -123,6 +123,7 @@ class Session:
     def _initial(self, init_from: str | None) -> ArrayTree | None:
         if init_from is None:
             return None
+        RunFolder(init_from).config()  # refuses what is no run
         with Checkpoints(RunFolder(init_from).checkpoints) as checkpoints:
             tx = self.experiment.optimizer.build(self.experiment.train.steps)
             mesh = self.experiment.mesh.build()

@@ -104,7 +104,7 @@ def test_bad_input_is_one_line(work):
         (("train", "tiny.py", "--out", "x", "--data.packing.length", "9999999"), "too few"),
         (("train", "tiny.py", "--out", "x", "--mesh.fsdp", "3"), "does not fit 1 devices"),
         (("train", "tiny.py", "--out", "run", "--network.width", "64"), "network.width: 32 there"),
-        (("train", "tiny.py", "--out", "x", "--init-from", "nowhere"), "no checkpoint"),
+        (("train", "tiny.py", "--out", "x", "--init-from", "nowhere"), "not a run folder"),
         (("eval", "nowhere"), "not a run folder"),
         (("eval", "run", "--step", "7"), "no checkpoint of step 7"),
         (("eval", "run", "--passes", "0"), "at least one pass"),

@@ -185,30 +185,29 @@ def test_newest_and_best_are_kept(tmp_path):
 def test_full_disk_is_one_line_and_loses_nothing(tmp_path):
     """A limit on file size stands in for a disk that is full."""
     code = f"""
-import resource, signal, sys
+import os, pathlib, resource, signal, sys
 import jax.numpy as jnp
+import numpy as np
 from mdlm.train.checkpoint import Checkpoints
 from mdlm.types import InputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-with Checkpoints({str(tmp_path / "c")!r}) as checkpoints:
+with Checkpoints(pathlib.Path({str(tmp_path / "c")!r})) as checkpoints:
     checkpoints.save(1, {{"w": jnp.arange(1000.0)}}, {{"position": 1}})
     checkpoints.wait()
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
     try:
-        import numpy as np
         big = jnp.asarray(np.random.default_rng(0).normal(size=(400, 1000)))
         checkpoints.save(2, {{"w": big}}, {{"position": 2}})
         checkpoints.wait()
     except InputError as error:
         print(error)
         sys.stdout.flush()
-        import os
         os._exit(2)
 """
     env = {**os.environ, "XLA_FLAGS": ""}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert out.returncode == 2, out.stderr[-2000:]
-    assert "could not be written" in out.stdout and out.stdout.count("\n") == 1
+    assert "could not be written (File too large)" in out.stdout and out.stdout.count("\n") == 1
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.steps == [1]
         state, _ = checkpoints.restore({"w": jax.ShapeDtypeStruct((1000,), np.float32)})
