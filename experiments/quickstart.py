@@ -2,8 +2,11 @@
 
     make quickstart      (or: mdlm train experiments/quickstart.py)
 
-Data: the language reference that Python carries, about 0.42 MB of English to train on; byte-level
-BPE of 1,024 trained on it; rows of 128 tokens, wrapped, without BOS and EOS in each.
+Data: the language reference that Python carries, 0.42 MB of English to train on, 23 kB to
+validate; byte-level BPE of 1,024 trained on it; rows of 128 tokens, wrapped, without BOS and EOS.
+Muon, because AdamW needs several times the 1.9M tokens of this run to get past the unigram.
+Hardware: two CPU cores, about three minutes of training.
+Expected: fewer bits per byte than a bigram table (2.25), on the validation split.
 """
 
 from mdlm.data.dataset import TextData
@@ -14,7 +17,7 @@ from mdlm.evals.nll import Perplexity
 from mdlm.experiment import Experiment, Training
 from mdlm.models.dit import DiT
 from mdlm.objectives.nelbo import Nelbo
-from mdlm.optim import AdamW
+from mdlm.optim import Muon
 from mdlm.samplers.ancestral import Ancestral
 
 experiment = Experiment(
@@ -24,10 +27,20 @@ experiment = Experiment(
         tokenizer=BPE(vocab_size=1024),
         packing=Wrap(length=128, row_specials=False),
     ),
-    network=DiT(width=256, depth=4, heads=4, cond_dim=64, dropout=0.1),
-    objective=Nelbo(),
-    optimizer=AdamW(learning_rate=1e-3, warmup_steps=50, schedule="wsd", cooldown=0.3),
+    network=DiT(width=128, depth=3, heads=2, cond_dim=64),
+    # A late reconstruction keeps the largest weight, 1 / t_min, at 20: less noise in the gradient.
+    objective=Nelbo(t_min=0.05),
+    optimizer=Muon(
+        learning_rate=0.01,
+        adam_rate=2.0,
+        warmup_steps=30,
+        schedule="wsd",
+        cooldown=0.4,
+        b2=0.98,
+    ),
     sampler=Ancestral(steps=128),
-    train=Training(steps=400, batch_size=16, ema_decay=0.99, eval_every=100),
-    evaluation=Perplexity(passes=4, ngrams=True),
+    train=Training(
+        steps=1900, batch_size=8, ema_decay=0.98, log_every=10, eval_every=475, eval_rows=0
+    ),
+    evaluation=Perplexity(passes=4, batch_size=32, ngrams=True),
 )
