@@ -48,12 +48,16 @@ class IID(TimeSampler):
 
 @dataclass(frozen=True, kw_only=True)
 class LowDiscrepancy(TimeSampler):
-    """One uniform time in each of `rows` equal strata (MDLM's "antithetic" sampling)."""
+    """One uniform time in each of `rows` equal strata (MDLM's "antithetic" sampling).
 
-    def sample(
-        self, key: Key[Array, ""], row: Int[Array, " b"], rows: Int[Array, ""]
-    ) -> Float[Array, " b"]:
-        return stratify(_uniform(key, row), row, rows)
+    All rows move on by the same random number of strata, so that each row's time is uniform on
+    [0, 1) by itself too: without it, data with a pattern along the batch would only ever meet
+    some of the noise levels.
+    """
+
+    def sample(self, key, row, rows):
+        shift = jax.random.randint(keys.stream(key, "shift"), (), 0, rows)
+        return stratify(_uniform(keys.stream(key, "within"), row), (row + shift) % rows, rows)
 
 
 def _uniform(key: Key[Array, ""], row: Int[Array, " b"]) -> Float[Array, " b"]:
