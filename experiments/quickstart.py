@@ -6,7 +6,8 @@ Data: the language reference that Python carries, 0.42 MB of English to train on
 validate; byte-level BPE of 1,024 trained on it; rows of 128 tokens, wrapped, without BOS and EOS.
 Muon, because AdamW needs several times the 1.9M tokens of this run to get past the unigram.
 Hardware: two CPU cores, about three minutes of training.
-Expected: fewer bits per byte than a bigram table (2.25), on the validation split.
+Expected: 2.21 +- 0.02 bits per byte on the validation split (a bigram table 2.25, unigram 3.14);
+one seed, the error is over sequences.
 """
 
 from mdlm.data.dataset import TextData
@@ -42,5 +43,5 @@ experiment = Experiment(
     train=Training(
         steps=1900, batch_size=8, ema_decay=0.98, log_every=10, eval_every=475, eval_rows=0
     ),
-    evaluation=Perplexity(passes=4, batch_size=32, ngrams=True),
+    evaluation=Perplexity(passes=16, batch_size=32, ngrams=True),
 )

@@ -8,7 +8,11 @@ from mdlm.optim import Muon, hidden
 
 
 def tree(keys, stacked: bool):
-    shapes = {"qkv": {"kernel": (8, 24)}, "modulation": {"kernel": (4, 48)}, "norm": {"scale": (8,)}}
+    shapes = {
+        "qkv": {"kernel": (8, 24)},
+        "modulation": {"kernel": (4, 48)},
+        "norm": {"scale": (8,)},
+    }
     layers = [
         jax.tree.map(
             lambda shape, k=key: jax.random.normal(jax.random.fold_in(k, shape[-1]), shape),

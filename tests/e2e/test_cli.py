@@ -188,3 +188,59 @@ def test_from_python(work):
     assert all(t.text.startswith("the ") for t in out.texts)
     again = run.generate("the ", length=40, num=2, top_p=0.9)
     assert out.texts == again.texts
+
+
+def test_autoregressive_baseline_from_the_same_commands(work):
+    text = (work / "tiny.py").read_text()
+    text = text.replace("mdlm.models.dit import DiT", "mdlm.models.causal import CausalTransformer")
+    text = text.replace("DiT(width=32, depth=2, heads=2, cond_dim=16, dropout=0.1)", "NETWORK")
+    text = text.replace(
+        "mdlm.samplers.ancestral import Ancestral", "mdlm.samplers.left_to_right import LeftToRight"
+    )
+    text = text.replace("Ancestral(steps=16)", "LeftToRight()").replace(
+        "network=NETWORK",
+        "network=CausalTransformer(width=32, depth=2, heads=2),\n    objective=Autoregressive()",
+    )
+    text = text.replace(
+        "from mdlm.optim",
+        "from mdlm.objectives.autoregressive import Autoregressive\nfrom mdlm.optim",
+    )
+    (work / "ar.py").write_text(text)
+    out = mdlm("train", "ar.py", "--out", "ar", cwd=work)
+    assert out.returncode == 0, out.stderr[-2000:]
+    found = json.loads(mdlm("eval", "ar", "--json", cwd=work).stdout)
+    assert "exact NLL" in found[0]["protocol"] and found[0]["stderr"] is None
+    assert found[0]["stderr_rows"] > 0
+    sampled = mdlm("sample", "ar", "--prompt", "the ", "--length", 40, "--json", cwd=work)
+    assert json.loads(sampled.stdout)["texts"][0]["text"].startswith("the ")
+    assert "no number of them" in refused("sample", "ar", "--steps", "3", cwd=work)
+
+
+@pytest.mark.golden
+def test_import_reproduces_the_logits_of_published_weights(work, golden, golden_folder):
+    """An alphabet of 63 characters and four special tokens is the reference's 67 columns."""
+    letters = [chr(c) for c in range(48, 48 + 63)]
+    (work / "letters.txt").write_text("".join(letters) * 20)
+    text = (work / "tiny.py").read_text().replace("Bytes", "Characters")
+    text = text.replace(str(work / "text.txt"), str(work / "letters.txt"))
+    text = text.replace(
+        "width=32, depth=2, heads=2, cond_dim=16, dropout=0.1",
+        "width=64, depth=2, heads=4, cond_dim=32",
+    )
+    (work / "published.py").write_text(text)
+    weights = golden_folder / "mdlm_dit.safetensors"
+    out = mdlm("import", weights, "published.py", "--out", "published", cwd=work)
+    assert out.returncode == 0, out.stderr
+    import jax.numpy as jnp
+    import numpy as np
+
+    import mdlm as package
+    from mdlm.types import NetInput
+
+    run = package.load(work / "published")
+    data = golden("mdlm_dit.npz")
+    logits = run.model.denoise(run.params)(NetInput(tokens=jnp.asarray(data["x"], jnp.int32)))
+    np.testing.assert_allclose(logits.logits(), data["logits_notime"], rtol=1e-5, atol=2e-5)
+    assert mdlm("sample", "published", "--steps", "4", cwd=work).returncode == 0
+    refused("import", weights, "tiny.py", "--out", "wrong", cwd=work)
+    assert not (work / "wrong").exists()

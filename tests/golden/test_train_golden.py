@@ -1,4 +1,4 @@
-"""Four optimisation steps of the MDLM repository: gradients, learning rates, parameters, average."""
+"""Four optimisation steps of the MDLM repository: gradients, rates, parameters, average."""
 
 import jax
 import jax.numpy as jnp

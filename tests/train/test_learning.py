@@ -25,7 +25,9 @@ def test_overfits_eight_sequences_and_generates_them(tmp_path):
     experiment = tiny.experiment(
         tmp_path / "none.txt",
         network=DiT(width=64, depth=2, heads=2, cond_dim=16),
-        optimizer=Muon(learning_rate=0.01, adam_rate=1.0, warmup_steps=20, schedule="wsd", cooldown=0.5),
+        optimizer=Muon(
+            learning_rate=0.01, adam_rate=1.0, warmup_steps=20, schedule="wsd", cooldown=0.5
+        ),
     )
     experiment = replace(
         experiment, train=replace(experiment.train, steps=STEPS, batch_size=64, ema_decay=0.95)
