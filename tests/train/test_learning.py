@@ -1,4 +1,4 @@
-"""Overfits eight sequences, then generates them: training, the network and sampling as one."""
+"""Learns eight sequences, then generates them: training, the network and sampling as one."""
 
 from dataclasses import replace
 
@@ -16,10 +16,10 @@ from mdlm.train.loop import in_training
 from mdlm.train.step import compile_step, create_state
 from mdlm.types import Batch, Vocab
 
-STEPS, LENGTH = 400, 12
+STEPS, LENGTH, TEXTS = 1200, 12, 256
 
 
-def test_overfits_eight_sequences_and_generates_them(tmp_path):
+def test_learns_eight_sequences_and_generates_them(tmp_path):
     vocab = Vocab(size=17, mask_id=16)
     data = np.random.default_rng(0).integers(0, 16, (8, LENGTH)).astype(np.int32)
     experiment = tiny.experiment(
@@ -47,22 +47,29 @@ def test_overfits_eight_sequences_and_generates_them(tmp_path):
     for _ in range(STEPS):
         state, metrics = step(state, batch)
         losses.append(float(metrics["nelbo"]))
-    # ln 16 = 2.8 nats per token at first; in the end little more than which of the eight it is,
-    # ln 8 nats per sequence.
-    assert np.mean(losses[:3]) > 2
-    assert np.mean(losses[-50:]) < 2 * np.log(8) / LENGTH
+    assert np.mean(losses[:3]) > 2  # ln 16 = 2.8 nats per token for one who knows nothing
+
+    score = jax.jit(lambda params, key: model.score(params, key, batch).bound.sum() / 64)
+    keys = jax.random.split(jax.random.key(2), 40)
+    nelbo = float(np.mean([score(state["ema"], key) for key in keys]))
+    # ln 8 = 2.1 nats per sequence is which of the eight it is; the rest is not yet learned.
+    assert np.log(8) < nelbo < np.log(8) + 1.8
 
     samples = jax.jit(
         lambda params, keys: generate(
             keys,
-            jax.numpy.zeros((64, LENGTH), jax.numpy.int32),
-            jax.numpy.zeros((64, LENGTH), bool),
+            jax.numpy.zeros((TEXTS, LENGTH), jax.numpy.int32),
+            jax.numpy.zeros((TEXTS, LENGTH), bool),
             sampler=replace(experiment.sampler, steps=256),
             process=model.process,
             parameterization=model.parameterization,
             denoise=model.denoise(params),
         )
-    )(state["ema"], jax.random.split(jax.random.key(1), 64))
+    )(state["ema"], jax.random.split(jax.random.key(1), TEXTS))
     known = (np.asarray(samples.tokens)[:, None] == data[None]).all(-1)
-    assert known.any(1).mean() > 0.9
-    assert known.any(0).sum() >= 7  # and of all of them
+    share = known.any(1).mean()
+    # Jensen: the model gives the eight together at least exp(ln 8 - NELBO) of its mass. A bound
+    # that flatters, or a sampler that draws from another law, breaks this.
+    promised = np.exp(np.log(8) - nelbo)
+    assert share > promised - 3 * np.sqrt(promised * (1 - promised) / TEXTS)
+    assert known.any(0).all()  # each of the eight came
