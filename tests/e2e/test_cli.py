@@ -124,7 +124,7 @@ def test_bad_input_is_one_line(work):
         "train", "tiny.py", "--out", "x", "--data.source.train", "bad.txt", cwd=work
     )
     (work / "empty.txt").write_text("")
-    assert "no text" in refused(
+    assert "empty.txt is empty" in refused(
         "train", "tiny.py", "--out", "x", "--data.source.train", "empty.txt", cwd=work
     )
     (work / "raises.py").write_text("1 / 0\n")
