@@ -1,6 +1,6 @@
 """The command line: `mdlm train | eval | sample | import | settings`.
 
-What a command does is a few lines around `mdlm.load`, `mdlm.train` and friends; this file reads
+What a command does is a few lines around `mdlm.load` and a training session; this file reads
 arguments, draws progress and turns what people can mend into one line on standard error.
 Exit codes: 0 done, 2 a mistake in what was asked, 130 interrupted (state saved), 143 terminated
 (state saved).

@@ -18,6 +18,7 @@ from mdlm.data.loader import TrainLoader
 from mdlm.evals.nll import Metric
 from mdlm.experiment import Experiment, Model
 from mdlm.mesh import check_batch, place
+from mdlm.models.network import count_parameters
 from mdlm.times import balanced_order
 from mdlm.train.checkpoint import Checkpoints
 from mdlm.train.record import RunFolder
@@ -103,13 +104,13 @@ def train(
             position = data["position"]
         step = int(state["step"])
         folder.rewind(step)
-        parameters = sum(a.size for a in jax.tree.leaves(state["params"]))
+        parameters = count_parameters(state["params"])
         yield Began(step, settings.steps, parameters, mesh.size)
 
         train_step = compile_step(model, tx, mesh)
         scorer = Scorer(model, mesh, dataset)
         order = balanced_order(settings.batch_size)
-        quick = replace(experiment.evaluation, passes=1, split="valid", ngrams=False)
+        quick = replace(experiment.evaluation, passes=1, ngrams=False)
         saved, nelbo = checkpoints.latest, None
         meter = Meter()
         pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -185,8 +186,7 @@ class Meter:
     """Turns fetched metrics into a log line with tokens per second since the line before."""
 
     def __init__(self):
-        self.steps, self.since, self.skipped = 0, time.perf_counter(), 0.0
-        self.paused: float | None = None
+        self.skip()
 
     def skip(self) -> None:
         """Forgets the time since the last reading: it went into something else than training."""

@@ -50,15 +50,7 @@ class RunFolder:
         return self.path / "data"
 
     def begin(self, source: str, overrides: list[tuple[str, str]], experiment: Experiment) -> None:
-        """Writes the experiment's copy, its values and the environment (or checks them).
-
-        InputError where the folder holds a run of another experiment, naming the differences, or
-        holds something else.
-        """
-        if self.exists:
-            self.check(experiment)
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise InputError(f"{self.path} exists and is not a run folder")
+        """Writes the experiment's copy, its values and the environment. `check` comes first."""
         if not self.writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -73,7 +65,11 @@ class RunFolder:
         self._write("config.json", json.dumps(config, indent=1) + "\n")
 
     def check(self, experiment: Experiment) -> None:
-        """InputError unless the run here is of this experiment."""
+        """InputError unless the folder is new or empty, or holds a run of this experiment."""
+        if not self.exists:
+            if self.path.exists() and any(self.path.iterdir()):
+                raise InputError(f"{self.path} exists and is not a run folder")
+            return
         there = identity(self.experiment())
         found = differences(there, identity(experiment))
         if found:

@@ -62,8 +62,7 @@ class Session:
         self.experiment, self.folder = experiment, RunFolder(out)
         settings = experiment.train
         check_batch(experiment.mesh.build(), settings.batch_size, settings.accumulate)
-        if self.folder.exists:
-            self.folder.check(experiment)
+        self.folder.check(experiment)
         self.dataset: Dataset = experiment.data.load(
             self.folder.data if self.folder.exists else None, report
         )
@@ -89,7 +88,7 @@ class Session:
         """The loop's events. Returns early, with everything saved, once `should_stop()`."""
         if self.experiment.evaluation.ngrams:
             scorer = Scorer(self.model, self.experiment.mesh.build(), self.dataset)
-            found = scorer.ngrams("valid")
+            found = scorer.ngrams(self.experiment.evaluation.split)
             self.references = {m.name.split()[0]: m.value for m in found if "nats" in m.name}
         try:
             for event in train(
@@ -164,6 +163,7 @@ def import_weights(
     folder = RunFolder(out)
     if folder.exists:
         raise InputError(f"{out} is a run folder already")
+    folder.check(experiment)
     network = experiment.network
     if not isinstance(network, DiT | CausalTransformer):
         raise InputError(f"no published layout is known for network={type(network).__name__}(...)")

@@ -1,6 +1,6 @@
 """One training step, pure: (state, batch) -> (state, metrics), compiled once for a mesh.
 
-    gradient of  sum of losses / tokens  ->  clip  ->  AdamW  ->  moving average of the parameters
+    gradient of  sum of losses / tokens -> clip -> optimizer -> moving average of the parameters
 
 The state is a plain dictionary `{step, params, opt_state, ema}`. Its randomness follows from the
 run's key, the step, and each row's place in the global batch, so neither the mesh nor the number
