@@ -69,6 +69,13 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     train.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases")
 
+    train.add_argument(
+        "--profile",
+        type=int,
+        metavar="N",
+        help="trace N steps into RUN/profile and print where their time went",
+    )
+
     score = command("eval", run_eval, "score a split: nats per token, bits per byte, perplexity")
     _a_run(score)
     score.add_argument("--split", choices=("train", "valid", "test"), help="default: the run's")
@@ -159,6 +166,19 @@ def _prepare_jax() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def _prepare_profile(steps: int) -> None:
+    """Has a kept program stand for its own source only.
+
+    Otherwise it may be that of an older source which computes the same, but whose names for the
+    parts, by which a profile tells them apart, were others.
+    """
+    import jax
+
+    if steps < 1:
+        raise InputError(f"--profile {steps}: at least one step is needed")
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
+
+
 def _experiment(args: argparse.Namespace, overrides: list[tuple[str, str]]):
     from mdlm.experiment import load_file
     from mdlm.overrides import apply
@@ -171,6 +191,8 @@ def run_train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
 
     if args.seed is not None:
         overrides = [*overrides, ("seed", str(args.seed))]
+    if args.profile is not None:
+        _prepare_profile(args.profile)
     experiment = _experiment(args, overrides)
     out = Path(args.out or f"runs/{experiment.name}")
     with _stop_signals() as stop, Progress() as progress:
@@ -182,6 +204,7 @@ def run_train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
             init_from=args.init_from,
             tensorboard=args.tensorboard,
             wandb=args.wandb,
+            profile=args.profile or 0,
             report=progress.stage,
         )
         for event in session.train(should_stop=lambda: stop["signal"] is not None):

@@ -7,6 +7,7 @@ dimension that divides. One device is a mesh of 1 x 1, so nothing else knows how
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mdlm.types import ArrayTree, InputError
 
 DATA, FSDP = "data", "fsdp"
-ROWS = PartitionSpec((DATA, FSDP))
+AXES = (DATA, FSDP)
+ROWS = PartitionSpec(AXES)
 SMALL = 2**14
 """Parameters of fewer entries are replicated: gathering them costs more than keeping them."""
 
@@ -45,7 +47,7 @@ class MeshShape:
             )
         rest = len(devices) // fixed
         shape = tuple(rest if size == -1 else size for size in (self.data, self.fsdp))
-        return jax.make_mesh(shape, (DATA, FSDP), axis_types=(AxisType.Auto,) * 2, devices=devices)
+        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -80,6 +82,17 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
         raise InputError(
             f"a batch of {batch_size} rows does not divide over {mesh.size} devices{micro}"
         )
+
+
+def on(mesh: Mesh) -> AbstractContextManager:
+    """Within it, what is traced may ask which mesh it is for (`divides_rows`, `shard_map`)."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def divides_rows(rows: int) -> bool:
+    """Whether the mesh that is traced for (see `on`) has several devices that share `rows` rows."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.size > 1 and rows % mesh.size == 0
 
 
 def place(mesh: Mesh, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -1,9 +1,12 @@
-"""Progress as people see it: a bar on a terminal, now and then a line elsewhere."""
+"""Progress as people see it: a bar on a terminal, now and then a line elsewhere.
+
+It goes to standard error; the table of a profile, which is a result, to standard output.
+"""
 
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 
 class Progress:
@@ -52,6 +55,8 @@ class Progress:
             words = f"loss {values['loss']:.3f}"
             if "tokens_per_second" in values:
                 words += f", {values['tokens_per_second']:,.0f} tokens/s"
+            if "mfu" in values:
+                words += f", MFU {values['mfu']:.1%}"
             if self.tty and self._bar is not None:
                 self._bar.update(event.step - self._bar.n)
                 self._bar.set_postfix_str(words)
@@ -60,10 +65,14 @@ class Progress:
         elif isinstance(event, loop.Evaluated):
             value = event.metrics[0].value
             self._write(f"step {event.step}: validation {value:.4f} nats per token")
+        elif isinstance(event, loop.Profiled):
+            self._write(f"{event.profile}\n", sys.stdout)
 
-    def _write(self, words: str) -> None:
+    def _write(self, words: str, file: TextIO | None = None) -> None:
         if self._bar is not None:
-            self._bar.write(words, file=sys.stderr)
+            self._bar.write(words, file=file or sys.stderr)
+        elif file is not None:
+            print(words, file=file, flush=True)
         else:
             self._say(words)
 

@@ -95,13 +95,15 @@ class LossTerms:
 
     `total` is what is trained: a differentiable sum over the batch. `values` is that same sum by
     token, `bound` the terms of the NELBO that is reported; both are reports (no gradient).
-    `count` is 1 for each token that the sums are to be divided by, else 0.
+    `count` is 1 for each token that the sums are to be divided by, else 0; `scored` is 1 for each
+    whose logits were made.
     """
 
     total: Any  # Float[Array, ""]
     values: Any  # Float[Array, "b l"]
     bound: Any  # Float[Array, "b l"]
     count: Any  # Float[Array, "b l"]
+    scored: Any  # Float[Array, "b l"]
     scalars: Any  # dict[str, Float[Array, ""]], further figures for the log
 
 

@@ -32,10 +32,10 @@ _BLOCK = {
     "attn_qkv.weight": "qkv.kernel",
     "attn_out.weight": "attn_out.kernel",
     "norm2.weight": "norm2.scale",
-    "mlp.0.weight": "mlp_in.kernel",
-    "mlp.0.bias": "mlp_in.bias",
-    "mlp.2.weight": "mlp_out.kernel",
-    "mlp.2.bias": "mlp_out.bias",
+    "mlp.0.weight": "mlp.inner.kernel",
+    "mlp.0.bias": "mlp.inner.bias",
+    "mlp.2.weight": "mlp.outer.kernel",
+    "mlp.2.bias": "mlp.outer.bias",
 }
 _BLOCK_CONDITIONED = {
     "adaLN_modulation.weight": "modulation.kernel",
@@ -143,6 +143,7 @@ def params_from(tensors: Tensors, network: DiT | CausalTransformer, columns: int
     Raises InputError that names the first tensor that is missing, unexpected or of another shape
     than the network's.
     """
+    _check_kind(network)
     names = _names(isinstance(network, DiT), network.depth)
     expected = shapes(network, columns)
     for name in names:
@@ -170,7 +171,11 @@ def params_from(tensors: Tensors, network: DiT | CausalTransformer, columns: int
 
 
 def to_reference(params: Params, network: DiT | CausalTransformer) -> Tensors:
-    """The same parameters in the reference layout, with the rotary buffer that it keeps."""
+    """The same parameters in the reference layout, with the rotary buffer that it keeps.
+
+    InputError for a network of another kind than the published ones.
+    """
+    _check_kind(network)
     tensors = {}
     for name, (path, layer) in _names(isinstance(network, DiT), network.depth).items():
         value = np.asarray(_get(params, path))
@@ -180,6 +185,18 @@ def to_reference(params: Params, network: DiT | CausalTransformer) -> Tensors:
     exponent = np.arange(half, dtype=np.float32) / np.float32(half)
     tensors[_ROTARY] = (1 / np.float32(ROTARY_BASE) ** exponent).astype(np.float32)
     return tensors
+
+
+def _check_kind(network: DiT | CausalTransformer) -> None:
+    published = dict(norm="layer", qk_norm=False, mlp="gelu", use_bias=True)
+    for name, value in published.items():
+        if getattr(network, name) != value:
+            raise InputError(
+                f"the published layout has no place for {name}={getattr(network, name)!r}"
+                f" (it is that of {name}={value!r})"
+            )
+    if isinstance(network, DiT) and network.cond_dim == 0:
+        raise InputError("the published layout has no place for a DiT with cond_dim=0")
 
 
 def _names(conditioned: bool, depth: int) -> dict[str, tuple[str, int | None]]:

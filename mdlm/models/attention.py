@@ -1,65 +1,91 @@
-"""Attention among the positions of each sequence, and the rotary position code.
+"""Attention among the positions of each sequence.
 
     out_q = sum_k softmax_k(q . k / sqrt(head width)) v_k,  over the keys that query q may see
 
-A query sees a key unless the key is padding, lies in another segment or, if causal, lies later.
-A query that may see nothing gets 0. Rotary (arXiv:2104.09864) turns the pair (i, i + half) of
-each head's entries by the angle position / 10000^(i / half); so q . k depends on the positions'
-difference only.
+What it may see, `AttentionMask` describes; a position of padding sees nothing and gets 0. There
+are several implementations of this one function, which differ in speed and memory only:
+
+    xla     matrix products, on every device; holds the [b h l l] scores
+    cudnn   NVIDIA's flash kernels, for bfloat16; holds masks only where there are segments
+    splash  a Pallas kernel for TPUs; holds neither
+
+"auto" is the kernel made for the device where it can do what is asked, else xla.
 """
+
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-ROTARY_BASE = 10000.0
+from mdlm.models import attention_cudnn, attention_xla
+from mdlm.models.attention_mask import AttentionMask
+from mdlm.models.rotary import ROTARY_BASE
+from mdlm.types import InputError
+
+Implementation = Literal["auto", "xla", "cudnn", "splash"]
 
 
 def attention(
     q: Float[Array, "b l h d"],
     k: Float[Array, "b l h d"],
     v: Float[Array, "b l h d"],
-    *,
-    causal: bool = False,
-    is_valid: Bool[Array, "b l"] | None = None,
-    segment_ids: Int[Array, "b l"] | None = None,
+    mask: AttentionMask | None = None,
+    implementation: Implementation = "auto",
+    **described: Any,  # TRANSITION: until transformer.py passes `mask`
 ) -> Float[Array, "b l h d"]:
-    """Softmax attention with the masks above; scores and softmax are float32."""
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-    scores = scores * q.shape[-1] ** -0.5
-    may_see = _may_see(q.shape[1], causal, is_valid, segment_ids)
-    if may_see is None:
-        weights = jax.nn.softmax(scores, axis=-1)
-    else:
-        # A finite stand-in for -inf: a query that sees nothing then has a softmax (and
-        # gradients) without NaN, which the last factor sets to 0.
-        scores = jnp.where(may_see, scores, -1e30)
-        weights = jax.nn.softmax(scores, axis=-1) * may_see.any(-1, keepdims=True)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
+    """Softmax attention, its scores and softmax in float32, in the dtype of the inputs.
+
+    InputError where `implementation` cannot do what is asked, with the reason.
+    """
+    mask = AttentionMask(**described) if mask is None else mask  # TRANSITION
+    name = choose(q, mask, implementation)
+    if name == "splash":
+        # Imported late: Pallas takes a while, and only TPUs need it.
+        from mdlm.models import attention_splash
+
+        return attention_splash.attend(q, k, v, mask)
+    return (attention_cudnn if name == "cudnn" else attention_xla).attend(q, k, v, mask)
 
 
-def _may_see(
-    length: int,
-    causal: bool,
-    is_valid: Bool[Array, "b l"] | None,
-    segment_ids: Int[Array, "b l"] | None,
-) -> Bool[Array, "#b 1 #l l"] | None:
-    """Which query (third axis) sees which key (fourth); None where all see all."""
-    parts = []
-    if causal:
-        place = jnp.arange(length)
-        parts.append((place[:, None] >= place[None, :])[None, None])
-    if is_valid is not None:
-        parts.append(is_valid[:, None, None, :])
-    if segment_ids is not None:
-        parts.append(segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
-    if not parts:
+def choose(
+    q: Float[Array, "b l h d"], mask: AttentionMask, implementation: Implementation
+) -> Implementation:
+    """The implementation that `attention` takes, "auto" being resolved."""
+    where = platform()
+    if implementation == "auto":
+        own = {"gpu": "cudnn", "tpu": "splash"}.get(where)
+        if own is None or _obstacle(own, q, mask, where) or (own == "splash" and q.shape[1] < 128):
+            return "xla"
+        return own
+    reason = _obstacle(implementation, q, mask, where)
+    if reason:
+        raise InputError(f"attention={implementation!r}: {reason}; choose 'auto' or 'xla'")
+    return implementation
+
+
+def platform() -> str:
+    """Where the program that is being traced will run: "cpu", "gpu" or "tpu".
+
+    A mesh that is set (`jax.set_mesh`) decides, also one of devices that are not here and are
+    only compiled for.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def _obstacle(name: str, q: Array, mask: AttentionMask, where: str) -> str | None:
+    if name == "xla":
         return None
-    allowed = parts[0]
-    for part in parts[1:]:
-        allowed = allowed & part
-    return allowed
+    if name == "cudnn":
+        return attention_cudnn.obstacle(q, mask, where)
+    from mdlm.models import attention_splash
+
+    return attention_splash.obstacle(q, mask, where)
+
+
+# TRANSITION: until transformer.py takes these from mdlm.models.rotary.
 
 
 def rotary_angles(positions: Int[Array, "b l"], head_width: int) -> Float[Array, "b l 1 half"]:

@@ -10,35 +10,25 @@ follows padding) is predicted from h = 0: its logits are the bias, which say not
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Key
 
-from mdlm.models.layers import Embedding, LayerNorm, Linear, Precision, compute_dtype
-from mdlm.models.network import Network
+from mdlm.models.layers import Embedding, Linear, compute_dtype, norm
 from mdlm.models.readout import Readout
-from mdlm.models.transformer import check_sizes, run_blocks, stack_blocks
+from mdlm.models.transformer import Transformer, run_blocks, stack_blocks
 from mdlm.types import NetInput
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalTransformer(Network):
-    """A causal transformer without adaLN: it is not told a noise level.
+class CausalTransformer(Transformer):
+    """A causal transformer without adaLN: it is not told a noise level."""
 
-    Fields as in `DiT`.
-    """
-
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    dropout: float = 0.0
-    dtype: Precision = "auto"
-    remat: bool = True
-    logits_chunk: int = 2**25
-
-    def __post_init__(self):
-        check_sizes(self)
+    @property
+    def modulated(self) -> int:
+        return 0
 
     def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
         return CausalModule(self, columns, rngs)
@@ -51,17 +41,11 @@ class CausalModule(nnx.Module):
         self.config = config
         self.dtype = compute_dtype(config.dtype)
         self.embed = Embedding(columns, config.width, rngs)
-        self.blocks = stack_blocks(
-            config.depth,
-            rngs,
-            config.width,
-            config.heads,
-            cond_dim=None,
-            dropout=config.dropout,
-            dtype=self.dtype,
+        self.blocks = stack_blocks(config, rngs, cond_dim=None, dtype=self.dtype)
+        self.norm = norm(config.norm, config.width)
+        self.head = Linear(
+            config.width, columns, rngs, dtype=self.dtype, use_bias=config.use_bias, zero=True
         )
-        self.norm = LayerNorm(config.width)
-        self.head = Linear(config.width, columns, rngs, dtype=self.dtype, zero=True)
 
     def __call__(
         self,
@@ -72,23 +56,13 @@ class CausalModule(nnx.Module):
     ) -> Readout:
         if condition is not None:
             raise ValueError("a causal transformer has no input for the noise level")
-        x = run_blocks(
-            self.blocks,
-            self.embed(inputs.tokens),
-            inputs,
-            causal=True,
-            cond=None,
-            key=key,
-            remat=self.config.remat,
-        )
-        before = jnp.roll(self.norm(x), 1, axis=1)
-        hidden = jnp.where(_has_predecessor(inputs)[..., None], before, 0)
-        return Readout(
-            hidden.astype(self.dtype),
-            self.head.kernel[...],
-            self.head.bias[...],
-            chunk=self.config.logits_chunk,
-        )
+        with jax.named_scope("embed"):
+            x = self.embed(inputs.tokens)
+        x = run_blocks(self.blocks, x, inputs, causal=True, cond=None, key=key)
+        with jax.named_scope("head"):
+            before = jnp.roll(self.norm(x), 1, axis=1)
+            hidden = jnp.where(_has_predecessor(inputs)[..., None], before, 0).astype(self.dtype)
+        return Readout(hidden, *self.head.parts(), chunk=self.config.logits_chunk)
 
 
 def _has_predecessor(inputs: NetInput) -> Bool[Array, "b l"]:

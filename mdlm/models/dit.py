@@ -18,10 +18,9 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Key
 
-from mdlm.models.layers import Embedding, LayerNorm, Linear, Precision, compute_dtype, modulate
-from mdlm.models.network import Network
+from mdlm.models.layers import Embedding, Linear, compute_dtype, modulate, norm
 from mdlm.models.readout import Readout
-from mdlm.models.transformer import check_sizes, run_blocks, stack_blocks
+from mdlm.models.transformer import Transformer, run_blocks, stack_blocks
 from mdlm.types import NetInput
 
 FREQUENCIES = 128
@@ -29,28 +28,27 @@ FLOAT32 = jnp.dtype(jnp.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiT(Network):
-    """A bidirectional transformer with adaLN conditioning. The defaults are the paper's sizes.
+class DiT(Transformer):
+    """A bidirectional transformer with adaLN conditioning.
 
-    `dropout` acts on the output of attention and MLP (the paper trains with 0.1), and only in
-    calls that pass a key. `dtype` is that of the products; parameters, norms, softmax, residual
-    stream and logits are float32. `remat` trades a second forward pass for the memory of the
-    blocks' insides. `logits_chunk` bounds the logits held at once in `Prediction.reduce_rows`.
+    `cond_dim` is the width of the vector that tells the blocks the noise level; 0 leaves adaLN
+    out, which a network that is not told the time does without.
     """
 
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
     cond_dim: int = 128
-    dropout: float = 0.0
-    dtype: Precision = "auto"
-    remat: bool = True
-    logits_chunk: int = 2**25
 
     def __post_init__(self):
-        check_sizes(self)
-        if self.cond_dim < 1:
-            raise ValueError(f"cond_dim={self.cond_dim} must be at least 1")
+        super().__post_init__()
+        if self.cond_dim < 0:
+            raise ValueError(f"cond_dim={self.cond_dim} must be at least 0")
+
+    @property
+    def modulated(self) -> int:
+        return self.cond_dim
+
+    def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
+        told = 2 * FREQUENCIES * self.cond_dim + self.cond_dim**2 + 2 * self.width * self.cond_dim
+        return super().flops(rows, length, scored, columns) + 2 * rows * told
 
     def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
         return DiTModule(self, columns, rngs)
@@ -81,21 +79,15 @@ class DiTModule(nnx.Module):
     def __init__(self, config: DiT, columns: int, rngs: nnx.Rngs):
         self.config = config
         self.dtype = compute_dtype(config.dtype)
-        width, cond_dim = config.width, config.cond_dim
+        width, cond_dim = config.width, config.cond_dim or None
         self.embed = Embedding(columns, width, rngs)
-        self.noise_level = NoiseLevel(cond_dim, rngs)
-        self.blocks = stack_blocks(
-            config.depth,
-            rngs,
-            width,
-            config.heads,
-            cond_dim=cond_dim,
-            dropout=config.dropout,
-            dtype=self.dtype,
+        self.noise_level = cond_dim and NoiseLevel(cond_dim, rngs)
+        self.blocks = stack_blocks(config, rngs, cond_dim=cond_dim, dtype=self.dtype)
+        self.norm = norm(config.norm, width)
+        self.modulation = cond_dim and Linear(cond_dim, 2 * width, rngs, dtype=FLOAT32, zero=True)
+        self.head = Linear(
+            width, columns, rngs, dtype=self.dtype, use_bias=config.use_bias, zero=True
         )
-        self.norm = LayerNorm(width)
-        self.modulation = Linear(cond_dim, 2 * width, rngs, dtype=FLOAT32, zero=True)
-        self.head = Linear(width, columns, rngs, dtype=self.dtype, zero=True)
 
     def __call__(
         self,
@@ -104,22 +96,22 @@ class DiTModule(nnx.Module):
         condition: Float[Array, "b #l"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Readout:
+        cond = self._cond(inputs, condition)
+        with jax.named_scope("embed"):
+            x = self.embed(inputs.tokens)
+        x = run_blocks(self.blocks, x, inputs, causal=False, cond=cond, key=key)
+        with jax.named_scope("head"):
+            hidden = self.norm(x)
+            if self.modulation is not None:
+                hidden = modulate(hidden, *jnp.split(self.modulation(cond), 2, axis=-1))
+            hidden = hidden.astype(self.dtype)
+        return Readout(hidden, *self.head.parts(), chunk=self.config.logits_chunk)
+
+    def _cond(self, inputs: NetInput, condition: Float[Array, "b #l"] | None):
+        if self.noise_level is None:
+            if condition is not None:
+                raise ValueError("a network with cond_dim=0 has no input for the noise level")
+            return None
         if condition is None:
             condition = jnp.zeros((inputs.tokens.shape[0], 1))
-        cond = self.noise_level(condition)
-        x = run_blocks(
-            self.blocks,
-            self.embed(inputs.tokens),
-            inputs,
-            causal=False,
-            cond=cond,
-            key=key,
-            remat=self.config.remat,
-        )
-        hidden = modulate(self.norm(x), *jnp.split(self.modulation(cond), 2, axis=-1))
-        return Readout(
-            hidden.astype(self.dtype),
-            self.head.kernel[...],
-            self.head.bias[...],
-            chunk=self.config.logits_chunk,
-        )
+        return self.noise_level(condition)

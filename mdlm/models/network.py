@@ -33,6 +33,16 @@ class Network(abc.ABC):
     def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
         """A module with logits of `columns` columns; it must not keep `rngs`."""
 
+    @abc.abstractmethod
+    def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
+        """Operations of the matrix products of one forward pass, a multiplication and an
+        addition counted as two.
+
+        `rows` sequences of `length` tokens through all layers, attention in full (causal too),
+        and `columns` logits at `scored` positions. Training takes three times as many;
+        what rematerialisation does again is not counted.
+        """
+
 
 def init(network: Network, key: Key[Array, ""], columns: int) -> Params:
     """Fresh parameters. May be jitted with any output sharding: the values are the same."""

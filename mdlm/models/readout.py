@@ -1,89 +1,191 @@
-"""From the last hidden states to logits, a part of the rows at a time.
+"""From the last hidden states to logits, for the rows that are scored and a few at a time.
 
     logits = hidden kernel + bias,   total = sum over rows of weight * fn(logits)
 
-`[b l v]` logits in float32 are the largest array of a step by far. `reduce_rows` therefore takes
-a stretch of the length at a time (of all sequences, so that a batch split over devices stays
-split), and computes its logits again in the backward pass.
+`[b l v]` logits in float32 are the largest array of a step by far, and half of their rows weigh
+nothing. `reduce_rows` packs the rows of weight other than 0 to the front and runs along them by
+chunks; the number of chunks is known only when it runs, so nothing can overflow and nothing is
+computed for rows that do not count. While a chunk's logits are there, the gradients are made from
+them too: `total` is linear in its cotangent, so the backward pass only has to scale them. On a
+mesh each device does this for the rows that it holds, and the sums are added up once at the end.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jax.sharding import PartitionSpec
+from jaxtyping import Bool, Float, Int
 
-from mdlm.models.layers import matmul
+from mdlm.mesh import ROWS, AXES, divides_rows
+from mdlm.models.layers import materialised, matmul
 from mdlm.types import ArrayTree, Prediction, weighted
+
+FEWEST = 128
+"""Rows below which a chunk is not cut for the sake of skipping: products get slow before."""
+
+RowLoss = Callable[[Float[Array, "n v"], ArrayTree, ArrayTree], Float[Array, " n"]]
 
 
 class Readout(Prediction):
     """Hidden states and the head that turns them into logits.
 
-    `chunk` bounds the number of logits (of the whole batch, over all devices) that `reduce_rows`
-    holds at once; one position of each sequence is the least it can take.
+    `chunk` bounds the number of logits that `reduce_rows` holds at once on a device; one row is
+    the least it can take.
     """
 
     def __init__(
         self,
         hidden: Float[Array, "b l d"],
         kernel: Float[Array, "d v"],
-        bias: Float[Array, " v"],
+        bias: Float[Array, " v"] | None,
         *,
-        chunk: int = 2**25,
+        chunk: int = 2**23,
     ):
         self.hidden, self.kernel, self.bias, self.chunk = hidden, kernel, bias, chunk
 
-    def _head(self, hidden: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
-        kernel = self.kernel.astype(hidden.dtype)
-        logits = matmul(hidden, kernel, jnp.dtype(jnp.float32))
-        return logits + jnp.broadcast_to(self.bias, logits.shape)
-
     def logits(self, at: Int[Array, " n"] | None = None) -> Float[Array, "..."]:
-        if at is None:
-            return self._head(self.hidden)
-        return self._head(self.hidden.reshape(-1, self.hidden.shape[-1])[at])
+        hidden = self.hidden
+        if at is not None:
+            hidden = hidden.reshape(-1, hidden.shape[-1])[at]
+        return _head(hidden, self.kernel.astype(hidden.dtype), self.bias)
 
     def reduce_rows(
         self,
-        fn: Callable[[Float[Array, "n v"], ArrayTree, ArrayTree], Float[Array, " n"]],
+        fn: RowLoss,
         rows: ArrayTree,
         weight: Float[Array, "b l"],
         shared: ArrayTree = None,
     ) -> tuple[Float[Array, ""], Float[Array, "b l"]]:
-        def part(hidden, rows, weight):
-            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (hidden, rows))
-            loss = fn(self._head(flat[0]), flat[1], shared)
-            values = weighted(loss.reshape(weight.shape), weight)
-            return values.sum(), jax.lax.stop_gradient(values)
-
-        b, l = weight.shape
-        most = max(1, self.chunk // (b * self.kernel.shape[1]))
-        if most >= l:
-            return part(self.hidden, rows, weight)
-
-        size = -(-l // -(-l // most))
-        count = l // size
-        whole = count * size
-
-        def chunks(x):
-            return jnp.moveaxis(x[:, :whole].reshape(b, count, size, *x.shape[2:]), 1, 0)
-
-        def step(total, chunk):
-            subtotal, values = part(*chunk)
-            return total + subtotal, values
-
-        everything = (self.hidden, rows, weight)
-        total, values = jax.lax.scan(
-            jax.checkpoint(step, prevent_cse=False),
-            jnp.zeros((), jnp.float32),
-            jax.tree.map(chunks, everything),
+        total, values = _reduce(
+            fn, self.chunk, self.hidden, self.kernel, self.bias, shared, rows, weight
         )
-        values = jnp.moveaxis(values, 0, 1).reshape(b, whole)
-        if whole == l:
-            return total, values
-        last_total, last_values = jax.checkpoint(part)(
-            *jax.tree.map(lambda x: x[:, whole:], everything)
+        return total, jax.lax.stop_gradient(values)
+
+
+def _head(hidden, kernel, bias):
+    logits = matmul(hidden, kernel, jnp.dtype(jnp.float32))
+    return logits if bias is None else logits + jnp.broadcast_to(bias, logits.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _reduce(fn, chunk, hidden, kernel, bias, shared, rows, weight):
+    return _on_each_device(fn, chunk, False, hidden, kernel, bias, shared, rows, weight)[0]
+
+
+def _reduce_forward(fn, chunk, hidden, kernel, bias, shared, rows, weight):
+    return _on_each_device(fn, chunk, True, hidden, kernel, bias, shared, rows, weight)
+
+
+def _reduce_backward(fn, chunk, gradients, cotangents):
+    # The values are reports, so only the total's cotangent counts; rows and weights are data.
+    scale = cotangents[0]
+    return (*jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients), None, None)
+
+
+_reduce.defvjp(_reduce_forward, _reduce_backward)
+
+
+def _on_each_device(fn, chunk, with_gradients, hidden, kernel, bias, shared, rows, weight):
+    """`_loop` over the rows that each device holds, its sums added up over the mesh."""
+    loop = functools.partial(_loop, fn, chunk, with_gradients)
+    if not divides_rows(weight.shape[0]):
+        return loop(hidden, kernel, bias, shared, rows, weight)
+
+    def on_device(*arguments):
+        (total, values), gradients = loop(*arguments)
+        if gradients is None:
+            return (jax.lax.psum(total, AXES), values), None
+        d_hidden, *d_shared = gradients
+        total, *d_shared = jax.lax.psum((total, *d_shared), AXES)
+        return (total, values), (d_hidden, *d_shared)
+
+    whole = PartitionSpec()
+    return jax.shard_map(
+        on_device,
+        in_specs=(ROWS, whole, whole, whole, ROWS, ROWS),
+        out_specs=((whole, ROWS), (ROWS, whole, whole, whole) if with_gradients else None),
+        check_vma=False,
+    )(hidden, kernel, bias, shared, rows, weight)
+
+
+def _loop(fn, chunk, with_gradients, hidden, kernel, bias, shared, rows, weight):
+    """((total, values), gradients of the total in hidden, kernel, bias and shared, or None)."""
+    b, l = weight.shape
+    n, v = b * l, kernel.shape[1]
+    size = max(1, min(chunk // v, max(FEWEST, n // 16), n))
+    padded = -(-n // size) * size
+    order, is_used, place = _pack(weight.reshape(n) != 0, padded)
+
+    def packed(x):
+        return x.reshape(n, *x.shape[2:])[order]
+
+    hidden_p, rows_p = packed(hidden), jax.tree.map(packed, rows)
+    weight_p = jnp.where(is_used, packed(weight), 0)
+    kernel = kernel.astype(hidden.dtype)
+
+    def values_of(logits, shared, rows, weight):
+        values = weighted(fn(logits, rows, shared), weight)
+        return values.sum(), values
+
+    def step(i, carry):
+        total, values, gradients = carry
+        take = lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size)
+        put = lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, part, i * size, 0)
+        h, rows, weight = take(hidden_p), jax.tree.map(take, rows_p), take(weight_p)
+        logits = _head(h, kernel, bias)
+        if gradients is None:
+            subtotal, part = values_of(logits, shared, rows, weight)
+            return total + subtotal, put(values, part), None
+        subtotal, pull, part = jax.vjp(
+            lambda logits, shared: values_of(logits, shared, rows, weight),
+            logits,
+            shared,
+            has_aux=True,
         )
-        return total + last_total, jnp.concatenate([values, last_values], axis=1)
+        d_logits, d_shared_part = pull(jnp.ones((), jnp.float32))
+        d_hidden, d_kernel, d_bias, d_shared = gradients
+        g = materialised(d_logits.astype(h.dtype))
+        float32 = dict(preferred_element_type=jnp.float32)
+        d_hidden = put(d_hidden, jax.lax.dot_general(g, kernel, (((1,), (1,)), ((), ()))))
+        d_kernel += jax.lax.dot_general(h, g, (((0,), (0,)), ((), ())), **float32)
+        if d_bias is not None:
+            d_bias += g.astype(jnp.float32).sum(0)
+        d_shared = jax.tree.map(jnp.add, d_shared, d_shared_part)
+        return total + subtotal, put(values, part), (d_hidden, d_kernel, d_bias, d_shared)
+
+    nothing = jnp.zeros((), jnp.float32)
+    gradients = None
+    if with_gradients:
+        bias_gradient = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
+        gradients = (
+            jnp.zeros_like(hidden_p),
+            jnp.zeros(kernel.shape, jnp.float32),
+            bias_gradient,
+            jax.tree.map(jnp.zeros_like, shared),
+        )
+    count = (jnp.sum(weight != 0) + size - 1) // size
+    total, values, gradients = jax.lax.fori_loop(
+        0, count, step, (nothing, jnp.zeros(padded, jnp.float32), gradients)
+    )
+
+    def unpacked(x):
+        is_there = (weight != 0).reshape(b, l, *[1] * (x.ndim - 1))
+        return jnp.where(is_there, x[place].reshape(b, l, *x.shape[1:]), 0)
+
+    if gradients is not None:
+        gradients = (unpacked(gradients[0]), *gradients[1:])
+    return (total, unpacked(values)), gradients
+
+
+def _pack(
+    is_used: Bool[Array, " n"], padded: int
+) -> tuple[Int[Array, " m"], Bool[Array, " m"], Int[Array, " n"]]:
+    """The used rows' numbers, in order, in front; which entries those are; each row's entry."""
+    n = is_used.shape[0]
+    place = jnp.cumsum(is_used) - 1
+    (order,) = jnp.nonzero(is_used, size=padded, fill_value=n)
+    return jnp.minimum(order, n - 1), order < n, jnp.maximum(place, 0)

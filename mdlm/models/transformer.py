@@ -6,61 +6,126 @@
 With conditioning, the six vectors are a linear function of `cond` (adaLN, arXiv:2212.09748) that
 starts at 0, so that each block starts as the identity; without, shift = scale = 0 and gate = 1.
 The residual stream x is float32. All blocks are one module whose parameters have a leading axis
-of `depth`; `jax.lax.scan` runs along it, and `remat` recomputes a block in the backward pass.
+of `depth`; `jax.lax.scan` runs along it.
 """
 
+import abc
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Key
 
 from mdlm.keys import by_row, stream
-from mdlm.models.attention import attention, rotary_angles, rotate
-from mdlm.models.layers import LayerNorm, Linear, dropout, modulate
+from mdlm.models.attention import Implementation, attention
+from mdlm.models.attention_mask import AttentionMask
+from mdlm.models.layers import Linear, NormKind, Precision, dropout, modulate, norm
+from mdlm.models.mlp import MLP, MLPKind, hidden_width
+from mdlm.models.network import Network
+from mdlm.models.rotary import rotary_table, rotate
 from mdlm.types import NetInput
 
-MLP_RATIO = 4
+Remat = Literal["auto", "none", "products", "blocks"]
+Table = tuple[Float[Array, "#b l 1 half"], Float[Array, "#b l 1 half"]]
 
 
-def check_sizes(network) -> None:
-    """ValueError unless the sizes of a transformer's configuration fit one another."""
-    for name in ("width", "depth", "heads", "logits_chunk"):
-        if getattr(network, name) < 1:
-            raise ValueError(f"{name}={getattr(network, name)} must be at least 1")
-    if network.width % (2 * network.heads):
-        raise ValueError(
-            f"width={network.width} must be an even multiple of heads={network.heads}"
-            " (rotary turns pairs of a head's entries)"
+@dataclass(frozen=True, kw_only=True)
+class Transformer(Network):
+    """What the transformers have in common. The defaults are the sizes of the MDLM paper.
+
+    Args:
+        width: of the residual stream.
+        depth: blocks.
+        heads: attention heads, which share the width.
+        dropout: probability with which outputs of attention and MLP are dropped, in calls that
+            pass a key (the paper trains with 0.1).
+        norm: "layer" (zero mean, unit variance) or "rms" (unit mean square, arXiv:1910.07467).
+        qk_norm: normalise queries and keys of each head to unit mean square, with a learned scale
+            (arXiv:2010.04245), which keeps attention from saturating at high learning rates.
+        mlp: "gelu"; "swiglu" (arXiv:2002.05202, with 2/3 of the hidden width, so as many
+            parameters); or "relu2", squared ReLU (arXiv:2109.08668).
+        use_bias: biases in MLP and head.
+        dtype: of the products; parameters, norms, softmax, residual stream and logits are
+            float32. "auto" is bfloat16 except on CPUs.
+        attention: which implementation computes attention, see `mdlm.models.attention`.
+        remat: what the backward pass makes anew instead of keeping: "none"; all but the results
+            of matrix products and attention ("products"); all inside a block ("blocks", the least
+            memory and a third more products). "auto": nothing on CPUs, else "products".
+        logits_chunk: logits that `Prediction.reduce_rows` holds at once on a device.
+    """
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    dropout: float = 0.0
+    norm: NormKind = "layer"
+    qk_norm: bool = False
+    mlp: MLPKind = "gelu"
+    use_bias: bool = True
+    dtype: Precision = "auto"
+    attention: Implementation = "auto"
+    remat: Remat = "auto"
+    logits_chunk: int = 2**23
+
+    def __post_init__(self):
+        for name in ("width", "depth", "heads", "logits_chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width={self.width} must be an even multiple of heads={self.heads}"
+                " (rotary turns pairs of a head's entries)"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
+        for name, kind in (
+            ("norm", NormKind),
+            ("mlp", MLPKind),
+            ("dtype", Precision),
+            ("attention", Implementation),
+            ("remat", Remat),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                choices = ", ".join(get_args(kind))
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {choices}")
+
+    @property
+    @abc.abstractmethod
+    def modulated(self) -> int:
+        """Width of the vector that modulates the blocks; 0 where none does."""
+
+    def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
+        width = self.width
+        per_token = 4 * width * width + hidden_width(self.mlp, width) * width * (
+            3 if self.mlp == "swiglu" else 2
         )
-    if not 0 <= network.dropout < 1:
-        raise ValueError(f"dropout={network.dropout} must lie in [0, 1)")
-    if network.dtype not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"dtype={network.dtype!r} must be auto, float32 or bfloat16")
+        attended = 2 * length * width
+        per_row = 6 * width * self.modulated * self.depth
+        return 2 * (
+            rows * (length * self.depth * (per_token + attended) + per_row)
+            + scored * width * columns
+        )
 
 
 class Block(nnx.Module):
-    """Attention and a 4x tanh-GELU MLP, each behind a norm and added to the residual stream."""
+    """Attention and an MLP, each behind a norm and added to the residual stream."""
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        rngs: nnx.Rngs,
-        *,
-        cond_dim: int | None,
-        dropout: float,
-        dtype: jnp.dtype,
+        self, config: Transformer, rngs: nnx.Rngs, *, cond_dim: int | None, dtype: jnp.dtype
     ):
-        self.heads, self.dropout = heads, dropout
-        self.norm1 = LayerNorm(width)
+        self.config = config
+        width = config.width
+        self.norm1 = norm(config.norm, width)
         self.qkv = Linear(width, 3 * width, rngs, dtype=dtype, use_bias=False)
+        self.qk_norm = norm("rms", width // config.heads) if config.qk_norm else None
         self.attn_out = Linear(width, width, rngs, dtype=dtype, use_bias=False)
-        self.norm2 = LayerNorm(width)
-        self.mlp_in = Linear(width, MLP_RATIO * width, rngs, dtype=dtype)
-        self.mlp_out = Linear(MLP_RATIO * width, width, rngs, dtype=dtype)
+        self.norm2 = norm(config.norm, width)
+        self.mlp = MLP(config.mlp, width, rngs, dtype=dtype, use_bias=config.use_bias)
         # Float32, as the norms that it modulates are.
         float32 = jnp.dtype(jnp.float32)
         self.modulation = (
@@ -72,35 +137,31 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b l d"],
-        inputs: NetInput,
-        angles: Float[Array, "#b l 1 half"],
+        mask: AttentionMask,
+        table: Table,
         *,
-        causal: bool,
         cond: Float[Array, "b #l c"] | None,
         key: Key[Array, ""] | None,
     ) -> Float[Array, "b l d"]:
         """The residual stream after this block. ValueError if it has adaLN and no `cond`."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self._vectors(cond)
         keys = (None, None) if key is None else (stream(key, "attention"), stream(key, "mlp"))
+        rate = self.config.dropout
+        with jax.named_scope("attention"):
+            y = self._attend(modulate(self.norm1(x), shift_1, scale_1), mask, table)
+            x = x + gate_1 * dropout(keys[0], y, rate)
+        with jax.named_scope("mlp"):
+            y = self.mlp(modulate(self.norm2(x), shift_2, scale_2))
+            return x + gate_2 * dropout(keys[1], y, rate)
 
-        y = modulate(self.norm1(x), shift_1, scale_1)
-        qkv = self.qkv(y).reshape(*y.shape[:2], 3, self.heads, -1)
+    def _attend(self, y: Float[Array, "b l d"], mask: AttentionMask, table: Table):
+        qkv = self.qkv(y).reshape(*y.shape[:2], 3, self.config.heads, -1)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        y = attention(
-            rotate(q, angles),
-            rotate(k, angles),
-            v,
-            causal=causal,
-            is_valid=inputs.is_valid,
-            segment_ids=inputs.segment_ids,
-        )
-        y = dropout(keys[0], self.attn_out(y.reshape(x.shape)), self.dropout)
-        x = x + gate_1 * y
-
-        y = modulate(self.norm2(x), shift_2, scale_2)
-        y = self.mlp_out(jax.nn.gelu(self.mlp_in(y), approximate=True))
-        y = dropout(keys[1], y, self.dropout)
-        return x + gate_2 * y
+        if self.qk_norm is not None:
+            q, k = self.qk_norm(q), self.qk_norm(k)
+        q, k = (rotate(x, table).astype(v.dtype) for x in (q, k))
+        out = attention(q, k, v, mask, self.config.attention)
+        return self.attn_out(checkpoint_name(out, "attention").reshape(y.shape))
 
     def _vectors(self, cond: Float[Array, "b #l c"] | None) -> Sequence[Array | float]:
         """Shift, scale and gate of the attention, then of the MLP."""
@@ -111,13 +172,15 @@ class Block(nnx.Module):
         return jnp.split(self.modulation(cond), 6, axis=-1)
 
 
-def stack_blocks(depth: int, rngs: nnx.Rngs, *args, **kwargs) -> Block:
-    """`depth` blocks as one: every parameter has a leading axis of `depth`."""
+def stack_blocks(
+    config: Transformer, rngs: nnx.Rngs, *, cond_dim: int | None, dtype: jnp.dtype
+) -> Block:
+    """`config.depth` blocks as one: every parameter has a leading axis of that size."""
 
-    @nnx.split_rngs(splits=depth)
+    @nnx.split_rngs(splits=config.depth)
     @nnx.vmap
     def make(rngs):
-        return Block(*args, rngs=rngs, **kwargs)
+        return Block(config, rngs, cond_dim=cond_dim, dtype=dtype)
 
     return make(rngs)
 
@@ -130,18 +193,40 @@ def run_blocks(
     causal: bool,
     cond: Float[Array, "b #l c"] | None,
     key: Key[Array, ""] | None,
-    remat: bool,
 ) -> Float[Array, "b l d"]:
     """`x` after all blocks, in order; each block's dropout key is folded from `key`."""
-    b, l, width = x.shape
+    config = blocks.config
+    l = x.shape[1]
     positions = jnp.arange(l)[None] if inputs.positions is None else inputs.positions
-    angles = rotary_angles(positions, width // blocks.heads)
-    depth = blocks.norm1.scale.shape[0]
-    keys = None if key is None else by_row(key, jnp.arange(depth))
+    table = rotary_table(positions, config.width // config.heads)
+    mask = AttentionMask(
+        causal=causal, is_valid=inputs.is_valid, segment_ids=inputs.segment_ids
+    )
+    keys = None if key is None else by_row(key, jnp.arange(blocks.norm1.scale.shape[0]))
 
     def step(x, layer):
         block, key = layer
-        return block(x, inputs, angles, causal=causal, cond=cond, key=key), None
+        return block(x, mask, table, cond=cond, key=key), None
 
-    body = jax.checkpoint(step, prevent_cse=False) if remat else step
-    return jax.lax.scan(body, x, (blocks, keys))[0]
+    unroll = UNROLLED if jax.default_backend() == "cpu" else 1
+    return jax.lax.scan(remembering(config.remat, step), x, (blocks, keys), unroll=unroll)[0]
+
+
+UNROLLED = 4
+"""Blocks to a turn of the loop on CPUs, where stacking what the backward pass needs is dear."""
+
+
+def remembering(remat: Remat, step):
+    """`step` of a scan with its insides kept for the backward pass, or not, as `remat` says."""
+    if remat == "auto":
+        remat = "none" if jax.default_backend() == "cpu" else "products"
+    if remat == "none":
+        return step
+    policy = None
+    if remat == "products":
+        policies = jax.checkpoint_policies
+        policy = policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable,
+            policies.save_only_these_names("attention"),
+        )
+    return jax.checkpoint(step, prevent_cse=False, policy=policy)

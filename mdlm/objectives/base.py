@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Key
@@ -92,11 +93,17 @@ def weighted_cross_entropy(
 
     def cross_entropy(logits, rows, _):
         log_p0 = parameterization.log_p0(logits, rows["z_t"], rows["t"])
-        return -jnp.take_along_axis(log_p0, rows["x_0"][:, None], axis=-1)[:, 0]
+        # A comparison and not a gather, whose gradient would be a scatter: this fuses.
+        column = jax.lax.broadcasted_iota(jnp.int32, log_p0.shape, 1)
+        return -jnp.where(column == rows["x_0"][:, None], log_p0, 0.0).sum(-1)
 
     weight = jnp.broadcast_to(weight, count.shape).astype(jnp.float32) * count
-    total, values = prediction.reduce_rows(cross_entropy, rows, weight)
-    return LossTerms(total=total, values=values, bound=values, count=count, scalars={})
+    with jax.named_scope("head"):
+        total, values = prediction.reduce_rows(cross_entropy, rows, weight)
+    scored = (weight != 0).astype(jnp.float32)
+    return LossTerms(
+        total=total, values=values, bound=values, count=count, scored=scored, scalars={}
+    )
 
 
 Place = Callable[[Schedule, Float[Array, "b 1"]], tuple[Float[Array, "b 1"], Float[Array, "b 1"]]]
@@ -114,11 +121,12 @@ def noise_and_score(
     denoise: Denoise,
 ) -> LossTerms:
     """Draws a time for each row, masks its tokens, and scores the masked ones."""
-    u = times.sample(stream(key, "times"), batch.row, batch.rows)[:, None]
-    t, weight = place(process.schedule, u)
-    z_t = process.corrupt(
-        by_row(stream(key, "corrupt"), batch.row), batch.tokens, t, batch.is_valid
-    )
+    with jax.named_scope("noise"):
+        u = times.sample(stream(key, "times"), batch.row, batch.rows)[:, None]
+        t, weight = place(process.schedule, u)
+        z_t = process.corrupt(
+            by_row(stream(key, "corrupt"), batch.row), batch.tokens, t, batch.is_valid
+        )
     return score_masked(
         batch,
         z_t=z_t,

@@ -17,10 +17,13 @@ from mdlm.data.dataset import Dataset
 from mdlm.data.loader import TrainLoader
 from mdlm.evals.nll import Metric
 from mdlm.experiment import Experiment, Model
+from mdlm.hardware import peak_flops
 from mdlm.mesh import check_batch, place
+from mdlm.models.layers import compute_dtype
 from mdlm.models.network import count_parameters
 from mdlm.times import balanced_order
 from mdlm.train.checkpoint import Checkpoints
+from mdlm.train.profile import Profile, Profiler
 from mdlm.train.record import RunFolder
 from mdlm.train.score import Scorer
 from mdlm.train.step import abstract_state, compile_step, create_state
@@ -39,7 +42,7 @@ class Began:
 
 @dataclass(frozen=True)
 class Stepped:
-    """After a logged step: its metrics, tokens per second since the last one."""
+    """After a logged step: its metrics, and the speed since the last one (see `Meter`)."""
 
     step: int
     metrics: dict[str, float]
@@ -49,6 +52,14 @@ class Stepped:
 class Evaluated:
     step: int
     metrics: list[Metric]
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """The steps that were to be traced are, up to this one."""
+
+    step: int
+    profile: Profile
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ class Stopped:
     step: int
 
 
-Event = Began | Stepped | Evaluated | Saved | Stopped
+Event = Began | Stepped | Evaluated | Profiled | Saved | Stopped
 Look = Callable[[int, ArrayTree], None]
 """Called with (step, averaged parameters) when it is time to sample."""
 
@@ -75,12 +86,13 @@ def train(
     *,
     initial: ArrayTree | None = None,
     sample: Look | None = None,
+    profile: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
     """Trains to the last step, from the folder's newest checkpoint if it has one.
 
-    `initial` replaces the fresh parameters of a run that has none. InputError where mesh, batch,
-    checkpoint or data do not fit.
+    `initial` replaces the fresh parameters of a run that has none; `profile` steps are traced.
+    InputError where mesh, batch, checkpoint or data do not fit.
     """
     settings = experiment.train
     mesh = experiment.mesh.build()
@@ -112,13 +124,15 @@ def train(
         order = balanced_order(settings.batch_size)
         quick = replace(experiment.evaluation, passes=1, ngrams=False)
         saved, nelbo = checkpoints.latest, None
-        meter = Meter()
+        profiler = Profiler(folder.path, profile, step, folder.writes)
+        meter = Meter(model, mesh)
         pending: tuple[int, dict[str, jax.Array]] | None = None
         batches = loader.iterate(position)
         try:
             while step < settings.steps and not should_stop():
                 position, rows = next(batches)
                 batch = Batch(**place(mesh, in_training(rows, order)))
+                profiler.before(step, train_step, state, batch)
                 state, metrics = train_step(state, batch)
                 step += 1
                 last = step == settings.steps
@@ -128,6 +142,9 @@ def train(
                 if step % settings.log_every == 0 or last:
                     pending = (step, metrics)
                 meter.steps += 1
+                if (traced := profiler.after(step, state)) is not None:
+                    yield Profiled(step, traced)
+                    meter.skip()
                 if last or due(step, settings.eval_every):
                     found = scorer.run(state["ema"], quick, settings.eval_rows)
                     nelbo = found[0].value
@@ -150,6 +167,7 @@ def train(
             if step < settings.steps:
                 yield Stopped(step)
         finally:
+            profiler.close()
             batches.close()
 
 
@@ -183,9 +201,20 @@ def started_from(state: dict[str, Any], initial: ArrayTree) -> dict[str, Any]:
 
 
 class Meter:
-    """Turns fetched metrics into a log line with tokens per second since the line before."""
+    """Turns fetched metrics into a log line with the speed since the line before.
 
-    def __init__(self):
+    `tokens_per_second` are scored tokens. `flops_per_second` are the model's own operations in
+    matrix products: three times those of a forward pass, nothing that is done twice; `mfu` is
+    their share of the devices' peak, left out where that is not known.
+    """
+
+    def __init__(self, model: Model, mesh: jax.sharding.Mesh):
+        experiment = model.experiment
+        self.network, self.columns = experiment.network, model.columns
+        self.rows, self.length = experiment.train.batch_size, experiment.data.packing.length
+        dtype = compute_dtype(getattr(self.network, "dtype", "float32"))
+        # On a CPU this measures, so it comes before anything is timed.
+        self.peak = peak_flops(dtype.name, list(mesh.devices.flat)).flops
         self.skip()
 
     def skip(self) -> None:
@@ -197,7 +226,13 @@ class Meter:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
         if self.steps:
-            values["tokens_per_second"] = values["tokens"] * self.steps / (now - self.since)
+            rate = self.steps / (now - self.since)
+            values["tokens_per_second"] = values["tokens"] * rate
+            if "scored" in values:
+                forward = self.network.flops(self.rows, self.length, values["scored"], self.columns)
+                values["flops_per_second"] = 3 * forward * rate
+                if self.peak is not None:
+                    values["mfu"] = values["flops_per_second"] / self.peak
         self.steps, self.since = 0, now
         folder.log("train", step, values)
         return Stepped(step, values)

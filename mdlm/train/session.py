@@ -21,6 +21,7 @@ from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.network import count_parameters
 from mdlm.train import curves
+from mdlm.train import profile as profiles
 from mdlm.train.checkpoint import Checkpoints
 from mdlm.train.loop import Evaluated, Event, Saved, train
 from mdlm.train.record import RunFolder
@@ -44,6 +45,7 @@ class Session:
         init_from: a run folder whose averaged parameters to begin with.
         tensorboard: also write TensorBoard events.
         wandb: project of Weights & Biases to log to as well.
+        profile: steps to trace, see `mdlm.train.profile`; 0 for none.
         report: told `(task, done, total)` while data are prepared.
     """
 
@@ -57,9 +59,10 @@ class Session:
         init_from: str | None = None,
         tensorboard: bool = False,
         wandb: str | None = None,
+        profile: int = 0,
         report: Callable[[str, int, int], None] | None = None,
     ):
-        self.experiment, self.folder = experiment, RunFolder(out)
+        self.experiment, self.folder, self.profile = experiment, RunFolder(out), profile
         settings = experiment.train
         check_batch(experiment.mesh.build(), settings.batch_size, settings.accumulate)
         self.folder.check(experiment)
@@ -70,6 +73,8 @@ class Session:
         for split in ("train", experiment.evaluation.split):
             getattr(self.dataset, split)  # reads and packs it: too short a text is refused here
         self.initial = self._initial(init_from)
+        if profile:
+            profiles.check(profile, settings.steps - self._steps_made())
         self.folder.begin(source, overrides, experiment)
         if self.folder.writes:
             self.dataset.tokenizer.save(self.folder.data)
@@ -97,6 +102,7 @@ class Session:
                 self.folder,
                 initial=self.initial,
                 sample=self._sample,
+                profile=self.profile,
                 should_stop=should_stop,
             ):
                 self.step = event.step
@@ -118,6 +124,13 @@ class Session:
             lines += [f"  | {line}" for line in self.generated.texts[0].text.splitlines()]
         lines.append(f"next: mdlm eval {self.folder.path}    mdlm sample {self.folder.path}")
         return "\n".join(lines)
+
+    def _steps_made(self) -> int:
+        """Steps of the folder's newest checkpoint."""
+        if not self.folder.checkpoints.is_dir():
+            return 0
+        with Checkpoints(self.folder.checkpoints) as checkpoints:
+            return checkpoints.latest or 0
 
     def _initial(self, init_from: str | None) -> ArrayTree | None:
         if init_from is None:

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, Key
 
 from mdlm.experiment import Model
 from mdlm.keys import stream
-from mdlm.mesh import ROWS, parameter_sharding, replicated
+from mdlm.mesh import ROWS, on, parameter_sharding, replicated
 from mdlm.types import ArrayTree, Batch, LossTerms
 
 State = dict[str, Any]
@@ -71,17 +71,21 @@ def compile_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> 
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         run_key = jax.random.key(model.experiment.seed)
         key = jax.random.fold_in(stream(run_key, "train"), state["step"])
-        terms, gradient = summed(model, mesh, settings.accumulate, state["params"], key, batch)
+        with on(mesh):
+            terms, gradient = summed(model, mesh, settings.accumulate, state["params"], key, batch)
         count = jnp.maximum(terms.count, 1.0)
         gradient = jax.tree.map(lambda g: g / count, gradient)
-        updates, opt_state = tx.update(gradient, state["opt_state"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        decay = ema_decay(settings.ema_decay, state["step"] + 1)
-        ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state["ema"], params)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = tx.update(gradient, state["opt_state"], state["params"])
+            params = optax.apply_updates(state["params"], updates)
+        with jax.named_scope("ema"):
+            decay = ema_decay(settings.ema_decay, state["step"] + 1)
+            ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state["ema"], params)
         metrics = {
             "loss": terms.total / count,
             "nelbo": terms.bound / count,
             "tokens": terms.count,
+            "scored": terms.scored,
             "grad_norm": optax.tree.norm(gradient),
             "learning_rate": jnp.asarray(rate(state["step"]), jnp.float32),
             **{name: value / settings.accumulate for name, value in terms.scalars.items()},
@@ -114,6 +118,7 @@ def summed(
             values=terms.values.sum(),
             bound=terms.bound.sum(),
             count=terms.count.sum(),
+            scored=terms.scored.sum(),
             scalars=terms.scalars,
         )
         return terms.total, sums
@@ -153,7 +158,8 @@ def compile_score(model: Model, mesh: Mesh) -> Callable[..., tuple[Array, Array]
     """Jitted `(params, key, batch) -> (bound [b], count [b])`: sums over each row, on all hosts."""
 
     def score(params, key, batch: Batch):
-        terms = model.score(params, key, batch)
+        with on(mesh):
+            terms = model.score(params, key, batch)
         return terms.bound.sum(axis=-1), terms.count.sum(axis=-1)
 
     return jax.jit(score, out_shardings=replicated(mesh))

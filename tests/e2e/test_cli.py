@@ -104,6 +104,8 @@ def test_bad_input_is_one_line(work):
         (("train", "tiny.py", "--out", "x", "--data.packing.length", "9999999"), "too few"),
         (("train", "tiny.py", "--out", "x", "--mesh.fsdp", "3"), "does not fit 1 devices"),
         (("train", "tiny.py", "--out", "run", "--network.width", "64"), "network.width: 32 there"),
+        (("train", "tiny.py", "--out", "x", "--profile", "0"), "at least one step"),
+        (("train", "tiny.py", "--out", "x", "--profile", "18"), "20 steps are left"),
         (("train", "tiny.py", "--out", "x", "--init-from", "nowhere"), "not a run folder"),
         (("eval", "nowhere"), "not a run folder"),
         (("eval", "run", "--step", "7"), "no checkpoint of step 7"),
@@ -140,6 +142,26 @@ def test_out_of_vocabulary_prompt_is_refused(work):
     (work / "letters.py").write_text(text)
     assert mdlm("train", "letters.py", *words, cwd=work).returncode == 0
     assert "\u00e9" in refused("sample", "letters", "--prompt", "caf\u00e9", cwd=work)
+
+
+def test_profile_prints_time_by_part_and_the_log_has_mfu(work):
+    out = mdlm("train", "tiny.py", "--out", "traced", "--profile", 3, cwd=work)
+    assert out.returncode == 0, out.stderr[-3000:]
+    table = (work / "traced" / "profile" / "profile.txt").read_text()
+    assert table in out.stdout and "3 steps traced" in table and "next: mdlm eval" in out.stdout
+    found = json.loads((work / "traced" / "profile" / "profile.json").read_text())
+    parts = {name: sum(times.values()) for name, times in found["parts"].items()}
+    assert {"embed", "attention", "mlp", "head", "optimizer", "ema"} <= set(parts)
+    assert sum(parts.values()) + found["idle"] == pytest.approx(found["step"])
+    # What the names do not reach is little.
+    assert parts.get("other", 0) < found["step"] / 4
+    assert found["products"]["attention"] > 0 and found["products"]["optimizer"] == 0
+    lines = [json.loads(s) for s in (work / "traced" / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["mfu"] for line in lines if "mfu" in line]
+    assert rates and all(0 < rate < 1.5 for rate in rates)
+    # The run itself is that of the same command without the option.
+    scores = [mdlm("eval", run, "--json", cwd=work).stdout for run in ("run", "traced")]
+    assert scores[0] == scores[1]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

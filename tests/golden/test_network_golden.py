@@ -42,11 +42,11 @@ def test_hidden_states(golden, dit):
     cond = module.noise_level(jnp.asarray(values["sigma"])[:, None])
     for i in range(network.depth):
         block = jax.tree.map(lambda a, i=i: a[i : i + 1], module.blocks)
-        x = run_blocks(block, x, inputs, causal=False, cond=cond, key=None, remat=False)
+        x = run_blocks(block, x, inputs, causal=False, cond=cond, key=None)
         np.testing.assert_allclose(x, values[f"hidden_time_block{i}"], **CLOSE)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "products", "blocks"])
 def test_logits_with_time(golden, dit, remat):
     network, params = dit
     values = golden("mdlm_dit.npz")

@@ -1,0 +1,1 @@
+"""How fast, and in how much memory: each module is a command, `python -m benchmarks.train_step`."""

@@ -1,0 +1,290 @@
+"""What every benchmark shares: compiling, timing in turns, and the table with its JSON.
+
+Machines are noisy, and noise comes in stretches. So the cases of a benchmark are timed in turns,
+each once per round, and what is compared is the ratio *within* a round: `ratio` is the median of
+those. Times themselves are given as median and interquartile range over the rounds.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mdlm.hardware import Peak
+from mdlm.types import InputError
+
+PACKAGES = ("mdlm", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
+RESULTS = Path("runs/benchmarks")
+PATIENCE = 2.0
+"""Seconds after which something that takes time says on stderr what it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A compiled function and what its compilation tells."""
+
+    call: Callable[..., Any]
+    compile_seconds: float  # tracing and lowering included
+    temp_bytes: int | None  # temporaries, None where the backend does not say
+    peak_bytes: int | None  # arguments, outputs and temporaries, those that share memory once
+
+
+def build(fn: Callable[..., Any], *args: Any, **jit_kwargs: Any) -> Built:
+    """Compiles `fn` for arguments like `args` (arrays or `jax.ShapeDtypeStruct`).
+
+    A function that is jitted already keeps its own settings; `jit_kwargs` are for others.
+    """
+    jitted: Any = fn if hasattr(fn, "lower") and not jit_kwargs else jax.jit(fn, **jit_kwargs)
+    start = time.perf_counter()
+    with working("compiling"):
+        compiled = jitted.lower(*args).compile()
+    seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    temporary = peak = None
+    if memory is not None:
+        temporary = memory.temp_size_in_bytes
+        peak = temporary + memory.argument_size_in_bytes + memory.output_size_in_bytes
+        peak -= memory.alias_size_in_bytes
+    return Built(call=compiled, compile_seconds=seconds, temp_bytes=temporary, peak_bytes=peak)
+
+
+def alternate(
+    cases: Mapping[str, Callable[[], Any]], *, rounds: int = 7, seconds: float = 1.0
+) -> dict[str, list[float]]:
+    """Seconds per call of each case in each round.
+
+    A case is called until its result is ready. How often it is called in a round follows from
+    its warm-up: as often as fits into `seconds`, once at least. Every other round goes backwards
+    through the cases, so that a machine that slows down steadily favours none.
+    """
+    # The host may run ahead of an accelerator, as it does in training. On the CPU two calls that
+    # do not depend on each other would share the cores and time nothing in particular.
+    ahead = jax.default_backend() != "cpu"
+
+    def timed(case: Callable[[], Any], calls: int) -> float:
+        # Of several short calls the first would pay for what the other case left in the caches
+        # and for its threads that still wait, spinning, for more work.
+        result = jax.block_until_ready(case()) if calls > 1 else None
+        start = time.perf_counter()
+        for _ in range(calls):
+            result = case()
+            if not ahead:
+                jax.block_until_ready(result)
+        jax.block_until_ready(result)
+        return (time.perf_counter() - start) / calls
+
+    with working("warming up") as say:
+        calls = {}
+        for name, case in cases.items():
+            say(f"warming up {name}")
+            once = timed(case, 1)
+            # The first call may compile; one that lasts its whole turn need not be known better.
+            once = min(once, timed(case, 1)) if once < 10 * seconds else once
+            calls[name] = max(1, round(seconds / once))
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    with working("measuring") as say:
+        for number in range(rounds):
+            say(f"round {number + 1} of {rounds}")
+            for name in list(cases)[:: -1 if number % 2 else 1]:
+                times[name].append(timed(cases[name], calls[name]))
+    return times
+
+
+def first_call(name: str, case: Callable[[], Any]) -> float:
+    """Seconds of a case's first call: what PyTorch takes to compile, mostly."""
+    start = time.perf_counter()
+    with working(f"compiling {name}"):
+        jax.block_until_ready(case())
+    return time.perf_counter() - start
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle value."""
+    return float(np.median(values))
+
+
+def spread(values: Sequence[float]) -> float:
+    """Interquartile range."""
+    low, high = np.percentile(values, [25, 75])
+    return float(high - low)
+
+
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    """Median of the ratios within each round; two lists that `alternate` returned together."""
+    return median(np.divide(numerator, denominator).tolist())
+
+
+def mebibytes(size: int | None) -> float | None:
+    """Bytes as MiB."""
+    return None if size is None else size / 2**20
+
+
+def utilisation(flops: float, peak: Peak) -> float | None:
+    """MFU in percent of `flops` per second, None where the peak is not known."""
+    return None if peak.flops is None else 100 * flops / peak.flops
+
+
+def peak_in_words(peak: Peak) -> str:
+    """The peak and where its figure is from."""
+    if peak.flops is None:
+        return f"peak not known ({peak.source})"
+    return f"peak {peak.flops / 1e12:.3g} TFLOP/s ({peak.source})"
+
+
+@contextlib.contextmanager
+def working(text: str) -> Iterator[Callable[[str], None]]:
+    """Says on stderr what goes on, once it has taken longer than `PATIENCE`.
+
+    Yields a function that replaces the text.
+    """
+    start, ended, current = time.perf_counter(), threading.Event(), [text]
+
+    def watch() -> None:
+        shown = ""
+        while not ended.wait(PATIENCE if not shown else 0.2):
+            if current[0] != shown:
+                shown = current[0]
+                seconds = time.perf_counter() - start
+                print(f"  {shown} ({seconds:.0f} s so far)", file=sys.stderr, flush=True)
+
+    def say(text: str) -> None:
+        current[0] = text
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield say
+    finally:
+        ended.set()
+        thread.join()
+
+
+def environment() -> dict[str, Any]:
+    """What a number depends on besides the code: versions, devices, processor, threads, commit."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", "-m", *_module_and_arguments()]),
+        "commit": _git("rev-parse", "HEAD"),
+        "changed_files": (_git("status", "--porcelain") or "").splitlines(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "devices": [str(device) for device in jax.devices()],
+        "device_kind": jax.devices()[0].device_kind,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _module_and_arguments() -> list[str]:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return [spec.name if spec else sys.argv[0], *sys.argv[1:]]
+
+
+def _git(*words: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def report(
+    title: str, rows: Sequence[Mapping[str, Any]], out: str | Path, **more: Any
+) -> dict[str, Any]:
+    """Prints the rows as a table and writes them to the JSON file `out`, with the environment.
+
+    A row is a mapping from heading to number, text or None. Lists (the times of each round) and
+    what `more` holds are for the file only. Returns what was written.
+    """
+    written = {"title": title, **more, "rows": list(rows), "environment": environment()}
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(written, indent=1) + "\n")
+
+    shown = [{k: v for k, v in row.items() if not isinstance(v, (list, dict))} for row in rows]
+    headings = list(dict.fromkeys(heading for row in shown for heading in row))
+    cells = [headings, *[[_cell(row.get(heading)) for heading in headings] for row in shown]]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(headings))]
+    print(title)
+    for line in cells:
+        # Names to the left, numbers to the right.
+        first, *others = [
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join([first, *others]).rstrip())
+    print(f"({out})", flush=True)
+    return written
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        if value == 0 or 1e-3 <= abs(value) < 10:
+            return f"{value:.3f}"
+        return f"{value:.1e}" if abs(value) < 1e-3 else f"{value:,.{1 if abs(value) < 1e3 else 0}f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def parser(name: str, description: str | None, **sizes: Any) -> argparse.ArgumentParser:
+    """A command line with `--seconds`, `--rounds`, `--json`, and an option for each size.
+
+    Sizes are given with their defaults, which say the type.
+    """
+    found = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for size, default in sizes.items():
+        option = "--" + size.replace("_", "-")
+        found.add_argument(option, type=type(default), default=default, help=f"default {default}")
+    found.add_argument(
+        "--seconds", type=float, default=1.0, help="per case and round, about (default 1)"
+    )
+    found.add_argument("--rounds", type=int, default=7, help="default 7")
+    found.add_argument(
+        "--json", default=str(RESULTS / f"{name}.json"), metavar="FILE", help="default %(default)s"
+    )
+    return found
+
+
+def main(run: Callable[[Sequence[str] | None], Any]) -> int:
+    """Exit status of a benchmark's command: an InputError is one line."""
+    try:
+        run(None)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

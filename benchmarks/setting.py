@@ -1,0 +1,109 @@
+"""What `train_step` and `sample` measure: an experiment made in memory, without data.
+
+Sizes come from the command line (`SIZES`); any other setting of the experiment too, by its dotted
+name, as in `mdlm train`: `--network.remat false`.
+"""
+
+import argparse
+import zlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from mdlm.data.dataset import TextData
+from mdlm.data.packing import Wrap
+from mdlm.data.sources import TextFiles
+from mdlm.data.tokenizers import Bytes
+from mdlm.experiment import Experiment, Model, Training
+from mdlm.mesh import MeshShape
+from mdlm.models.dit import DiT
+from mdlm.objectives.nelbo import Nelbo
+from mdlm.optim import AdamW
+from mdlm.overrides import apply
+from mdlm.samplers.ancestral import Ancestral
+from mdlm.types import ArrayTree, InputError, Vocab
+
+SIZES = {
+    "width": 256,
+    "depth": 4,
+    "heads": 4,
+    "length": 128,
+    "vocab": 1024,
+    "batch": 16,
+    "dropout": 0.1,
+    "dtype": "float32",
+}
+
+
+def experiment(args: argparse.Namespace, others: Sequence[str] = ()) -> Experiment:
+    """The experiment of the sizes in `args`, with the settings `--name value` of `others`.
+
+    Its loss is the paper's, which the twin has too. The data it names is never read.
+    """
+    found = Experiment(
+        name="benchmark",
+        data=TextData(
+            source=TextFiles(train="none"),
+            tokenizer=Bytes(),
+            packing=Wrap(length=args.length, row_specials=False),
+        ),
+        network=DiT(
+            width=args.width,
+            depth=args.depth,
+            heads=args.heads,
+            dropout=args.dropout,
+            dtype=args.dtype,
+        ),
+        objective=Nelbo(reconstruction=False),
+        optimizer=AdamW(learning_rate=3e-4, warmup_steps=100),
+        sampler=Ancestral(steps=getattr(args, "steps", 128)),
+        train=Training(steps=100_000, batch_size=args.batch),
+        mesh=MeshShape(data=1),
+    )
+    return apply(found, _assignments(others))
+
+
+def _assignments(words: Sequence[str]) -> list[tuple[str, str]]:
+    """`--a.b value` and `--a.b=value` as pairs. InputError for anything else."""
+    pairs, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or "." not in name or not (equals or rest):
+            raise InputError(f"{word}: no such option, nor a setting with its value (--a.b value)")
+        pairs.append((name, value if equals else rest.pop(0)))
+    return pairs
+
+
+def model(experiment: Experiment, columns: int) -> Model:
+    """The model over a vocabulary of `columns` ids, of which the last is the mask."""
+    return Model(experiment, Vocab(size=columns, mask_id=columns - 1))
+
+
+def moved(params: ArrayTree) -> ArrayTree:
+    """`params` moved off their initial values, among them zeros, which would multiply faster."""
+
+    def move(path, array):
+        key = jax.random.key(zlib.crc32(jax.tree_util.keystr(path).encode()))
+        return array + 0.02 * jax.random.normal(key, array.shape)
+
+    return jax.tree_util.tree_map_with_path(move, params)
+
+
+def tokens(columns: int, batch: int, length: int) -> np.ndarray:
+    """Random clean tokens `[b l]`, none of them the mask."""
+    drawn = np.random.default_rng(0).integers(0, columns - 1, (batch, length))
+    return drawn.astype(np.int32)
+
+
+def batch_of(columns: int, batch: int, length: int) -> dict[str, np.ndarray]:
+    """A batch as the loader of the data gives it: full rows."""
+    full = np.ones((batch, length), bool)
+    return {
+        "tokens": tokens(columns, batch, length),
+        "loss_mask": full,
+        "is_valid": full,
+        "row": np.arange(batch, dtype=np.int32),
+        "rows": np.asarray(batch, np.int32),
+    }

@@ -1,0 +1,156 @@
+"""Tokens per second of the training step, and of its twin in PyTorch.
+
+    python -m benchmarks.train_step                       # the sizes of the table, on the CPU
+    python -m benchmarks.train_step --vocab 50258 --seconds 4
+    python -m benchmarks.train_step --width 768 --depth 12 --heads 12 --length 1024 \\
+        --vocab 50258 --batch 32 --dtype bfloat16 --no-twin          # on an accelerator
+
+The step is the one that `mdlm train` runs, on one batch of random tokens and parameters moved off
+their initial values; the twin (`benchmarks/twin.py`, eager and compiled) starts from the same
+parameters. They take turns. Any setting of the experiment may be changed by its dotted name
+(`--network.depth 2`); the twin is measured for the paper's network in float32 only.
+
+"model TFLOP/s" counts the products that the loss needs: blocks and full attention, the head at
+masked positions, three times for a step, recomputation not counted, the twin's head at all
+positions neither. MFU is their share of the device's peak. "x twin" is the median, over rounds,
+of tokens/s over those of the faster of the twin's forms. "peak MiB" is what the compiled step
+allocates: state, batch and temporaries.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import harness, setting
+from mdlm.experiment import Experiment
+from mdlm.hardware import peak_flops
+from mdlm.mesh import check_batch, place
+from mdlm.models.dit import DiT
+from mdlm.models.layers import compute_dtype
+from mdlm.models.network import count_parameters
+from mdlm.times import balanced_order
+from mdlm.train.loop import in_training, started_from
+from mdlm.train.step import compile_step, create_state
+from mdlm.types import ArrayTree, Batch, InputError
+
+
+class Ours:
+    """The real step, called again and again on one batch."""
+
+    def __init__(self, experiment: Experiment, columns: int):
+        model = setting.model(experiment, columns)
+        shape, settings = experiment.mesh, experiment.train
+        sizes = (shape.data, shape.fsdp)
+        devices = jax.devices()
+        self.mesh = shape.build(devices if -1 in sizes else devices[: sizes[0] * sizes[1]])
+        check_batch(self.mesh, settings.batch_size, settings.accumulate)
+        tx = experiment.optimizer.build(settings.steps)
+        fresh = create_state(model, tx, self.mesh, jax.random.key(experiment.seed))
+        self.initial: ArrayTree = jax.jit(setting.moved)(fresh["params"])
+        self.state = started_from(fresh, self.initial)
+        length = experiment.data.packing.length
+        rows = setting.batch_of(columns, settings.batch_size, length)
+        order = balanced_order(settings.batch_size)
+        self.batch = Batch(**place(self.mesh, in_training(rows, order)))
+        # Built after the state, which it uses up with every call.
+        self.built = harness.build(compile_step(model, tx, self.mesh), self.state, self.batch)
+        self.scored: list[jax.Array] = []
+
+    def step(self) -> jax.Array:
+        """The loss after one more step."""
+        self.state, metrics = self.built.call(self.state, self.batch)
+        self.scored.append(metrics["scored"])
+        return metrics["loss"]
+
+
+def twins(experiment: Experiment, columns: int, params: ArrayTree) -> dict[str, Any]:
+    """The twin's two forms, from the parameters `params`. InputError where it has no such form."""
+    try:
+        import torch
+
+        from benchmarks import twin
+    except ImportError as error:
+        raise InputError(
+            f"the twin needs PyTorch ({error}): pip install '.[bench]', or give --no-twin"
+        ) from error
+    network = experiment.network
+    if not isinstance(network, DiT) or compute_dtype(network.dtype) != "float32":
+        raise InputError("the twin is the paper's network in float32: for others, --no-twin")
+    x_0 = torch.tensor(
+        setting.tokens(columns, experiment.train.batch_size, experiment.data.packing.length)
+    ).long()
+
+    def form(compiled: bool) -> Callable[[], Any]:
+        loaded = twin.load(network, params["network"], columns, columns - 1)
+        training = twin.Training(
+            loaded, experiment.optimizer, experiment.train.ema_decay, compiled=compiled
+        )
+        return lambda: training.step(x_0)
+
+    return {"torch eager": form(False), "torch.compile": form(True)}
+
+
+def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """The benchmark; returns what it wrote."""
+    parser = harness.parser("train_step", __doc__, **setting.SIZES)
+    parser.add_argument("--no-twin", action="store_true", help="measure the step alone")
+    args, others = parser.parse_known_args(argv)
+    experiment = setting.experiment(args, others)
+    ours = Ours(experiment, args.vocab)
+    cases: dict[str, Callable[[], Any]] = {"mdlm": ours.step}
+    compile_seconds = {"mdlm": ours.built.compile_seconds}
+    if not args.no_twin:
+        for name, step in twins(experiment, args.vocab, ours.initial).items():
+            compile_seconds[name] = harness.first_call(name, step)
+            cases[name] = step
+    times = harness.alternate(cases, rounds=args.rounds, seconds=args.seconds)
+
+    scored = float(np.mean(jax.device_get(ours.scored)))
+    positions = args.batch * args.length
+    flops = 3 * experiment.network.flops(args.batch, args.length, scored, args.vocab)
+    devices = list(ours.mesh.devices.flat)
+    peak = peak_flops(compute_dtype(experiment.network.dtype).name, devices)
+    best = min(
+        (name for name in cases if name != "mdlm"),
+        key=lambda name: harness.median(times[name]),
+        default=None,
+    )
+    rows = []
+    for name, seconds in times.items():
+        typical = harness.median(seconds)
+        is_ours = name == "mdlm"
+        rows.append({
+            "case": name,
+            "tokens/s": positions / typical,
+            "ms/step": 1e3 * typical,
+            "IQR ms": 1e3 * harness.spread(seconds),
+            "model TFLOP/s": flops / typical / 1e12,
+            "MFU %": harness.utilisation(flops / typical, peak),
+            "peak MiB": harness.mebibytes(ours.built.peak_bytes) if is_ours else None,
+            "compile s": compile_seconds[name],
+            "x twin": harness.ratio(times[best], seconds) if best else None,
+            "seconds": seconds,
+        })  # fmt: skip
+    sizes = " ".join(f"{name} {getattr(args, name)}" for name in setting.SIZES)
+    facts = {
+        "sizes": {name: getattr(args, name) for name in setting.SIZES},
+        "settings": list(others),
+        "parameters": count_parameters(ours.initial),
+        "flops_per_step": flops,
+        "scored": scored,
+        "peak_flops": peak.flops,
+        "peak_source": peak.source,
+        "devices": ours.mesh.size,
+    }
+    title = (
+        f"Training step: {sizes} {' '.join(others)}\n"
+        f"{facts['parameters']:,} parameters, head at {scored:,.0f} of {positions:,} positions, "
+        f"{flops / 1e9:,.1f} GFLOP/step, {harness.peak_in_words(peak)}"
+    )
+    return harness.report(title, rows, args.json, **facts)
+
+
+if __name__ == "__main__":
+    raise SystemExit(harness.main(run))

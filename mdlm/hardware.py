@@ -1,0 +1,97 @@
+"""How fast the hardware could multiply: the denominator of MFU.
+
+MFU (model FLOPs utilisation, arXiv:2204.02311) is the rate of the model's own operations over the
+peak rate of dense matrix products. For accelerators the peak is that of the datasheet, never one
+with sparsity; a CPU has none that its clock would keep, so there it is measured. Hardware that is
+not listed has no peak here, and its runs report no MFU, rather than one that is guessed.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+SIZE = 2048
+"""Rows and columns of the matrices that a CPU multiplies to be measured."""
+REPEATS, PATIENCE = 4, 0.5
+"""Products timed at most, and seconds after which no further one is begun."""
+
+
+class Peak(NamedTuple):
+    """Dense matrix products, operations per second, and where the figure is from.
+
+    `flops` is None where it is not known.
+    """
+
+    flops: float | None
+    source: str
+
+
+# (pattern of `device_kind`, 16-bit floats, float32, the page); the first that is found counts.
+# float32 products run as TF32 on these GPUs and in one pass of bfloat16 on TPUs, which is what JAX
+# asks of them by default. NVIDIA prints figures with 2:4 sparsity: half of them is dense.
+DATASHEETS: tuple[tuple[str, float, float, str], ...] = (
+    (r"\bH[12]00 NVL", 835e12, 418e12, "NVIDIA H100 and H200 datasheets, NVL"),
+    (r"\bH100 PCIe", 756e12, 378e12, "NVIDIA H100 datasheet, PCIe"),
+    (r"\bH[12]00\b", 989e12, 494e12, "NVIDIA H100 and H200 datasheets, SXM"),
+    (r"\bA100\b", 312e12, 156e12, "NVIDIA A100 datasheet"),
+    (r"TPU v6( lite|e)$", 918e12, 918e12, "Google Cloud documentation, TPU v6e"),
+    (r"TPU v5( lite|e)$", 197e12, 197e12, "Google Cloud documentation, TPU v5e"),
+    (r"TPU v5p?$", 459e12, 459e12, "Google Cloud documentation, TPU v5p"),
+    (r"TPU v4$", 275e12, 275e12, "Google Cloud documentation, TPU v4"),
+)
+
+
+def peak_flops(dtype: str, devices: Sequence[Any] | None = None) -> Peak:
+    """The peak of `devices` together (default: one) for products of operands of a dtype.
+
+    Args:
+        dtype: name of the operands' dtype, such as "bfloat16".
+        devices: JAX devices of one kind. Those of a CPU share its cores, so the cores of each
+            process are counted once.
+    """
+    devices = jax.local_devices()[:1] if devices is None else list(devices)
+    if devices[0].platform == "cpu":
+        flops = measured(dtype) * len({device.process_index for device in devices})
+        return Peak(flops, f"measured product of {SIZE} x {SIZE} {dtype} matrices")
+    peak = datasheet(devices[0].device_kind, dtype)
+    return peak if peak.flops is None else Peak(peak.flops * len(devices), peak.source)
+
+
+def datasheet(kind: str, dtype: str) -> Peak:
+    """The published peak of one device of a `device_kind`, or None for its figure."""
+    column = {"bfloat16": 0, "float16": 0, "float32": 1}.get(dtype)
+    whole = "MIG" not in kind  # a slice of a GPU has a part of its peak only
+    for pattern, *figures, page in DATASHEETS:
+        if whole and column is not None and re.search(pattern, kind):
+            tf32 = ", TF32" if column == 1 and page.startswith("NVIDIA") else ""
+            return Peak(figures[column], page + tf32)
+    return Peak(None, f"no published peak is known here for {dtype} on {kind!r}")
+
+
+@cache
+def measured(dtype: str) -> float:
+    """The best of a few matrix products on this process's CPU, operations per second.
+
+    Takes under a second; the process remembers it.
+    """
+
+    def product(a, b):
+        # Sums in float32, which is also the fastest way XLA has for 16-bit floats on a CPU.
+        return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        a = jnp.ones((SIZE, SIZE), dtype)
+        compiled = jax.jit(product).lower(a, a).compile()  # not a part of what is timed
+        best, begun = float("inf"), time.perf_counter()
+        for _ in range(REPEATS):
+            since = time.perf_counter()
+            jax.block_until_ready(compiled(a, a))
+            best = min(best, time.perf_counter() - since)
+            if time.perf_counter() - begun > PATIENCE:
+                break
+    return 2 * SIZE**3 / best

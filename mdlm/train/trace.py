@@ -1,0 +1,214 @@
+"""What a trace of the profiler says: which instruction ran when, and which part it belongs to.
+
+The compiler names every instruction of a program. The profiler's trace tells when each ran; the
+program's text tells where each comes from (`op_name="jit(train_step)/.../attention/dot_general"`),
+so the two together give time by part of the model. Times are nanoseconds of the trace's clock.
+
+Instructions may run side by side (threads, streams). Time is shared equally among those that run
+at once, so the shares of all instructions add up to the time in which any of them ran.
+"""
+
+import re
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+PARTS = ("noise", "embed", "attention", "mlp", "head", "optimizer", "ema")
+"""The named scopes of a training step."""
+SCAN, OTHER = "scan", "other"
+"""What a loop (over layers, over micro-batches) itself moves, and what has no name."""
+FORWARD, BACKWARD, RECOMPUTED = DIRECTIONS = "forward", "backward", "recomputed"
+CONTAINERS = {"while", "conditional", "call", "async-start", "async-done"}
+PRODUCTS = {"dot", "convolution"}
+# Custom calls that multiply: cuBLAS, oneDNN, cuDNN's fused attention.
+LIBRARY_PRODUCT = re.compile(r'custom_call_target="[^"]*(?:gemm|matmul|fmha|\$dot)[^"]*"', re.I)
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*)$")
+_OPCODE = re.compile(r"\s([a-z][a-z0-9-]*)\(([^)]*)\)")
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_CALLS = re.compile(r"calls=%?([\w.-]+)")
+_REFERENCE = re.compile(r"%([\w.-]+)")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """Where an instruction comes from.
+
+    `is_product`: it is, or holds, a matrix product. `is_container`: its events enclose those of
+    the instructions that it runs, which count for themselves.
+    """
+
+    opcode: str
+    part: str
+    direction: str
+    is_product: bool
+    is_container: bool
+
+
+@dataclass(frozen=True)
+class Event:
+    """One run of one instruction on one device. `run` numbers the program's runs where known."""
+
+    device: str
+    module: str | None
+    instruction: str
+    start: float
+    end: float
+    run: int | None = None
+
+
+def origin(op_name: str) -> tuple[str, str]:
+    """Part and direction of the scopes in an `op_name`: the innermost part that is known."""
+    words = re.split(r"[/()]", op_name)
+    unnamed = SCAN if "while/body" in op_name else OTHER
+    part = next((word for word in reversed(words) if word in PARTS), unnamed)
+    if "rematted_computation" in words:
+        return part, RECOMPUTED
+    return part, BACKWARD if "transpose" in words[:-1] else FORWARD
+
+
+def instructions(text: str) -> dict[str, Instruction]:
+    """The instructions of a compiled program, by name, from its text."""
+    lines: dict[str, str] = {}
+    bodies: dict[str, list[str]] = defaultdict(list)
+    computation = ""
+    for line in text.splitlines():
+        if found := _INSTRUCTION.match(line):
+            lines[found[1]] = found[2]
+            bodies[computation].append(found[1])
+        elif found := _COMPUTATION.match(line):
+            computation = found[1]
+    opcodes = {name: found[1] for name, line in lines.items() if (found := _OPCODE.search(line))}
+    own = {
+        name: origin(found[1]) for name, line in lines.items() if (found := _OP_NAME.search(line))
+    }
+
+    def inner(name: str) -> list[str]:
+        found = _CALLS.search(lines[name])
+        return bodies[found[1]] if found else []
+
+    def multiplies(name: str) -> bool:
+        return opcodes.get(name) in PRODUCTS or bool(LIBRARY_PRODUCT.search(lines[name]))
+
+    def place(name: str, depth: int) -> tuple[str, str]:
+        """Of a fusion: that of its product, its own, the commonest inside it, its operands'."""
+        fused = inner(name)
+        for candidate in [n for n in fused if multiplies(n)] + [name]:
+            if own.get(candidate, (OTHER,))[0] != OTHER:
+                return own[candidate]
+        votes = Counter(own[n] for n in fused if own.get(n, (OTHER,))[0] != OTHER)
+        if votes:
+            return votes.most_common(1)[0][0]
+        # A copy, say, that the compiler put in belongs to whatever made what it copies.
+        found = _OPCODE.search(lines[name])
+        if depth and found and found[1] not in CONTAINERS:
+            for operand in _REFERENCE.findall(found[2]):
+                if operand in lines and (at := place(operand, depth - 1))[0] != OTHER:
+                    return at
+        return own.get(name, (OTHER, FORWARD))
+
+    return {
+        name: Instruction(
+            opcodes.get(name, ""),
+            *place(name, depth=3),
+            is_product=any(multiplies(n) for n in [name, *inner(name)]),
+            # XLA:CPU runs small calls in one piece, without events for what is inside.
+            is_container=opcodes.get(name) in CONTAINERS
+            and "xla_cpu_small_call" not in lines[name],
+        )
+        for name in lines
+    }
+
+
+def events(data: Any) -> list[Event]:
+    """The runs of instructions in a `jax.profiler.ProfileData`, on any platform."""
+    planes = list(data.planes)
+    devices = [p for p in planes if p.name.startswith(("/device:GPU:", "/device:TPU:"))]
+    if not devices:
+        return [event for plane in planes for event in _on_threads(plane)]
+    return [event for plane in devices for event in _on_device(plane)]
+
+
+def _on_threads(plane: Any) -> Iterable[Event]:
+    """Of a CPU. Threads that start an instruction may leave its end to others, who mark it."""
+    began, ended = [], {}
+    for line in plane.lines:
+        for event in line.events:
+            if event.name.startswith("end: "):
+                ended[dict(event.stats).get("_c")] = event.start_ns
+            elif not event.name.startswith(("Threadpool", "Thunk", "$")):
+                stats = dict(event.stats)
+                if "hlo_op" in stats:
+                    began.append((event.start_ns, event.end_ns, stats))
+    for start, end, stats in began:
+        yield Event(
+            device=f"{plane.name} {stats.get('device_ordinal', 0)}",
+            module=stats.get("hlo_module"),
+            instruction=stats["hlo_op"],
+            start=start,
+            end=max(end, ended.get(stats.get("_p"), end)),
+            run=stats.get("run_id"),
+        )
+
+
+def _on_device(plane: Any) -> Iterable[Event]:
+    """Of a GPU, whose lines are streams, or of a TPU, whose line of instructions has a name."""
+    lines = {line.name: line for line in plane.lines}
+    modules = sorted(
+        (event.start_ns, event.end_ns, event.name.partition("(")[0])
+        for event in (lines["XLA Modules"].events if "XLA Modules" in lines else ())
+    )
+    streams = [line for name, line in lines.items() if name.startswith("Stream")]
+    for line in streams or [line for name, line in lines.items() if name == "XLA Ops"]:
+        for event in line.events:
+            stats = dict(event.stats)
+            at = bisect_right(modules, (event.start_ns, float("inf"), "")) - 1
+            inside = at >= 0 and event.start_ns < modules[at][1]
+            yield Event(
+                device=plane.name,
+                module=stats.get("hlo_module") or (modules[at][2] if inside else None),
+                # A TPU's event is named by the instruction's whole text.
+                instruction=stats.get("hlo_op") or event.name.partition(" = ")[0].lstrip("%"),
+                start=event.start_ns,
+                end=event.end_ns,
+            )
+
+
+def runs(of_module: list[Event], count: int) -> list[tuple[float, float]]:
+    """First start and last end of each run of a program on one device, in order.
+
+    Where the trace does not number the runs, the instruction that comes first begins each; should
+    that not give `count` of them, all are taken as one.
+    """
+    of_module = sorted(of_module, key=lambda e: e.start)
+    groups: dict[Hashable, list[Event]] = defaultdict(list)
+    first, number = of_module[0].instruction, 0
+    for event in of_module:
+        number += event.instruction == first
+        groups[number if event.run is None else event.run].append(event)
+    if len(groups) != count and of_module[0].run is None:
+        groups = {0: of_module}
+    return sorted((min(e.start for e in g), max(e.end for e in g)) for g in groups.values())
+
+
+def shares(spans: list[tuple[float, float, Any]]) -> dict[Any, float]:
+    """Time by key of `(start, end, key)`, each moment shared equally by the spans that cover it."""
+    edges = [(end, -1, key) for start, end, key in spans if end > start]
+    edges += [(start, 1, key) for start, end, key in spans if end > start]
+    edges.sort(key=lambda edge: edge[:2])
+    total: dict[Any, float] = defaultdict(float)
+    active: Counter = Counter()
+    running, before = 0, 0.0
+    for time, change, key in edges:
+        if running and time > before:
+            for other, times in active.items():
+                total[other] += (time - before) * times / running
+        active[key] += change
+        running += change
+        if not active[key]:
+            del active[key]
+        before = time
+    return dict(total)
