@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH := $(VENV)/.installed-bench
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: help install quickstart test test-all test-newest lint format clean
+.PHONY: help install quickstart test test-all test-newest bench lint format clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +33,19 @@ test-newest:  ## The tests on the newest Python found here, with the newest JAX 
 	@newest=$$(for p in python3.15 python3.14 python3.13 python3.12; do command -v $$p && break; done); \
 	if [ -z "$$newest" ]; then echo "test-newest: no Python newer than 3.11 on this machine"; exit 0; fi; \
 	$(MAKE) test PYTHON=$$newest VENV=.venv-newest
+
+# PyPI's PyTorch for Linux brings CUDA along; TORCH_INDEX has a build for the CPU alone.
+$(BENCH): $(STAMP)
+	$(BIN)/python -c 'import torch' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--extra-index-url $(TORCH_INDEX) --editable '.[bench]'
+	touch $@
+
+bench: $(BENCH)  ## Speed and memory on this machine, beside PyTorch: about five minutes.
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.loss_head
+	$(BIN)/python -m benchmarks.attention
+	$(BIN)/python -m benchmarks.sample
 
 lint: $(STAMP)  ## ruff and pyright.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

@@ -7,30 +7,28 @@ those. Times themselves are given as median and interquartile range over the rou
 
 import argparse
 import contextlib
-import datetime
 import json
 import os
-import platform
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from benchmarks.environment import environment
 from mdlm.hardware import Peak
 from mdlm.types import InputError
 
-PACKAGES = ("mdlm", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
 RESULTS = Path("runs/benchmarks")
 PATIENCE = 2.0
 """Seconds after which something that takes time says on stderr what it is."""
+QUIET = 0.05
+"""Share of the cores that others may have before a measurement says that it was disturbed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +60,29 @@ def build(fn: Callable[..., Any], *args: Any, **jit_kwargs: Any) -> Built:
     return Built(call=compiled, compile_seconds=seconds, temp_bytes=temporary, peak_bytes=peak)
 
 
+class Times(dict[str, list[float]]):
+    """Seconds per call of each case in each round.
+
+    `others` is the share of the machine's cores that other processes had meanwhile, None where
+    the system does not say.
+    """
+
+    others: float | None = None
+
+
 def alternate(
-    cases: Mapping[str, Callable[[], Any]], *, rounds: int = 7, seconds: float = 1.0
-) -> dict[str, list[float]]:
+    cases: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int = 7,
+    seconds: float = 1.0,
+    calls: int | None = None,
+) -> Times:
     """Seconds per call of each case in each round.
 
     A case is called until its result is ready. How often it is called in a round follows from
-    its warm-up: as often as fits into `seconds`, once at least. Every other round goes backwards
-    through the cases, so that a machine that slows down steadily favours none.
+    its warm-up: as often as fits into `seconds`, once at least. `calls` says it instead, for cases
+    that are long and warm. Every other round goes backwards through the cases, so that a machine
+    that slows down steadily favours none.
     """
     # The host may run ahead of an accelerator, as it does in training. On the CPU two calls that
     # do not depend on each other would share the cores and time nothing in particular.
@@ -87,21 +100,42 @@ def alternate(
         jax.block_until_ready(result)
         return (time.perf_counter() - start) / calls
 
-    with working("warming up") as say:
-        calls = {}
-        for name, case in cases.items():
-            say(f"warming up {name}")
-            once = timed(case, 1)
-            # The first call may compile; one that lasts its whole turn need not be known better.
-            once = min(once, timed(case, 1)) if once < 10 * seconds else once
-            calls[name] = max(1, round(seconds / once))
-    times: dict[str, list[float]] = {name: [] for name in cases}
+    def that_fit(name: str) -> int:
+        with working(f"warming up {name}"):
+            once = timed(cases[name], 1)
+            # The first call is slow; one that is far longer than a turn need not be known better.
+            once = min(once, timed(cases[name], 1)) if once < 10 * seconds else once
+        return max(1, round(seconds / once))
+
+    often = {name: calls or that_fit(name) for name in cases}
+    times, before = Times({name: [] for name in cases}), _busy()
     with working("measuring") as say:
         for number in range(rounds):
             say(f"round {number + 1} of {rounds}")
             for name in list(cases)[:: -1 if number % 2 else 1]:
-                times[name].append(timed(cases[name], calls[name]))
+                times[name].append(timed(cases[name], often[name]))
+    after = _busy()
+    if before and after and after[1] > before[1]:
+        times.others = max(0.0, (after[0] - before[0]) / (after[1] - before[1]))
+        if times.others > QUIET:
+            print(
+                f"  other processes had {times.others:.0%} of this machine's cores meanwhile:"
+                " repeat it when they are done",
+                file=sys.stderr,
+            )
     return times
+
+
+def _busy() -> tuple[float, float] | None:
+    """Core seconds, since some moment, that others used and that there were."""
+    try:
+        first = Path("/proc/stat").read_text().splitlines()[0]
+    except OSError:
+        return None
+    # user nice system idle iowait irq softirq steal, in ticks (proc(5)).
+    ticks = [int(field) for field in first.split()[1:9]]
+    total, idle = (n / os.sysconf("SC_CLK_TCK") for n in (sum(ticks), ticks[3] + ticks[4]))
+    return total - idle - sum(os.times()[:4]), total
 
 
 def first_call(name: str, case: Callable[[], Any]) -> float:
@@ -173,50 +207,6 @@ def working(text: str) -> Iterator[Callable[[str], None]]:
         thread.join()
 
 
-def environment() -> dict[str, Any]:
-    """What a number depends on besides the code: versions, devices, processor, threads, commit."""
-    versions = {}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", *_module_and_arguments()]),
-        "commit": _git("rev-parse", "HEAD"),
-        "changed_files": (_git("status", "--porcelain") or "").splitlines(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "devices": [str(device) for device in jax.devices()],
-        "device_kind": jax.devices()[0].device_kind,
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    }
-
-
-def _module_and_arguments() -> list[str]:
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return [spec.name if spec else sys.argv[0], *sys.argv[1:]]
-
-
-def _git(*words: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), *words]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def report(
     title: str, rows: Sequence[Mapping[str, Any]], out: str | Path, **more: Any
 ) -> dict[str, Any]:
@@ -273,7 +263,7 @@ def parser(name: str, description: str | None, **sizes: Any) -> argparse.Argumen
     found.add_argument(
         "--seconds", type=float, default=1.0, help="per case and round, about (default 1)"
     )
-    found.add_argument("--rounds", type=int, default=7, help="default 7")
+    found.add_argument("--rounds", type=int, default=7, help="default %(default)s")
     found.add_argument(
         "--json", default=str(RESULTS / f"{name}.json"), metavar="FILE", help="default %(default)s"
     )

@@ -12,6 +12,7 @@ the head at the positions that are written (ours) or at all positions of every c
 """
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from mdlm.experiment import Experiment, Model
 from mdlm.hardware import peak_flops
 from mdlm.models.layers import compute_dtype
 from mdlm.samplers.base import Samples, generate
-from mdlm.types import ArrayTree, InputError
+from mdlm.types import ArrayTree
 
 SIZES = {**setting.SIZES, "batch": 8, "steps": 128}
 
@@ -43,8 +44,9 @@ class Ours:
                 denoise=model.denoise(params),
             )
 
-        self.params, self.key, self.number = params, jax.random.key(0), 0
-        self.built = harness.build(draw, params, self.key, jnp.asarray(0))
+        self.params, self.key, self.number = jax.device_put(params), jax.random.key(0), 0
+        self.built = harness.build(draw, self.params, self.key, jnp.asarray(0))
+        self.compile_seconds = self.built.compile_seconds
         self.calls: list[jax.Array] = []
 
     def generate(self) -> jax.Array:
@@ -58,25 +60,25 @@ class Ours:
 class Twin:
     """The same on the twin."""
 
-    def __init__(self, experiment: Experiment, columns: int, params: ArrayTree, compiled: bool):
-        try:
-            import torch
+    def __init__(
+        self,
+        twin: ModuleType,
+        experiment: Experiment,
+        columns: int,
+        params: ArrayTree,
+        *,
+        compiled: bool,
+    ):
+        import torch
 
-            from benchmarks import twin
-        except ImportError as error:
-            raise InputError(
-                f"the twin needs PyTorch ({error}): pip install '.[bench]', or give --no-twin"
-            ) from error
-        network: Any = experiment.network
-        loaded = twin.load(network, params["network"], columns, columns - 1).eval()
+        loaded = twin.load(experiment.network, params["network"], columns, columns - 1).eval()
         logits = torch.compile(loaded, fullgraph=True) if compiled else loaded
         sizes = (columns - 1, experiment.train.batch_size, experiment.data.packing.length)
         steps = getattr(experiment.sampler, "steps", 0)
         self.calls: list[int] = []
 
         def draw(steps: int) -> Any:
-            tokens, calls = twin.generate(logits, *sizes, steps)
-            return tokens, calls
+            return twin.generate(logits, *sizes, steps)
 
         self.compile_seconds = harness.first_call("the twin", lambda: draw(1))
         self._draw = lambda: draw(steps)
@@ -95,17 +97,16 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.set_defaults(rounds=2)
     args, others = parser.parse_known_args(argv)
     experiment = setting.experiment(args, others)
-    if not args.no_twin and compute_dtype(experiment.network.dtype) != "float32":
-        raise InputError("the twin is the paper's network in float32: for others, --no-twin")
+    twin = None if args.no_twin else setting.twin_for(args, others)
     model = setting.model(experiment, args.vocab)
-    params = jax.jit(lambda key: setting.moved(model.init(key)))(jax.random.key(0))
+    params = setting.moved(jax.jit(model.init)(jax.random.key(0)))
     ours = Ours(model, params, args.batch, args.length)
     cases: dict[str, Any] = {"mdlm": ours}
-    if not args.no_twin:
-        cases["torch eager"] = Twin(experiment, args.vocab, params, compiled=False)
-        cases["torch.compile"] = Twin(experiment, args.vocab, params, compiled=True)
+    if twin is not None:
+        for name, compiled in (("torch eager", False), ("torch.compile", True)):
+            cases[name] = Twin(twin, experiment, args.vocab, params, compiled=compiled)
     draws: dict[str, Callable[[], Any]] = {name: case.generate for name, case in cases.items()}
-    times = harness.alternate(draws, rounds=args.rounds, seconds=args.seconds)
+    times = harness.alternate(draws, rounds=args.rounds, calls=1)
 
     positions = args.batch * args.length
     peak = peak_flops(compute_dtype(experiment.network.dtype).name)
@@ -127,7 +128,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "executed TFLOP/s": flops / typical / 1e12,
             "MFU %": harness.utilisation(flops / typical, peak),
             "peak MiB": harness.mebibytes(ours.built.peak_bytes) if is_ours else None,
-            "compile s": ours.built.compile_seconds if is_ours else cases[name].compile_seconds,
+            "compile s": cases[name].compile_seconds,
             "x twin": harness.ratio(times[best], seconds) if best else None,
             "seconds": seconds,
         })  # fmt: skip
@@ -139,7 +140,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
     return harness.report(
         title, rows, args.json, sizes=sizes, settings=list(others), peak_flops=peak.flops,
-        peak_source=peak.source,
+        peak_source=peak.source, others=times.others,
     )  # fmt: skip
 
 

@@ -2,11 +2,14 @@
 
 Sizes come from the command line (`SIZES`); any other setting of the experiment too, by its dotted
 name, as in `mdlm train`: `--network.remat false`.
+
+The twin computes what the sizes say and no more; settings that change *what* is computed (another
+norm, another objective) are refused beside it.
 """
 
 import argparse
-import zlib
 from collections.abc import Sequence
+from types import ModuleType
 
 import jax
 import numpy as np
@@ -34,6 +37,13 @@ SIZES = {
     "dropout": 0.1,
     "dtype": "float32",
 }
+
+TWIN_HAS = {
+    "network.remat", "network.attention", "network.logits_chunk", "network.cond_dim",
+    "mesh.data", "mesh.fsdp", "optimizer.learning_rate", "optimizer.warmup_steps",
+    "optimizer.clip_norm", "train.ema_decay",
+}  # fmt: skip
+"""Settings that the twin follows, or that change only how ours is computed."""
 
 
 def experiment(args: argparse.Namespace, others: Sequence[str] = ()) -> Experiment:
@@ -64,6 +74,21 @@ def experiment(args: argparse.Namespace, others: Sequence[str] = ()) -> Experime
     return apply(found, _assignments(others))
 
 
+def twin_for(args: argparse.Namespace, others: Sequence[str]) -> ModuleType:
+    """The twin's module. InputError where PyTorch is missing or the twin has not what is asked."""
+    unknown = [name for name, _ in _assignments(others) if name not in TWIN_HAS]
+    if args.dtype != "float32" or unknown:
+        what = f"--{unknown[0]}" if unknown else f"--dtype {args.dtype}"
+        raise InputError(f"the twin is the paper's, in float32: it has no {what}; give --no-twin")
+    try:
+        from benchmarks import twin
+    except ImportError as error:
+        raise InputError(
+            f"the twin needs PyTorch ({error}): pip install '.[bench]', or give --no-twin"
+        ) from error
+    return twin
+
+
 def _assignments(words: Sequence[str]) -> list[tuple[str, str]]:
     """`--a.b value` and `--a.b=value` as pairs. InputError for anything else."""
     pairs, rest = [], list(words)
@@ -82,13 +107,17 @@ def model(experiment: Experiment, columns: int) -> Model:
 
 
 def moved(params: ArrayTree) -> ArrayTree:
-    """`params` moved off their initial values, among them zeros, which would multiply faster."""
+    """`params` moved off their initial values, among them zeros, which would multiply faster.
 
-    def move(path, array):
-        key = jax.random.key(zlib.crc32(jax.tree_util.keystr(path).encode()))
-        return array + 0.02 * jax.random.normal(key, array.shape)
+    NumPy arrays: what a step is given it uses up, and these are wanted again.
+    """
+    rng = np.random.default_rng(0)
 
-    return jax.tree_util.tree_map_with_path(move, params)
+    def move(array):
+        noise = rng.standard_normal(array.shape, np.float32)
+        return np.asarray(array) + np.float32(0.02) * noise
+
+    return jax.tree.map(move, params)
 
 
 def tokens(columns: int, batch: int, length: int) -> np.ndarray:

@@ -18,6 +18,7 @@ allocates: state, batch and temporaries.
 """
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -27,13 +28,12 @@ from benchmarks import harness, setting
 from mdlm.experiment import Experiment
 from mdlm.hardware import peak_flops
 from mdlm.mesh import check_batch, place
-from mdlm.models.dit import DiT
 from mdlm.models.layers import compute_dtype
 from mdlm.models.network import count_parameters
 from mdlm.times import balanced_order
 from mdlm.train.loop import in_training, started_from
 from mdlm.train.step import compile_step, create_state
-from mdlm.types import ArrayTree, Batch, InputError
+from mdlm.types import ArrayTree, Batch
 
 
 class Ours:
@@ -48,7 +48,7 @@ class Ours:
         check_batch(self.mesh, settings.batch_size, settings.accumulate)
         tx = experiment.optimizer.build(settings.steps)
         fresh = create_state(model, tx, self.mesh, jax.random.key(experiment.seed))
-        self.initial: ArrayTree = jax.jit(setting.moved)(fresh["params"])
+        self.initial: ArrayTree = setting.moved(fresh["params"])
         self.state = started_from(fresh, self.initial)
         length = experiment.data.packing.length
         rows = setting.batch_of(columns, settings.batch_size, length)
@@ -65,27 +65,21 @@ class Ours:
         return metrics["loss"]
 
 
-def twins(experiment: Experiment, columns: int, params: ArrayTree) -> dict[str, Any]:
-    """The twin's two forms, from the parameters `params`. InputError where it has no such form."""
-    try:
-        import torch
+def twins(
+    twin: ModuleType, experiment: Experiment, columns: int, params: ArrayTree
+) -> dict[str, Any]:
+    """The twin's two forms, from the parameters `params`."""
+    import torch
 
-        from benchmarks import twin
-    except ImportError as error:
-        raise InputError(
-            f"the twin needs PyTorch ({error}): pip install '.[bench]', or give --no-twin"
-        ) from error
-    network = experiment.network
-    if not isinstance(network, DiT) or compute_dtype(network.dtype) != "float32":
-        raise InputError("the twin is the paper's network in float32: for others, --no-twin")
-    x_0 = torch.tensor(
-        setting.tokens(columns, experiment.train.batch_size, experiment.data.packing.length)
-    ).long()
+    sizes = experiment.train.batch_size, experiment.data.packing.length
+    x_0 = torch.from_numpy(setting.tokens(columns, *sizes)).long()
 
     def form(compiled: bool) -> Callable[[], Any]:
-        loaded = twin.load(network, params["network"], columns, columns - 1)
         training = twin.Training(
-            loaded, experiment.optimizer, experiment.train.ema_decay, compiled=compiled
+            twin.load(experiment.network, params["network"], columns, columns - 1),
+            experiment.optimizer,
+            experiment.train.ema_decay,
+            compiled=compiled,
         )
         return lambda: training.step(x_0)
 
@@ -98,11 +92,12 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--no-twin", action="store_true", help="measure the step alone")
     args, others = parser.parse_known_args(argv)
     experiment = setting.experiment(args, others)
+    twin = None if args.no_twin else setting.twin_for(args, others)
     ours = Ours(experiment, args.vocab)
     cases: dict[str, Callable[[], Any]] = {"mdlm": ours.step}
     compile_seconds = {"mdlm": ours.built.compile_seconds}
-    if not args.no_twin:
-        for name, step in twins(experiment, args.vocab, ours.initial).items():
+    if twin is not None:
+        for name, step in twins(twin, experiment, args.vocab, ours.initial).items():
             compile_seconds[name] = harness.first_call(name, step)
             cases[name] = step
     times = harness.alternate(cases, rounds=args.rounds, seconds=args.seconds)
@@ -142,6 +137,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "scored": scored,
         "peak_flops": peak.flops,
         "peak_source": peak.source,
+        "others": times.others,
         "devices": ours.mesh.size,
     }
     title = (

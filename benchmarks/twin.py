@@ -243,7 +243,8 @@ def generate(
             law, calls = logits(tokens).softmax(-1), calls + 1
         joint = law * float(t - s)
         joint[..., mask_id] = float(s)
-        drawn = (joint / torch.empty_like(joint).exponential_()).argmax(-1)
+        race = -(torch.rand_like(joint) + 1e-10).log_()
+        drawn = joint.div_(race).argmax(-1)
         after = torch.where(tokens == mask_id, drawn, tokens)
         if not torch.equal(after, tokens):
             law = None

@@ -82,9 +82,9 @@ class Batch:
 
     tokens: Any  # Int[Array, "b l"]
     loss_mask: Any  # Bool[Array, "b l"]
-    is_valid: Any  # Bool[Array, "b l"]
     row: Any  # Int[Array, " b"], place of each sequence in the whole, 0 <= row < rows
     rows: Any  # Int[Array, ""], size of the whole
+    is_valid: Any = None  # Bool[Array, "b l"], False at padding; None where there is none
     segment_ids: Any = None  # Int[Array, "b l"] where several documents share a row
     label: Any = None  # Int[Array, " b"]
 

@@ -17,7 +17,8 @@ from mdlm.data.packing import Rows
 from mdlm.types import InputError
 
 HostBatch = dict[str, np.ndarray]
-"""The fields of `types.Batch` by name: tokens, loss_mask, is_valid, row, rows."""
+"""The fields of `types.Batch` by name: tokens, loss_mask, row, rows; is_valid where rows of the
+split are padded, for attention costs less without a mask."""
 
 AHEAD = 2
 """Batches prepared in advance."""
@@ -36,6 +37,11 @@ def process_part(batch_size: int, process_index: int, process_count: int) -> sli
 def check_rows(rows: Rows) -> None:
     if len(rows) == 0:
         raise InputError("there are no rows to make batches of")
+
+
+def _fields(rows: Rows, at: np.ndarray) -> HostBatch:
+    fields = {"tokens": rows.tokens[at].astype(np.int32), "loss_mask": rows.loss_mask[at]}
+    return {**fields, "is_valid": rows.is_valid[at]} if rows.is_padded else fields
 
 
 class TrainLoader:
@@ -77,9 +83,7 @@ class TrainLoader:
         """This process's part of the batch that starts at sample `position`."""
         indices = self.indices_at(position)
         return {
-            "tokens": self.rows.tokens[indices].astype(np.int32),
-            "loss_mask": self.rows.loss_mask[indices],
-            "is_valid": self.rows.is_valid[indices],
+            **_fields(self.rows, indices),
             "row": np.arange(self.batch_size, dtype=np.int32)[self.part],
             "rows": np.array(self.batch_size, np.int32),
         }
@@ -141,10 +145,10 @@ def _evaluation_batches(rows: Rows, batch_size: int, part: slice) -> Iterator[Ho
     for start in range(0, len(rows), batch_size):
         place = np.arange(start, start + batch_size, dtype=np.int64)[part]
         at = np.minimum(place, last)
+        fields = _fields(rows, at)
         yield {
-            "tokens": rows.tokens[at].astype(np.int32),
-            "loss_mask": rows.loss_mask[at] & (place <= last)[:, None],
-            "is_valid": rows.is_valid[at],
+            **fields,
+            "loss_mask": fields["loss_mask"] & (place <= last)[:, None],
             "row": at.astype(np.int32),
             "rows": np.array(len(rows), np.int32),
         }

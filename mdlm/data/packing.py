@@ -6,6 +6,7 @@ perplexity, and is part of the name of a number (LM1B: 27.0 padded, 31.8 wrapped
 """
 
 import abc
+import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -31,6 +32,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @functools.cached_property
+    def is_padded(self) -> bool:
+        """Whether any row holds padding. Where none does, a network needs no mask."""
+        return not self.is_valid.all()
 
     def first(self, n: int) -> "Rows":
         """The first `n` rows, for a quick look (`placed` and `dropped` still tell of all)."""

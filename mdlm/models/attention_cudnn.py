@@ -6,6 +6,8 @@ anywhere, so positions are sorted, the valid ones first and otherwise in order (
 become a `[b 1 l l]` bias in the dtype of the inputs, one for all heads.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -39,7 +41,7 @@ def attend(
     """Softmax attention; `obstacle` must have been None."""
     if mask.segment_ids is not None:
         # Padding is a segment here, so that no row of the softmax is empty.
-        ids = mask.segments()
+        ids: Any = mask.segments()
         bias = ids[:, None, :, None] == ids[:, None, None, :]
         return mask.blank(_kernel(q, k, v, mask, bias=bias))
     if mask.is_valid is None:

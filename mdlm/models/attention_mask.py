@@ -17,6 +17,9 @@ from jaxtyping import Bool, Float, Int
 
 from mdlm.types import pytree
 
+OUTPUT = "attention"
+"""The name under which `jax.checkpoint` policies find what attention gives."""
+
 PADDING = -1
 """The segment that padding makes up."""
 
@@ -57,7 +60,7 @@ class AttentionMask:
         if seen is not None:
             parts.append(seen[None, None])
         if self.segment_ids is not None:
-            ids = self.segments()
+            ids: Any = self.segments()
             parts.append(ids[:, None, :, None] == ids[:, None, None, :])
         elif self.is_valid is not None:
             parts.append(self.is_valid[:, None, None, :])

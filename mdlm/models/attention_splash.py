@@ -6,11 +6,12 @@ segment of its own, are compared by their ids. Nothing of `[l, l]` is held.
 
 Lengths are filled up to a multiple of the kernel's 128 with padding, which is cut off again. XLA
 cannot split a kernel over devices: under a mesh (`jax.set_mesh`) each device runs it on its own
-sequences; without one, every device would compute all of them.
+sequences; without one, XLA refuses to compile for more than one device.
 """
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
-from mdlm.models.attention_mask import PADDING, AttentionMask
+from mdlm.models.attention_mask import OUTPUT, PADDING, AttentionMask
 
 LANES = 128
 BLOCKS = (512, 256, 128)
@@ -38,11 +39,6 @@ def obstacle(q: Float[Array, "b l h d"], mask: AttentionMask, platform: str) -> 
     return None
 
 
-def worthwhile(q: Float[Array, "b l h d"]) -> bool:
-    """Whether "auto" should take it: rows shorter than one block would mostly be filling."""
-    return q.shape[1] >= LANES
-
-
 def attend(
     q: Float[Array, "b l h d"],
     k: Float[Array, "b l h d"],
@@ -57,7 +53,7 @@ def attend(
     """
     batch, length = q.shape[:2]
     filling = -length % LANES
-    segments = mask.segments()
+    segments: Any = mask.segments()
     if filling and segments is None:
         segments = jnp.zeros((batch, length), jnp.int32)
     if filling:
@@ -93,11 +89,14 @@ def _on_one_device(q, k, v, segments, *, mask, interpret):
             block_q_dq=block,
             block_kv_dq=block,
         ),
+        # Output and log of the softmax's sum: kept together, no forward pass has to be repeated.
+        residual_checkpoint_name=OUTPUT,
         interpret=interpret,
     )
     ids = None if segments is None else splash.SegmentIds(q=segments, kv=segments)
     heads_first = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    return jax.vmap(kernel)(*heads_first, ids).transpose(0, 2, 1, 3)
+    out: Any = jax.vmap(kernel)(*heads_first, ids)
+    return out.transpose(0, 2, 1, 3)
 
 
 def _places(mask: AttentionMask, length: int):

@@ -5,7 +5,11 @@
 
 Scores and softmax are float32. Division by z is done on `[l d]`, never on `[l l]`, and p is kept
 for the backward pass in the dtype of the inputs. Every product has its batch in front, as all
-backends want it; automatic differentiation leaves XLA on the CPU with copies that transpose.
+backends want it; automatic differentiation leaves XLA on the CPU with copies that transpose. dk
+and dv are made as dk^T = q^T ds and dv^T = g^T p, which are the faster products there.
+
+XLA on the CPU runs some of the small products on one thread, but runs on the others what does not
+depend on them. There, two halves of the heads are therefore computed apart.
 """
 
 from typing import Any
@@ -28,9 +32,13 @@ def attend(
     mask: AttentionMask,
 ) -> Float[Array, "b l h d"]:
     """Softmax attention; holds `[b h l l]` scores, and masks as small as they broadcast."""
-    heads_first = [x.transpose(0, 2, 1, 3) for x in (q, k, v)]
-    out: Any = _attend(*heads_first, mask.dense(q.shape[1]))
-    return mask.blank(out.transpose(0, 2, 1, 3))
+    may_see = mask.dense(q.shape[1])
+    parts = 2 if jax.default_backend() == "cpu" and q.shape[2] % 2 == 0 else 1
+    outs: list[Any] = []
+    for some in zip(*(jnp.split(x, parts, axis=2) for x in (q, k, v)), strict=True):
+        out: Any = _attend(*(x.transpose(0, 2, 1, 3) for x in some), may_see)
+        outs.append(out.transpose(0, 2, 1, 3))
+    return mask.blank(jnp.concatenate(outs, axis=2))
 
 
 def _product(a, b, axis_a, axis_b):
@@ -62,7 +70,8 @@ def _backward(residuals, g):
     g = g.astype(v.dtype)
     ds = p * (_product(g, v, 3, 3) - inner) * q.shape[-1] ** -0.5
     ds = ds.astype(q.dtype)
-    dq, dk, dv = _product(ds, k, 3, 2), _product(ds, q, 2, 2), _product(p, g, 2, 2)
+    dq = _product(ds, k, 3, 2)
+    dk, dv = (x.swapaxes(2, 3) for x in (_product(q, ds, 2, 2), _product(g, p, 2, 2)))
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 

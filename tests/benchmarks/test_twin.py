@@ -29,7 +29,12 @@ COLUMNS, MASK, B, L = 61, 60, 4, 24
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(lambda key: setting.moved(init(NETWORK, key, COLUMNS)))(jax.random.key(0))
+    """Large enough for attention and activations to leave their linear range."""
+    rng = np.random.default_rng(1)
+    fresh = jax.jit(lambda key: init(NETWORK, key, COLUMNS))(jax.random.key(0))
+    return jax.tree.map(
+        lambda a: np.asarray(a) + 0.2 * rng.standard_normal(a.shape, np.float32), fresh
+    )
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +159,11 @@ def test_cached_sampler_draws_the_law_it_is_given():
 
     torch.manual_seed(2)
     tokens, calls = twin.generate(logits, 3, 50, 40, 16)
-    assert calls == len(asked) <= 17 and tokens.shape == (50, 40)
+    assert tokens.shape == (50, 40)
+    # Some of 2,000 positions change in every step, so each asks anew, about what is left.
+    assert calls == len(asked) == 17
+    for call, seen in enumerate(asked):
+        assert float((seen == 3).float().mean()) == pytest.approx(1 - call / 16, abs=0.05)
     assert torch.bincount(tokens.flatten(), minlength=4)[3] == 0
     found = torch.bincount(tokens.flatten(), minlength=4) / 2000
     assert (found - law.exp()).abs().max() < 0.04

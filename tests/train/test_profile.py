@@ -167,7 +167,10 @@ def plane(name: str, lines: dict[str, list[tuple]]) -> str:
             text += f"duration_ps: {duration * 1000} "
             for key, value in values.items():
                 stats.append(key)
-                text += f'stats {{ metadata_id: {len(stats)} str_value: "{value}" }} '
+                held = (
+                    f'str_value: "{value}"' if isinstance(value, str) else f"int64_value: {value}"
+                )
+                text += f"stats {{ metadata_id: {len(stats)} {held} }} "
             text += "}\n"
         text += "}\n"
     for kind, table in (("event_metadata", names), ("stat_metadata", stats)):
@@ -206,6 +209,22 @@ def test_streams_of_a_gpu():
     assert ms["fusion.1"] == pytest.approx(50 + 25)
     assert ms["gemm.1"] == pytest.approx((25 + 50) / 3 + 2 * (25 + 25) / 3)
     assert found.parts()["other"]["forward"] * 1e6 == pytest.approx(50 / 3)  # the unnamed copy
+
+
+def test_on_a_cpu_one_thread_may_end_what_another_began():
+    def began(op, start, duration, flow, module="jit_train_step"):
+        stats = {"hlo_op": op, "hlo_module": module, "run_id": 1, "_p": flow}
+        return (op, start, duration, stats)
+
+    threads = {
+        "one": [began("fusion.1", 0, 5, 70), ("Threadpool", 6, 9, {"hlo_op": "x"})],
+        "two": [("end: dot.1", 100, 1, {"_c": 70}), began("negate.1", 100, 50, 71)],
+    }
+    events = trace.events(space(plane("/host:CPU", threads)))
+    assert [(e.instruction, e.start, e.end) for e in events] == [
+        ("fusion.1", 0, 100),
+        ("negate.1", 100, 150),
+    ]
 
 
 def test_instructions_of_a_tpu_belong_to_the_module_around_them():
