@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.environment import environment
 from mdlm.hardware import Peak
+from mdlm.host_memory import keep_freed
 from mdlm.types import InputError
 
 RESULTS = Path("runs/benchmarks")
@@ -272,6 +273,7 @@ def parser(name: str, description: str | None, **sizes: Any) -> argparse.Argumen
 
 def main(run: Callable[[Sequence[str] | None], Any]) -> int:
     """Exit status of a benchmark's command: an InputError is one line."""
+    keep_freed()
     try:
         run(None)
     except InputError as error:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mdlm.host_memory import keep_freed
 from mdlm.progress import Progress
 from mdlm.types import InputError
 from mdlm.version import __version__
@@ -158,12 +159,14 @@ def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _prepare_jax() -> None:
-    """Keeps compiled programs between calls, so that a second start does not compile again."""
+    """Keeps compiled programs between calls, so that a second start does not compile again, and
+    memory between steps."""
+    keep_freed()
     import jax
 
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mdlm" / "jax"
     jax.config.update("jax_compilation_cache_dir", os.environ.get("MDLM_CACHE", str(default)))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _prepare_profile(steps: int) -> None:

@@ -62,7 +62,7 @@ class CausalModule(nnx.Module):
         with jax.named_scope("head"):
             before = jnp.roll(self.norm(x), 1, axis=1)
             hidden = jnp.where(_has_predecessor(inputs)[..., None], before, 0).astype(self.dtype)
-        return Readout(hidden, *self.head.parts(), chunk=self.config.logits_chunk)
+        return Readout(hidden, *self.head.arrays(), chunk=self.config.logits_chunk)
 
 
 def _has_predecessor(inputs: NetInput) -> Bool[Array, "b l"]:

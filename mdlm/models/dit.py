@@ -105,7 +105,7 @@ class DiTModule(nnx.Module):
             if self.modulation is not None:
                 hidden = modulate(hidden, *jnp.split(self.modulation(cond), 2, axis=-1))
             hidden = hidden.astype(self.dtype)
-        return Readout(hidden, *self.head.parts(), chunk=self.config.logits_chunk)
+        return Readout(hidden, *self.head.arrays(), chunk=self.config.logits_chunk)
 
     def _cond(self, inputs: NetInput, condition: Float[Array, "b #l"] | None):
         if self.noise_level is None:

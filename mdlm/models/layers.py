@@ -102,7 +102,7 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(initial(fan_in, fan_out))
         self.bias: Any = nnx.Param(initial(fan_out)) if use_bias else None
 
-    def parts(self) -> tuple[Float[Array, "i o"], Float[Array, " o"] | None]:
+    def arrays(self) -> tuple[Float[Array, "i o"], Float[Array, " o"] | None]:
         """Kernel and bias."""
         return self.kernel[...], None if self.bias is None else self.bias[...]
 
@@ -155,6 +155,24 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         return self.table[...][tokens]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def parts(x: Float[Array, "*b d"], count: int) -> tuple[Float[Array, "..."], ...]:
+    """The last axis in `count` equal parts; their gradients are joined, where automatic
+    differentiation would pad each with zeros and add them up."""
+    return tuple(jnp.split(x, count, axis=-1))
+
+
+def _parts_forward(x, count):
+    return parts(x, count), None
+
+
+def _parts_backward(count, _, gradients):
+    return (jnp.concatenate(gradients, axis=-1),)
+
+
+parts.defvjp(_parts_forward, _parts_backward)
 
 
 def modulate(

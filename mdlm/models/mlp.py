@@ -49,5 +49,22 @@ class MLP(nnx.Module):
         elif self.kind == "relu2":
             y = jnp.square(jax.nn.relu(y))
         else:
-            y = jax.nn.gelu(y, approximate=True)
+            y = gelu(y)
         return self.outer(y)
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """The tanh form of GELU. Keeps its input alone for the backward pass, one array and not two."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def _gelu_forward(x):
+    return gelu(x), x
+
+
+def _gelu_backward(x, g):
+    return jax.vjp(lambda x: jax.nn.gelu(x, approximate=True), x)[1](g)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)

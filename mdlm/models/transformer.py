@@ -24,7 +24,7 @@ from jaxtyping import Float, Key
 from mdlm.keys import by_row, stream
 from mdlm.models.attention import Implementation, attention
 from mdlm.models.attention_mask import AttentionMask
-from mdlm.models.layers import Linear, NormKind, Precision, dropout, modulate, norm
+from mdlm.models.layers import Linear, NormKind, Precision, dropout, modulate, norm, parts
 from mdlm.models.mlp import MLP, MLPKind, hidden_width
 from mdlm.models.network import Network
 from mdlm.models.rotary import rotary_table, rotate
@@ -155,8 +155,8 @@ class Block(nnx.Module):
             return x + gate_2 * dropout(keys[1], y, rate)
 
     def _attend(self, y: Float[Array, "b l d"], mask: AttentionMask, table: Table):
-        qkv = self.qkv(y).reshape(*y.shape[:2], 3, self.config.heads, -1)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        heads = (*y.shape[:2], self.config.heads, -1)
+        q, k, v = (x.reshape(heads) for x in parts(self.qkv(y), 3))
         if self.qk_norm is not None:
             q, k = self.qk_norm(q), self.qk_norm(k)
         q, k = (rotate(x, table).astype(v.dtype) for x in (q, k))
