@@ -71,8 +71,8 @@ def in_torch(arrays: Sequence[jax.Array], causal: bool) -> Callable[[], Any]:
     )
 
     def both():
-        heads_first = (x.transpose(1, 2) for x in (q, k, v))
-        out = torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=causal)
+        attend = torch.nn.functional.scaled_dot_product_attention
+        out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=causal)
         out = out.transpose(1, 2)
         gradients = torch.autograd.grad(out, (q, k, v), g)
         if device == "cuda":

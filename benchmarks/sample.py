@@ -22,7 +22,6 @@ import numpy as np
 from benchmarks import harness, setting
 from mdlm.experiment import Experiment, Model
 from mdlm.hardware import peak_flops
-from mdlm.models.layers import compute_dtype
 from mdlm.samplers.base import Samples, generate
 from mdlm.types import ArrayTree
 
@@ -109,7 +108,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     times = harness.alternate(draws, rounds=args.rounds, calls=1)
 
     positions = args.batch * args.length
-    peak = peak_flops(compute_dtype(experiment.network.dtype).name)
+    peak = peak_flops(setting.dtype_of(experiment))
     twins = [name for name in cases if name != "mdlm"]
     best = min(twins, key=lambda name: harness.median(times[name]), default=None)
     rows = []

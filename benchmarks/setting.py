@@ -10,6 +10,7 @@ norm, another objective) are refused beside it.
 import argparse
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from mdlm.data.tokenizers import Bytes
 from mdlm.experiment import Experiment, Model, Training
 from mdlm.mesh import MeshShape
 from mdlm.models.dit import DiT
+from mdlm.models.layers import compute_dtype
 from mdlm.objectives.nelbo import Nelbo
 from mdlm.optim import AdamW
 from mdlm.overrides import apply
@@ -77,7 +79,7 @@ def experiment(args: argparse.Namespace, others: Sequence[str] = ()) -> Experime
 def twin_for(args: argparse.Namespace, others: Sequence[str]) -> ModuleType:
     """The twin's module. InputError where PyTorch is missing or the twin has not what is asked."""
     unknown = [name for name, _ in _assignments(others) if name not in TWIN_HAS]
-    if args.dtype != "float32" or unknown:
+    if compute_dtype(args.dtype) != "float32" or unknown:
         what = f"--{unknown[0]}" if unknown else f"--dtype {args.dtype}"
         raise InputError(f"the twin is the paper's, in float32: it has no {what}; give --no-twin")
     try:
@@ -99,6 +101,12 @@ def _assignments(words: Sequence[str]) -> list[tuple[str, str]]:
             raise InputError(f"{word}: no such option, nor a setting with its value (--a.b value)")
         pairs.append((name, value if equals else rest.pop(0)))
     return pairs
+
+
+def dtype_of(experiment: Experiment) -> str:
+    """Name of the dtype of the network's products, "auto" resolved."""
+    network: Any = experiment.network
+    return compute_dtype(network.dtype).name
 
 
 def model(experiment: Experiment, columns: int) -> Model:

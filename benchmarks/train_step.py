@@ -28,7 +28,6 @@ from benchmarks import harness, setting
 from mdlm.experiment import Experiment
 from mdlm.hardware import peak_flops
 from mdlm.mesh import check_batch, place
-from mdlm.models.layers import compute_dtype
 from mdlm.models.network import count_parameters
 from mdlm.times import balanced_order
 from mdlm.train.loop import in_training, started_from
@@ -106,7 +105,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     positions = args.batch * args.length
     flops = 3 * experiment.network.flops(args.batch, args.length, scored, args.vocab)
     devices = list(ours.mesh.devices.flat)
-    peak = peak_flops(compute_dtype(experiment.network.dtype).name, devices)
+    peak = peak_flops(setting.dtype_of(experiment), devices)
     best = min(
         (name for name in cases if name != "mdlm"),
         key=lambda name: harness.median(times[name]),

@@ -12,6 +12,7 @@ Parameters bear the names of the published code (see `mdlm.interop.reference`).
 import math
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,6 +92,8 @@ class Embedding(nn.Module):
 class NoiseLevel(nn.Module):
     """What the blocks are told of the noise level: the embedding of 0, as in the paper's runs."""
 
+    sinusoid_of_zero: Tensor
+
     def __init__(self, cond_dim: int):
         super().__init__()
         layers = (nn.Linear(2 * FREQUENCIES, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
@@ -103,6 +106,8 @@ class NoiseLevel(nn.Module):
 
 
 class Rotary(nn.Module):
+    inv_freq: Tensor
+
     def __init__(self, config: DiT):
         super().__init__()
         self.register_buffer("inv_freq", torch.empty(config.width // config.heads // 2))
@@ -115,6 +120,8 @@ class Rotary(nn.Module):
 
 
 class Output(nn.Module):
+    never: Tensor
+
     def __init__(self, config: DiT, columns: int, mask_id: int):
         super().__init__()
         self.norm_final = Norm(config.width)
@@ -184,7 +191,7 @@ class Training:
 
     def __init__(self, network: Network, optimizer: AdamW, ema_decay: float, *, compiled: bool):
         self.network = network.train()
-        self.parameters = list(network.parameters())
+        self.parameters: list[Tensor] = list(network.parameters())
         self.rate = self._rate(optimizer)
         self.clip_norm, self.ema_decay, self.steps = optimizer.clip_norm, ema_decay, 0
         self.optimizer = torch.optim.AdamW(
@@ -221,7 +228,8 @@ class Training:
         self.steps += 1
         decay = min(self.ema_decay, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
-            torch._foreach_lerp_(self.ema, self.parameters, 1 - decay)
+            lerp: Any = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
+            lerp(self.ema, self.parameters, 1 - decay)
         return loss.detach()
 
 

@@ -92,10 +92,7 @@ def weighted_cross_entropy(
     }
 
     def cross_entropy(logits, rows, _):
-        log_p0 = parameterization.log_p0(logits, rows["z_t"], rows["t"])
-        # A comparison and not a gather, whose gradient would be a scatter: this fuses.
-        column = jax.lax.broadcasted_iota(jnp.int32, log_p0.shape, 1)
-        return -jnp.where(column == rows["x_0"][:, None], log_p0, 0.0).sum(-1)
+        return -parameterization.log_p0_of(rows["x_0"], logits, rows["z_t"], rows["t"])
 
     weight = jnp.broadcast_to(weight, count.shape).astype(jnp.float32) * count
     with jax.named_scope("head"):

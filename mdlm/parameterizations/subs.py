@@ -41,12 +41,28 @@ class Subs(Parameterization):
         z_t: Int[Array, "*n"],
         t: Float[Array, "*#n"] | None = None,
     ) -> Float[Array, "*n v"]:
+        logits, column = self._over_tokens(output)
+        certain = jnp.where(column == z_t[..., None], 0.0, -jnp.inf)
+        is_masked = (z_t == self.mask_id)[..., None]
+        return jnp.where(is_masked, jax.nn.log_softmax(logits, axis=-1), certain)
+
+    def log_p0_of(
+        self,
+        x_0: Int[Array, "*n"],
+        output: Float[Array, "*n v"],
+        z_t: Int[Array, "*n"],
+        t: Float[Array, "*#n"] | None = None,
+    ) -> Float[Array, "*n"]:
+        logits, column = self._over_tokens(output)
+        picked = jnp.where(column == x_0[..., None], logits, 0.0).sum(-1)
+        log_p = picked - jax.nn.logsumexp(logits, axis=-1)
+        return jnp.where(z_t == self.mask_id, log_p, jnp.where(z_t == x_0, 0.0, -jnp.inf))
+
+    def _over_tokens(self, output):
+        """Float32 logits with no mass on what is no token, and each entry's column."""
         if self.mask_id is None or self.vocab_size is None:
             raise ValueError("Subs has no mask_id or vocab_size: call with_vocab first")
         column = jax.lax.broadcasted_iota(jnp.int32, output.shape, output.ndim - 1)
         is_token = (column != self.mask_id) & (column < self.vocab_size)
         # float32 before the softmax: log-probabilities are not made in bfloat16.
-        logits = jnp.where(is_token, output.astype(jnp.float32), -jnp.inf)
-        is_masked = (z_t == self.mask_id)[..., None]
-        certain = jnp.where(column == z_t[..., None], 0.0, -jnp.inf)
-        return jnp.where(is_masked, jax.nn.log_softmax(logits, axis=-1), certain)
+        return jnp.where(is_token, output.astype(jnp.float32), -jnp.inf), column

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-TINY = "--width 32 --depth 1 --heads 2 --length 16 --vocab 64 --batch 4 --seconds 0.2".split()
+TINY = "--width 32 --depth 1 --heads 2 --length 16 --vocab 64 --batch 4 --seconds 0.1".split()
 
 pytestmark = pytest.mark.e2e
 
@@ -19,7 +19,7 @@ def run(*words: str) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     command = [sys.executable, "-m", *words]
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
 
 

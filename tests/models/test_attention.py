@@ -177,8 +177,9 @@ def test_any_length_and_width(implementation, name, request):
 
 
 @pytest.mark.parametrize("name", ["full", "all"])
-def test_xla_in_bfloat16(name):
-    check(attention_xla.attend, jnp.bfloat16, name, 40)
+@pytest.mark.parametrize("dtype, heads", [(jnp.float32, 4), (jnp.bfloat16, 3)])
+def test_xla_in_halves_and_in_bfloat16(name, dtype, heads):
+    check(attention_xla.attend, dtype, name, 40, heads=heads)
 
 
 def test_under_scan_checkpoint_and_a_mesh(implementation):
