@@ -232,14 +232,17 @@ def describe(component: Any) -> Any:
 
 
 FREE = ("name", "sampler", "evaluation", "mesh")
+FREE_NETWORK = ("attention", "remat", "logits_chunk")
 FREE_TRAINING = tuple(
     f.name for f in dataclasses.fields(Training) if f.name not in ("batch_size", "ema_decay")
 )
 
 
 def identity(experiment: Experiment) -> dict:
-    """What must not change when a run goes on: all but where, how long and how often it looks."""
+    """What must not change when a run goes on: all but where, how long, by which of several
+    equal computations, and how often it looks."""
     values = {k: v for k, v in describe(experiment).items() if k not in FREE}
+    values["network"] = {k: v for k, v in values["network"].items() if k not in FREE_NETWORK}
     values["train"] = {k: v for k, v in values["train"].items() if k not in FREE_TRAINING}
     return values
 

@@ -21,9 +21,9 @@ class Optimizer(abc.ABC):
     """A learning rate over the steps, clipping by the gradient's global norm, and a direction.
 
     `clip_norm=0` turns clipping off. Weight decay acts on matrices, not on biases and norms.
-    `momentum_dtype` is that in which first moments are kept ("bfloat16" saves a sixth of the
-    memory of parameters, gradient, average and AdamW's moments); second moments stay float32, whose slow average
-    bfloat16 would round away.
+    `momentum_dtype` is that in which first moments are kept: "bfloat16" saves 2 of a parameter's
+    20 bytes (itself, its gradient, its average, AdamW's two moments). Second moments stay float32,
+    whose slow average bfloat16 would round away.
     """
 
     learning_rate: float = 3e-4

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
-from mdlm.optim import Muon, hidden
+from mdlm.optim import AdamW, Muon, hidden
 
 
 def tree(keys, stacked: bool):
@@ -50,3 +52,44 @@ def test_only_hidden_matrices_go_by_muon():
     assert labels["blocks"]["modulation"]["kernel"] == "adam"
     assert labels["blocks"]["norm"]["scale"] == "adam"
     assert labels["embed"]["table"] == "adam"
+
+
+def test_stacked_matrices_move_as_optax_moves_flat_ones():
+    """Two steps of `[n, i, o]` parameters against optax's own Muon on each `[i, o]` matrix."""
+    kernels = jax.random.normal(jax.random.key(0), (3, 8, 24))
+    gradients = jax.random.normal(jax.random.key(1), (2, 3, 8, 24))
+    tx = Muon(warmup_steps=0, clip_norm=0, learning_rate=0.1).build(10)
+    params = {"blocks": {"qkv": {"kernel": kernels}}}
+    state = tx.init(params)
+    for gradient in gradients:
+        updates, state = tx.update({"blocks": {"qkv": {"kernel": gradient}}}, state, params)
+        params = optax.apply_updates(params, updates)
+    for i in range(3):
+        flat = optax.contrib.scale_by_muon(beta=0.95)
+        kernel, state = kernels[i], flat.init(kernels[i])
+        for gradient in gradients[:, i]:
+            update, state = flat.update(gradient, state, kernel)
+            kernel = kernel - 0.1 * update
+        np.testing.assert_allclose(params["blocks"]["qkv"]["kernel"][i], kernel, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", [AdamW, Muon])
+def test_first_moments_in_bfloat16(optimizer):
+    params = {"blocks": tree(jax.random.split(jax.random.key(0), 3), True)}
+    gradient = jax.tree.map(lambda x: jnp.sin(3 * x), params)
+
+    def after(steps, dtype):
+        tx = optimizer(warmup_steps=0, learning_rate=0.01, momentum_dtype=dtype).build(10)
+        state, p = tx.init(params), params
+        for _ in range(steps):
+            updates, state = tx.update(gradient, state, p)
+            p = optax.apply_updates(p, updates)
+        return p, state
+
+    low, state = after(3, "bfloat16")
+    high, _ = after(3, "float32")
+    kinds = [a.dtype for a in jax.tree.leaves(state) if a.ndim > 1]
+    assert kinds.count(jnp.bfloat16) == len(jax.tree.leaves(params))
+    for a, b, start in zip(*map(jax.tree.leaves, (low, high, params)), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, atol=0.05 * float(jnp.abs(b - start).max()))

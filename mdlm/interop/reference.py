@@ -16,10 +16,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.flax import load_file
 
-from mdlm.models.attention import ROTARY_BASE
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.network import Params, shapes
+from mdlm.models.rotary import ROTARY_BASE
 from mdlm.types import InputError
 
 Tensors = dict[str, np.ndarray]

@@ -21,7 +21,6 @@ from jaxtyping import Float
 
 from mdlm.models import attention_cudnn, attention_xla
 from mdlm.models.attention_mask import OUTPUT, AttentionMask
-from mdlm.models.rotary import ROTARY_BASE  # noqa: F401  TRANSITION: for interop/reference.py
 from mdlm.types import InputError
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]

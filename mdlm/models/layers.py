@@ -19,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int, Key, UInt32
 
+PRODUCT = "product"
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -36,10 +38,11 @@ def matmul(
 ) -> Float[Array, "*b o"]:
     """`x @ w` of two arrays of one dtype, summed in float32 and given in `dtype`.
 
-    The cotangent is rounded to the dtype of the operands before it is multiplied.
+    The cotangent is rounded to the dtype of the operands before it is multiplied. Under
+    `jax.checkpoint`, a policy that keeps the name `PRODUCT` keeps the result.
     """
     product: Any = _matmul(x, w, dtype)
-    return product
+    return checkpoint_name(product, PRODUCT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

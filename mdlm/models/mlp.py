@@ -1,8 +1,8 @@
 """The position-wise part of a block, in the kinds that are in use.
 
-    gelu     W_2 gelu(W_1 x),              hidden width 4 d (tanh form; the papers')
-    relu2    W_2 relu(W_1 x)^2,            hidden width 4 d (arXiv:2109.08668)
-    swiglu   W_2 (silu(V x) * (W_1 x)),    hidden width about 8/3 d (arXiv:2002.05202)
+gelu     W_2 gelu(W_1 x),              hidden width 4 d (tanh form; the papers')
+relu2    W_2 relu(W_1 x)^2,            hidden width 4 d (arXiv:2109.08668)
+swiglu   W_2 (silu(V x) * (W_1 x)),    hidden width about 8/3 d (arXiv:2002.05202)
 """
 
 from typing import Literal

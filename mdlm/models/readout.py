@@ -12,7 +12,6 @@ mesh each device does this for the rows that it holds, and the sums are added up
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int
 
-from mdlm.mesh import ROWS, AXES, divides_rows
+from mdlm.mesh import AXES, ROWS, divides_rows
 from mdlm.models.layers import materialised, matmul
 from mdlm.types import ArrayTree, Prediction, weighted
 
@@ -43,7 +42,7 @@ class Readout(Prediction):
         kernel: Float[Array, "d v"],
         bias: Float[Array, " v"] | None,
         *,
-        chunk: int = 2**23,
+        chunk: int = 3 * 2**21,
     ):
         self.hidden, self.kernel, self.bias, self.chunk = hidden, kernel, bias, chunk
 
@@ -126,7 +125,7 @@ def _loop(fn, chunk, with_gradients, hidden, kernel, bias, shared, rows, weight)
     hidden_p, rows_p = packed(hidden), jax.tree.map(packed, rows)
     weight_p = jnp.where(is_used, packed(weight), 0)
     kernel = kernel.astype(hidden.dtype)
-    kernel_t, ones = materialised(kernel.T), jnp.ones(size, hidden.dtype)
+    ones = jnp.ones(size, hidden.dtype)
 
     def values_of(logits, shared, rows, weight):
         values = weighted(fn(logits, rows, shared), weight)
@@ -151,7 +150,7 @@ def _loop(fn, chunk, with_gradients, hidden, kernel, bias, shared, rows, weight)
         d_hidden, d_kernel, d_bias, d_shared = gradients
         g = materialised(d_logits.astype(h.dtype))
         float32 = dict(preferred_element_type=jnp.float32)
-        d_hidden = put(d_hidden, g @ kernel_t)
+        d_hidden = put(d_hidden, jax.lax.dot_general(g, kernel, (((1,), (1,)), ((), ()))))
         d_kernel += jax.lax.dot_general(h, g, (((0,), (0,)), ((), ())), **float32)
         if d_bias is not None:
             # A product, because XLA on the CPU sums columns an order of magnitude slower.

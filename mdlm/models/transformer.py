@@ -18,13 +18,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Key
 
 from mdlm.keys import by_row, stream
 from mdlm.models.attention import Implementation, attention
-from mdlm.models.attention_mask import AttentionMask
-from mdlm.models.layers import Linear, NormKind, Precision, dropout, modulate, norm, parts
+from mdlm.models.attention_mask import OUTPUT, AttentionMask
+from mdlm.models.layers import PRODUCT, Linear, NormKind, Precision, dropout, modulate, norm, parts
 from mdlm.models.mlp import MLP, MLPKind, hidden_width
 from mdlm.models.network import Network
 from mdlm.models.rotary import rotary_table, rotate
@@ -70,7 +69,7 @@ class Transformer(Network):
     dtype: Precision = "auto"
     attention: Implementation = "auto"
     remat: Remat = "auto"
-    logits_chunk: int = 2**23
+    logits_chunk: int = 3 * 2**21
 
     def __post_init__(self):
         for name in ("width", "depth", "heads", "logits_chunk"):
@@ -161,7 +160,7 @@ class Block(nnx.Module):
             q, k = self.qk_norm(q), self.qk_norm(k)
         q, k = (rotate(x, table).astype(v.dtype) for x in (q, k))
         out = attention(q, k, v, mask, self.config.attention)
-        return self.attn_out(checkpoint_name(out, "attention").reshape(y.shape))
+        return self.attn_out(out.reshape(y.shape))
 
     def _vectors(self, cond: Float[Array, "b #l c"] | None) -> Sequence[Array | float]:
         """Shift, scale and gate of the attention, then of the MLP."""
@@ -199,9 +198,7 @@ def run_blocks(
     l = x.shape[1]
     positions = jnp.arange(l)[None] if inputs.positions is None else inputs.positions
     table = rotary_table(positions, config.width // config.heads)
-    mask = AttentionMask(
-        causal=causal, is_valid=inputs.is_valid, segment_ids=inputs.segment_ids
-    )
+    mask = AttentionMask(causal=causal, is_valid=inputs.is_valid, segment_ids=inputs.segment_ids)
     keys = None if key is None else by_row(key, jnp.arange(blocks.norm1.scale.shape[0]))
 
     def step(x, layer):
@@ -224,9 +221,5 @@ def remembering(remat: Remat, step):
         return step
     policy = None
     if remat == "products":
-        policies = jax.checkpoint_policies
-        policy = policies.save_from_both_policies(
-            policies.dots_with_no_batch_dims_saveable,
-            policies.save_only_these_names("attention"),
-        )
+        policy = jax.checkpoint_policies.save_only_these_names(PRODUCT, OUTPUT)
     return jax.checkpoint(step, prevent_cse=False, policy=policy)

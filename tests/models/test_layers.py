@@ -8,7 +8,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mdlm.mesh import MeshShape
-from mdlm.models.layers import Linear, dropout, matmul
+from mdlm.models.layers import Linear, dropout, hashed_bits, matmul, parts
+from mdlm.models.mlp import gelu
 
 FLOAT32 = jnp.dtype(jnp.float32)
 
@@ -70,3 +71,49 @@ def test_dropout_keeps_the_mean(key):
     np.testing.assert_allclose(float(dropped.mean()), 1, atol=0.01)
     np.testing.assert_allclose(float((dropped == 0).mean()), 0.2, atol=0.01)
     np.testing.assert_array_equal(dropout(None, x, 0.2), x)
+
+
+def test_dropout_bits_look_random():
+    """Bits are fair one by one, and neighbours, keys and folded keys share nothing."""
+    shape, n = (64, 128, 64), 64 * 128 * 64
+    draw = jax.jit(lambda key: hashed_bits(key, shape))
+    keys = [jax.random.key(0), jax.random.key(1), jax.random.fold_in(jax.random.key(0), 1)]
+    drawn = [np.asarray(draw(key)) for key in keys]
+    for bits in drawn:
+        ones = np.unpackbits(bits.reshape(-1, 1).view(np.uint8), axis=1).mean(0)
+        assert np.abs(ones - 0.5).max() < 5 * 0.5 / np.sqrt(n)
+        counts = np.bincount(bits.reshape(-1) >> 24, minlength=256)
+        chi2 = np.square(counts - n / 256).sum() / (n / 256)
+        assert abs(chi2 - 255) < 5 * np.sqrt(2 * 255)
+        uniform = bits / 2.0**32 - 0.5
+        for axis in range(3):
+            for lag in (1, 2, 16):
+                both = uniform * np.roll(uniform, lag, axis)
+                assert abs(both.mean()) < 5 / 12 / np.sqrt(n), (axis, lag)
+    for i, a in enumerate(drawn):
+        for b in drawn[:i]:
+            assert abs(((a / 2.0**32 - 0.5) * (b / 2.0**32 - 0.5)).mean()) < 5 / 12 / np.sqrt(n)
+            assert (a == b).mean() < 1e-5
+
+
+def test_dropout_bits_do_not_depend_on_the_mesh():
+    mesh = MeshShape(data=8).build()
+    split = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    draw = lambda: hashed_bits(jax.random.key(3), (16, 8, 4))
+    np.testing.assert_array_equal(jax.jit(draw, out_shardings=split)(), jax.jit(draw)())
+
+
+def test_gelu_and_parts_have_the_gradients_of_the_plain_ones(key):
+    x = jax.random.normal(key, (5, 12))
+    weigh = jnp.arange(60.0).reshape(5, 12)
+
+    def plain(x):
+        a, b, c = jnp.split(x, 3, axis=-1)
+        return (jnp.concatenate([jax.nn.gelu(a), b * c, jnp.sin(c)], -1) * weigh).sum()
+
+    def ours(x):
+        a, b, c = parts(x, 3)
+        return (jnp.concatenate([gelu(a), b * c, jnp.sin(c)], -1) * weigh).sum()
+
+    for f in (lambda f: f(x), lambda f: jax.grad(f)(x)):
+        np.testing.assert_allclose(f(ours), f(plain), rtol=1e-5, atol=1e-5)

@@ -14,6 +14,7 @@ from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.layers import compute_dtype
 from mdlm.models.network import bind, count_parameters, denoiser, init, shapes
+from mdlm.models.rotary import rotary_table, rotate
 from mdlm.models.transformer import run_blocks
 from mdlm.types import NetInput
 
@@ -131,26 +132,77 @@ def test_scan_is_a_loop_over_the_blocks(network, tokens, remat):
 def test_remat_changes_no_gradient_and_keeps_less(network, tokens):
     params = random_params(network)
 
-    def compiled(remat):
-        changed = dataclasses.replace(network, remat=remat, depth=DEEP)
+    def run(remat):
+        changed = dataclasses.replace(network, remat=remat)
 
         def total(params):
-            predict = denoiser(changed, COLUMNS, params)
-            prediction = predict(NetInput(tokens=tokens))
+            prediction = denoiser(changed, COLUMNS, params)(NetInput(tokens=tokens))
             return jnp.square(prediction.logits()).mean()
 
-        return jax.jit(jax.grad(total)).lower(params).compile()
+        _, pull = jax.vjp(total, params)
+        kept = sum(leaf.size for leaf in jax.tree.leaves(pull))
+        return kept, jax.jit(jax.grad(total))(params)
 
-    DEEP = network.depth
-    programs = {remat: compiled(remat) for remat in ("none", "products", "blocks")}
-    without = programs["none"](params)
+    results = {remat: run(remat) for remat in ("none", "products", "blocks")}
+    none, products, blocks = (kept for kept, _ in results.values())
+    a_product = network.depth * B * L * network.width
+    assert products - blocks >= 9 * a_product  # q, k, v; attention and its output; 4 inside the MLP
+    assert none - products > 9 * a_product
+    without = results["none"][1]
     assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(without))
     for remat in ("products", "blocks"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-            programs[remat](params),
+            results[remat][1],
             without,
         )
+
+
+MODERN = dict(norm="rms", qk_norm=True, use_bias=False)
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu", "relu2"])
+def test_kinds_of_blocks(tokens, mlp):
+    """Each kind against the same block written out, one token at a time where it can be."""
+    network = dataclasses.replace(DIT, depth=1, cond_dim=0, mlp=mlp, **MODERN)
+    params = random_params(network)
+    module = bind(network, COLUMNS, params)
+    assert not any("bias" in jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(params))
+    block = jax.tree.map(lambda a: np.asarray(a[0], np.float64), params["blocks"])
+
+    def rms(x, scale):
+        return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-6) * scale
+
+    x = np.asarray(params["embed"]["table"], np.float64)[np.asarray(tokens)]
+    qkv = rms(x, block["norm1"]["scale"]) @ block["qkv"]["kernel"]
+    q, k, v = (a.reshape(B, L, 2, 16) for a in np.split(qkv, 3, axis=-1))
+    table = rotary_table(jnp.arange(L)[None], 16)
+    q, k = (
+        np.asarray(rotate(jnp.asarray(rms(a, block["qk_norm"]["scale"]), jnp.float32), table))
+        for a in (q, k)
+    )
+    scores = np.einsum("bqhd,bkhd->bhqk", q, k) / 4
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    y = np.einsum("bhqk,bkhd->bqhd", p / p.sum(-1, keepdims=True), v).reshape(B, L, -1)
+    x = x + y @ block["attn_out"]["kernel"]
+    h = rms(x, block["norm2"]["scale"]) @ block["mlp"]["inner"]["kernel"]
+    if mlp == "swiglu":
+        gate, h = np.split(h, 2, axis=-1)
+        h = gate / (1 + np.exp(-gate)) * h
+    elif mlp == "relu2":
+        h = np.square(np.maximum(h, 0))
+    else:
+        h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+    x = x + h @ block["mlp"]["outer"]["kernel"]
+    found = run_blocks(
+        module.blocks,
+        module.embed(tokens),
+        NetInput(tokens=tokens),
+        causal=False,
+        cond=None,
+        key=None,
+    )
+    np.testing.assert_allclose(found, x, rtol=1e-3, atol=1e-4)
 
 
 @both

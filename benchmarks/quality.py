@@ -1,0 +1,221 @@
+"""Quality per second: validation NELBO of training recipes after equal time on one CPU core.
+
+    python -m benchmarks.quality run paper muon --corpus books --minutes 5 --core 0
+    python -m benchmarks.quality run paper best --corpus books --minutes 12 --seeds 0 1 2
+    python -m benchmarks.quality report                  # table, and docs/quality.png
+
+A recipe is `experiments/books.py` with some values changed (`RECIPES` below, by dotted name). All
+get the same time and not the same number of steps: before a run, its step takes turns with the
+paper's in one process, and the median ratio of the two times says how many steps the recipe can
+afford in what the paper's takes; so nothing that happens on the machine meanwhile changes what a
+run is given. Compilation, evaluation and reading the text do not count as time. Each run is an
+ordinary run folder, runs/quality/RECIPE-MINUTES-SEED; `quality.json` in it holds the result.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+OUT = Path("runs/quality")
+EXPERIMENT = Path("experiments/books.py")
+SECONDS_PER_STEP = 0.31
+"""What a step of the paper's recipe counts as, unless --step-seconds says otherwise."""
+
+ADAM = {"optimizer.learning_rate": "3e-3"}
+MUON = {
+    "optimizer": "Muon",
+    "optimizer.learning_rate": "0.01",
+    "optimizer.adam_rate": "1.0",
+    "optimizer.b2": "0.98",
+    "network.dropout": "0.0",
+}
+WSD = {"optimizer.schedule": "wsd", "optimizer.cooldown": "0.4"}
+BASE = {**MUON, **WSD}
+RECIPES: dict[str, dict[str, str]] = {
+    "paper": {},
+    "paper-1e-3": {"optimizer.learning_rate": "1e-3"},
+    "paper-3e-3": ADAM,
+    "adamw-no-dropout": {**ADAM, "network.dropout": "0.0"},
+    "adamw-wsd": {**ADAM, **WSD, "network.dropout": "0.0"},
+    "muon": MUON,
+    "muon-wsd": BASE,
+    "qk-rms": {**BASE, "network.qk_norm": "true", "network.norm": "rms"},
+    "relu2": {**BASE, "network.mlp": "relu2"},
+    "swiglu": {**BASE, "network.mlp": "swiglu"},
+    "plain": {**BASE, "network.use_bias": "false", "network.cond_dim": "0"},
+    "t-min": {**BASE, "objective.t_min": "0.05"},
+    "importance": {**BASE, "objective.importance": "true"},
+    "iid-times": {**BASE, "objective.times": "IID"},
+}
+
+
+def experiment(recipe: str, corpus: str, steps: int, seed: int):
+    """The experiment of a recipe, and its overrides by dotted name."""
+    from mdlm.experiment import load_file
+    from mdlm.objectives.nelbo import Nelbo
+    from mdlm.optim import Muon
+    from mdlm.overrides import apply
+    from mdlm.times import IID
+
+    base = load_file(EXPERIMENT)
+    changes = dict(RECIPES[recipe])
+    if changes.pop("optimizer", None) == "Muon":
+        base = replace(base, optimizer=Muon(warmup_steps=100))
+    if changes.pop("objective.times", None) == "IID":
+        base = replace(base, objective=Nelbo(times=IID()))
+    files = {
+        "data.source.train": f"{corpus}/train-*.txt.gz",
+        "data.source.valid": f"{corpus}/valid.txt.gz",
+        "data.source.test": f"{corpus}/test.txt.gz",
+    }
+    run = {"train.steps": str(steps), "seed": str(seed), "train.eval_every": str(-(-steps // 8))}
+    return apply(base, [*files.items(), *changes.items(), *run.items()])
+
+
+class Stepper:
+    """The compiled step of an experiment on one batch of its data, to be timed."""
+
+    def __init__(self, e, dataset):
+        import jax
+
+        from mdlm.data.loader import TrainLoader
+        from mdlm.experiment import Model
+        from mdlm.mesh import place
+        from mdlm.times import balanced_order
+        from mdlm.train.loop import in_training
+        from mdlm.train.step import compile_step, create_state
+        from mdlm.types import Batch
+
+        mesh, model = e.mesh.build(), Model(e, dataset.vocab)
+        tx = e.optimizer.build(e.train.steps)
+        size = e.train.batch_size
+        rows = TrainLoader(dataset.train.rows, size, 0).batch_at(0)
+        self.batch = Batch(**place(mesh, in_training(rows, balanced_order(size))))
+        self.state = create_state(model, tx, mesh, jax.random.key(0))
+        self.step = compile_step(model, tx, mesh)
+
+    def __call__(self):
+        self.state, metrics = self.step(self.state, self.batch)
+        return metrics
+
+
+def cost(recipe: str, dataset, corpus: str) -> float:
+    """Time of a step of the recipe, in steps of the paper's."""
+    import numpy as np
+
+    from benchmarks.harness import alternate
+
+    if recipe == "paper":
+        return 1.0
+    cases = {
+        name: Stepper(experiment(name, corpus, 1000, 0), dataset) for name in ("paper", recipe)
+    }
+    times = alternate(cases, rounds=9, seconds=1.0)
+    return float(np.median(np.divide(times[recipe], times["paper"])))
+
+
+def train(recipe: str, dataset, args: argparse.Namespace, seed: int, ratio: float) -> None:
+    """One run, its result in quality.json."""
+    import jax
+
+    from mdlm.experiment import Model
+    from mdlm.train.checkpoint import Checkpoints
+    from mdlm.train.loop import Evaluated, Stepped
+    from mdlm.train.loop import train as loop
+    from mdlm.train.record import RunFolder
+    from mdlm.train.score import Scorer
+    from mdlm.train.step import abstract_state
+
+    steps = round(args.minutes * 60 / args.step_seconds / ratio)
+    e = experiment(recipe, args.corpus, steps, seed)
+    folder = RunFolder(OUT / f"{recipe}-{args.minutes:g}-{seed}")
+    if (folder.path / "quality.json").is_file():
+        print(f"{folder.path}: done before", flush=True)
+        return
+    if not folder.exists:
+        folder.begin(EXPERIMENT.read_text(), [], e)
+    curve = []
+    for event in loop(e, dataset, folder):
+        if isinstance(event, Evaluated):
+            share = event.step / steps
+            curve.append((share * args.minutes * 60, event.metrics[0].value))
+            print(f"{folder.path} {share:4.0%} {curve[-1][1]:.4f}", flush=True)
+        elif isinstance(event, Stepped):
+            speed = event.metrics.get("tokens_per_second")
+    model, mesh = Model(e, dataset.vocab), e.mesh.build()
+    abstract = abstract_state(model, e.optimizer.build(steps), mesh)
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        ema = checkpoints.restore_part({"ema": abstract["ema"]})["ema"]
+    metric = Scorer(model, mesh, dataset).run(ema, e.evaluation)[0]
+    result = {
+        "recipe": recipe,
+        "changes": RECIPES[recipe],
+        "minutes": args.minutes,
+        "seed": seed,
+        "steps": steps,
+        "cost_of_a_step": ratio,
+        "tokens": steps * e.train.batch_size * e.data.packing.length,
+        "tokens_per_second_at_the_end": speed,
+        "nelbo": metric.value,
+        "noise": metric.stderr,
+        "sequences": metric.stderr_rows,
+        "protocol": metric.protocol,
+        "curve": curve,
+        "jax": jax.__version__,
+    }
+    (folder.path / "quality.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{folder.path} {metric}", flush=True)
+
+
+def results() -> list[Mapping[str, Any]]:
+    """All results there are, by minutes and then by NELBO."""
+    found = [json.loads(path.read_text()) for path in sorted(OUT.glob("*/quality.json"))]
+    return sorted(found, key=lambda r: (r["minutes"], r["nelbo"]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train recipes one after the other")
+    run.add_argument("recipes", nargs="+", choices=RECIPES)
+    run.add_argument("--corpus", required=True, help="folder of train-*, valid and test .txt.gz")
+    run.add_argument("--minutes", type=float, default=5)
+    run.add_argument("--seeds", type=int, nargs="+", default=[0])
+    run.add_argument("--core", type=int, default=0, help="the core to stay on")
+    run.add_argument(
+        "--step-seconds", type=float, default=SECONDS_PER_STEP, help="of the paper's recipe"
+    )
+    commands.add_parser("report", help="table and picture of the runs there are")
+    args = parser.parse_args()
+    if args.command == "report":
+        from benchmarks.quality_report import report
+
+        report(results())
+        return 0
+    os.sched_setaffinity(0, {args.core})  # before JAX counts the cores
+    import jax
+
+    from mdlm.host_memory import keep_freed
+
+    keep_freed()
+    jax.config.update("jax_compilation_cache_dir", str(OUT / "cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    dataset = experiment("paper", args.corpus, 1000, 0).data.load(None)
+    for recipe in args.recipes:
+        ratio = cost(recipe, dataset, args.corpus)
+        for seed in args.seeds:
+            train(recipe, dataset, args, seed, ratio)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

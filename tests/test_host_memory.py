@@ -1,0 +1,33 @@
+"""Memory that is freed is there for the next call."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+from mdlm.host_memory import keep_freed
+if sys.argv[1] == "keep":
+    assert keep_freed()
+import jax, jax.numpy as jnp
+step = jax.jit(lambda x: jnp.sort(jnp.outer(x, x), axis=0).sum())
+x = jnp.ones(4096)
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(6):
+    before = faults()
+    step(x).block_until_ready()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_a_step_faults_no_pages_once_memory_is_kept():
+    def faults(how):
+        out = subprocess.run(
+            [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True
+        )
+        return int(out.stdout)
+
+    assert faults("keep") < 0.1 * faults("default")
