@@ -42,7 +42,7 @@ class Readout(Prediction):
         kernel: Float[Array, "d v"],
         bias: Float[Array, " v"] | None,
         *,
-        chunk: int = 3 * 2**21,
+        chunk: int = 5 * 2**20,
     ):
         self.hidden, self.kernel, self.bias, self.chunk = hidden, kernel, bias, chunk
 

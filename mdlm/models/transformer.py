@@ -69,7 +69,7 @@ class Transformer(Network):
     dtype: Precision = "auto"
     attention: Implementation = "auto"
     remat: Remat = "auto"
-    logits_chunk: int = 3 * 2**21
+    logits_chunk: int = 5 * 2**20
 
     def __post_init__(self):
         for name in ("width", "depth", "heads", "logits_chunk"):
