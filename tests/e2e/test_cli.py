@@ -57,6 +57,17 @@ def test_version_and_help():
     assert "--train.steps 2000" in text and "continues a run" in text
 
 
+def test_a_second_start_compiles_nothing(work, tmp_path, monkeypatch):
+    """Every program of the second start is found among those that the first one kept."""
+    monkeypatch.setenv("MDLM_CACHE", str(tmp_path))
+    kept = []
+    for name in ("first", "second"):
+        out = mdlm("train", "tiny.py", "--out", name, cwd=work)
+        assert out.returncode == 0, out.stderr[-3000:]
+        kept.append({path.name for path in tmp_path.glob("*-cache")})
+    assert any(name.startswith("jit_train_step") for name in kept[0]) and kept[0] == kept[1]
+
+
 def test_eval_reports_units_errors_and_protocol(work):
     out = mdlm("eval", "run", "--passes", 3, "--json", cwd=work)
     assert out.returncode == 0, out.stderr
