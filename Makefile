@@ -4,9 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH := $(VENV)/.installed-bench
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: help install quickstart test test-all test-newest bench lint format clean
+.PHONY: help install quickstart test test-all test-newest bench bench-install lint format clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,14 +33,14 @@ test-newest:  ## The tests on the newest Python found here, with the newest JAX 
 	if [ -z "$$newest" ]; then echo "test-newest: no Python newer than 3.11 on this machine"; exit 0; fi; \
 	$(MAKE) test PYTHON=$$newest VENV=.venv-newest
 
-# PyPI's PyTorch for Linux brings CUDA along; TORCH_INDEX has a build for the CPU alone.
+# A build of PyTorch for the CPU alone is enough; one that is installed already is kept.
 $(BENCH): $(STAMP)
-	$(BIN)/python -c 'import torch' 2>/dev/null || \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--extra-index-url $(TORCH_INDEX) --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	touch $@
 
-bench: $(BENCH)  ## Speed and memory on this machine, beside PyTorch: about five minutes.
+bench-install: $(BENCH)  ## What the benchmarks, and their tests, compare with: PyTorch.
+
+bench: $(BENCH)  ## Speed and memory on this machine, beside PyTorch: about seven minutes.
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.loss_head
 	$(BIN)/python -m benchmarks.attention

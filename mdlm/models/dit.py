@@ -11,6 +11,7 @@ else starts as PyTorch's layers do (see `layers`).
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,10 +82,12 @@ class DiTModule(nnx.Module):
         self.dtype = compute_dtype(config.dtype)
         width, cond_dim = config.width, config.cond_dim or None
         self.embed = Embedding(columns, width, rngs)
-        self.noise_level = cond_dim and NoiseLevel(cond_dim, rngs)
+        self.noise_level: Any = NoiseLevel(cond_dim, rngs) if cond_dim else None
         self.blocks = stack_blocks(config, rngs, cond_dim=cond_dim, dtype=self.dtype)
         self.norm = norm(config.norm, width)
-        self.modulation = cond_dim and Linear(cond_dim, 2 * width, rngs, dtype=FLOAT32, zero=True)
+        self.modulation: Any = (
+            Linear(cond_dim, 2 * width, rngs, dtype=FLOAT32, zero=True) if cond_dim else None
+        )
         self.head = Linear(
             width, columns, rngs, dtype=self.dtype, use_bias=config.use_bias, zero=True
         )

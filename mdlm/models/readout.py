@@ -59,9 +59,10 @@ class Readout(Prediction):
         weight: Float[Array, "b l"],
         shared: ArrayTree = None,
     ) -> tuple[Float[Array, ""], Float[Array, "b l"]]:
-        total, values = _reduce(
+        reduced: Any = _reduce(
             fn, self.chunk, self.hidden, self.kernel, self.bias, shared, rows, weight
         )
+        total, values = reduced
         return total, jax.lax.stop_gradient(values)
 
 

@@ -12,7 +12,7 @@ of `depth`; `jax.lax.scan` runs along it.
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -155,7 +155,8 @@ class Block(nnx.Module):
 
     def _attend(self, y: Float[Array, "b l d"], mask: AttentionMask, table: Table):
         heads = (*y.shape[:2], self.config.heads, -1)
-        q, k, v = (x.reshape(heads) for x in parts(self.qkv(y), 3))
+        thirds: Any = parts(self.qkv(y), 3)
+        q, k, v = (x.reshape(heads) for x in thirds)
         if self.qk_norm is not None:
             q, k = self.qk_norm(q), self.qk_norm(k)
         q, k = (rotate(x, table).astype(v.dtype) for x in (q, k))

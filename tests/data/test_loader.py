@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ def make_rows(n, length=4):
     draw = np.random.default_rng(0)
     is_valid = draw.random((n, length)) < 0.9
     is_valid[:, 0] = True
+    is_valid[0, -1] = False  # so that there is padding, however few the rows
     return Rows(
         tokens=tokens,
         loss_mask=is_valid & (draw.random((n, length)) < 0.8),
@@ -136,6 +138,15 @@ def test_evaluation_sees_every_row_once(processes, n):
     assert not whole["loss_mask"][filled].any()
     assert whole["is_valid"][filled].any(axis=1).all()
     assert (whole["row"][filled] == n - 1).all()
+
+
+def test_rows_without_padding_come_without_a_mask():
+    rows = make_rows(8)
+    whole = replace(rows, is_valid=np.ones_like(rows.is_valid))
+    assert rows.is_padded and not whole.is_padded
+    assert "is_valid" not in TrainLoader(whole, 4, 0).batch_at(0)
+    assert all("is_valid" not in batch for batch in evaluation_batches(whole, 3))
+    assert "is_valid" in TrainLoader(rows, 4, 0).batch_at(0)
 
 
 def test_errors():
