@@ -32,6 +32,9 @@ from mdlm.types import NetInput
 Remat = Literal["auto", "none", "products", "blocks"]
 Table = tuple[Float[Array, "#b l 1 half"], Float[Array, "#b l 1 half"]]
 
+UNROLLED = 4
+"""Blocks to a turn of the loop on CPUs, where stacking what the backward pass needs is dear."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer(Network):
@@ -44,8 +47,8 @@ class Transformer(Network):
         dropout: probability with which outputs of attention and MLP are dropped, in calls that
             pass a key (the paper trains with 0.1).
         norm: "layer" (zero mean, unit variance) or "rms" (unit mean square, arXiv:1910.07467).
-        qk_norm: normalise queries and keys of each head to unit mean square, with a learned scale
-            (arXiv:2010.04245), which keeps attention from saturating at high learning rates.
+        qk_norm: normalise queries and keys of each head to unit mean square, with one learned
+            scale for both (arXiv:2010.04245), which keeps attention from saturating at high learning rates.
         mlp: "gelu"; "swiglu" (arXiv:2002.05202, with 2/3 of the hidden width, so as many
             parameters); or "relu2", squared ReLU (arXiv:2109.08668).
         use_bias: biases in MLP and head.
@@ -208,10 +211,6 @@ def run_blocks(
 
     unroll = UNROLLED if jax.default_backend() == "cpu" else 1
     return jax.lax.scan(remembering(config.remat, step), x, (blocks, keys), unroll=unroll)[0]
-
-
-UNROLLED = 4
-"""Blocks to a turn of the loop on CPUs, where stacking what the backward pass needs is dear."""
 
 
 def remembering(remat: Remat, step):

@@ -17,7 +17,7 @@ def make_rows(n, length=4):
     draw = np.random.default_rng(0)
     is_valid = draw.random((n, length)) < 0.9
     is_valid[:, 0] = True
-    is_valid[0, -1] = False  # so that there is padding, however few the rows
+    is_valid[:1, -1] = False  # so that there is padding, however few the rows
     return Rows(
         tokens=tokens,
         loss_mask=is_valid & (draw.random((n, length)) < 0.8),
