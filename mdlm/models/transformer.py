@@ -48,7 +48,7 @@ class Transformer(Network):
             pass a key (the paper trains with 0.1).
         norm: "layer" (zero mean, unit variance) or "rms" (unit mean square, arXiv:1910.07467).
         qk_norm: normalise queries and keys of each head to unit mean square, with one learned
-            scale for both (arXiv:2010.04245), which keeps attention from saturating at high learning rates.
+            scale for both (arXiv:2010.04245), so that attention cannot saturate.
         mlp: "gelu"; "swiglu" (arXiv:2002.05202, with 2/3 of the hidden width, so as many
             parameters); or "relu2", squared ReLU (arXiv:2109.08668).
         use_bias: biases in MLP and head.

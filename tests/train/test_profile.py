@@ -278,6 +278,7 @@ def session(tmp_path, out: str, profile: int = 0, **changes) -> Session:
     return Session(experiment, tmp_path / out, source=file, overrides=overrides, profile=profile)
 
 
+@pytest.mark.slow
 def test_profiling_changes_nothing_and_says_how_fast(tmp_path):
     plain = list(session(tmp_path, "plain").train())
     traced = list(session(tmp_path, "traced", profile=3).train())
