@@ -198,7 +198,7 @@ def dropout(
 
 
 def hashed_bits(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """32 random bits per entry, a tenth of the price of `jax.random.bits`. For dropout only.
+    """32 random bits per entry, cheaper than `jax.random.bits` on CPUs. For dropout only.
 
     A hash of the entry's number and two words of the key, in two rounds of multiplications and
     shifts (constants: Wellons, "hash-prospector", least bias of two rounds). It fuses into

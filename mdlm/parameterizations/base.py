@@ -41,8 +41,10 @@ class Parameterization(abc.ABC):
         z_t: Int[Array, "*n"],
         t: Float[Array, "*#n"] | None,
     ) -> Float[Array, "*n"]:
-        """`log_p0` of the tokens `x_0` alone. What is overridden need not go through all columns
-        as often."""
+        """`log_p0` of the tokens `x_0` alone.
+
+        A parameterization that can do so with fewer passes over the columns overrides this.
+        """
         # A comparison and not a gather, whose gradient would be a scatter: this fuses.
         column = jax.lax.broadcasted_iota(jnp.int32, output.shape, output.ndim - 1)
         log_p0 = self.log_p0(output, z_t, t)

@@ -228,11 +228,10 @@ class Meter:
         if self.steps:
             rate = self.steps / (now - self.since)
             values["tokens_per_second"] = values["tokens"] * rate
-            if "scored" in values:
-                forward = self.network.flops(self.rows, self.length, values["scored"], self.columns)
-                values["flops_per_second"] = 3 * forward * rate
-                if self.peak is not None:
-                    values["mfu"] = values["flops_per_second"] / self.peak
+            forward = self.network.flops(self.rows, self.length, values["scored"], self.columns)
+            values["flops_per_second"] = 3 * forward * rate
+            if self.peak is not None:
+                values["mfu"] = values["flops_per_second"] / self.peak
         self.steps, self.since = 0, now
         folder.log("train", step, values)
         return Stepped(step, values)
