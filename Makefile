@@ -23,7 +23,7 @@ quickstart: $(STAMP)  ## Train, evaluate and sample a small model: about five mi
 	$(BIN)/mdlm sample runs/quickstart --length 256
 
 test: $(STAMP)  ## The tests that CI runs (slow ones are left to test-all).
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses auto --dist loadfile
 
 test-all: $(STAMP)  ## Every test that this machine can run.
 	$(BIN)/python -m pytest

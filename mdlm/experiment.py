@@ -5,25 +5,22 @@ only from people you would run code from. Values in it can be replaced from outs
 (`train.steps`), see `mdlm.overrides`.
 """
 
-import dataclasses
-import hashlib
-import json
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax import Array
 from jaxtyping import Int, Key
 
-from mdlm.data.dataset import TextData
+from mdlm.data.dataset import Dataset, TextData
 from mdlm.evals.nll import Perplexity
+from mdlm.keys import stream
 from mdlm.mesh import MeshShape
 from mdlm.models import network as networks
-from mdlm.models.causal import CausalTransformer
 from mdlm.models.network import Network
-from mdlm.objectives.autoregressive import Autoregressive
 from mdlm.objectives.base import Objective
 from mdlm.objectives.nelbo import Nelbo
 from mdlm.optim import AdamW, Optimizer
@@ -33,8 +30,17 @@ from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.ancestral import Ancestral
 from mdlm.samplers.base import Sampler
-from mdlm.samplers.left_to_right import LeftToRight
-from mdlm.types import ArrayTree, Batch, Denoise, InputError, LossTerms, NetInput, Prediction, Vocab
+from mdlm.types import (
+    ArrayTree,
+    Batch,
+    Denoise,
+    InputError,
+    LossTerms,
+    NetInput,
+    Prediction,
+    Sees,
+    Vocab,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,18 +109,40 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Model:
-    """An experiment's parts bound to a vocabulary: what is trained, evaluated and sampled."""
+    """An experiment's parts bound to a vocabulary: what is trained, evaluated and sampled.
+
+    `counts`, of the training split's tokens, is for processes that are made from them. `process`
+    is without what it learns; `bound_process` has that too.
+    """
 
     experiment: Experiment
     vocab: Vocab
+    counts: Int[np.ndarray, " v"] | None = field(default=None, repr=False)
     process: Process = field(init=False)
     parameterization: Parameterization = field(init=False)
     objective: Objective = field(init=False)
+    reported: Objective = field(init=False)
+
+    @classmethod
+    def on(cls, experiment: Experiment, dataset: Dataset) -> "Model":
+        """The model of an experiment on its data."""
+        counts = dataset.counts if experiment.process.needs_counts else None
+        return cls(experiment, dataset.vocab, counts)
 
     def __post_init__(self):
-        for name in ("process", "parameterization", "objective"):
-            bound = getattr(self.experiment, name).with_vocab(self.vocab)
-            object.__setattr__(self, name, bound)
+        e = self.experiment
+        process = e.process.with_vocab(self.vocab)
+        if process.needs_counts:
+            if self.counts is None:
+                raise ValueError("this process is made from token counts, and none were given")
+            process = process.with_counts(self.counts)
+        for name, component in (
+            ("process", process),
+            ("parameterization", e.parameterization.with_vocab(self.vocab)),
+            ("objective", e.objective.with_vocab(self.vocab)),
+            ("reported", (e.evaluation.objective or e.objective).with_vocab(self.vocab)),
+        ):
+            object.__setattr__(self, name, component)
 
     @property
     def columns(self) -> int:
@@ -122,12 +150,18 @@ class Model:
         return self.vocab.size
 
     def init(self, key: Key[Array, ""]) -> ArrayTree:
-        """Fresh parameters, by component: `{"network": ...}`."""
-        return {"network": networks.init(self.experiment.network, key, self.columns)}
+        """Fresh parameters, by component: `network`, and `process` where it learns something."""
+        params = {"network": networks.init(self.experiment.network, key, self.columns)}
+        learned = self.process.init(stream(key, "process"))
+        return {**params, "process": learned} if learned else params
+
+    def bound_process(self, params: ArrayTree) -> Process:
+        """The process with what it has learned."""
+        return self.process.bind(params.get("process", {}))
 
     def denoise(self, params: ArrayTree) -> Denoise:
         """The network with its parameters, fed as `time_condition` says."""
-        schedule = self.process.schedule
+        schedule = self.bound_process(params).schedule
         condition = {
             "none": None,
             "t": lambda t: t,
@@ -143,22 +177,34 @@ class Model:
     ) -> LossTerms:
         """The objective, with dropout, which differs from one `part` of a batch to the next."""
         denoise = self.denoise(params)
+        batch = self.experiment.network.labelled(batch, stream(key, "labels"))
 
         def with_dropout(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
             return denoise(inputs, key=None if key is None else jax.random.fold_in(key, part))
 
-        return self._loss(with_dropout, key, batch)
+        return self._apply(self.objective, params, with_dropout, key, batch)
 
     def score(self, params: ArrayTree, key: Key[Array, ""], batch: Batch) -> LossTerms:
-        """The objective without dropout: what an evaluation reports."""
+        """What an evaluation reports: its objective (by default that of the training), and no
+        dropout."""
         denoise = self.denoise(params)
-        return self._loss(lambda inputs, *, key=None: denoise(inputs), key, batch)
+        batch = self.experiment.network.labelled(batch)
+        return self._apply(
+            self.reported, params, lambda inputs, *, key=None: denoise(inputs), key, batch
+        )
 
-    def _loss(self, denoise: Denoise, key: Key[Array, ""], batch: Batch) -> LossTerms:
-        return self.objective(
+    def _apply(
+        self,
+        objective: Objective,
+        params: ArrayTree,
+        denoise: Denoise,
+        key: Key[Array, ""],
+        batch: Batch,
+    ) -> LossTerms:
+        return objective(
             key,
             batch,
-            process=self.process,
+            process=self.bound_process(params),
             parameterization=self.parameterization,
             denoise=denoise,
         )
@@ -166,32 +212,43 @@ class Model:
 
 def refuse_nonsense(e: Experiment) -> None:
     """InputError, with the reason, for choices that do not work together."""
-    causal = isinstance(e.network, CausalTransformer)
-    next_token = isinstance(e.objective, Autoregressive)
-    if causal and not next_token:
-        raise InputError(
-            f"a causal network cannot train {type(e.objective).__name__}: it never sees the tokens"
-            " after a masked one; use objective=Autoregressive(), or network=DiT(...)"
-        )
-    if next_token and not causal:
-        raise InputError(
-            "objective=Autoregressive() needs a causal network: another would be shown the token"
-            " that it is to predict; use network=CausalTransformer(...)"
-        )
-    if causal != isinstance(e.sampler, LeftToRight):
-        raise InputError(
-            f"sampler={type(e.sampler).__name__}() does not fit"
-            f" network={type(e.network).__name__}(...): causal networks generate with"
-            " LeftToRight(), the others do not"
-        )
-    if causal and e.time_condition != "none":
+    parts: dict[str, Objective | Sampler] = {"objective": e.objective, "sampler": e.sampler}
+    if e.evaluation.objective is not None:
+        parts["evaluation.objective"] = e.evaluation.objective
+    for name, part in parts.items():
+        title = f"{name}={type(part).__name__}()"
+        for other, kinds in (
+            ("process", part.processes),
+            ("parameterization", part.parameterizations),
+        ):
+            chosen = type(getattr(e, other))
+            if not issubclass(chosen, kinds):
+                fitting = " or ".join(f"{kind.__name__}(...)" for kind in kinds)
+                raise InputError(f"{title} needs {other}={fitting}, not {chosen.__name__}(...)")
+        if part.sees != e.network.sees:
+            raise InputError(
+                f"{title} needs a network that sees {SEEN[part.sees]};"
+                f" network={type(e.network).__name__}(...) sees {SEEN[e.network.sees]}"
+            )
+        reason = part.refuses(e.process, e.parameterization)
+        if reason:
+            raise InputError(f"{title}: {reason}")
+    if e.time_condition == "none":
+        return
+    if e.network.sees == "before":
         raise InputError("time_condition has no meaning for a causal network: nothing is noised")
-    importance = getattr(e.objective, "importance", False)
-    if importance and not e.process.schedule.has_inverse:
+    if e.process.schedule.per_token and e.time_condition != "t":
         raise InputError(
-            f"importance sampling of times needs a schedule with an inverse;"
-            f" {type(e.process.schedule).__name__} has none"
+            f'time_condition="{e.time_condition}" is one number for a row, and this schedule has'
+            ' one for each token; use "t"'
         )
+
+
+SEEN: dict[Sees, str] = {
+    "all": "all tokens of the noised row",
+    "before": "the tokens before each, and nothing noised",
+    "blocks": "a noised block and the clean blocks before it",
+}
 
 
 def load_file(path: str | Path) -> Experiment:
@@ -217,47 +274,3 @@ def load_file(path: str | Path) -> Experiment:
     if not isinstance(experiment, Experiment):
         raise InputError(f"{path}: defines no `experiment = Experiment(...)`")
     return experiment
-
-
-def describe(component: Any) -> Any:
-    """A component as plain JSON values: its class name and its fields."""
-    if dataclasses.is_dataclass(component) and not isinstance(component, type):
-        values = {
-            f.name: describe(getattr(component, f.name)) for f in dataclasses.fields(component)
-        }
-        return {"class": type(component).__name__, **values}
-    if isinstance(component, (tuple, list)):
-        return [describe(item) for item in component]
-    return component
-
-
-FREE = ("name", "sampler", "evaluation", "mesh")
-FREE_NETWORK = ("attention", "remat", "logits_chunk")
-FREE_TRAINING = tuple(
-    f.name for f in dataclasses.fields(Training) if f.name not in ("batch_size", "ema_decay")
-)
-
-
-def identity(experiment: Experiment) -> dict:
-    """What must not change when a run goes on: all but where, how long, by which of several
-    equal computations, and how often it looks."""
-    values = {k: v for k, v in describe(experiment).items() if k not in FREE}
-    values["network"] = {k: v for k, v in values["network"].items() if k not in FREE_NETWORK}
-    values["train"] = {k: v for k, v in values["train"].items() if k not in FREE_TRAINING}
-    return values
-
-
-def differences(a: Any, b: Any, name: str = "") -> list[str]:
-    """The dotted names at which two descriptions differ, with both values."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        out = []
-        for k in dict.fromkeys([*a, *b]):
-            out += differences(a.get(k), b.get(k), f"{name}.{k}" if name else k)
-        return out
-    return [] if a == b else [f"{name}: {a} there, {b} here"]
-
-
-def fingerprint(experiment: Experiment) -> str:
-    """Twelve hexadecimal digits of the identity."""
-    text = json.dumps(identity(experiment), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

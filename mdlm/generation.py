@@ -22,7 +22,6 @@ from mdlm.data.packing import Packing, ends
 from mdlm.experiment import Model
 from mdlm.keys import by_row, stream
 from mdlm.samplers.base import Sampler, Samples, check_prompt, generate
-from mdlm.samplers.left_to_right import LeftToRight
 from mdlm.samplers.windows import WindowDone, Windows, generate_long
 from mdlm.types import ArrayTree, InputError
 
@@ -87,7 +86,7 @@ class Generator:
                 tokens,
                 is_fixed,
                 sampler=self.sampler,
-                process=model.process,
+                process=model.bound_process(params),
                 parameterization=model.parameterization,
                 denoise=model.denoise(params),
             )
@@ -205,7 +204,7 @@ def window_of(packing: Packing, model: Model) -> Windows:
     where the tokenizer has none.
     """
     begins, closes = packing.frame
-    causal = isinstance(model.experiment.sampler, LeftToRight)
+    causal = model.experiment.network.sees == "before"
     bos, eos = ends(model.vocab) if begins or closes or causal else (None, None)
     return Windows(
         length=packing.length,

@@ -106,4 +106,5 @@ def expected(kind: Any) -> str:
     if origin is tuple:
         return f"{expected(arguments[0])} values, separated by commas"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return words.get(kind, "none" if kind is type(None) else str(kind))
+    words[type(None)] = "none"
+    return words.get(kind) or f"{kind.__name__}(...) in the file"

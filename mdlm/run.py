@@ -40,7 +40,7 @@ class Run:
         self.folder = RunFolder(path)
         self.experiment: Experiment = self.folder.experiment()
         self.tokenizer = self.experiment.data.load_tokenizer(self.folder.data)
-        self.model = Model(self.experiment, self.tokenizer.vocab)
+        self.model = Model(self.experiment, self.tokenizer.vocab, self.folder.counts())
         self.mesh = self.experiment.mesh.build()
         tx = self.experiment.optimizer.build(self.experiment.train.steps)
         state = abstract_state(self.model, tx, self.mesh)

@@ -16,12 +16,15 @@ away from 0 at t = 1: about eps of all tokens survive there, and log-SNR and sig
 import abc
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Key
+
+from mdlm.types import ArrayTree, Vocab
 
 
 class Schedule(abc.ABC):
@@ -31,6 +34,24 @@ class Schedule(abc.ABC):
     """
 
     has_inverse: ClassVar[bool] = False
+    per_token: ClassVar[bool] = False
+    needs_counts: ClassVar[bool] = False
+
+    def with_vocab(self, vocab: Vocab) -> Self:
+        """The schedule for a known vocabulary (most need not know it)."""
+        return self
+
+    def with_counts(self, counts: Int[np.ndarray, " v"]) -> Self:
+        """The schedule for known token counts of the training split (`needs_counts`)."""
+        return self
+
+    def init(self, key: Key[Array, ""]) -> ArrayTree:
+        """Fresh values of what the schedule learns: `{}` where it learns nothing."""
+        return {}
+
+    def bind(self, arrays: ArrayTree) -> Self:
+        """The schedule with learned values (possibly traced) in place."""
+        return self
 
     @abc.abstractmethod
     def alpha(
@@ -96,7 +117,7 @@ class LogLinear(Schedule):
     has_inverse: ClassVar[bool] = True
 
     def __post_init__(self):
-        _check_eps(self.eps, 1.0)
+        check_eps(self.eps, 1.0)
 
     def alpha(self, t, x_0=None):
         return (1 - t) + self.eps * t
@@ -113,13 +134,13 @@ class LogLinear(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
-    """alpha = eps + (1 - eps) cos(pi t / 2) (MDLM). MD4's cosine is 1 - sin(pi t / 2)."""
+    """alpha = eps + (1 - eps) cos(pi t / 2) (MDLM). MD4's cosine is `OneMinusSine`."""
 
     eps: float = 1e-3
     has_inverse: ClassVar[bool] = True
 
     def __post_init__(self):
-        _check_eps(self.eps, 1.0)
+        check_eps(self.eps, 1.0)
 
     def alpha(self, t, x_0=None):
         return self.eps + (1 - self.eps) * jnp.sin(math.pi / 2 * (1 - t))
@@ -150,7 +171,7 @@ class CosineSquared(Schedule):
     has_inverse: ClassVar[bool] = True
 
     def __post_init__(self):
-        _check_eps(self.eps, 1.0)
+        check_eps(self.eps, 1.0)
 
     def alpha(self, t, x_0=None):
         return self.eps + (1 - self.eps) * jnp.sin(math.pi / 2 * (1 - t)) ** 2
@@ -174,51 +195,6 @@ class CosineSquared(Schedule):
     def time_of(self, one_minus_alpha):
         square = jnp.clip(one_minus_alpha / (1 - self.eps), 0.0, 1.0)
         return jnp.clip(2 / math.pi * jnp.arcsin(jnp.sqrt(square)), 0.0, 1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Polynomial(Schedule):
-    """alpha = eps + (1 - 2 eps)(1 - t^power) (MD4, arXiv:2406.04329).
-
-    Here eps keeps alpha away from both ends: alpha(0) = 1 - eps, which bounds the weight near 0.
-    """
-
-    power: float
-    eps: float = 0.0
-    has_inverse: ClassVar[bool] = True
-
-    def __post_init__(self):
-        _check_eps(self.eps, 0.5)
-        if not self.power > 0:
-            raise ValueError(f"power={self.power} is not positive")
-
-    def alpha(self, t, x_0=None):
-        return self.eps - (1 - 2 * self.eps) * jnp.expm1(self.power * jnp.log(t))
-
-    def one_minus_alpha(self, t, x_0=None):
-        return self.eps + (1 - 2 * self.eps) * t**self.power
-
-    def alpha_gap(self, s, t, x_0=None):
-        # t^p - s^p = t^p (1 - (s/t)^p); near s = t the logarithm of s/t comes from t - s.
-        later = jnp.where(t > 0, t, 1.0)
-        ratio = s / later
-        is_near = ratio > 0.5
-        far = jnp.log(jnp.where(is_near, 0.5, ratio))
-        near = jnp.log1p(jnp.where(is_near, -(t - s) / later, 0.0))
-        log_ratio = jnp.where(is_near, near, far)
-        return -(1 - 2 * self.eps) * t**self.power * jnp.expm1(self.power * log_ratio)
-
-    def dalpha(self, t, x_0=None):
-        return -(1 - 2 * self.eps) * self.power * t ** (self.power - 1)
-
-    def weight(self, t, x_0=None):
-        if self.eps == 0:
-            return self.power / t
-        return -self.dalpha(t) / self.one_minus_alpha(t)
-
-    def time_of(self, one_minus_alpha):
-        bare = jnp.clip((one_minus_alpha - self.eps) / (1 - 2 * self.eps), 0.0, 1.0)
-        return bare ** (1 / self.power)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +257,8 @@ class Geometric(Schedule):
         return jnp.clip(1 + jnp.log(sigma / self.sigma_max) / self._rate, 0.0, 1.0)
 
 
-def _check_eps(eps: float, bound: float) -> None:
+def check_eps(eps: float, bound: float) -> None:
+    """ValueError where `eps` is not in [0, bound)."""
     if not 0 <= eps < bound:
         raise ValueError(f"eps={eps} is not in [0, {bound})")
 

@@ -1,9 +1,10 @@
 """Which diffusion times are trained on, and which are visited in sampling.
 
-A training time is u in [0, 1) for each row, from the row's own key: independent uniforms, or one
-uniform in each of `rows` equal strata, t = (stratum + u) / rows (low-discrepancy sampling, VDM
-arXiv:2107.00630 app. I.1), which lowers the variance of a batch's loss. `restrict` then maps
-[0, 1) to [t_min, 1). A sampling grid runs exactly from 1 to 0.
+A training time is u in [0, 1) for each row: independent uniforms, or one time in each of `rows`
+equal strata, t = (stratum + u) / rows, which lowers the variance of a batch's loss (low-discrepancy
+sampling). `u` is drawn for each row by itself, or once for the whole batch, whose times then are
+equally spaced (VDM, arXiv:2107.00630 app. I.1). `restrict` maps [0, 1) to [t_min, 1). A sampling
+grid runs exactly from 1 to 0.
 """
 
 import abc
@@ -58,6 +59,22 @@ class LowDiscrepancy(TimeSampler):
     def sample(self, key, row, rows):
         shift = jax.random.randint(keys.stream(key, "shift"), (), 0, rows)
         return stratify(_uniform(keys.stream(key, "within"), row), (row + shift) % rows, rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Antithetic(TimeSampler):
+    """Equally spaced times moved on by one random offset, t = (row / rows + offset) mod 1 (VDM;
+    MD4's "antithetic" and GIDD's "low discrepancy" sampling).
+
+    All rows share the one rest, so their mean is noisier than under `LowDiscrepancy`.
+    """
+
+    def sample(self, key, row, rows):
+        # The offset is drawn as whole strata and a rest: one float32 would leave large batches
+        # few bits for the rest.
+        shift = jax.random.randint(keys.stream(key, "shift"), (), 0, rows)
+        within = jax.random.uniform(keys.stream(key, "within"))
+        return stratify(jnp.broadcast_to(within, row.shape), (row + shift) % rows, rows)
 
 
 def _uniform(key: Key[Array, ""], row: Int[Array, " b"]) -> Float[Array, " b"]:

@@ -10,7 +10,7 @@ noise level per sequence, `[b, l]` for one per token. Losses are in nats, float3
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, dataclass_transform
+from typing import Any, Literal, Protocol, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,10 @@ from jaxtyping import Float, Int, Key
 
 ArrayTree = Any
 """A pytree whose leaves are arrays (JAX has no narrower type for it)."""
+
+Sees = Literal["all", "before", "blocks"]
+"""What a network's answer about a token may depend on: the whole noised row; the tokens before
+it; or the noised tokens of its own block and the clean ones of the blocks before."""
 
 
 class InputError(ValueError):

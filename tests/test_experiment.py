@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import tiny
 
-from mdlm.experiment import differences, fingerprint, identity, load_file
+from mdlm.evals.nll import Perplexity
+from mdlm.experiment import load_file
+from mdlm.identity import differences, fingerprint, identity
 from mdlm.mesh import MeshShape, check_batch
 from mdlm.models.causal import CausalTransformer
 from mdlm.objectives.autoregressive import Autoregressive
@@ -32,9 +34,22 @@ class NoInverse(Schedule):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"network": CausalTransformer(width=32, depth=1, heads=2)}, "never sees the tokens after"),
-        ({"objective": Autoregressive()}, "needs a causal network"),
-        ({"sampler": LeftToRight()}, "does not fit"),
+        (
+            {"network": CausalTransformer(width=32, depth=1, heads=2)},
+            r"objective=Nelbo\(\) needs a network that sees all tokens",
+        ),
+        (
+            {"objective": Autoregressive()},
+            r"objective=Autoregressive\(\) needs a network that sees the tokens before",
+        ),
+        (
+            {"sampler": LeftToRight()},
+            r"sampler=LeftToRight\(\) needs a network that sees the tokens before",
+        ),
+        (
+            {"evaluation": Perplexity(objective=Autoregressive())},
+            r"evaluation.objective=Autoregressive\(\) needs a network",
+        ),
         (
             {
                 "network": CausalTransformer(width=32, depth=1, heads=2),

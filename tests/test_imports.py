@@ -7,11 +7,11 @@ ROOT = Path(__file__).parent.parent / "mdlm"
 
 # Each layer may import itself and those that it names.
 BASE = {"types", "keys", "draws", "mesh", "hardware", "host_memory", "version"}
-NOISE = {"schedules", "change_of_variables", "times"}
+NOISE = {"schedules", "md4_schedules", "per_token_schedules", "change_of_variables", "times"}
 PARTS = {"processes", "parameterizations"}
 METHODS = {"objectives", "samplers"}
 OUTSIDE = {"data", "models"}
-EXPERIMENT = {"experiment", "overrides", "optim", "generation"}
+EXPERIMENT = {"experiment", "identity", "overrides", "optim", "generation"}
 MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),
     **dict.fromkeys(NOISE, BASE | NOISE),
@@ -25,11 +25,13 @@ MAY_IMPORT = {
     "evals": BASE | NOISE | PARTS | METHODS | {"evals"},
     "overrides": BASE,
     "experiment": BASE | NOISE | PARTS | METHODS | OUTSIDE | {"evals", "optim", "experiment"},
+    "identity": {"experiment", "identity"},
     "generation": BASE | METHODS | OUTSIDE | {"experiment"},
     "train": BASE | NOISE | PARTS | METHODS | OUTSIDE | EXPERIMENT | {"evals", "interop", "train"},
     "progress": BASE | {"train"},
     "run": BASE | METHODS | OUTSIDE | EXPERIMENT | {"evals", "train"},
-    "cli": BASE | OUTSIDE | EXPERIMENT | {"evals", "train", "progress", "run"},
+    "arguments": BASE,
+    "cli": BASE | {"arguments"} | OUTSIDE | EXPERIMENT | {"evals", "train", "progress", "run"},
     "__main__": {"cli"},
     "__init__": {"version", "run"},
 }

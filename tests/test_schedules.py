@@ -1,6 +1,7 @@
 """Schedules at their ends, between their own methods, and under JAX's transformations."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,13 @@ import numpy as np
 import pytest
 
 from mdlm.change_of_variables import ChangeOfVariables
+from mdlm.md4_schedules import OneMinusSine, Polynomial
 from mdlm.schedules import (
     Cosine,
     CosineSquared,
     Geometric,
     LinearSigma,
     LogLinear,
-    Polynomial,
     Schedule,
 )
 
@@ -32,6 +33,8 @@ SCHEDULES = [
     Polynomial(power=2, eps=1e-4),
     Polynomial(power=3),
     Polynomial(power=5, eps=1e-2),
+    OneMinusSine(),
+    OneMinusSine(eps=1e-4),
     LinearSigma(),
     LinearSigma(sigma_min=0.0),
     Geometric(),
@@ -55,6 +58,7 @@ ZERO, ONE = jnp.zeros(()), jnp.ones(())
         Polynomial(power=0.5),
         Polynomial(power=1),
         Polynomial(power=2),
+        OneMinusSine(),
     ],
     ids=str,
 )
@@ -83,13 +87,17 @@ def test_noise_end_is_eps_exactly(make, eps):
     assert jnp.isposinf(schedule.sigma(ONE)) == (eps == 0)
 
 
-@pytest.mark.parametrize("power", [0.5, 1, 3])
-def test_polynomial_keeps_eps_from_both_ends(power):
-    schedule = Polynomial(power=power, eps=1e-3)
+@pytest.mark.parametrize(
+    "make",
+    [partial(Polynomial, power=0.5), partial(Polynomial, power=1), partial(Polynomial, power=3)]
+    + [OneMinusSine],
+)
+def test_md4_keeps_eps_from_both_ends(make):
+    schedule = make(eps=1e-3)
     assert schedule.alpha(ONE) == np.float32(1e-3)
     assert schedule.one_minus_alpha(ZERO) == np.float32(1e-3)
     assert jnp.isfinite(schedule.log_snr(ZERO)) and jnp.isfinite(schedule.sigma(ONE))
-    assert Polynomial(power=power).alpha(ONE) == 0
+    assert make().alpha(ONE) == 0
 
 
 def test_sigma_schedules_end_at_their_sigmas():
@@ -218,6 +226,7 @@ def test_change_of_variables_is_the_same_process_on_another_clock():
         (lambda: CosineSquared(eps=math.nan), "eps=nan"),
         (lambda: Polynomial(power=0.0), "power=0.0"),
         (lambda: Polynomial(power=2, eps=0.5), "eps=0.5"),
+        (lambda: OneMinusSine(eps=0.5), "eps=0.5"),
         (lambda: LinearSigma(sigma_min=3.0, sigma_max=2.0), "sigma_min=3.0"),
         (lambda: LinearSigma(sigma_min=-1.0), "sigma_min=-1.0"),
         (lambda: Geometric(sigma_min=0.0), "sigma_min=0.0"),

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from mdlm.change_of_variables import ChangeOfVariables
+from mdlm.md4_schedules import OneMinusSine, Polynomial
 from mdlm.schedules import (
     Cosine,
     CosineSquared,
     Geometric,
     LinearSigma,
     LogLinear,
-    Polynomial,
 )
 
 EPS = 1e-4
@@ -50,6 +50,15 @@ def polynomial(power, eps):
         lambda t: eps - share * np.expm1(power * np.log(t)),
         lambda t: eps + share * t**power,
         lambda t: -share * power * t ** (power - 1),
+    )
+
+
+def one_minus_sine(eps):
+    share, half = 1 - 2 * eps, np.pi / 2
+    return (
+        lambda t: eps + share * 2 * np.sin(half / 2 * (1 - t)) ** 2,
+        lambda t: eps + share * np.sin(half * t),
+        lambda t: -share * half * np.sin(half * (1 - t)),
     )
 
 
@@ -94,6 +103,8 @@ CASES = [
     (Polynomial(power=2, eps=1e-4), polynomial(2.0, 1e-4)),
     (Polynomial(power=3), polynomial(3.0, 0.0)),
     (Polynomial(power=5, eps=1e-2), polynomial(5.0, 1e-2)),
+    (OneMinusSine(), one_minus_sine(0.0)),
+    (OneMinusSine(eps=1e-4), one_minus_sine(1e-4)),
     (LinearSigma(), linear_sigma(1e-3, 7.0)),
     (LinearSigma(sigma_min=0.0), linear_sigma(0.0, 7.0)),
     (Geometric(), geometric(1e-4, 20.0)),

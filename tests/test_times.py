@@ -7,6 +7,7 @@ import pytest
 
 from mdlm.times import (
     IID,
+    Antithetic,
     LowDiscrepancy,
     balanced_order,
     cosine_grid,
@@ -15,7 +16,7 @@ from mdlm.times import (
     uniform_grid,
 )
 
-SAMPLERS = [IID(), LowDiscrepancy()]
+SAMPLERS = [IID(), LowDiscrepancy(), Antithetic()]
 
 
 def sample(sampler, key, row, rows):
@@ -74,6 +75,28 @@ def test_low_discrepancy_lowers_the_variance(key):
         for s in SAMPLERS
     ]
     assert spread[1] < 0.1 * spread[0]
+    # A common offset moves the mean of all: 1 / rows of the spread of one, not rows^-1.5 of it.
+    np.testing.assert_allclose(spread[2], 1 / 16 / np.sqrt(12), rtol=0.1)
+
+
+@pytest.mark.parametrize("rows", [1, 6, 100, 1_000_000])
+def test_antithetic_times_are_equally_spaced_by_row(key, rows):
+    row = np.arange(rows)
+    first, *others = (sample(Antithetic(), k, row, rows) for k in jax.random.split(key, 3))
+    apart = (first.astype(np.float64) - first[0]) % 1
+    off = np.abs(apart - row / rows)
+    assert np.minimum(off, 1 - off).max() < 2e-7
+    assert all(abs(other[0] - first[0]) > 1e-3 for other in others)
+
+
+def test_antithetic_times_fill_their_strata(key):
+    """The one offset is uniform within a stratum too, by the Kolmogorov-Smirnov distance."""
+    rows = 1000
+    draw = lambda key: Antithetic().sample(key, jnp.arange(1), jnp.int32(rows))[0]
+    t = np.asarray(jax.vmap(draw)(jax.random.split(key, 4000)), np.float64)
+    within = np.sort(t * rows % 1)
+    distance = np.abs(within - (np.arange(4000) + 0.5) / 4000).max()
+    assert distance < 1.95 / np.sqrt(4000)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 1000, 999_983, 1_000_000])

@@ -12,6 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int
+
 from mdlm.data.encoding import Report, Tokenizer
 from mdlm.data.packing import Packing, Rows
 from mdlm.data.sources import Source
@@ -66,6 +69,12 @@ class Dataset:
     @functools.cached_property
     def test(self) -> Split:
         return self._load("test")
+
+    @functools.cached_property
+    def counts(self) -> Int[np.ndarray, " v"]:
+        """How often each token occurs among the scored ones of the training split."""
+        rows = self.train.rows
+        return np.bincount(rows.tokens[rows.loss_mask], minlength=self.vocab.size)
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mdlm.objectives.base import Objective
+
 Score = Callable[[int, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
 """`(pass number, batch) -> (bound [b], count [b])`: sums over each row, nats and tokens."""
 
@@ -53,12 +55,15 @@ class Perplexity:
         passes: independent passes over the split (1 suffices where nothing is drawn).
         batch_size: rows scored at a time (0: the training batch).
         split: the split that `mdlm eval` scores unless told otherwise.
+        objective: what is reported, where it is not what was trained: a bound for a network that
+            trained on something else, or another protocol.
         ngrams: also score count tables of the training split, which a network should beat.
     """
 
     passes: int = 4
     batch_size: int = 0
     split: str = "valid"
+    objective: Objective | None = None
     ngrams: bool = False
 
     def __post_init__(self):

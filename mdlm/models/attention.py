@@ -5,7 +5,8 @@
 What it may see, `AttentionMask` describes; a position of padding sees nothing and gets 0. There
 are several implementations of this one function, which differ in speed and memory only:
 
-    xla     matrix products, on every device; holds the [b h l l] scores
+    xla     matrix products, on every device; holds the [b h l l] scores (of rows
+            [noised ; clean] half of them: `attention_halves`)
     cudnn   NVIDIA's flash kernels, for bfloat16; holds masks only where there are segments
     splash  a Pallas kernel for TPUs; holds neither
 
@@ -19,7 +20,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
-from mdlm.models import attention_cudnn, attention_xla
+from mdlm.models import attention_cudnn, attention_halves, attention_xla
 from mdlm.models.attention_mask import OUTPUT, AttentionMask
 from mdlm.types import InputError
 
@@ -46,7 +47,10 @@ def attention(
         from mdlm.models import attention_splash
 
         return attention_splash.attend(q, k, v, mask)
-    attend = attention_cudnn.attend if name == "cudnn" else attention_xla.attend
+    if name == "cudnn":
+        attend = attention_cudnn.attend
+    else:
+        attend = attention_xla.attend if mask.halves is None else attention_halves.attend
     return checkpoint_name(attend(q, k, v, mask), OUTPUT)
 
 

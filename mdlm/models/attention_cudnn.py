@@ -25,6 +25,8 @@ def obstacle(q: Float[Array, "b l h d"], mask: AttentionMask, platform: str) -> 
         return f"it takes bfloat16, not {q.dtype}"
     if width % 8 or width > 128:
         return f"it takes heads of a width that is a multiple of 8, at most 128, not {width}"
+    if mask.halves is not None:
+        return "it has no mask for rows [noised ; clean]"
     if mask.segment_ids is not None and length % 128:
         # With a bias, odd lengths are refused by JAX, and at length % 128 = 64 the backward
         # kernel can give NaN (pytorch/pytorch#196678).

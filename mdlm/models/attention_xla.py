@@ -12,16 +12,16 @@ XLA on the CPU runs some of the small products on one thread, but runs on the ot
 depend on them. There, two halves of the heads are therefore computed apart.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mdlm.models.attention_mask import AttentionMask
 
-BATCH = ((0, 1), (0, 1))
 UNSEEN = -1e30  # finite, so that a row which sees nothing has neither inf - inf nor NaN
 
 
@@ -32,47 +32,66 @@ def attend(
     mask: AttentionMask,
 ) -> Float[Array, "b l h d"]:
     """Softmax attention; holds `[b h l l]` scores, and masks as small as they broadcast."""
-    may_see = mask.dense(q.shape[1])
-    parts = 2 if jax.default_backend() == "cpu" and q.shape[2] % 2 == 0 else 1
+    places = slice(0, q.shape[1])
+    may_see = mask.dense(places, places)
+    return mask.blank(heads_first(lambda q, k, v: attend_heads(q, k, v, may_see), q, k, v))
+
+
+def heads_first(attend: Callable, *arrays: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
+    """`attend` of `[b h l d]` arrays, on the CPU in two halves of the heads."""
+    parts = 2 if jax.default_backend() == "cpu" and arrays[0].shape[2] % 2 == 0 else 1
     outs: list[Any] = []
-    for some in zip(*(jnp.split(x, parts, axis=2) for x in (q, k, v)), strict=True):
-        out: Any = _attend(*(x.transpose(0, 2, 1, 3) for x in some), may_see)
-        outs.append(out.transpose(0, 2, 1, 3))
-    return mask.blank(jnp.concatenate(outs, axis=2))
+    for some in zip(*(jnp.split(x, parts, axis=2) for x in arrays), strict=True):
+        outs.append(attend(*(x.transpose(0, 2, 1, 3) for x in some)).transpose(0, 2, 1, 3))
+    return jnp.concatenate(outs, axis=2)
 
 
-def _product(a, b, axis_a, axis_b):
-    """Over one axis of each of two `[b h ...]` arrays; float32."""
-    dims = (((axis_a,), (axis_b,)), BATCH)
+def product(
+    a: Float[Array, "*b m n"], b: Float[Array, "*b o p"], axis_a: int, axis_b: int
+) -> Float[Array, "*b q r"]:
+    """Over one of the last two axes (-1 or -2) of each; float32."""
+    batch = tuple(range(a.ndim - 2))
+    dims = (((a.ndim + axis_a,), (b.ndim + axis_b,)), (batch, batch))
     return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
 
 
 @jax.custom_vjp
-def _attend(q, k, v, may_see):
+def attend_heads(
+    q: Float[Array, "b h l d"],
+    k: Float[Array, "b h m d"],
+    v: Float[Array, "b h m d"],
+    may_see: Bool[Array, "#b 1 #l m"] | None,
+) -> Float[Array, "b h l d"]:
+    """Softmax attention of some places to others."""
     return _forward(q, k, v, may_see)[0]
 
 
 def _forward(q, k, v, may_see):
-    scores = _product(q, k, 3, 3) * q.shape[-1] ** -0.5
+    scores = product(q, k, -1, -1) * q.shape[-1] ** -0.5
     if may_see is not None:
         scores = jnp.where(may_see, scores, UNSEEN)
-    p = jnp.exp(scores - scores.max(3, keepdims=True))
-    z = p.sum(3, keepdims=True)
+    p = jnp.exp(scores - scores.max(-1, keepdims=True))
+    z = p.sum(-1, keepdims=True)
     p = p.astype(v.dtype)
-    out = _product(p, v, 3, 2) / z
+    out = product(p, v, -1, -2) / z
     return out.astype(v.dtype), (q, k, v, p, z, out)
 
 
 def _backward(residuals, g):
     q, k, v, p, z, out = residuals
     g = g.astype(jnp.float32) / z
-    inner = (g * out).sum(3, keepdims=True)
+    inner = (g * out).sum(-1, keepdims=True)
     g = g.astype(v.dtype)
-    ds = p * (_product(g, v, 3, 3) - inner) * q.shape[-1] ** -0.5
+    return *gradients(q, k, v, p, g, inner), None
+
+
+def gradients(q, k, v, p, g, inner):
+    """Of q, k and v, given g = do / z and the sums of g o."""
+    ds = p * (product(g, v, -1, -1) - inner) * q.shape[-1] ** -0.5
     ds = ds.astype(q.dtype)
-    dq = _product(ds, k, 3, 2)
-    dk, dv = (x.swapaxes(2, 3) for x in (_product(q, ds, 2, 2), _product(g, p, 2, 2)))
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+    dq = product(ds, k, -1, -2)
+    dk, dv = (x.swapaxes(-1, -2) for x in (product(q, ds, -2, -2), product(g, p, -2, -2)))
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
-_attend.defvjp(_forward, _backward)
+attend_heads.defvjp(_forward, _backward)

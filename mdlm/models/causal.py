@@ -9,6 +9,7 @@ follows padding) is predicted from h = 0: its logits are the bias, which say not
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,14 @@ from jaxtyping import Bool, Float, Key
 from mdlm.models.layers import Embedding, Linear, compute_dtype, norm
 from mdlm.models.readout import Readout
 from mdlm.models.transformer import Transformer, run_blocks, stack_blocks
-from mdlm.types import NetInput
+from mdlm.types import NetInput, Sees
 
 
 @dataclass(frozen=True, kw_only=True)
 class CausalTransformer(Transformer):
     """A causal transformer without adaLN: it is not told a noise level."""
+
+    sees: ClassVar[Sees] = "before"
 
     @property
     def modulated(self) -> int:

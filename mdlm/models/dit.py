@@ -7,10 +7,14 @@
 where s is what the network is fed of the noise level (sigma in the paper; 0 throughout where it
 is not told the time). The modulations and the head start at 0, so all logits are 0 at first; all
 else starts as PyTorch's layers do (see `layers`).
+
+Options. With labels, c + label_table[label] stands for c. With self-conditioning, x starts as
+table[tokens] + W h, where h is the input of the head in an earlier pass (`self_conditioning`) and
+W starts at 0.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -19,10 +23,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Key
 
+from mdlm.keys import by_row
 from mdlm.models.layers import Embedding, Linear, compute_dtype, modulate, norm
 from mdlm.models.readout import Readout
 from mdlm.models.transformer import Transformer, run_blocks, stack_blocks
-from mdlm.types import NetInput
+from mdlm.types import Batch, NetInput
 
 FREQUENCIES = 128
 FLOAT32 = jnp.dtype(jnp.float32)
@@ -34,14 +39,48 @@ class DiT(Transformer):
 
     `cond_dim` is the width of the vector that tells the blocks the noise level; 0 leaves adaLN
     out, which a network that is not told the time does without.
+
+    Args:
+        labels: kinds of rows that the network can be told apart, 0..labels-1; `labels` itself, or
+            no label in the inputs, is "any kind". 0: it takes none.
+        label_dropout: share of the rows whose label is withheld in training, so that the
+            network learns both laws, for guidance.
+        self_conditioning: show the network what it said before.
     """
 
     cond_dim: int = 128
+    labels: int = 0
+    label_dropout: float = 0.1
+    self_conditioning: bool = False
 
     def __post_init__(self):
         super().__post_init__()
         if self.cond_dim < 0:
             raise ValueError(f"cond_dim={self.cond_dim} must be at least 0")
+        if self.labels < 0:
+            raise ValueError(f"labels={self.labels} must be at least 0")
+        if self.labels and not self.cond_dim:
+            raise ValueError(f"labels={self.labels} are told by adaLN, which cond_dim=0 leaves out")
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout={self.label_dropout} must lie in [0, 1]")
+        if self.sees != "all" and (self.labels or self.self_conditioning):
+            raise ValueError(
+                f"labels={self.labels}, self_conditioning={self.self_conditioning}:"
+                " only for networks that read noised rows alone"
+            )
+
+    @property
+    def passes(self) -> int:
+        return 2 if self.self_conditioning else 1
+
+    def labelled(self, batch: Batch, key: Key[Array, ""] | None = None) -> Batch:
+        if not self.labels or batch.label is None:
+            return replace(batch, label=None)
+        if key is None:
+            return batch
+        draw = lambda key: jax.random.bernoulli(key, self.label_dropout)
+        is_dropped = jax.vmap(draw)(by_row(key, batch.row))
+        return replace(batch, label=jnp.where(is_dropped, self.labels, batch.label))
 
     @property
     def modulated(self) -> int:
@@ -49,7 +88,8 @@ class DiT(Transformer):
 
     def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
         told = 2 * FREQUENCIES * self.cond_dim + self.cond_dim**2 + 2 * self.width * self.cond_dim
-        return super().flops(rows, length, scored, columns) + 2 * rows * told
+        shown = length * self.width**2 if self.self_conditioning else 0
+        return super().flops(rows, length, scored, columns) + 2 * rows * (told + shown)
 
     def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
         return DiTModule(self, columns, rngs)
@@ -91,6 +131,15 @@ class DiTModule(nnx.Module):
         self.head = Linear(
             width, columns, rngs, dtype=self.dtype, use_bias=config.use_bias, zero=True
         )
+        # Last, so that all others start as they do without.
+        self.label: Any = (
+            Embedding(config.labels + 1, config.cond_dim, rngs) if config.labels else None
+        )
+        self.shown: Any = (
+            Linear(width, width, rngs, dtype=self.dtype, use_bias=False, zero=True)
+            if config.self_conditioning
+            else None
+        )
 
     def __call__(
         self,
@@ -101,8 +150,12 @@ class DiTModule(nnx.Module):
     ) -> Readout:
         cond = self._cond(inputs, condition)
         with jax.named_scope("embed"):
-            x = self.embed(inputs.tokens)
+            x = self._embed(inputs)
         x = run_blocks(self.blocks, x, inputs, causal=False, cond=cond, key=key)
+        return self.readout(x, cond)
+
+    def readout(self, x: Float[Array, "b l d"], cond: Float[Array, "b #l c"] | None) -> Readout:
+        """The head on top of the last block."""
         with jax.named_scope("head"):
             hidden = self.norm(x)
             if self.modulation is not None:
@@ -110,11 +163,26 @@ class DiTModule(nnx.Module):
             hidden = hidden.astype(self.dtype)
         return Readout(hidden, *self.head.arrays(), chunk=self.config.logits_chunk)
 
+    def _embed(self, inputs: NetInput) -> Float[Array, "b l d"]:
+        x = self.embed(inputs.tokens)
+        if inputs.self_cond is None:
+            return x
+        if self.shown is None:
+            raise ValueError("a network without self-conditioning has no input for `self_cond`")
+        return x + self.shown(inputs.self_cond)
+
     def _cond(self, inputs: NetInput, condition: Float[Array, "b #l"] | None):
+        if self.label is None and inputs.label is not None:
+            raise ValueError("a network with labels=0 has no input for a label")
         if self.noise_level is None:
             if condition is not None:
                 raise ValueError("a network with cond_dim=0 has no input for the noise level")
             return None
         if condition is None:
             condition = jnp.zeros((inputs.tokens.shape[0], 1))
-        return self.noise_level(condition)
+        cond = self.noise_level(condition)
+        if self.label is None:
+            return cond
+        any_kind = jnp.full(inputs.tokens.shape[:1], self.config.labels)
+        label = any_kind if inputs.label is None else inputs.label
+        return cond + self.label(label[:, None])

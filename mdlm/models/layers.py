@@ -126,22 +126,27 @@ class LayerNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(width))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        x = x.astype(jnp.float32)
-        centred = x - x.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        normal = centred * jax.lax.rsqrt(variance + 1e-5)
-        return normal * jnp.broadcast_to(self.scale[...], x.shape)
+        return standardised(x) * jnp.broadcast_to(self.scale[...], x.shape)
+
+
+def standardised(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """Zero mean and unit variance over the last axis (plus 1e-5), float32."""
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + 1e-5)
 
 
 class RMSNorm(nnx.Module):
     """Unit mean square over the last axis, then a learned scale (arXiv:1910.07467). Float32."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, epsilon: float = 1e-6):
+        self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones(width))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         x = x.astype(jnp.float32)
-        normal = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
+        normal = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
         return normal * jnp.broadcast_to(self.scale[...], x.shape)
 
 

@@ -3,6 +3,8 @@
 gelu     W_2 gelu(W_1 x),              hidden width 4 d (tanh form; the papers')
 relu2    W_2 relu(W_1 x)^2,            hidden width 4 d (arXiv:2109.08668)
 swiglu   W_2 (silu(V x) * (W_1 x)),    hidden width about 8/3 d (arXiv:2002.05202)
+geglu    W_2 (gelu(V x) * (W_1 x)),    the same
+glu      W_2 (sigmoid(V x) * (W_1 x)), the same
 """
 
 from typing import Literal
@@ -15,37 +17,47 @@ from jaxtyping import Float
 
 from mdlm.models.layers import Linear
 
-MLPKind = Literal["gelu", "swiglu", "relu2"]
+MLPKind = Literal["gelu", "relu2", "swiglu", "geglu", "glu"]
 RATIO = 4
 TILE = 64
-"""SwiGLU's hidden width is a multiple of this, or of 8 in thin networks: products like it so."""
+"""A gated hidden width is a multiple of this, or of 8 in thin networks: products like it so."""
 
 
 def hidden_width(kind: MLPKind, width: int) -> int:
-    """Width between the two layers; SwiGLU has two thirds, to have as many parameters."""
-    if kind != "swiglu":
+    """Width between the two layers; gated kinds have two thirds, to have as many parameters."""
+    if kind not in GATES:
         return RATIO * width
     tile = TILE if width >= TILE else 8
     return max(tile, round(RATIO * width * 2 / 3 / tile) * tile)
 
 
 class MLP(nnx.Module):
-    """Two linear layers with a nonlinearity, or a product of two, between them."""
+    """Two linear layers with a nonlinearity, or a product of two, between them.
+
+    `hidden` is the width between them, by default `hidden_width(kind, width)`.
+    """
 
     def __init__(
-        self, kind: MLPKind, width: int, rngs: nnx.Rngs, *, dtype: jnp.dtype, use_bias: bool
+        self,
+        kind: MLPKind,
+        width: int,
+        rngs: nnx.Rngs,
+        *,
+        dtype: jnp.dtype,
+        use_bias: bool,
+        hidden: int | None = None,
     ):
         self.kind = kind
-        hidden = hidden_width(kind, width)
-        first = 2 * hidden if kind == "swiglu" else hidden
+        hidden = hidden_width(kind, width) if hidden is None else hidden
+        first = 2 * hidden if kind in GATES else hidden
         self.inner = Linear(width, first, rngs, dtype=dtype, use_bias=use_bias)
         self.outer = Linear(hidden, width, rngs, dtype=dtype, use_bias=use_bias)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         y = self.inner(x)
-        if self.kind == "swiglu":
+        if self.kind in GATES:
             gate, y = jnp.split(y, 2, axis=-1)
-            y = jax.nn.silu(gate) * y
+            y = GATES[self.kind](gate) * y
         elif self.kind == "relu2":
             y = jnp.square(jax.nn.relu(y))
         else:
@@ -68,3 +80,7 @@ def _gelu_backward(x, g):
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+GATES = {"swiglu": jax.nn.silu, "geglu": gelu, "glu": jax.nn.sigmoid}
+"""What a gated kind applies to the gate."""

@@ -8,15 +8,16 @@ are taken apart and put together here and nowhere else: every other file sees di
 import abc
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
 from jax import Array
 from jaxtyping import Float, Key
 
-from mdlm.types import ArrayTree, Denoise, NetInput, Prediction
+from mdlm.models.self_conditioning import self_conditioned
+from mdlm.types import ArrayTree, Batch, Denoise, NetInput, Prediction, Sees
 
 Params = dict[str, Any]
 
@@ -29,6 +30,20 @@ class Network(abc.ABC):
     `condition`, `Float[Array, "b #l"]` or None, is what the network is told of the noise level.
     """
 
+    sees: ClassVar[Sees] = "all"
+
+    @property
+    def passes(self) -> int:
+        """Passes of one call: 2 with self-conditioning, see `self_conditioning`."""
+        return 1
+
+    def labelled(self, batch: Batch, key: Key[Array, ""] | None = None) -> Batch:
+        """The batch with the labels that the network is to be told, none if it takes none.
+
+        With a `key`, in training, each row loses its label with some probability, by its place.
+        """
+        return replace(batch, label=None)
+
     @abc.abstractmethod
     def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
         """A module with logits of `columns` columns; it must not keep `rngs`."""
@@ -40,7 +55,7 @@ class Network(abc.ABC):
 
         `rows` sequences of `length` tokens through all layers, attention in full (causal too),
         and `columns` logits at `scored` positions. Training takes three times as many;
-        what rematerialisation does again is not counted.
+        what rematerialisation does again is not counted, nor what a first of two `passes` does.
         """
 
 
@@ -73,6 +88,15 @@ def denoiser(
     feeds zeros: a network of the MDLM paper then does not know the time, though it has adaLN.
     Raises ValueError where there is a `condition` and the inputs have no time.
     """
+    if network.passes == 2:
+        fixed = jax.lax.stop_gradient(params)
+        asked, first = (_denoiser(network, columns, p, condition) for p in (params, fixed))
+        return self_conditioned(asked, first)
+    return _denoiser(network, columns, params, condition)
+
+
+def _denoiser(network, columns, params, condition) -> Denoise:
+    """One pass of the network."""
     module: Any = bind(network, columns, params)
 
     def denoise(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:

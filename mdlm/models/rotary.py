@@ -6,6 +6,9 @@
 Turned like this, q . k depends on the difference of the two positions only. Cosines and sines are
 made once for all layers and heads: left to each layer, XLA computes them anew for every head of
 every sequence, which on a CPU costs more than the attention itself.
+
+`rotate_pairs` turns neighbours, (x_(2 i), x_(2 i + 1)), instead: the same with the entries of each
+head in another order, for weights that were trained so.
 """
 
 import jax.numpy as jnp
@@ -30,7 +33,20 @@ def rotate(
     table: tuple[Float[Array, "#b l 1 half"], Float[Array, "#b l 1 half"]],
 ) -> Float[Array, "b l h d"]:
     """`x` with its pairs turned as `rotary_table` says, in float32, given in the dtype of `x`."""
-    cos, sin = table
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    return jnp.concatenate(_turned(first, second, table), axis=-1).astype(x.dtype)
+
+
+def rotate_pairs(
+    x: Float[Array, "b l h d"],
+    table: tuple[Float[Array, "#b l 1 half"], Float[Array, "#b l 1 half"]],
+) -> Float[Array, "b l h d"]:
+    """`rotate`, with neighbouring entries as pairs."""
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    turned = _turned(pairs[..., 0], pairs[..., 1], table)
+    return jnp.stack(turned, axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+def _turned(first, second, table):
+    cos, sin = table
+    return first * cos - second * sin, second * cos + first * sin

@@ -22,9 +22,9 @@ from jaxtyping import Float, Key
 
 from mdlm.keys import by_row, stream
 from mdlm.models.attention import Implementation, attention
-from mdlm.models.attention_mask import OUTPUT, AttentionMask
+from mdlm.models.attention_mask import OUTPUT, AttentionMask, Halves
 from mdlm.models.layers import PRODUCT, Linear, NormKind, Precision, dropout, modulate, norm, parts
-from mdlm.models.mlp import MLP, MLPKind, hidden_width
+from mdlm.models.mlp import GATES, MLP, MLPKind, hidden_width
 from mdlm.models.network import Network
 from mdlm.models.rotary import rotary_table, rotate
 from mdlm.types import NetInput
@@ -49,8 +49,8 @@ class Transformer(Network):
         norm: "layer" (zero mean, unit variance) or "rms" (unit mean square, arXiv:1910.07467).
         qk_norm: normalise queries and keys of each head to unit mean square, with one learned
             scale for both (arXiv:2010.04245), so that attention cannot saturate.
-        mlp: "gelu"; "swiglu" (arXiv:2002.05202, with 2/3 of the hidden width, so as many
-            parameters); or "relu2", squared ReLU (arXiv:2109.08668).
+        mlp: "gelu"; "relu2", squared ReLU (arXiv:2109.08668); or the gated "swiglu", "geglu" and
+            "glu" (arXiv:2002.05202, with 2/3 of the hidden width, so as many parameters).
         use_bias: biases in MLP and head.
         dtype: of the products; parameters, norms, softmax, residual stream and logits are
             float32. "auto" is bfloat16 except on CPUs.
@@ -104,7 +104,7 @@ class Transformer(Network):
     def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
         width = self.width
         per_token = 4 * width * width + hidden_width(self.mlp, width) * width * (
-            3 if self.mlp == "swiglu" else 2
+            3 if self.mlp in GATES else 2
         )
         attended = 2 * length * width
         per_row = 6 * width * self.modulated * self.depth
@@ -194,6 +194,7 @@ def run_blocks(
     inputs: NetInput,
     *,
     causal: bool,
+    halves: Halves | None = None,
     cond: Float[Array, "b #l c"] | None,
     key: Key[Array, ""] | None,
 ) -> Float[Array, "b l d"]:
@@ -202,7 +203,9 @@ def run_blocks(
     l = x.shape[1]
     positions = jnp.arange(l)[None] if inputs.positions is None else inputs.positions
     table = rotary_table(positions, config.width // config.heads)
-    mask = AttentionMask(causal=causal, is_valid=inputs.is_valid, segment_ids=inputs.segment_ids)
+    mask = AttentionMask(
+        causal=causal, halves=halves, is_valid=inputs.is_valid, segment_ids=inputs.segment_ids
+    )
     keys = None if key is None else by_row(key, jnp.arange(blocks.norm1.scale.shape[0]))
 
     def step(x, layer):

@@ -18,7 +18,7 @@ from mdlm.keys import by_row, stream
 from mdlm.objectives.base import Objective, ask, weighted_cross_entropy
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
-from mdlm.types import Batch, Denoise, LossTerms
+from mdlm.types import Batch, Denoise, LossTerms, Sees
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class Autoregressive(Objective):
     """Trains and reports the exact negative log-likelihood, in nats. Nothing is noised."""
 
     is_exact: ClassVar[bool] = True
+    sees: ClassVar[Sees] = "before"
     protocol: ClassVar[str] = "exact NLL, first token of each row not scored"
 
     def __call__(

@@ -13,15 +13,16 @@ from typing import ClassVar, Self
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, Key
+from jaxtyping import Bool, Float, Int, Key
 
 from mdlm.keys import by_row, stream
 from mdlm.parameterizations.base import Parameterization
+from mdlm.parameterizations.subs import Subs
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.schedules import Schedule
 from mdlm.times import TimeSampler
-from mdlm.types import Batch, Denoise, LossTerms, NetInput, Prediction, Vocab
+from mdlm.types import Batch, Denoise, LossTerms, NetInput, Prediction, Sees, Vocab
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,15 @@ class Objective(abc.ABC):
 
     protocol: ClassVar[str] = ""
     """What the reported bound is, in words, for the line in which the number is given."""
+
+    processes: ClassVar[tuple[type[Process], ...]] = (Masked,)
+    parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Subs,)
+    sees: ClassVar[Sees] = "all"
+    """What it is defined for; anything else is refused when the experiment is composed."""
+
+    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+        """Why it cannot be used with these, though they are of the right kinds; None if it can."""
+        return None
 
     @abc.abstractmethod
     def __call__(
@@ -107,6 +117,22 @@ Place = Callable[[Schedule, Float[Array, "b 1"]], tuple[Float[Array, "b 1"], Flo
 """From uniform numbers to times and loss weights whose weighted mean is the bound."""
 
 
+def refuse_rates(schedule: Schedule) -> str | None:
+    """Why a weighted cross-entropy alone cannot go with a schedule that noises tokens at
+    different rates; None for the others."""
+    if not schedule.per_token:
+        return None
+    return (
+        f"{type(schedule).__name__} has a rate for each token, and a weighted cross-entropy alone"
+        " is no bound then; use GeneralizedNelbo() or GeneralizedDiscreteNelbo()"
+    )
+
+
+def scored_tokens(batch: Batch) -> Bool[Array, "b l"]:
+    """The valid tokens that are scored: where nothing else may change, the others are given."""
+    return batch.loss_mask if batch.is_valid is None else batch.loss_mask & batch.is_valid
+
+
 def noise_and_score(
     key: Key[Array, ""],
     batch: Batch,
@@ -116,14 +142,18 @@ def noise_and_score(
     process: Masked,
     parameterization: Parameterization,
     denoise: Denoise,
+    may_change: Bool[Array, "b l"] | None = None,
 ) -> LossTerms:
-    """Draws a time for each row, masks its tokens, and scores the masked ones."""
+    """Draws a time for each row, masks its tokens, and scores the masked ones.
+
+    Noise reaches the tokens that `may_change`, by default all valid ones.
+    """
     with jax.named_scope("noise"):
         u = times.sample(stream(key, "times"), batch.row, batch.rows)[:, None]
         t, weight = place(process.schedule, u)
-        z_t = process.corrupt(
-            by_row(stream(key, "corrupt"), batch.row), batch.tokens, t, batch.is_valid
-        )
+        keys = by_row(stream(key, "corrupt"), batch.row)
+        may_change = batch.is_valid if may_change is None else may_change
+        z_t = process.corrupt(keys, batch.tokens, t, may_change)
     return score_masked(
         batch,
         z_t=z_t,

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Key
 
-from mdlm.objectives.base import Objective, noise_and_score
+from mdlm.objectives.base import Objective, noise_and_score, refuse_rates
 from mdlm.parameterizations.base import Parameterization
+from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.schedules import Schedule
 from mdlm.times import LowDiscrepancy, TimeSampler
@@ -53,6 +54,9 @@ class DiscreteNelbo(Objective):
             parameterization=parameterization,
             denoise=denoise,
         )
+
+    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+        return refuse_rates(process.schedule)
 
     def place(
         self, schedule: Schedule, u: Float[Array, "b 1"]

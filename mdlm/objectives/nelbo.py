@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Key
 
-from mdlm.objectives.base import Objective, noise_and_score
+from mdlm.objectives.base import Objective, noise_and_score, refuse_rates
 from mdlm.parameterizations.base import Parameterization
+from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.schedules import Schedule
 from mdlm.times import LowDiscrepancy, TimeSampler, restrict
@@ -66,6 +67,12 @@ class Nelbo(Objective):
             parameterization=parameterization,
             denoise=denoise,
         )
+
+    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+        if self.importance and not process.schedule.has_inverse:
+            name = type(process.schedule).__name__
+            return f"importance sampling of times needs a schedule with an inverse; {name} has none"
+        return refuse_rates(process.schedule)
 
     def place(
         self, schedule: Schedule, u: Float[Array, "b 1"]

@@ -8,13 +8,16 @@ Rows are random by their own keys: what a row draws does not depend on the rest 
 """
 
 import abc
-from typing import Self
+import dataclasses
+from typing import Any, Self
 
+import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
 from mdlm.schedules import Schedule
-from mdlm.types import Vocab
+from mdlm.types import ArrayTree, Vocab
 
 
 class Process(abc.ABC):
@@ -22,12 +25,37 @@ class Process(abc.ABC):
 
     schedule: Schedule
 
+    @property
+    def needs_counts(self) -> bool:
+        """Whether the process is made from the counts of the training split's tokens."""
+        return self.schedule.needs_counts
+
+    def with_counts(self, counts: Int[np.ndarray, " v"]) -> Self:
+        """This process on a corpus in which token i occurs `counts[i]` times."""
+        return self._with_schedule(self.schedule.with_counts(counts))
+
+    def init(self, key: Key[Array, ""]) -> ArrayTree:
+        """Fresh values of what the process learns: `{}` where it learns nothing."""
+        return self.schedule.init(key)
+
+    def bind(self, arrays: ArrayTree) -> Self:
+        """This process with learned values (possibly traced) in place."""
+        return self._with_schedule(self.schedule.bind(arrays)) if arrays else self
+
+    def _with_schedule(self, schedule: Schedule) -> Self:
+        component: Any = self  # every process is a dataclass, which this base cannot say
+        return dataclasses.replace(component, schedule=schedule)
+
     @abc.abstractmethod
     def with_vocab(self, vocab: Vocab) -> Self:
         """This process on the tokens of `vocab`.
 
         Raises ValueError where a token was set by hand and `vocab` says otherwise.
         """
+
+    def is_noise(self, z_t: Int[Array, "*s"]) -> Bool[Array, "*s"]:
+        """True where a token shows by itself that it is no clean one: at masks, if there are."""
+        return jnp.zeros_like(z_t, bool)
 
     @abc.abstractmethod
     def prior(self, keys: Key[Array, " b"], length: int) -> Int[Array, "b l"]:

@@ -34,11 +34,15 @@ class Masked(Process):
     def with_vocab(self, vocab: Vocab) -> "Masked":
         if self.mask_id not in (None, vocab.mask_id):
             raise ValueError(f"mask_id={self.mask_id}, but the vocabulary's is {vocab.mask_id}")
-        return dataclasses.replace(self, mask_id=vocab.mask_id)
+        schedule = self.schedule.with_vocab(vocab)
+        return dataclasses.replace(self, mask_id=vocab.mask_id, schedule=schedule)
 
     def is_masked(self, z_t: Int[Array, "*s"]) -> Bool[Array, "*s"]:
         """True where the token is the mask."""
         return z_t == self._known_mask_id()
+
+    def is_noise(self, z_t: Int[Array, "*s"]) -> Bool[Array, "*s"]:
+        return self.is_masked(z_t)
 
     def prior(self, keys: Key[Array, " b"], length: int) -> Int[Array, "b l"]:
         return jnp.full((keys.shape[0], length), self._known_mask_id(), jnp.int32)
@@ -68,15 +72,19 @@ class Masked(Process):
         return jnp.where(changes, self._known_mask_id(), x_0)
 
     def reveal_probability(
-        self, t: Float[Array, "*s"], s: Float[Array, "*s"]
+        self,
+        t: Float[Array, "*s"],
+        s: Float[Array, "*s"],
+        x_0: Int[Array, "*s"] | None = None,
     ) -> Float[Array, "*s"]:
-        """Probability that a token masked at `t` is not masked at `s <= t`.
+        """Probability that a token masked at `t` is not masked at `s <= t`, if it is `x_0`.
 
         Exactly 1 where alpha(s) = 1 (also at s = t = 0, where no token is masked), else 0 at s = t.
+        Only schedules that noise tokens at different rates (`per_token`) need `x_0`.
         """
-        is_clean = self.schedule.one_minus_alpha(s) == 0
-        noised = jnp.where(is_clean, 1.0, self.schedule.one_minus_alpha(t))
-        reveal = jnp.minimum(self.schedule.alpha_gap(s, t) / noised, 1.0)
+        is_clean = self.schedule.one_minus_alpha(s, x_0) == 0
+        noised = jnp.where(is_clean, 1.0, self.schedule.one_minus_alpha(t, x_0))
+        reveal = jnp.minimum(self.schedule.alpha_gap(s, t, x_0) / noised, 1.0)
         return jnp.where(is_clean, 1.0, reveal)
 
     def reverse(
@@ -92,8 +100,11 @@ class Masked(Process):
         which = jax.vmap(lambda key: by_row(stream(key, "which"), jnp.arange(l)))(keys)
         u = jax.vmap(lambda key: jax.random.uniform(key, (l,)))(whether)
         tokens = categorical(which.reshape(b * l), self._without_mask(log_p0).reshape(b * l, v))
-        is_revealed = self.is_masked(z_t) & (u < self.reveal_probability(t, s))
-        return jnp.where(is_revealed, tokens.reshape(b, l), z_t)
+        tokens = tokens.reshape(b, l)
+        # Drawn first, the token decides how likely it is to be revealed by now.
+        t, s = jnp.broadcast_to(t, (b, l)), jnp.broadcast_to(s, (b, l))
+        is_revealed = self.is_masked(z_t) & (u < self.reveal_probability(t, s, tokens))
+        return jnp.where(is_revealed, tokens, z_t)
 
     def reverse_probabilities(
         self,
@@ -103,11 +114,13 @@ class Masked(Process):
         s: Float[Array, "b #l"],
     ) -> Float[Array, "b l v"]:
         """The law that `reverse` draws from, over the tokens and the mask."""
-        reveal = self.reveal_probability(t, s)[..., None]
-        is_mask = jnp.arange(log_p0.shape[-1]) == self._known_mask_id()
+        v = log_p0.shape[-1]
+        t, s, token = jnp.broadcast_arrays(t[..., None], s[..., None], jnp.arange(v)[None, None])
+        reveal = self.reveal_probability(t, s, token)
         p_0 = jax.nn.softmax(self._without_mask(log_p0), axis=-1)
-        step = jnp.where(is_mask[None, None], 1 - reveal, reveal * p_0)
-        stay = jax.nn.one_hot(z_t, log_p0.shape[-1])
+        stays = (p_0 * (1 - reveal)).sum(-1, keepdims=True)
+        step = jnp.where(token == self._known_mask_id(), stays, reveal * p_0)
+        stay = jax.nn.one_hot(z_t, v)
         return jnp.where(self.is_masked(z_t)[..., None], step, stay)
 
     def _without_mask(self, log_p0: Float[Array, "b l v"]) -> Float[Array, "b l v"]:

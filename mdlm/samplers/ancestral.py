@@ -16,17 +16,20 @@ from jax import Array
 from jaxtyping import Float, Int, Key
 
 from mdlm.parameterizations.base import Parameterization
+from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import Sampler, SampleState, step_keys
-from mdlm.times import uniform_grid
+from mdlm.times import cosine_grid, uniform_grid
 from mdlm.types import Denoise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ancestral(Sampler):
-    """`steps` steps down a uniform grid. A step that reveals nothing calls no network, so
-    NFE is at most `steps`, and near the number of positions where that is smaller: with one row,
-    alpha = 1 - t and L open positions it is steps * (1 - (1 - 1 / steps)^L) in the mean.
+    """`steps` steps down a `grid` of times, "uniform" or "cosine" (MD4, arXiv:2406.04329: shorter
+    steps near noise, where all tokens that a step reveals are drawn knowing little). A step that
+    reveals nothing calls no network, so NFE is at most `steps`, and near the number of positions
+    where that is smaller: with one row, alpha = 1 - t, a uniform grid and L open positions it is
+    steps * (1 - (1 - 1 / steps)^L) in the mean.
 
     `last` says how positions that are still masked at t = 0 (schedules with alpha(0) < 1) are
     resolved, in one step and call more: "draw" from the same law, or "argmax", the likeliest
@@ -35,14 +38,25 @@ class Ancestral(Sampler):
     """
 
     steps: int = 128
+    grid: Literal["uniform", "cosine"] = "uniform"
     last: Literal["draw", "argmax"] = "draw"
 
     def __post_init__(self):
         super().__post_init__()
         if self.steps < 1:
             raise ValueError(f"steps={self.steps} is below 1")
+        if self.grid not in ("uniform", "cosine"):
+            raise ValueError(f'grid={self.grid!r} is neither "uniform" nor "cosine"')
         if self.last not in ("draw", "argmax"):
             raise ValueError(f'last={self.last!r} is neither "draw" nor "argmax"')
+
+    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+        if process.schedule.per_token:
+            return (
+                "it reveals all tokens at one rate, and the schedule has a rate for each;"
+                " use sampler=Reverse()"
+            )
+        return None
 
     def step(
         self,
@@ -53,9 +67,10 @@ class Ancestral(Sampler):
         denoise: Denoise,
     ) -> SampleState:
         b, l = state.tokens.shape
-        grid = jnp.append(uniform_grid(self.steps), 0.0)
-        t = jnp.full((b, 1), grid[state.step])
-        s = jnp.full((b, 1), grid[state.step + 1])
+        times = (cosine_grid if self.grid == "cosine" else uniform_grid)(self.steps)
+        times = jnp.append(times, 0.0)
+        t = jnp.full((b, 1), times[state.step])
+        s = jnp.full((b, 1), times[state.step + 1])
         uniform = jax.vmap(lambda key: jax.random.uniform(key, (l,)))(step_keys(state, "whether"))
         is_over = state.step == self.steps
         is_open = process.is_masked(state.tokens) & ~state.is_fixed

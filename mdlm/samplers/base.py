@@ -10,7 +10,7 @@ is done, then `finish` once. NFE is the number of network calls, for the whole b
 
 import abc
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,11 @@ from jaxtyping import Bool, Float, Int, Key
 from mdlm import draws
 from mdlm.keys import stream
 from mdlm.parameterizations.base import Parameterization
+from mdlm.parameterizations.subs import Subs
 from mdlm.processes.base import Process
+from mdlm.processes.masked import Masked
 from mdlm.samplers.filters import filter_log_p
-from mdlm.types import Denoise, InputError, NetInput, Vocab, pytree
+from mdlm.types import Denoise, InputError, NetInput, Sees, Vocab, pytree
 
 CHUNK = 128
 """Positions whose logits are held at once, at most."""
@@ -58,6 +60,11 @@ class Sampler(abc.ABC):
     tokens that holds at least `top_p` of what is left, the token that crosses included.
     """
 
+    processes: ClassVar[tuple[type[Process], ...]] = (Masked,)
+    parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Subs,)
+    sees: ClassVar[Sees] = "all"
+    """What it is defined for; anything else is refused when the experiment is composed."""
+
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -69,6 +76,10 @@ class Sampler(abc.ABC):
             raise ValueError(f"top_k={self.top_k} is below 0 (0 keeps all tokens)")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} is not in (0, 1]")
+
+    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+        """Why it cannot be used with these, though they are of the right kinds; None if it can."""
+        return None
 
     def init(
         self,
@@ -184,18 +195,22 @@ def generate(
     denoise: Denoise,
     is_valid: Bool[Array, "b l"] | None = None,
     positions: Int[Array, "b l"] | None = None,
+    label: Int[Array, " b"] | None = None,
 ) -> Samples:
     """Draws one sequence per row; meant to be jitted whole, with the parameters as argument.
 
     `tokens` counts where `is_fixed`, and never changes there; elsewhere it is ignored. Positions
     that are not `is_valid` (padding of a shorter row) keep their token too and are hidden from
-    the network's attention. Nothing is checked here: see `check_prompt`.
+    the network's attention. The network is told each row's `label`, where it takes labels.
+    Nothing is checked here: see `check_prompt`.
     """
     if is_valid is not None:
         is_fixed = is_fixed | ~is_valid
 
     def ask(inputs: NetInput, *, key: Key[Array, ""] | None = None):
-        return denoise(replace(inputs, is_valid=is_valid, positions=positions), key=key)
+        return denoise(
+            replace(inputs, is_valid=is_valid, positions=positions, label=label), key=key
+        )
 
     def advance(state: SampleState) -> SampleState:
         state = sampler.step(state, process=process, parameterization=parameterization, denoise=ask)

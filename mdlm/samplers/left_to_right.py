@@ -5,13 +5,14 @@ forward pass over the row (there is no key-value cache), so NFE is at most l - 1
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax.numpy as jnp
 
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.samplers.base import Sampler, SampleState
-from mdlm.types import Denoise
+from mdlm.types import Denoise, Sees
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,8 @@ class LeftToRight(Sampler):
     network has no law for it, and it would keep the prior's token. Other fixed positions are
     kept, but a causal network sees only those to the left of what it writes.
     """
+
+    sees: ClassVar[Sees] = "before"
 
     def step(
         self,

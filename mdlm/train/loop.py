@@ -97,7 +97,7 @@ def train(
     settings = experiment.train
     mesh = experiment.mesh.build()
     check_batch(mesh, settings.batch_size, settings.accumulate)
-    model = Model(experiment, dataset.vocab)
+    model = Model.on(experiment, dataset)
     tx = experiment.optimizer.build(settings.steps)
     loader = TrainLoader(
         dataset.train.rows,

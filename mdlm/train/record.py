@@ -3,7 +3,7 @@
 experiment.py   the experiment file, as it was            metrics.jsonl   one line per entry
 config.json     its values, the overrides, fingerprint    samples.txt     text by step
 env.json        versions, devices, git state              curves.png      the picture
-data/           the tokenizer                             checkpoints/
+data/           the tokenizer, token counts               checkpoints/
 """
 
 import json
@@ -17,13 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Int
 
-from mdlm.experiment import Experiment, describe, differences, fingerprint, identity, load_file
+from mdlm.experiment import Experiment, load_file
+from mdlm.identity import describe, differences, fingerprint, identity
 from mdlm.overrides import apply
 from mdlm.train.writers import Writer
 from mdlm.types import InputError
 from mdlm.version import __version__
 
+COUNTS = "token_counts.npy"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "datasets")
 
 
@@ -78,6 +82,16 @@ class RunFolder:
                 f"{self.path} holds a run of another configuration; {'; '.join(found[:3])}{more}."
                 " Choose another --out, or give the values it was begun with"
             )
+
+    def save_counts(self, counts: Int[np.ndarray, " v"] | None) -> None:
+        """Keeps the token counts that the process is made from, if it is made from any."""
+        if counts is not None and self.writes:
+            np.save(self.data / COUNTS, counts)
+
+    def counts(self) -> Int[np.ndarray, " v"] | None:
+        """The token counts kept, None where the process needs none."""
+        path = self.data / COUNTS
+        return np.load(path) if path.is_file() else None
 
     def config(self) -> dict[str, Any]:
         """What config.json holds. InputError where this is no run folder."""

@@ -34,7 +34,7 @@ class Scorer:
         part = getattr(self.dataset, how.split)
         whole = not 0 < limit < len(part.rows.tokens)
         rows = part.rows if whole else part.rows.first(limit)
-        experiment, objective = self.model.experiment, self.model.objective
+        experiment, objective = self.model.experiment, self.model.reported
         size = how.batch_size or experiment.train.batch_size
         check_batch(self.mesh, size)
         how = replace(how, passes=1 if objective.is_exact else how.passes)

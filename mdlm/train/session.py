@@ -69,7 +69,7 @@ class Session:
         self.dataset: Dataset = experiment.data.load(
             self.folder.data if self.folder.exists else None, report
         )
-        self.model = Model(experiment, self.dataset.vocab)
+        self.model = Model.on(experiment, self.dataset)
         for split in ("train", experiment.evaluation.split):
             getattr(self.dataset, split)  # reads and packs it: too short a text is refused here
         self.initial = self._initial(init_from)
@@ -78,6 +78,7 @@ class Session:
         self.folder.begin(source, overrides, experiment)
         if self.folder.writes:
             self.dataset.tokenizer.save(self.folder.data)
+            self.folder.save_counts(self.model.counts)
         self.folder.writers = writers(self.folder.path, tensorboard, wandb, experiment)
         self.step = 0
         self.references: dict[str, float] = {}

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from mdlm.experiment import Experiment, describe
+from mdlm.experiment import Experiment
+from mdlm.identity import describe
 from mdlm.types import InputError
 
 

@@ -10,12 +10,14 @@ from jax.extend.core import jaxprs_in_params
 
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
+from mdlm.models.md4 import MD4Transformer
 from mdlm.models.network import denoiser, shapes
 from mdlm.types import NetInput
 
 ROWS, LENGTH, COLUMNS = 3, 24, 70
 DIT = DiT(width=32, depth=3, heads=2, cond_dim=16, remat="none", attention="xla")
 CAUSAL = CausalTransformer(width=32, depth=3, heads=2, remat="none", attention="xla")
+MD4 = MD4Transformer(width=32, depth=3, heads=2, cond_dim=16, remat="none", attention="xla")
 
 
 def counted(jaxpr) -> int:
@@ -45,9 +47,12 @@ def logits(network, params, tokens):
         DIT,
         replace(DIT, mlp="swiglu", width=48, qk_norm=True, norm="rms", use_bias=False),
         replace(DIT, mlp="relu2", depth=1),
+        replace(DIT, mlp="geglu", cond_dim=0),
         CAUSAL,
+        MD4,
+        replace(MD4, embed_width=8, cond_dim=0, mlp="glu"),
     ],
-    ids=["dit", "swiglu", "relu2", "causal"],
+    ids=["dit", "swiglu", "relu2", "geglu", "causal", "md4", "md4, widened, no time"],
 )
 def test_flops_are_those_of_the_traced_network(network):
     """Modulation and the embedding of the noise level, small as they are, are counted too."""

@@ -12,7 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdlm.change_of_variables import ChangeOfVariables
+from mdlm.md4_schedules import OneMinusSine, Polynomial
 from mdlm.objectives.discrete_time import DiscreteNelbo
+from mdlm.objectives.llada import LLaDA
+from mdlm.objectives.masked_count import OrderAgnostic
 from mdlm.objectives.nelbo import Nelbo
 from mdlm.schedules import (
     Cosine,
@@ -20,7 +23,6 @@ from mdlm.schedules import (
     Geometric,
     LinearSigma,
     LogLinear,
-    Polynomial,
 )
 from mdlm.times import IID
 from mdlm.types import Batch, DenseLogits
@@ -110,6 +112,8 @@ SCHEDULES = {
     "polynomial 0.5": Polynomial(power=0.5),
     "polynomial 2": Polynomial(power=2.0),
     "polynomial 3, eps": Polynomial(power=3.0, eps=1e-4),
+    "one minus sine": OneMinusSine(),
+    "one minus sine, eps": OneMinusSine(eps=1e-4),
     "geometric": Geometric(),
     "linear in sigma": LinearSigma(),
     "change of variables": ChangeOfVariables(base=LogLinear()),
@@ -123,4 +127,6 @@ TIGHT = {
     "nelbo, importance": Nelbo(importance=True),
     "nelbo, late reconstruction": Nelbo(t_min=0.01),
     "discrete, 500 steps": DiscreteNelbo(steps=500),
+    "order-agnostic": OrderAgnostic(),
+    "llada": LLaDA(),
 }

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from mdlm.change_of_variables import ChangeOfVariables
+from mdlm.md4_schedules import OneMinusSine, Polynomial
 from mdlm.schedules import (
     Cosine,
     CosineSquared,
     Geometric,
     LinearSigma,
     LogLinear,
-    Polynomial,
 )
 from mdlm.times import restrict, stratify
 
@@ -29,6 +29,10 @@ MDLM = {
     "geometric_default": Geometric(sigma_min=1e-3, sigma_max=1.0),
     "geometric_config": Geometric(),
 }
+MD4 = {
+    "linear": lambda eps: Polynomial(power=1, eps=eps),
+    "cosine": lambda eps: OneMinusSine(eps=eps),
+} | {f"poly{p}": lambda eps, p=p: Polynomial(power=p, eps=eps) for p in (0.5, 1, 2, 3, 5)}
 CLOCKED = {name: MDLM[name] for name in ("loglinear", "linear_config")}
 
 
@@ -127,15 +131,20 @@ def test_mdlm_importance_times(golden, case, name):
 
 
 @pytest.mark.parametrize("eps", [0.0001, 0.01])
-@pytest.mark.parametrize("power", [0.5, 1, 2, 3, 5])
-def test_md4_polynomials(golden, eps, power):
-    arrays, schedule = golden("md4_schedules.npz"), Polynomial(power=power, eps=eps)
-    names = [f"eps{eps}/poly{power}/"] + ([f"eps{eps}/linear/"] if power == 1 else [])
-    t = jnp.asarray(arrays["t"], jnp.float32)
-    for name in names:
-        np.testing.assert_allclose(schedule.alpha(t), arrays[name + "alpha"], rtol=1e-5)
-        np.testing.assert_allclose(schedule.dalpha(t), arrays[name + "dalpha"], rtol=1e-5)
-        weight = -arrays[name + "dgamma_times_alpha"]
-        np.testing.assert_allclose(schedule.weight(t), weight, rtol=1e-5)
-        log_snr = arrays[name + "logsnr"]
-        np.testing.assert_allclose(schedule.log_snr(t), log_snr, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("name", MD4)
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_md4_schedules(golden, eps, name, precision):
+    arrays, schedule = golden("md4_schedules.npz"), MD4[name](eps)
+    rtol = 1e-5 if precision == "float32" else 1e-9
+    with jax.enable_x64(precision == "float64"):
+        t = jnp.asarray(arrays["t"], precision)
+        for quantity, ours in (
+            ("alpha", schedule.alpha(t)),
+            ("dalpha", schedule.dalpha(t)),
+            ("dgamma_times_alpha", -schedule.weight(t)),
+            ("logsnr", schedule.log_snr(t)),
+        ):
+            reference = arrays[f"eps{eps}/{name}/{quantity}"]
+            atol = rtol if quantity == "logsnr" else 0.0  # it crosses 0
+            assert ours.dtype == precision
+            np.testing.assert_allclose(ours, reference, rtol, atol, err_msg=quantity)

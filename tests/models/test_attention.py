@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from mdlm.models import attention_cudnn, attention_splash, attention_xla
+from mdlm.models import attention_cudnn, attention_halves, attention_splash, attention_xla
 from mdlm.models.attention import attention, choose, platform
-from mdlm.models.attention_mask import AttentionMask
+from mdlm.models.attention_mask import AttentionMask, Halves
 from mdlm.types import InputError
 
 B, L, H, D = 3, 128, 2, 16
@@ -75,21 +75,28 @@ def segments(length):
 
 
 MASKS = {
-    "full": (False, False, False),
-    "causal": (True, False, False),
-    "padding": (False, True, False),
-    "segments": (False, False, True),
-    "causal padding": (True, True, False),
-    "causal segments": (True, False, True),
-    "padding segments": (False, True, True),
-    "all": (True, True, True),
+    "full": (None, False, False),
+    "causal": ("causal", False, False),
+    "padding": (None, True, False),
+    "segments": (None, False, True),
+    "causal padding": ("causal", True, False),
+    "causal segments": ("causal", False, True),
+    "padding segments": (None, True, True),
+    "all": ("causal", True, True),
+    "blocks of 8": (8, False, False),
+    "blocks of 1": (1, False, False),
+    "one block": (64, False, False),
+    "blocks padding": (16, True, False),
+    "blocks segments": (8, False, True),
+    "blocks padding segments": (16, True, True),
 }
 
 
 def described(name, length):
-    causal, padded, packed = MASKS[name]
+    rule, padded, packed = MASKS[name]
     return AttentionMask(
-        causal=causal,
+        causal=rule == "causal",
+        halves=Halves(length // 2, rule) if isinstance(rule, int) else None,
         is_valid=jnp.asarray(padding(length)) if padded else None,
         segment_ids=jnp.asarray(segments(length)) if packed else None,
     )
@@ -97,14 +104,27 @@ def described(name, length):
 
 def may_see(name, length):
     """The same, pair by pair: `[b l l]`."""
-    causal, padded, packed = MASKS[name]
+    rule, padded, packed = MASKS[name]
     seen = np.ones((B, length, length), bool)
-    if causal:
+    if rule == "causal":
         seen &= np.tri(length, dtype=bool)
+    if isinstance(rule, int):
+        seen &= in_blocks(length // 2, rule)
     if padded:
         seen &= padding(length)[:, :, None] & padding(length)[:, None, :]
     if packed:
         seen &= segments(length)[:, :, None] == segments(length)[:, None, :]
+    return seen
+
+
+def in_blocks(length, size):
+    """Block by block: what the rows [noised ; clean] of block diffusion may see."""
+    seen = np.zeros((2 * length, 2 * length), bool)
+    for start in range(0, length, size):
+        noised, clean = slice(start, start + size), slice(length + start, length + start + size)
+        seen[noised, noised] = True
+        seen[noised, length : length + start] = True
+        seen[clean, length : length + start + size] = True
     return seen
 
 
@@ -163,23 +183,45 @@ def check(attend, dtype, name, length, **sizes):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_equals_numpy(implementation, name):
+def test_equals_numpy(implementation, name, request):
     attend, dtype = implementation
+    if "cudnn" in request.node.callspec.params["implementation"] and "block" in name:
+        pytest.skip("cuDNN has no such mask, and says so")
     check(attend, dtype, name, L)
 
 
-@pytest.mark.parametrize("name", ["full", "causal", "padding segments"])
-def test_any_length_and_width(implementation, name, request):
+@pytest.mark.parametrize(
+    "name, length",
+    [("full", 150), ("causal", 150), ("padding segments", 150), ("blocks segments", 144)],
+)
+def test_any_length_and_width(implementation, name, length, request):
     attend, dtype = implementation
+    if "cudnn" in request.node.callspec.params["implementation"] and "block" in name:
+        pytest.skip("cuDNN has no such mask, and says so")
     if dtype == jnp.bfloat16 and "segments" in name:
         pytest.skip("cuDNN takes segments at lengths that are multiples of 128 only")
-    check(attend, dtype, name, 150, heads=1, width=24)
+    check(attend, dtype, name, length, heads=1, width=24)
 
 
-@pytest.mark.parametrize("name", ["full", "all"])
+@pytest.mark.parametrize("name", ["full", "all", "blocks of 8", "blocks padding segments"])
 @pytest.mark.parametrize("dtype, heads", [(jnp.float32, 4), (jnp.bfloat16, 3)])
 def test_xla_in_halves_and_in_bfloat16(name, dtype, heads):
-    check(attention_xla.attend, dtype, name, 40, heads=heads)
+    length = 96 if "block" in name else 40
+    check(functools.partial(attention, implementation="xla"), dtype, name, length, heads=heads)
+
+
+def test_rows_noised_and_clean_need_no_square_of_scores():
+    """The split form holds two thirds of what a dense mask does, and gives the same."""
+    q, k, v, g = inputs(1024, jnp.float32, batch=1)
+    mask = AttentionMask(halves=Halves(512, 16))
+    split, dense = (
+        jax.jit(with_gradients(attend, mask)).lower(q, k, v, g).compile()
+        for attend in (attention_halves.attend, attention_xla.attend)
+    )
+    for one, other in zip(split(q, k, v, g), dense(q, k, v, g), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
+    bytes_of = lambda program: program.memory_analysis().temp_size_in_bytes
+    assert bytes_of(split) < 0.67 * bytes_of(dense)
 
 
 def test_under_scan_checkpoint_and_a_mesh(implementation):
@@ -218,11 +260,13 @@ def test_auto_is_what_the_device_is_good_at(monkeypatch):
     assert choose(q[:, :192], packed, "auto") == "xla"
     assert choose(q[:, :192], AttentionMask(), "auto") == "cudnn"
     assert choose(q, packed, "xla") == "xla"
+    assert choose(q, AttentionMask(halves=Halves(128, 4)), "auto") == "xla"
 
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert choose(q, packed, "auto") == "splash"
     assert choose(q[:, :100], packed, "auto") == "xla"
     assert choose(q[:, :100], packed, "splash") == "splash"
+    assert choose(q, AttentionMask(halves=Halves(128, 4)), "auto") == "splash"
 
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert choose(q, packed, "auto") == "xla"
@@ -246,6 +290,19 @@ def test_what_cannot_be_done_is_said(where, implementation, shape, dtype, reason
     with pytest.raises(InputError, match=reason) as error:
         attention(x, x, x, mask, implementation)
     assert "\n" not in str(error.value)
+
+
+def test_cudnn_has_no_mask_for_halves(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x = jnp.zeros((1, 8, 1, 8), jnp.bfloat16)
+    with pytest.raises(InputError, match=r"no mask for rows \[noised ; clean\]"):
+        attention(x, x, x, AttentionMask(halves=Halves(4, 2)), "cudnn")
+
+
+@pytest.mark.parametrize("size", [0, 3, 16])
+def test_blocks_must_divide_the_length(size):
+    with pytest.raises(ValueError, match=f"block_size={size} does not divide the length of 8"):
+        Halves(8, size)
 
 
 def test_cudnn_holds_no_matrix_of_scores(monkeypatch):

@@ -13,6 +13,7 @@ from mdlm.mesh import MeshShape, parameter_sharding
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.layers import compute_dtype
+from mdlm.models.md4 import MD4Transformer
 from mdlm.models.network import bind, count_parameters, denoiser, init, shapes
 from mdlm.models.rotary import rotary_table, rotate
 from mdlm.models.transformer import run_blocks
@@ -21,7 +22,9 @@ from mdlm.types import NetInput
 B, L, COLUMNS = 2, 12, 19
 DIT = DiT(width=32, depth=3, heads=2, cond_dim=8, dtype="float32")
 CAUSAL = CausalTransformer(width=32, depth=3, heads=2, dtype="float32")
+MD4 = MD4Transformer(width=32, depth=3, heads=2, cond_dim=8, dtype="float32")
 both = pytest.mark.parametrize("network", [DIT, CAUSAL], ids=["dit", "causal"])
+every = pytest.mark.parametrize("network", [DIT, CAUSAL, MD4], ids=["dit", "causal", "md4"])
 
 
 @functools.cache
@@ -69,21 +72,22 @@ def test_causal_logits_depend_on_exactly_the_tokens_before():
     np.testing.assert_array_equal(reads(CAUSAL), np.tri(L, k=-1, dtype=bool))
 
 
-def test_dit_logits_depend_on_all_tokens():
-    assert reads(DIT).all()
+@pytest.mark.parametrize("network", [DIT, MD4], ids=["dit", "md4"])
+def test_bidirectional_logits_depend_on_all_tokens(network):
+    assert reads(network).all()
 
 
-@both
+@every
 def test_segments_do_not_see_each_other(network):
     segment_ids = np.array([0] * 5 + [1] * 4 + [0] * 3)
     same = segment_ids[:, None] == segment_ids[None]
     seen = reads(network, segment_ids=jnp.asarray(segment_ids)[None])
     assert not seen[~same].any()
-    if network is DIT:
+    if network is not CAUSAL:
         np.testing.assert_array_equal(seen, same)
 
 
-@both
+@every
 def test_padding_is_not_seen(network):
     is_valid = np.array([False] * 2 + [True] * 8 + [False] * 2)
     seen = reads(network, is_valid=jnp.asarray(is_valid)[None])[is_valid]
@@ -91,7 +95,7 @@ def test_padding_is_not_seen(network):
     assert seen[1:, is_valid].any(1).all()
 
 
-@both
+@every
 def test_more_padding_changes_nothing(network, tokens):
     is_valid = jnp.arange(L)[None] < jnp.array([L, 7])[:, None]
     short = logits(network, tokens=tokens, is_valid=is_valid)
@@ -102,7 +106,7 @@ def test_more_padding_changes_nothing(network, tokens):
     assert jnp.isfinite(long).all()
 
 
-@both
+@every
 def test_positions_default_to_the_place_and_count_relatively(network, tokens):
     plain = logits(network, tokens=tokens)
     place = jnp.broadcast_to(jnp.arange(L), (B, L))
@@ -128,7 +132,7 @@ def test_scan_is_a_loop_over_the_blocks(network, tokens, remat):
     np.testing.assert_allclose(x, at_once, rtol=1e-5, atol=1e-5)
 
 
-@both
+@every
 def test_remat_changes_no_gradient_and_keeps_less(network, tokens):
     params = random_params(network)
 
@@ -161,7 +165,7 @@ def test_remat_changes_no_gradient_and_keeps_less(network, tokens):
 MODERN = dict(norm="rms", qk_norm=True, use_bias=False)
 
 
-@pytest.mark.parametrize("mlp", ["gelu", "swiglu", "relu2"])
+@pytest.mark.parametrize("mlp", ["gelu", "relu2", "swiglu", "geglu", "glu"])
 def test_kinds_of_blocks(tokens, mlp):
     """Each kind against the same block written out, one token at a time where it can be."""
     network = dataclasses.replace(DIT, depth=1, cond_dim=0, mlp=mlp, **MODERN)
@@ -186,13 +190,14 @@ def test_kinds_of_blocks(tokens, mlp):
     y = np.einsum("bhqk,bkhd->bqhd", p / p.sum(-1, keepdims=True), v).reshape(B, L, -1)
     x = x + y @ block["attn_out"]["kernel"]
     h = rms(x, block["norm2"]["scale"]) @ block["mlp"]["inner"]["kernel"]
-    if mlp == "swiglu":
+    gelu = lambda h: 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+    sigmoid = lambda h: 1 / (1 + np.exp(-h))
+    if mlp.endswith("glu"):
         gate, h = np.split(h, 2, axis=-1)
-        h = gate / (1 + np.exp(-gate)) * h
-    elif mlp == "relu2":
-        h = np.square(np.maximum(h, 0))
+        gates = {"swiglu": gate * sigmoid(gate), "geglu": gelu(gate), "glu": sigmoid(gate)}
+        h = gates[mlp] * h
     else:
-        h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+        h = gelu(h) if mlp == "gelu" else np.square(np.maximum(h, 0))
     x = x + h @ block["mlp"]["outer"]["kernel"]
     found = run_blocks(
         module.blocks,
@@ -205,7 +210,7 @@ def test_kinds_of_blocks(tokens, mlp):
     np.testing.assert_allclose(found, x, rtol=1e-3, atol=1e-4)
 
 
-@both
+@every
 def test_dropout_acts_with_a_key_only(network, tokens):
     dropping = dataclasses.replace(network, dropout=0.3)
     none = logits(dropping, tokens=tokens)
@@ -216,7 +221,7 @@ def test_dropout_acts_with_a_key_only(network, tokens):
     assert jnp.abs(one - other).max() > 1e-2
 
 
-@both
+@every
 def test_bfloat16_is_close_to_float32(network, tokens):
     exact = logits(network, tokens=tokens)
     rounded = logits(dataclasses.replace(network, dtype="bfloat16"), tokens=tokens)
@@ -229,7 +234,7 @@ def test_auto_is_float32_on_the_cpu():
     assert compute_dtype("auto") == jnp.float32
 
 
-@both
+@every
 def test_logits_start_at_zero(network, tokens):
     @jax.jit
     def start(key, tokens):
@@ -242,7 +247,7 @@ def test_logits_start_at_zero(network, tokens):
     assert jnp.abs(hidden).max() > 0.1
 
 
-@both
+@every
 def test_initial_values_do_not_depend_on_sharding(network):
     mesh = MeshShape(data=2, fsdp=4).build()
     wide = dataclasses.replace(network, width=128)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdlm.models.rotary import rotary_table, rotate
+from mdlm.models.rotary import rotary_table, rotate, rotate_pairs
 
 D = 4
 
@@ -29,3 +29,12 @@ def test_turns_pairs_by_the_angle(key):
     pairs = pairs * np.exp(1j * angles)
     np.testing.assert_allclose(turned[..., :2], pairs.real, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(turned[..., 2:], pairs.imag, rtol=1e-4, atol=1e-5)
+
+
+def test_neighbours_as_pairs_are_the_halves_in_another_order(key):
+    x = jax.random.normal(key, (2, 5, 3, 8))
+    table = rotary_table(jnp.arange(5)[None], 8)
+    order = np.arange(8).reshape(4, 2).T.ravel()  # 0 2 4 6 1 3 5 7
+    turned = rotate_pairs(x, table)
+    np.testing.assert_array_equal(turned[..., order], rotate(x[..., order], table))
+    assert jnp.abs(turned - rotate(x, table)).max() > 0.1

@@ -7,6 +7,7 @@ import pytest
 
 from mdlm.change_of_variables import ChangeOfVariables
 from mdlm.keys import by_row
+from mdlm.md4_schedules import Polynomial
 from mdlm.processes.masked import Masked
 from mdlm.schedules import (
     Cosine,
@@ -14,7 +15,6 @@ from mdlm.schedules import (
     Geometric,
     LinearSigma,
     LogLinear,
-    Polynomial,
     Schedule,
 )
 from mdlm.types import Vocab

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mdlm.keys import by_row
+from mdlm.md4_schedules import OneMinusSine
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.samplers.ancestral import Ancestral
@@ -80,30 +81,34 @@ def test_samples_tend_to_the_law_as_steps_grow(key, schedule):
     assert off[2] < 2 * noise_floor(LAW, rows) + 0.02
 
 
-@pytest.mark.parametrize("schedule", [LogLinear(), Cosine()])
-def test_each_step_reveals_its_share(key, schedule):
+@pytest.mark.parametrize("grid", ["uniform", "cosine"])
+@pytest.mark.parametrize("schedule", [LogLinear(), Cosine(), OneMinusSine(eps=0.01)])
+def test_each_step_reveals_its_share(key, schedule, grid):
     """The tokens of this network are the steps at which they are revealed."""
     rows, length, steps = 500, 16, 5
     vocab = Vocab(size=steps + 2, mask_id=steps + 1)
 
     def denoise(inputs, *, key=None):
-        step = jnp.round(steps * (1 - inputs.t)).astype(jnp.int32)
+        u = 2 / np.pi * jnp.arcsin(inputs.t) if grid == "cosine" else inputs.t
+        step = jnp.round(steps * (1 - u)).astype(jnp.int32)
         hot = jnp.where(jnp.arange(vocab.size)[None, None] == step[..., None], 0.0, -jnp.inf)
         return DenseLogits(jnp.broadcast_to(hot, (*inputs.tokens.shape, vocab.size)))
 
     revealed_at = sample(
         key,
         rows,
-        Ancestral(steps=steps),
+        Ancestral(steps=steps, grid=grid),
         tokens=np.zeros((1, length), np.int32),
         is_fixed=np.zeros((1, length), bool),
         denoise=denoise,
         process=Masked(schedule=schedule).with_vocab(vocab),
         parameterization=Subs().with_vocab(vocab),
     ).tokens
-    grid = jnp.linspace(1, 0, steps + 1)
-    noised = schedule.one_minus_alpha(grid)
-    p = np.asarray(schedule.alpha_gap(grid[1:], grid[:-1]) / noised[0], np.float64)
+    times = jnp.linspace(1, 0, steps + 1)
+    if grid == "cosine":
+        times = jnp.sin(np.pi / 2 * times)
+    noised = schedule.one_minus_alpha(times)
+    p = np.asarray(schedule.alpha_gap(times[1:], times[:-1]) / noised[0], np.float64)
     p = np.append(p, noised[-1] / noised[0])  # the last: what is still masked at t = 0
     assert p.sum() == pytest.approx(1, abs=1e-5)
     share = np.bincount(np.asarray(revealed_at).ravel(), minlength=steps + 1) / (rows * length)
@@ -324,6 +329,7 @@ def test_temperature_zero_draws_nothing(key):
         dict(top_p=1.1),
         dict(top_k=-1),
         dict(last="best"),
+        dict(grid="linear"),
         dict(temperature=float("nan")),
     ],
 )

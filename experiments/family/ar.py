@@ -1,0 +1,42 @@
+"""An autoregressive transformer, on the characters of Shakespeare.
+
+    mdlm train experiments/family/ar.py --data.source.train tinyshakespeare.txt
+
+Next-token cross-entropy, the exact likelihood (first token of each row not scored).
+Data: that of experiments/shakespeare.py, in rows of 128 characters. The ten experiments of this
+folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
+Hardware: one CPU core, about three minutes.
+"""
+
+from mdlm.data.dataset import TextData
+from mdlm.data.packing import Wrap
+from mdlm.data.sources import TextFiles
+from mdlm.data.tokenizers import Characters
+from mdlm.evals.nll import Perplexity
+from mdlm.experiment import Experiment, Training
+from mdlm.models.causal import CausalTransformer
+from mdlm.objectives.autoregressive import Autoregressive
+from mdlm.optim import Muon
+from mdlm.samplers.left_to_right import LeftToRight
+
+experiment = Experiment(
+    name="ar",
+    data=TextData(
+        source=TextFiles(train="tinyshakespeare.txt"),
+        tokenizer=Characters(),
+        packing=Wrap(length=128, row_specials=False),
+    ),
+    network=CausalTransformer(width=128, depth=4, heads=4, norm="rms", qk_norm=True),
+    objective=Autoregressive(),
+    sampler=LeftToRight(),
+    optimizer=Muon(
+        learning_rate=0.01,
+        adam_rate=1.0,
+        b2=0.98,
+        warmup_steps=100,
+        schedule="wsd",
+        cooldown=0.4,
+    ),
+    train=Training(steps=1500, batch_size=16, eval_every=250, eval_rows=128),
+    evaluation=Perplexity(passes=1, batch_size=64),
+)

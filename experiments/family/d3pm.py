@@ -1,0 +1,49 @@
+"""D3PM (arXiv:2107.03006), absorbing, on the characters of Shakespeare.
+
+    mdlm train experiments/family/d3pm.py --data.source.train tinyshakespeare.txt
+
+Masked noise in 1,000 steps; a law of the clean token that carries nothing over and may lie on the
+mask.
+Data: that of experiments/shakespeare.py, in rows of 128 characters. The ten experiments of this
+folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
+Hardware: one CPU core, about three minutes.
+"""
+
+from mdlm.data.dataset import TextData
+from mdlm.data.packing import Wrap
+from mdlm.data.sources import TextFiles
+from mdlm.data.tokenizers import Characters
+from mdlm.evals.nll import Perplexity
+from mdlm.experiment import Experiment, Training
+from mdlm.models.dit import DiT
+from mdlm.objectives.d3pm import D3PM
+from mdlm.optim import Muon
+from mdlm.parameterizations.mean import Mean
+from mdlm.processes.masked import Masked
+from mdlm.samplers.reverse import Reverse
+from mdlm.schedules import LogLinear
+
+experiment = Experiment(
+    name="d3pm",
+    data=TextData(
+        source=TextFiles(train="tinyshakespeare.txt"),
+        tokenizer=Characters(),
+        packing=Wrap(length=128, row_specials=False),
+    ),
+    network=DiT(width=128, depth=4, heads=4, norm="rms", qk_norm=True),
+    process=Masked(schedule=LogLinear(eps=0.0)),
+    parameterization=Mean(mask_has_mass=True),
+    objective=D3PM(steps=1000),
+    sampler=Reverse(steps=128),
+    time_condition="t",
+    optimizer=Muon(
+        learning_rate=0.01,
+        adam_rate=1.0,
+        b2=0.98,
+        warmup_steps=100,
+        schedule="wsd",
+        cooldown=0.4,
+    ),
+    train=Training(steps=1500, batch_size=16, eval_every=250, eval_rows=128),
+    evaluation=Perplexity(passes=8, batch_size=64),
+)

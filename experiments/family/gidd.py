@@ -1,0 +1,47 @@
+"""GIDD (arXiv:2503.04482), on the characters of Shakespeare.
+
+    mdlm train experiments/family/gidd.py --data.source.train tinyshakespeare.txt
+
+Noise that is mostly the mask and a tenth uniform; its NELBO, trained with the dynamic weights.
+Data: that of experiments/shakespeare.py, in rows of 128 characters. The ten experiments of this
+folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
+Hardware: one CPU core, about three minutes.
+"""
+
+from mdlm.data.dataset import TextData
+from mdlm.data.packing import Wrap
+from mdlm.data.sources import TextFiles
+from mdlm.data.tokenizers import Characters
+from mdlm.evals.nll import Perplexity
+from mdlm.experiment import Experiment, Training
+from mdlm.models.dit import DiT
+from mdlm.objectives.hybrid import HybridNelbo
+from mdlm.optim import Muon
+from mdlm.parameterizations.mean import Mean
+from mdlm.processes.hybrid import Hybrid, HybridSchedule
+from mdlm.samplers.reverse import Reverse
+
+experiment = Experiment(
+    name="gidd",
+    data=TextData(
+        source=TextFiles(train="tinyshakespeare.txt"),
+        tokenizer=Characters(),
+        packing=Wrap(length=128, row_specials=False),
+    ),
+    network=DiT(width=128, depth=4, heads=4, norm="rms", qk_norm=True),
+    process=Hybrid(schedule=HybridSchedule(p_uniform=0.1)),
+    parameterization=Mean(),
+    objective=HybridNelbo(),
+    sampler=Reverse(steps=128),
+    time_condition="t",
+    optimizer=Muon(
+        learning_rate=0.01,
+        adam_rate=1.0,
+        b2=0.98,
+        warmup_steps=100,
+        schedule="wsd",
+        cooldown=0.4,
+    ),
+    train=Training(steps=1500, batch_size=16, eval_every=250, eval_rows=128),
+    evaluation=Perplexity(passes=8, batch_size=64),
+)

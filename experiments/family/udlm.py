@@ -1,0 +1,47 @@
+"""UDLM (arXiv:2412.10193), on the characters of Shakespeare.
+
+    mdlm train experiments/family/udlm.py --data.source.train tinyshakespeare.txt
+
+Uniform noise: a token becomes any other; its continuous-time NELBO, over all positions.
+Data: that of experiments/shakespeare.py, in rows of 128 characters. The ten experiments of this
+folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
+Hardware: one CPU core, about three minutes.
+"""
+
+from mdlm.data.dataset import TextData
+from mdlm.data.packing import Wrap
+from mdlm.data.sources import TextFiles
+from mdlm.data.tokenizers import Characters
+from mdlm.evals.nll import Perplexity
+from mdlm.experiment import Experiment, Training
+from mdlm.models.dit import DiT
+from mdlm.objectives.uniform import UniformNelbo
+from mdlm.optim import Muon
+from mdlm.parameterizations.mean import Mean
+from mdlm.processes.uniform import Uniform
+from mdlm.samplers.reverse import Reverse
+
+experiment = Experiment(
+    name="udlm",
+    data=TextData(
+        source=TextFiles(train="tinyshakespeare.txt"),
+        tokenizer=Characters(),
+        packing=Wrap(length=128, row_specials=False),
+    ),
+    network=DiT(width=128, depth=4, heads=4, norm="rms", qk_norm=True),
+    process=Uniform(),
+    parameterization=Mean(),
+    objective=UniformNelbo(),
+    sampler=Reverse(steps=128),
+    time_condition="t",
+    optimizer=Muon(
+        learning_rate=0.01,
+        adam_rate=1.0,
+        b2=0.98,
+        warmup_steps=100,
+        schedule="wsd",
+        cooldown=0.4,
+    ),
+    train=Training(steps=1500, batch_size=16, eval_every=250, eval_rows=128),
+    evaluation=Perplexity(passes=8, batch_size=64),
+)

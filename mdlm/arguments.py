@@ -1,0 +1,117 @@
+"""What the command line understands: commands, their arguments, and values replaced by name."""
+
+import argparse
+from collections.abc import Sequence
+
+from mdlm.types import InputError
+from mdlm.version import __version__
+
+TRAIN_HELP = """\
+examples:
+  mdlm train experiments/quickstart.py
+  mdlm train experiments/quickstart.py --train.steps 2000 --optimizer.learning_rate 1e-3
+  mdlm train experiments/owt_small.py --out runs/owt --mesh.fsdp 8
+
+Any value of the experiment can be replaced by its dotted name; `mdlm settings FILE` lists them.
+The same command continues a run that was interrupted, from its newest checkpoint. An experiment
+file is Python and is executed."""
+
+SAMPLE_HELP = """\
+examples:
+  mdlm sample runs/quickstart --length 512
+  mdlm sample runs/quickstart --prompt "The import statement" --num 3 --top-p 0.9
+  mdlm sample runs/quickstart --infill "A list is [MASK:8] that can be changed."
+
+[MASK] is a blank of one token, [MASK:8] one of eight."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their arguments; `command` holds the name of the one that was given."""
+    main = argparse.ArgumentParser(
+        prog="mdlm", description="Masked diffusion language models: train, evaluate, generate."
+    )
+    main.add_argument("--version", action="version", version=f"mdlm {__version__}")
+    main.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str, epilog: str = "") -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=help,
+            description=help,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        suppress = argparse.SUPPRESS
+        sub.add_argument("--traceback", action="store_true", default=suppress, help=suppress)
+        return sub
+
+    train = command("train", "train an experiment, or continue its run", TRAIN_HELP)
+    train.add_argument("experiment", help="an experiment file (.py)")
+    train.add_argument("--out", help="run folder (default: runs/NAME of the experiment)")
+    train.add_argument("--seed", type=int, help="the run's seed (short for --seed of the file)")
+    train.add_argument("--init-from", metavar="RUN", help="begin with the parameters of a run")
+    train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
+    train.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases")
+
+    train.add_argument(
+        "--profile",
+        type=int,
+        metavar="N",
+        help="trace N steps into RUN/profile and print where their time went",
+    )
+
+    score = command("eval", "score a split: nats per token, bits per byte, perplexity")
+    _a_run(score)
+    score.add_argument("--split", choices=("train", "valid", "test"), help="default: the run's")
+    score.add_argument("--data", metavar="FILE", nargs="+", help="score these text files instead")
+    score.add_argument("--passes", type=int, help="independent passes over the split")
+    score.add_argument("--batch-size", type=int, help="rows scored at a time")
+
+    sample = command("sample", "generate text", SAMPLE_HELP)
+    _a_run(sample)
+    what = sample.add_mutually_exclusive_group()
+    what.add_argument("--prompt", default="", help="text to continue")
+    what.add_argument("--infill", metavar="TEXT", help="text with blanks to fill")
+    sample.add_argument("--length", type=int, help="tokens of each text (default: a row)")
+    sample.add_argument("--num", type=int, default=1, help="how many texts")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--steps", type=int, help="sampling steps per window")
+    sample.add_argument("--temperature", type=float)
+    sample.add_argument("--top-p", type=float)
+    sample.add_argument("--top-k", type=int)
+    sample.add_argument("--stride", type=int, help="new tokens per window (default: half of it)")
+    sample.add_argument("--stop-at-eos", action="store_true", help="end a text at end-of-text")
+
+    convert = command("import", "make a run folder from published MDLM weights")
+    convert.add_argument("weights", help=".safetensors in the layout of the MDLM repository")
+    convert.add_argument("experiment", help="an experiment file whose network has their sizes")
+    convert.add_argument("--out", required=True, help="run folder to make")
+
+    settings = command("settings", "list what can be set in an experiment")
+    settings.add_argument("experiment", help="an experiment file (.py)")
+    return main
+
+
+def _a_run(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run_folder", metavar="RUN", help="a run folder")
+    sub.add_argument("--step", type=int, help="checkpoint of that step (default: the newest)")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+
+def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
+    """`--a.b value` and `--a.b=value` as pairs."""
+    pairs, i = [], 0
+    while i < len(rest):
+        word = rest[i]
+        if not word.startswith("--"):
+            raise InputError(f"{word}: settings are given as --name value")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            i += 1
+            if i == len(rest):
+                raise InputError(f"{word}: a value is missing")
+            value = rest[i]
+        pairs.append((name, value))
+        i += 1
+    return pairs

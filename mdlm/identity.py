@@ -1,0 +1,52 @@
+"""What makes two experiments the same run: their values, and which of them must not change."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from mdlm.experiment import Experiment, Training
+
+
+def describe(component: Any) -> Any:
+    """A component as plain JSON values: its class name and its fields."""
+    if dataclasses.is_dataclass(component) and not isinstance(component, type):
+        values = {
+            f.name: describe(getattr(component, f.name)) for f in dataclasses.fields(component)
+        }
+        return {"class": type(component).__name__, **values}
+    if isinstance(component, (tuple, list)):
+        return [describe(item) for item in component]
+    return component
+
+
+FREE = ("name", "sampler", "evaluation", "mesh")
+FREE_NETWORK = ("attention", "remat", "logits_chunk")
+FREE_TRAINING = tuple(
+    f.name for f in dataclasses.fields(Training) if f.name not in ("batch_size", "ema_decay")
+)
+
+
+def identity(experiment: Experiment) -> dict:
+    """What must not change when a run goes on: all but where, how long, by which of several
+    equal computations, and how often it looks."""
+    values = {k: v for k, v in describe(experiment).items() if k not in FREE}
+    values["network"] = {k: v for k, v in values["network"].items() if k not in FREE_NETWORK}
+    values["train"] = {k: v for k, v in values["train"].items() if k not in FREE_TRAINING}
+    return values
+
+
+def differences(a: Any, b: Any, name: str = "") -> list[str]:
+    """The dotted names at which two descriptions differ, with both values."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        out = []
+        for k in dict.fromkeys([*a, *b]):
+            out += differences(a.get(k), b.get(k), f"{name}.{k}" if name else k)
+        return out
+    return [] if a == b else [f"{name}: {a} there, {b} here"]
+
+
+def fingerprint(experiment: Experiment) -> str:
+    """Twelve hexadecimal digits of the identity."""
+    text = json.dumps(identity(experiment), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

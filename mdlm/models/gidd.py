@@ -1,0 +1,202 @@
+"""The network of the scaling study of GIDD (arXiv:2512.10858), which is not told the noise level.
+
+    x      = table[tokens]
+    x     <- x + (4 / depth) attention(norm(x));  x <- x + (4 / depth) mlp(norm(x))
+    logits = (512 / width) norm(x) kernel
+    mlp(y) = W_2 relu(W_1 y)^2, with biases;  norm: unit mean square, then a learned scale
+
+Queries and keys are normalised over the whole width before they are cut into heads, and turned by
+rotary positions. Each head has one more key and value, learned, without a position and seen from
+everywhere, so that a head may attend to nothing. Scores are q k / sqrt(d), limited by
+30 tanh(s / 30). The factors make depths and widths alike to one learning rate.
+
+Tokens of a prompt see only each other: position i may see j unless i is clean (t = 0 there) and j
+is noisy. So what a prompt is to the network does not change while the rest is sampled.
+"""
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Key
+
+from mdlm.keys import by_row, stream
+from mdlm.models.attention_mask import AttentionMask
+from mdlm.models.layers import Embedding, Linear, Precision, RMSNorm, compute_dtype, dropout
+from mdlm.models.mlp import MLP
+from mdlm.models.network import Network
+from mdlm.models.readout import Readout
+from mdlm.models.rotary import rotary_table, rotate
+from mdlm.models.transformer import UNROLLED, Remat, Table, remembering
+from mdlm.types import NetInput
+
+CAP = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledTransformer(Network):
+    """A bidirectional transformer of the scaling study. Times given token by token (`[b l]`) say
+    which tokens are a prompt, those at t = 0; one time for a row says that there is none.
+
+    Attention is plain matrix products on any device: no fused kernel limits its scores.
+
+    Args:
+        width, depth, heads: of the residual stream; blocks; attention heads.
+        hidden: width inside the mlp; 0 is four times the width.
+        dropout: probability with which outputs of attention and mlp are dropped.
+        dtype, remat, logits_chunk: see `mdlm.models.transformer.Transformer`.
+    """
+
+    width: int = 512
+    depth: int = 8
+    heads: int = 8
+    hidden: int = 0
+    dropout: float = 0.0
+    dtype: Precision = "auto"
+    remat: Remat = "auto"
+    logits_chunk: int = 5 * 2**20
+
+    def __post_init__(self):
+        for name in ("width", "depth", "heads", "logits_chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width={self.width} must be an even multiple of heads={self.heads}"
+                " (rotary turns pairs of a head's entries)"
+            )
+        if self.hidden < 0:
+            raise ValueError(f"hidden={self.hidden} must be at least 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
+        for name, kind in (("dtype", Precision), ("remat", Remat)):
+            if getattr(self, name) not in get_args(kind):
+                choices = ", ".join(get_args(kind))
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {choices}")
+
+    @property
+    def hidden_width(self) -> int:
+        return self.hidden or 4 * self.width
+
+    def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
+        return ScaledModule(self, columns, rngs)
+
+    def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
+        width = self.width
+        per_token = 4 * width * width + 2 * width * self.hidden_width
+        attended = 2 * (length + 1) * width
+        return 2 * (rows * length * self.depth * (per_token + attended) + scored * width * columns)
+
+
+class ScaledBlock(nnx.Module):
+    """Attention and an mlp, each behind a norm, each added with the weight 4 / depth."""
+
+    def __init__(self, config: ScaledTransformer, rngs: nnx.Rngs, *, dtype: jnp.dtype):
+        self.config = config
+        width, heads = config.width, config.heads
+
+        def linear():
+            return Linear(width, width, rngs, dtype=dtype, use_bias=False)
+
+        self.norm1, self.norm2 = RMSNorm(width), RMSNorm(width)
+        self.q, self.k, self.v, self.attn_out = linear(), linear(), linear(), linear()
+        self.q_norm, self.k_norm = RMSNorm(width), RMSNorm(width)
+        self.key = nnx.Param(jnp.zeros((heads, width // heads)))
+        self.value = nnx.Param(jnp.zeros((heads, width // heads)))
+        self.mlp = MLP("relu2", width, rngs, dtype=dtype, use_bias=True, hidden=config.hidden_width)
+
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        may_see: Bool[Array, "#b 1 #l l"],
+        table: Table,
+        *,
+        key: Key[Array, ""] | None,
+    ) -> Float[Array, "b l d"]:
+        """The residual stream after this block."""
+        keys = (None, None) if key is None else (stream(key, "attention"), stream(key, "mlp"))
+        rate, share = self.config.dropout, 4 / self.config.depth
+        with jax.named_scope("attention"):
+            y = self._attend(self.norm1(x), may_see, table)
+            x = x + share * dropout(keys[0], y, rate)
+        with jax.named_scope("mlp"):
+            return x + share * dropout(keys[1], self.mlp(self.norm2(x)), rate)
+
+    def _attend(self, y: Float[Array, "b l d"], may_see: Bool[Array, "#b 1 #l l"], table: Table):
+        heads = (*y.shape[:2], self.config.heads, -1)
+        v = self.v(y).reshape(heads)
+        q, k = self.q_norm(self.q(y)), self.k_norm(self.k(y))
+        q, k = (rotate(x.reshape(heads), table).astype(v.dtype) for x in (q, k))
+        scale = q.shape[-1] ** -0.5
+        # Scores and softmax in float32.
+        own = dict(preferred_element_type=jnp.float32)
+        scores = CAP * jnp.tanh(jnp.einsum("blhd,bmhd->bhlm", q, k, **own) * (scale / CAP))
+        extra = jnp.einsum("blhd,hd->bhl", q, self.key[...].astype(q.dtype), **own)
+        extra = CAP * jnp.tanh(extra * (scale / CAP))[..., None]
+        scores = jnp.concatenate([extra, jnp.where(may_see, scores, -jnp.inf)], axis=-1)
+        p = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        value = self.value[...].astype(v.dtype)
+        out = jnp.einsum("bhlm,bmhd->blhd", p[..., 1:], v)
+        out = out + jnp.einsum("bhl,hd->blhd", p[..., 0], value)
+        return self.attn_out(out.reshape(y.shape))
+
+
+class ScaledModule(nnx.Module):
+    """The module of `ScaledTransformer`."""
+
+    def __init__(self, config: ScaledTransformer, columns: int, rngs: nnx.Rngs):
+        self.config = config
+        self.dtype = compute_dtype(config.dtype)
+        self.embed = Embedding(columns, config.width, rngs)
+
+        @nnx.split_rngs(splits=config.depth)
+        @nnx.vmap
+        def blocks(rngs):
+            return ScaledBlock(config, rngs, dtype=self.dtype)
+
+        self.blocks = blocks(rngs)
+        self.norm = RMSNorm(config.width)
+        self.head = Linear(config.width, columns, rngs, dtype=self.dtype, use_bias=False, zero=True)
+
+    def __call__(
+        self,
+        inputs: NetInput,
+        *,
+        condition: Float[Array, "b #l"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Readout:
+        if condition is not None:
+            raise ValueError("ScaledTransformer has no input for the noise level")
+        l = inputs.tokens.shape[1]
+        positions = jnp.arange(l)[None] if inputs.positions is None else inputs.positions
+        table = rotary_table(positions, self.config.width // self.config.heads)
+        may_see = _may_see(inputs)
+        keys = None if key is None else by_row(key, jnp.arange(self.config.depth))
+
+        def step(x, layer):
+            block, key = layer
+            return block(x, may_see, table, key=key), None
+
+        with jax.named_scope("embed"):
+            x = self.embed(inputs.tokens)
+        unroll = UNROLLED if jax.default_backend() == "cpu" else 1
+        step = remembering(self.config.remat, step)
+        x = jax.lax.scan(step, x, (self.blocks, keys), unroll=unroll)[0]
+        with jax.named_scope("head"):
+            hidden = (self.norm(x) * (512 / self.config.width)).astype(self.dtype)
+        return Readout(hidden, *self.head.arrays(), chunk=self.config.logits_chunk)
+
+
+def _may_see(inputs: NetInput) -> Bool[Array, "#b 1 #l l"]:
+    l = inputs.tokens.shape[1]
+    mask = AttentionMask(is_valid=inputs.is_valid, segment_ids=inputs.segment_ids)
+    places: Any = slice(0, l)
+    dense = mask.dense(places, places)
+    may_see = jnp.ones((1, 1, 1, l), bool) if dense is None else dense
+    if inputs.t is not None and inputs.t.shape[1] == l > 1:
+        is_clean = inputs.t == 0
+        may_see = may_see & ~(is_clean[:, None, :, None] & ~is_clean[:, None, None, :])
+    return may_see

@@ -1,0 +1,268 @@
+"""The network of MD4 (arXiv:2406.04329), a gated transformer that may be told the time.
+
+    c = W_2 silu(W_1 [sin(1000 t f), cos(1000 t f)]),  f_i = 10000^(-i / (half - 1)), i < half
+    x = table[tokens];  x <- x + gate_1 attention(m_1(x));  x <- x + gate_2 mlp(m_2(x))
+    logits = m_3(x) kernel,    m(x) = normal(x) (1 + scale) + shift
+    mlp(y) = W_2 (act(V y) * (W_1 y)),    act: sigmoid (GLU), silu (SwiGLU), gelu (GEGLU)
+
+half is half the width of c. Shift, scale and gate are linear in act(c), with the mlp's act. A
+network that is told the time has LayerNorms without parameters; one that is not has RMSNorms and
+no modulation. There are biases in the embeddings and modulations only. Rotary positions turn
+neighbouring entries. The head starts at 0, as in our other networks, so all logits do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Key
+
+from mdlm.keys import by_row, stream
+from mdlm.models.attention import Implementation, attention
+from mdlm.models.attention_mask import AttentionMask
+from mdlm.models.layers import (
+    Embedding,
+    Linear,
+    Precision,
+    RMSNorm,
+    compute_dtype,
+    dropout,
+    modulate,
+    parts,
+    standardised,
+)
+from mdlm.models.mlp import GATES, MLP
+from mdlm.models.network import Network
+from mdlm.models.readout import Readout
+from mdlm.models.rotary import rotary_table, rotate_pairs
+from mdlm.models.transformer import UNROLLED, Remat, Table, remembering
+from mdlm.types import NetInput
+
+Gate = Literal["swiglu", "geglu", "glu"]
+FLOAT32 = jnp.dtype(jnp.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MD4Transformer(Network):
+    """MD4's bidirectional transformer, with its options.
+
+    Args:
+        width, depth, heads: of the residual stream; blocks; attention heads.
+        cond_dim: width of the vector that tells the blocks the time (MD4: that of a head); 0 for
+            a network that is not told it. What is fed is t itself: `time_condition="t"`.
+        zero_modulation: modulations start at 0, so that each block starts as the identity
+            ("adaLN-zero"); False starts them like any layer ("adaLN").
+        mlp: "swiglu", "geglu" or "glu".
+        embed_width: width of the table of embeddings, which a linear layer then widens; 0 has a
+            table of the full width.
+        dropout: probability with which outputs of attention and mlp are dropped.
+        dtype, attention, remat, logits_chunk: see `mdlm.models.transformer.Transformer`.
+    """
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    cond_dim: int = 64
+    zero_modulation: bool = True
+    mlp: Gate = "swiglu"
+    embed_width: int = 0
+    dropout: float = 0.0
+    dtype: Precision = "auto"
+    attention: Implementation = "auto"
+    remat: Remat = "auto"
+    logits_chunk: int = 5 * 2**20
+
+    def __post_init__(self):
+        for name in ("width", "depth", "heads", "logits_chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width={self.width} must be an even multiple of heads={self.heads}")
+        if self.cond_dim % 2 or self.cond_dim == 2 or self.cond_dim < 0:
+            raise ValueError(f"cond_dim={self.cond_dim} must be 0, or even and at least 4")
+        if self.embed_width < 0:
+            raise ValueError(f"embed_width={self.embed_width} must be at least 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
+        for name, kind in (
+            ("mlp", Gate),
+            ("dtype", Precision),
+            ("attention", Implementation),
+            ("remat", Remat),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                choices = ", ".join(get_args(kind))
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {choices}")
+
+    def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
+        width, cond = self.width, self.cond_dim
+        block = 4 * width**2 + 3 * width * gated_width(width) + 2 * length * width
+        told = 8 * cond**2 + (6 * self.depth + 2) * width * cond
+        per_row = length * (self.depth * block + self.embed_width * width) + told
+        return 2 * (rows * per_row + scored * width * columns)
+
+    def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
+        return MD4Module(self, columns, rngs)
+
+
+def gated_width(width: int) -> int:
+    """Hidden width of the mlp: 8/3 of the width, up to a multiple of 32."""
+    return -(-(8 * width // 3) // 32) * 32
+
+
+def sinusoid(t: Float[Array, "b #l"], width: int) -> Float[Array, "b #l c"]:
+    """Sines, then cosines, of 1000 t at `width / 2` frequencies from 1 down to 1/10000."""
+    steps = jnp.arange(width // 2, dtype=jnp.float32) / (width // 2 - 1)
+    angles = 1000 * t[..., None].astype(jnp.float32) * (10000.0**-steps)[None, None]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class TimeEmbedding(nnx.Module):
+    """The vector c. Float32: it is one row per sequence."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.inner = Linear(width, 4 * width, rngs, dtype=FLOAT32)
+        self.outer = Linear(4 * width, width, rngs, dtype=FLOAT32)
+
+    def __call__(self, t: Float[Array, "b #l"]) -> Float[Array, "b #l c"]:
+        width = self.inner.kernel.shape[0]
+        return self.outer(jax.nn.silu(self.inner(sinusoid(t, width))))
+
+
+class Normal(nnx.Module):
+    """The LayerNorm of a modulated network, which has no parameters."""
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        return standardised(x)
+
+
+def norm(config: MD4Transformer) -> Normal | RMSNorm:
+    """The norm of a network that is told the time, or of one that is not."""
+    return Normal() if config.cond_dim else RMSNorm(config.width, epsilon=1e-5)
+
+
+def modulation(config: MD4Transformer, vectors: int, rngs: nnx.Rngs) -> Linear | None:
+    """The layer from act(c) to so many vectors of the width, if the network is told the time."""
+    if not config.cond_dim:
+        return None
+    width, zero = vectors * config.width, config.zero_modulation
+    return Linear(config.cond_dim, width, rngs, dtype=FLOAT32, zero=zero)
+
+
+class MD4Block(nnx.Module):
+    """Attention and a gated mlp, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: MD4Transformer, rngs: nnx.Rngs, dtype: jnp.dtype):
+        self.config = config
+        width = config.width
+        self.norm1 = norm(config)
+        self.qkv = Linear(width, 3 * width, rngs, dtype=dtype, use_bias=False)
+        self.attn_out = Linear(width, width, rngs, dtype=dtype, use_bias=False)
+        self.norm2 = norm(config)
+        self.mlp = MLP(
+            config.mlp, width, rngs, dtype=dtype, use_bias=False, hidden=gated_width(width)
+        )
+        self.modulation: Any = modulation(config, 6, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        mask: AttentionMask,
+        table: Table,
+        *,
+        cond: Float[Array, "b #l c"] | None,
+        key: Key[Array, ""] | None,
+    ) -> Float[Array, "b l d"]:
+        """The residual stream after this block; `cond` is act(c)."""
+        vectors: Sequence[Array | float] = (0.0, 0.0, 1.0) * 2
+        if self.modulation is not None:
+            vectors = jnp.split(self.modulation(cond), 6, axis=-1)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = vectors
+        keys = (None, None) if key is None else (stream(key, "attention"), stream(key, "mlp"))
+        with jax.named_scope("attention"):
+            y = self._attend(modulate(self.norm1(x), shift_1, scale_1), mask, table)
+            x = x + gate_1 * dropout(keys[0], y, self.config.dropout)
+        with jax.named_scope("mlp"):
+            y = self.mlp(modulate(self.norm2(x), shift_2, scale_2))
+            return x + gate_2 * dropout(keys[1], y, self.config.dropout)
+
+    def _attend(self, y: Float[Array, "b l d"], mask: AttentionMask, table: Table):
+        heads = (*y.shape[:2], self.config.heads, -1)
+        thirds: Any = parts(self.qkv(y), 3)
+        q, k, v = (x.reshape(heads) for x in thirds)
+        q, k = rotate_pairs(q, table), rotate_pairs(k, table)
+        out = attention(q, k, v, mask, self.config.attention)
+        return self.attn_out(out.reshape(y.shape))
+
+
+class MD4Module(nnx.Module):
+    """The module of `MD4Transformer`."""
+
+    def __init__(self, config: MD4Transformer, columns: int, rngs: nnx.Rngs):
+        self.config = config
+        self.dtype = compute_dtype(config.dtype)
+        width, narrow = config.width, config.embed_width
+        self.time: Any = TimeEmbedding(config.cond_dim, rngs) if config.cond_dim else None
+        self.embed = Embedding(columns, narrow or width, rngs)
+        self.widen: Any = Linear(narrow, width, rngs, dtype=self.dtype) if narrow else None
+
+        @nnx.split_rngs(splits=config.depth)
+        @nnx.vmap
+        def stack(rngs):
+            return MD4Block(config, rngs, self.dtype)
+
+        self.blocks = stack(rngs)
+        self.norm = norm(config)
+        self.modulation: Any = modulation(config, 2, rngs)
+        self.head = Linear(width, columns, rngs, dtype=self.dtype, use_bias=False, zero=True)
+
+    def __call__(
+        self,
+        inputs: NetInput,
+        *,
+        condition: Float[Array, "b #l"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Readout:
+        cond = self._cond(inputs, condition)
+        with jax.named_scope("embed"):
+            x = self.embed(inputs.tokens)
+            if self.widen is not None:
+                x = self.widen(x).astype(jnp.float32)
+        x = self._run(x, inputs, cond, key)
+        with jax.named_scope("head"):
+            hidden = self.norm(x)
+            if self.modulation is not None:
+                hidden = modulate(hidden, *jnp.split(self.modulation(cond), 2, axis=-1))
+            hidden = hidden.astype(self.dtype)
+        return Readout(hidden, *self.head.arrays(), chunk=self.config.logits_chunk)
+
+    def _run(self, x, inputs: NetInput, cond, key: Key[Array, ""] | None):
+        config = self.config
+        positions = inputs.positions
+        if positions is None:
+            positions = jnp.arange(x.shape[1])[None]
+        table = rotary_table(positions, config.width // config.heads)
+        mask = AttentionMask(is_valid=inputs.is_valid, segment_ids=inputs.segment_ids)
+        keys = None if key is None else by_row(key, jnp.arange(config.depth))
+
+        def step(x, layer):
+            block, key = layer
+            return block(x, mask, table, cond=cond, key=key), None
+
+        unroll = UNROLLED if jax.default_backend() == "cpu" else 1
+        layers = (self.blocks, keys)
+        return jax.lax.scan(remembering(config.remat, step), x, layers, unroll=unroll)[0]
+
+    def _cond(self, inputs: NetInput, condition: Float[Array, "b #l"] | None):
+        """act(c), which all modulations read."""
+        if self.time is None:
+            if condition is not None:
+                raise ValueError("a network with cond_dim=0 has no input for the noise level")
+            return None
+        if condition is None:
+            condition = jnp.zeros((inputs.tokens.shape[0], 1))
+        return GATES[self.config.mlp](self.time(condition))

@@ -1,0 +1,45 @@
+"""Self-conditioning: a network that is shown what it said before (arXiv:2208.04202).
+
+    hidden = f(z_t, 0);   prediction = f(z_t, stop_gradient(hidden))
+
+In training (calls with a key) the first pass is made with probability 1/2, one draw for a call;
+otherwise the network is shown zeros, and learns to begin. Elsewhere every call makes both passes,
+so it costs two. A first pass has no dropout, no gradient, and no logits.
+"""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Key
+
+from mdlm.keys import stream
+from mdlm.types import Denoise, NetInput, Prediction
+
+
+def self_conditioned(denoise: Denoise, first: Denoise) -> Denoise:
+    """`denoise`, shown the hidden states of `first`, the same network without gradient.
+
+    Inputs that have a `self_cond` already are passed on as they are.
+    """
+
+    def ask(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
+        if inputs.self_cond is not None:
+            return denoise(inputs, key=key)
+        plain = jax.lax.stop_gradient(inputs)
+
+        def hidden() -> Array:
+            return jax.lax.stop_gradient(first(plain).hidden)
+
+        if key is None:
+            return denoise(replace(inputs, self_cond=hidden()))
+        known = jax.eval_shape(hidden)
+        shown = jax.lax.cond(
+            jax.random.bernoulli(stream(key, "self-conditioning")),
+            hidden,
+            lambda: jnp.zeros(known.shape, known.dtype),
+        )
+        return denoise(replace(inputs, self_cond=shown), key=key)
+
+    return ask

@@ -1,0 +1,186 @@
+"""The variational bound of D3PM with absorbing noise, whose network may think of x_0 as a mask.
+
+    NELBO = sum_{k=1}^T E sum_{i masked} KL(q(z_s | z_t, x_i) || p(z_s | z_t)),
+            t = k / T,  s = (k - 1) / T
+
+(D3PM, arXiv:2107.03006 eq. 1; MDLM, arXiv:2406.07524 app. A.2.) The network's step puts its law p
+in the place of x_0 in the posterior q(z_t | z_s) q(z_s | x_0) / q(z_t | x_0): with p_m = p(mask)
+
+    p(z_s = v | z_t = mask)    = (alpha_s - alpha_t) p(v) / (1 - alpha_t + alpha_t p_m)
+    p(z_s = mask | z_t = mask) = (1 - alpha_s + alpha_s p_m) / (1 - alpha_t + alpha_t p_m)
+
+and with r = (alpha_s - alpha_t) / (1 - alpha_t), the true probability of revealing, the
+divergence is
+
+    KL = r (log(1 + alpha_t p_m / (1 - alpha_t)) - log p(x_0))
+       + (1 - r) log(1 - r p_m / (1 - alpha_s + alpha_s p_m))
+
+whose last logarithm is the difference of two that nearly cancel. A token that is not masked stays
+as it is, in the noise and in the model, and costs nothing. At p_m = 0 this is `DiscreteNelbo`.
+Otherwise p_m is mass thrown away: the same network with p(v) / (1 - p_m) in its place reveals at
+the true rate and saves KL(Bernoulli(r) || Bernoulli(r')) a step, r' being the model's probability
+of revealing. That is what `Reverse` samples: `Masked.reverse` drops the mask's mass.
+
+Where alpha(0) = 1 the step to s = 0 reveals all that is left and is the reconstruction: the second
+term is gone there, and the bound complete. D3PM as MDLM published it adds one more term, the
+network's law of each clean token when it reads the clean row at t = 0, which a network that need
+not carry tokens over has to be trained for (`reconstruction=True`); the bound of a chain that
+ends in a draw from that law, and so a looser one.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int, Key
+
+from mdlm.keys import by_row, stream
+from mdlm.objectives.base import Objective, ask, weighted_cross_entropy
+from mdlm.parameterizations.base import Parameterization
+from mdlm.parameterizations.mean import Mean
+from mdlm.processes.base import Process
+from mdlm.processes.masked import Masked
+from mdlm.times import LowDiscrepancy, TimeSampler
+from mdlm.types import Batch, Denoise, LossTerms
+
+
+@dataclass(frozen=True, kw_only=True)
+class D3PM(Objective):
+    """Trains and reports the bound of the chain of `steps` steps, in nats.
+
+    `reconstruction` adds the published last term, -log p(x_0) at t = 0 with the clean row as
+    input, for every token; one more call of the network.
+    """
+
+    parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Mean,)
+    protocol: ClassVar[str] = "NELBO, discrete time, D3PM"
+    steps: int = 1000
+    times: TimeSampler = LowDiscrepancy()
+    reconstruction: bool = False
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps} is not a number of time steps")
+
+    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+        name = type(process.schedule).__name__
+        if process.schedule.per_token:
+            return f"its chain has one rate for all tokens; {name} has one for each"
+        if self.reconstruction and process.schedule.one_minus_alpha(jnp.zeros(())) > 0:
+            return f"reconstruction=True reads a clean row at t = 0, where {name} still masks some"
+        return None
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        batch: Batch,
+        *,
+        process: Masked,
+        parameterization: Parameterization,
+        denoise: Denoise,
+    ) -> LossTerms:
+        with jax.named_scope("noise"):
+            u = self.times.sample(stream(key, "times"), batch.row, batch.rows)[:, None]
+            s, t = self.place(u)
+            keys = by_row(stream(key, "corrupt"), batch.row)
+            z_t = process.corrupt(keys, batch.tokens, t, batch.is_valid)
+        parts = {"process": process, "parameterization": parameterization, "denoise": denoise}
+        terms = score_step(
+            batch, z_t=z_t, s=s, t=t, scale=self.steps, key=stream(key, "dropout"), **parts
+        )
+        if not self.reconstruction:
+            return terms
+        last = score_clean(
+            batch,
+            parameterization=parameterization,
+            denoise=denoise,
+            key=stream(key, "dropout at 0"),
+        )
+        return replace(
+            terms,
+            total=terms.total + last.total,
+            values=terms.values + last.values,
+            bound=terms.bound + last.bound,
+            scored=last.scored,
+        )
+
+    def place(self, u: Float[Array, "b 1"]) -> tuple[Float[Array, "b 1"], Float[Array, "b 1"]]:
+        """The step's times s = k / T and t = (k + 1) / T for uniform `u`."""
+        # Both from the integer, so that the first step's s is 0 itself.
+        k = jnp.clip(jnp.floor(u * self.steps), 0, self.steps - 1)
+        return k / self.steps, (k + 1) / self.steps
+
+
+def score_step(
+    batch: Batch,
+    *,
+    z_t: Int[Array, "b l"],
+    s: Float[Array, "b 1"],
+    t: Float[Array, "b 1"],
+    scale: float,
+    process: Masked,
+    parameterization: Parameterization,
+    denoise: Denoise,
+    key: Key[Array, ""] | None = None,
+) -> LossTerms:
+    """`scale` times the divergence of the step from `t` to `s` at the masked tokens."""
+    schedule = process.schedule
+    alpha_s, alpha_t = schedule.alpha(s), schedule.alpha(t)
+    noised_s, noised_t = schedule.one_minus_alpha(s), schedule.one_minus_alpha(t)
+    gap = schedule.alpha_gap(s, t)
+    ends_clean = noised_s == 0
+    row_values = {
+        "t": t,
+        "odds": alpha_t / noised_t,
+        "reveal": gap / noised_t,
+        "stay_over_reveal": noised_s / gap,
+        "alpha_s": alpha_s,
+        "noised_s": jnp.where(ends_clean, 1.0, noised_s),
+    }
+    shape = batch.tokens.shape
+    rows = {name: jnp.broadcast_to(value, shape) for name, value in row_values.items()}
+    rows |= {"x_0": batch.tokens, "z_t": z_t}
+
+    def divergence(logits, rows, _):
+        """KL / r, whose weight is then the same as that of a cross-entropy."""
+        z_t, t = rows["z_t"], rows["t"]
+        log_p = parameterization.log_p0_of(rows["x_0"], logits, z_t, t)
+        # What is seen at a masked token is the mask.
+        p_mask = jnp.exp(parameterization.log_p0_of(z_t, logits, z_t, t))
+        share = p_mask / (rows["noised_s"] + rows["alpha_s"] * p_mask)
+        return (
+            jnp.log1p(rows["odds"] * p_mask)
+            - log_p
+            + rows["stay_over_reveal"] * jnp.log1p(-rows["reveal"] * share)
+        )
+
+    count = batch.loss_mask.astype(jnp.float32)
+    weight = jnp.where(process.is_masked(z_t), scale * gap / noised_t, 0.0) * count
+    prediction = ask(denoise, batch, tokens=z_t, t=t, key=key)
+    with jax.named_scope("head"):
+        total, values = prediction.reduce_rows(divergence, rows, weight)
+    scored = (weight != 0).astype(jnp.float32)
+    return LossTerms(
+        total=total, values=values, bound=values, count=count, scored=scored, scalars={}
+    )
+
+
+def score_clean(
+    batch: Batch,
+    *,
+    parameterization: Parameterization,
+    denoise: Denoise,
+    key: Key[Array, ""] | None = None,
+) -> LossTerms:
+    """-log p(x_0) of every token, the network reading the clean row at t = 0."""
+    t = jnp.zeros((batch.tokens.shape[0], 1))
+    return weighted_cross_entropy(
+        ask(denoise, batch, tokens=batch.tokens, t=t, key=key),
+        batch,
+        parameterization=parameterization,
+        z_t=batch.tokens,
+        t=t,
+        weight=jnp.ones_like(t),
+    )

@@ -1,0 +1,277 @@
+"""Bounds of absorbing diffusion where tokens are noised at different rates (GenMD4).
+
+The reverse step reveals token k with probability mu_k r_k, r_k its own chance of having been
+clean a step earlier (arXiv:2406.04329, section on generalized masking). Its divergence from the
+true one has two terms, as *that* a token is revealed by now tells something of which it is:
+
+    continuous   w_x (-log mu_x) + sum_k mu_k (w_k - w_x),              w = -alpha' / (1 - alpha)
+    discrete     r_x (-log mu_x) + (1 - r_x) log [(1 - r_x) / (1 - sum_k mu_k r_k)],
+                 r = (alpha(s) - alpha(t)) / (1 - alpha(t))
+
+by masked token, mu = p(. | z_t), x the clean token. (The paper writes the first as
+sum_k w_k [mu_k - (log mu_x + 1) 1[k = x]], the same where mu sums to 1.) At equal rates both
+second terms are 0. The first terms alone are no bound: a network could lower them below the
+entropy by saying mu_k in proportion to p_k w_k.
+
+Where the schedule is learned, masks are drawn from what the gradient is for. Each row is noised
+twice, at one time, and each loss f is the other's baseline (REINFORCE, leave one out):
+
+    (f_1 + f_2) / 2 + (f_1 - f_2) (log q(z_1 | x) - log q(z_2 | x)) / 2,   (f_1 - f_2) held fixed
+
+has the gradient of the bound as its expected gradient. The second part enters the total with its
+gradient and value 0, so the reported loss is the bound.
+"""
+
+import abc
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int, Key
+
+from mdlm.keys import by_row, stream
+from mdlm.objectives.base import Objective, ask
+from mdlm.parameterizations.base import Parameterization
+from mdlm.per_token_schedules import PerToken
+from mdlm.processes.base import Process
+from mdlm.processes.masked import Masked
+from mdlm.times import LowDiscrepancy, TimeSampler, restrict
+from mdlm.types import Batch, Denoise, LossTerms, pytree
+
+
+@pytree
+class Moment:
+    """Where in the noising a row stands, and what its loss is multiplied by."""
+
+    t: Any  # Float[Array, "b 1"]
+    s: Any  # Float[Array, "b 1"], the time that the step goes back to (of discrete time)
+    is_last: Any  # Bool[Array, "b 1"], True where all that is masked is revealed
+    scale: Any  # Float[Array, "b 1"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerTokenBound(Objective):
+    """What the two bounds share: noising (twice where the schedule learns), and the surrogate."""
+
+    times: TimeSampler = LowDiscrepancy()
+
+    @abc.abstractmethod
+    def moments(self, u: Float[Array, "b 1"]) -> Moment:
+        """The moments of rows with uniform `u`."""
+
+    @abc.abstractmethod
+    def divergence(
+        self,
+        schedule: PerToken,
+        at: Moment,
+        x_0: Int[Array, " n"],
+        log_mu_x: Float[Array, " n"],
+        mu: Float[Array, "n v"],
+    ) -> Float[Array, " n"]:
+        """The loss of a masked token, unscaled, where the row's step is not the last. `at`: [n]."""
+
+    def by_rates(self, process: Masked, x_0: Int[Array, "b l"]) -> Float[Array, "b l"]:
+        """The part of the loss that asks no network."""
+        return jnp.zeros(x_0.shape)
+
+    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+        if not isinstance(process.schedule, PerToken):
+            name = type(process.schedule).__name__
+            return f"it is for schedules that differ by token, and {name} does not: use Nelbo()"
+        return None
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        batch: Batch,
+        *,
+        process: Masked,
+        parameterization: Parameterization,
+        denoise: Denoise,
+    ) -> LossTerms:
+        schedule = schedule_of(process)
+        with jax.named_scope("noise"):
+            u = self.times.sample(stream(key, "times"), batch.row, batch.rows)[:, None]
+            at = self.moments(u)
+            z_t = []
+            for copy in range(2 if schedule.learns else 1):
+                noise = jax.random.fold_in(stream(key, "corrupt"), copy)
+                keys = by_row(noise, batch.row)
+                z_t.append(process.corrupt(keys, batch.tokens, at.t, batch.is_valid))
+        return self.score(
+            batch,
+            z_t=jnp.stack(z_t, axis=1),
+            at=at,
+            process=process,
+            parameterization=parameterization,
+            denoise=denoise,
+            key=stream(key, "dropout"),
+        )
+
+    def score(
+        self,
+        batch: Batch,
+        *,
+        z_t: Int[Array, "b n l"],
+        at: Moment,
+        process: Masked,
+        parameterization: Parameterization,
+        denoise: Denoise,
+        key: Key[Array, ""] | None = None,
+    ) -> LossTerms:
+        """The loss of given noised rows, `n` independent ones of each row of the batch.
+
+        With one of each there is no baseline: the gradient in what a schedule learns then leaves
+        out that the rows were drawn from it.
+        """
+        schedule = schedule_of(process)
+        b, n, l = z_t.shape
+        count = batch.loss_mask.astype(jnp.float32)
+
+        def copied(x: Array) -> Array:
+            return jnp.repeat(x, n, axis=0) if x.ndim else x
+
+        copies, when = jax.tree.map(copied, (batch, at))
+        tokens = z_t.reshape(b * n, l)
+        rows = {"x_0": copies.tokens, "z_t": tokens}
+        rows |= {name: jnp.broadcast_to(value, tokens.shape) for name, value in vars(when).items()}
+
+        def loss(logits, rows, schedule):
+            log_p0 = parameterization.log_p0(logits, rows["z_t"], rows["t"])
+            column = jax.lax.broadcasted_iota(jnp.int32, log_p0.shape, 1)
+            log_mu_x = jnp.where(column == rows["x_0"][:, None], log_p0, 0.0).sum(-1)
+            moment = Moment(**{name: rows[name] for name in vars(when)})
+            step = self.divergence(schedule, moment, rows["x_0"], log_mu_x, jnp.exp(log_p0))
+            return rows["scale"] * jnp.where(rows["is_last"], -log_mu_x, step)
+
+        is_masked = process.is_masked(z_t)
+        weight = jnp.where(is_masked, count[:, None], 0.0) / n
+        prediction = ask(denoise, copies, tokens=tokens, t=when.t, key=key)
+        with jax.named_scope("head"):
+            total, values = prediction.reduce_rows(loss, rows, weight.reshape(b * n, l), schedule)
+        values = values.reshape(b, n, l)
+        if n > 1:
+            f = n * values.sum(-1)
+            others = (f.sum(-1, keepdims=True) - f) / (n - 1)
+            log_q = log_q_of(process, batch, z_t, at.t)
+            total += ((f - others) / n * (log_q - jax.lax.stop_gradient(log_q))).sum()
+        by_rates = count * self.by_rates(process, batch.tokens)
+        reported = values.sum(1) + jax.lax.stop_gradient(by_rates)
+        return LossTerms(
+            total=total + by_rates.sum(),
+            values=reported,
+            bound=reported,
+            count=count,
+            scored=(weight != 0).astype(jnp.float32).sum(1),
+            scalars=schedule.figures(),
+        )
+
+
+def schedule_of(process: Masked) -> PerToken:
+    """The schedule, known to differ by token (else ValueError: see `refuses`)."""
+    if not isinstance(process.schedule, PerToken):
+        raise ValueError(f"{type(process.schedule).__name__} does not differ by token")
+    return process.schedule
+
+
+def log_q_of(
+    process: Masked, batch: Batch, z_t: Int[Array, "b n l"], t: Float[Array, "b 1"]
+) -> Float[Array, "b n"]:
+    """log q(z_t | x_0) of each noised row, nats, differentiable in what the schedule learns.
+
+    It is over all tokens that noise may change, the unscored ones among them: the network sees
+    those too.
+    """
+    t = jnp.broadcast_to(t, batch.tokens.shape)
+    noised = process.schedule.one_minus_alpha(t, batch.tokens)[:, None]
+    alpha = process.schedule.alpha(t, batch.tokens)[:, None]
+    log_q = jnp.log(jnp.where(process.is_masked(z_t), noised, alpha))
+    if batch.is_valid is not None:
+        log_q = jnp.where(batch.is_valid[:, None], log_q, 0.0)
+    return log_q.sum(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneralizedNelbo(PerTokenBound):
+    """GenMD4: the NELBO in continuous time, nats, the schedule's own parameters trained too.
+
+    Args:
+        times: how u is drawn over the batch, before it becomes a time.
+        t_min: the time at which the integral stops and the reconstruction begins.
+        reconstruction: "network" asks the network for what is masked at t_min: the share of rows
+            with u < t_min stands there and weighs 1 / t_min (as in `Nelbo`). "rates" is the
+            published protocol: t uniform on [t_min, 1], the integral not rescaled, and what is
+            masked at t_min guessed from the rates alone, p(k) in proportion to 1 - alpha_k. Both
+            are bounds, the second is the looser one.
+    """
+
+    t_min: float = 1e-3
+    reconstruction: Literal["network", "rates"] = "network"
+    protocol: ClassVar[str] = "NELBO, continuous time, rates by token"
+
+    def __post_init__(self):
+        if not 0 < self.t_min < 1:
+            raise ValueError(f"t_min={self.t_min} is not between 0 and 1")
+        if self.reconstruction not in ("network", "rates"):
+            raise ValueError(
+                f'reconstruction={self.reconstruction!r} is neither "network" nor "rates"'
+            )
+
+    def moments(self, u: Float[Array, "b 1"]) -> Moment:
+        if self.reconstruction == "rates":
+            t, is_last = restrict(u, self.t_min), jnp.zeros_like(u, bool)
+        else:
+            t, is_last = jnp.maximum(u, self.t_min), u < self.t_min
+        return Moment(t=t, s=t, is_last=is_last, scale=jnp.where(is_last, 1 / self.t_min, 1.0))
+
+    def divergence(self, schedule, at, x_0, log_mu_x, mu):
+        w_x = schedule.weight(at.t, x_0)
+        w = schedule.of_all().weight(jnp.broadcast_to(at.t[:, None], mu.shape))
+        return -w_x * log_mu_x + (mu * (w - w_x[:, None])).sum(-1)
+
+    def by_rates(self, process: Masked, x_0: Int[Array, "b l"]) -> Float[Array, "b l"]:
+        if self.reconstruction == "network":
+            return super().by_rates(process, x_0)
+        schedule, every = schedule_of(process), schedule_of(process).of_all()
+        # log (1 - alpha), which float32 still has where 1 - alpha itself is too small for it.
+        t, once = jnp.full(x_0.shape, self.t_min), jnp.full((1, schedule.size), self.t_min)
+        log_noised = jnp.log(schedule.alpha(t, x_0)) - schedule.log_snr(t, x_0)
+        log_all = jnp.log(every.alpha(once)) - every.log_snr(once)
+        is_token = jnp.arange(schedule.size)[None] != process.mask_id
+        log_total = jax.nn.logsumexp(jnp.where(is_token, log_all, -jnp.inf))
+        return schedule.one_minus_alpha(t, x_0) * (log_total - log_noised)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneralizedDiscreteNelbo(PerTokenBound):
+    """The bound of the chain of `steps` steps, nats, as DiffusionBERT (arXiv:2211.15029) trains.
+
+    The step to s = 0 is the reconstruction: there r = 1 for all tokens, as alpha(0) = 1.
+    """
+
+    steps: int = 1000
+    protocol: ClassVar[str] = "NELBO, discrete time, rates by token"
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps} is not a number of time steps")
+
+    def moments(self, u: Float[Array, "b 1"]) -> Moment:
+        k = jnp.clip(jnp.floor(u * self.steps), 0, self.steps - 1)
+        return Moment(
+            t=(k + 1) / self.steps,
+            s=k / self.steps,
+            is_last=k == 0,
+            scale=jnp.full_like(u, self.steps),
+        )
+
+    def divergence(self, schedule, at, x_0, log_mu_x, mu):
+        # The last step is another's business; s = 0 would spoil the gradient here all the same.
+        s = jnp.where(at.is_last, 0.5 * at.t, at.s)
+        r_x = schedule.alpha_gap(s, at.t, x_0) / schedule.one_minus_alpha(at.t, x_0)
+        t_all, s_all = (jnp.broadcast_to(a[:, None], mu.shape) for a in (at.t, s))
+        every = schedule.of_all()
+        r = (mu * every.alpha_gap(s_all, t_all) / every.one_minus_alpha(t_all)).sum(-1)
+        return -r_x * log_mu_x + (1 - r_x) * (jnp.log1p(-r_x) - jnp.log1p(-r))

@@ -1,0 +1,57 @@
+"""LLaDA (arXiv:2502.09992): the masked NELBO of a response, given its prompt.
+
+    t uniform on (0, 1] for each row, each scored token masked with probability t by itself:
+    L = E (1 / t) sum_{i masked} -log p(x_i | prompt, z_t)
+
+With alpha = 1 - t this is `Nelbo`, with one difference: noise reaches scored tokens only. Valid
+tokens that are not scored (the prompt of a fine-tuning set) stay clean, in training and
+evaluation, and L bounds -log p(response | prompt). Where all tokens are scored, as in
+pre-training, the two are one. Under another schedule t is its time, and L the same.
+
+Near t = 0 the weight 1 / t grows without limit. The public code draws t' = (1 - eps) t + eps: the
+integral then ends at eps, and what lies below is dropped (`reconstruction=False`, with t_min = eps
+= 1e-3). The default here has that part in one term, see `nelbo`, so the bound is whole.
+As published: LLaDA(times=IID(), reconstruction=False), process=Masked(schedule=LogLinear(eps=0.0)).
+
+Its likelihood estimate masks an exact count of tokens instead, which has less variance:
+`Perplexity(objective=OrderAgnostic())`, see `masked_count`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jax import Array
+from jaxtyping import Key
+
+from mdlm.objectives.base import noise_and_score, scored_tokens
+from mdlm.objectives.nelbo import Nelbo
+from mdlm.parameterizations.base import Parameterization
+from mdlm.processes.masked import Masked
+from mdlm.types import Batch, Denoise, LossTerms
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLaDA(Nelbo):
+    """Trains and reports the NELBO of the scored tokens, given the others, in nats."""
+
+    protocol: ClassVar[str] = "NELBO, continuous time, given the unscored tokens"
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        batch: Batch,
+        *,
+        process: Masked,
+        parameterization: Parameterization,
+        denoise: Denoise,
+    ) -> LossTerms:
+        return noise_and_score(
+            key,
+            batch,
+            times=self.times,
+            place=self.place,
+            process=process,
+            parameterization=parameterization,
+            denoise=denoise,
+            may_change=scored_tokens(batch),
+        )

@@ -1,0 +1,113 @@
+"""The score of SEDD (arXiv:2310.16834): how likelier the row would be with another token here.
+
+    s(z)_y = p_t(z with y in this place) / p_t(z),   s(z)_z = 1
+
+p_t is the law of noised rows; the output holds log s. With absorbing noise the score of a token y
+at a mask is p(x_0 = y | z_t) / expm1(sigma), sigma = -log alpha: that factor, and the number of
+tokens, are taken out of what the network has to learn,
+
+    log s = output - log expm1(sigma) - log(V - 1)
+
+so an output of zeros says "all tokens alike" at every time. With uniform noise the output is log s
+as it is: zeros are right at t = 1.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
+
+from mdlm.parameterizations.base import Parameterization
+from mdlm.parameterizations.subs import Subs
+from mdlm.processes.base import Process
+from mdlm.processes.masked import Masked
+from mdlm.types import Vocab
+
+Graph = Literal["absorbing", "uniform"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Parameterization):
+    """The output is a log-score. `graph` says which noise it is the score of; both other fields
+    come from the vocabulary.
+
+    `log_p0` exists for absorbing noise alone, where what a mask hides has a law proportional to
+    the score and everything else is known: there it equals SUBS of the same output.
+    """
+
+    graph: Graph = "absorbing"
+    mask_id: int | None = None
+    vocab_size: int | None = None
+
+    def __post_init__(self):
+        if self.graph not in get_args(Graph):
+            raise ValueError(f"graph={self.graph!r} is none of {get_args(Graph)}")
+
+    def with_vocab(self, vocab: Vocab) -> "Score":
+        for name, mine, theirs in (
+            ("mask_id", self.mask_id, vocab.mask_id),
+            ("vocab_size", self.vocab_size, vocab.size),
+        ):
+            if mine not in (None, theirs):
+                raise ValueError(f"{name}={mine}, but the vocabulary's is {theirs}")
+        return dataclasses.replace(self, mask_id=vocab.mask_id, vocab_size=vocab.size)
+
+    def log_score(
+        self, output: Float[Array, "*n v"], z_t: Int[Array, "*n"], sigma: Float[Array, "*#n"]
+    ) -> Float[Array, "*n v"]:
+        """log s of every token in every place, nats, float32: 0 at the token that is there.
+
+        -inf beyond the vocabulary and, with uniform noise, at the mask, which is no state then.
+        `sigma` is the total noise, finite and above 0.
+        """
+        mask_id, size = self._known()
+        column = jax.lax.broadcasted_iota(jnp.int32, output.shape, output.ndim - 1)
+        log_score = output.astype(jnp.float32)
+        is_state = column < size
+        if self.graph == "absorbing":
+            log_score = log_score - (log_expm1(sigma) + math.log(size - 1))[..., None]
+        else:
+            is_state &= column != mask_id
+        log_score = jnp.where(is_state, log_score, -jnp.inf)
+        return jnp.where(column == z_t[..., None], 0.0, log_score)
+
+    def log_p0(
+        self,
+        output: Float[Array, "*n v"],
+        z_t: Int[Array, "*n"],
+        t: Float[Array, "*#n"] | None = None,
+    ) -> Float[Array, "*n v"]:
+        mask_id, size = self._known()
+        if self.graph != "absorbing":
+            raise ValueError(f"a score of {self.graph} noise gives no law of x_0 without its alpha")
+        return Subs(mask_id=mask_id, vocab_size=size).log_p0(output, z_t, t)
+
+    def refuses(self, process: Process) -> str | None:
+        """Why it is no score of this process; None if it is."""
+        graph = "absorbing" if isinstance(process, Masked) else "uniform"
+        name = type(process.schedule).__name__
+        if self.graph != graph:
+            return (
+                f"process={type(process).__name__}(...) needs parameterization="
+                f'Score(graph="{graph}"), not Score(graph="{self.graph}")'
+            )
+        if process.schedule.per_token:
+            return f"a score has one noise level for all tokens; {name} has one for each"
+        if process.schedule.alpha(jnp.ones(())) == 0:
+            return f"a score needs finite noise at t = 1, and {name} has alpha = 0 there; set eps"
+        return None
+
+    def _known(self) -> tuple[int, int]:
+        if self.mask_id is None or self.vocab_size is None:
+            raise ValueError("Score has no mask_id or vocab_size: call with_vocab first")
+        return self.mask_id, self.vocab_size
+
+
+def log_expm1(sigma: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """`log(exp(sigma) - 1)`, without overflow at large and cancellation at small `sigma`."""
+    return sigma + jnp.log(-jnp.expm1(-sigma))

@@ -1,0 +1,230 @@
+"""Processes that interpolate between a token and noise: uniform, masking, or both.
+
+    q(z_t | x_0) = alpha_t [z_t = x_0] + n_t(z_t),  n_t(z) = token_t at a token, mask_t at the mask
+    q(z_t | z_s) = kept [z_t = z_s] + n_ts(z_t),    kept = alpha_t / alpha_s, n_ts = n_t - kept n_s
+    rate_t(z)    = n_t'(z) - (alpha_t' / alpha_t) n_t(z), of jumping to z from any other token
+
+(GIDD, arXiv:2503.04482: n_t = beta_t pi_t; all K tokens other than the mask are noise alike.)
+
+The reverse chain for a law r of the clean token, with q_t(z | r) = alpha_t r(z) + n_t(z):
+
+    p(z_s | z_t) = q(z_t | z_s) q_s(z_s | r) / q_t(z_t | r)
+
+that is the posterior of a known token with r plugged in, as UDLM (arXiv:2412.10193), Duo
+(arXiv:2506.10892) and GIDD have it. It is not the mixture sum_x q(z_s | z_t, x) r(x), but the
+mixture over p(x) proportional to r(x) q(z_t | x). So a network whose law is plugged in says of a
+token what the *other* noised tokens tell (r), and one whose law is mixed over says what all of
+them tell, its own noised value too (p): two coordinates for one and the same chain. `posterior`
+says which of the two `log_p0` is. Where all noise is the mask they agree with SUBS.
+"""
+
+import abc
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, Self, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int, Key
+
+from mdlm.draws import categorical
+from mdlm.keys import by_row, stream
+from mdlm.processes.base import Process
+from mdlm.schedules import Schedule
+from mdlm.types import Vocab
+
+Posterior = Literal["plug_in", "mixture"]
+TINY = 1e-30  # below every probability that occurs, far above float32's underflow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interpolating(Process):
+    """A process whose noise is tokens, drawn uniformly, and the mask, in shares that may change.
+
+    `mask_id` and `vocab_size` come from the vocabulary (`with_vocab`). A clean token is any id
+    below `vocab_size` but the mask; the network's columns beyond have no mass. `posterior` says
+    what `log_p0` is the law of (see the module's text): "plug_in", given the other noised tokens,
+    or "mixture", given all of them.
+    """
+
+    schedule: Schedule
+    mask_id: int | None = None
+    vocab_size: int | None = None
+    posterior: Posterior = "plug_in"
+
+    def __post_init__(self):
+        if self.posterior not in get_args(Posterior):
+            raise ValueError(f"posterior={self.posterior!r} is none of {get_args(Posterior)}")
+        if self.schedule.per_token:
+            raise ValueError(
+                f"schedule={type(self.schedule).__name__}(...) has a rate for each token, and what"
+                " was noised to another token no longer shows its own"
+            )
+
+    @abc.abstractmethod
+    def noise(self, t: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
+        """n_t: the probability of each single token, and that of the mask."""
+
+    @abc.abstractmethod
+    def renewal(
+        self, s: Float[Array, "*s"], t: Float[Array, "*s"]
+    ) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
+        """n_ts: the probability of noise between `s` and `t > s` that ends in each single token,
+        and in the mask."""
+
+    @abc.abstractmethod
+    def rate(self, t: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
+        """The rate at which any other token becomes each single token, and the mask; per unit of
+        time."""
+
+    def with_vocab(self, vocab: Vocab) -> Self:
+        for name, mine, theirs in (
+            ("mask_id", self.mask_id, vocab.mask_id),
+            ("vocab_size", self.vocab_size, vocab.size),
+        ):
+            if mine not in (None, theirs):
+                raise ValueError(f"{name}={mine}, but the vocabulary's is {theirs}")
+        if vocab.size < 3:
+            raise ValueError(f"a vocabulary of {vocab.size} has fewer than two tokens besides mask")
+        return dataclasses.replace(
+            self,
+            mask_id=vocab.mask_id,
+            vocab_size=vocab.size,
+            schedule=self.schedule.with_vocab(vocab),
+        )
+
+    @property
+    def tokens(self) -> int:
+        """K, the number of tokens other than the mask."""
+        return self._known()[1] - 1
+
+    def is_token(self, z: Int[Array, "*s"]) -> Bool[Array, "*s"]:
+        """True at ids that a clean token can have: in the vocabulary, and not the mask."""
+        mask_id, size = self._known()
+        return (z >= 0) & (z < size) & (z != mask_id)
+
+    def prior(self, keys: Key[Array, " b"], length: int) -> Int[Array, "b l"]:
+        token, mask = self.noise(jnp.ones(()))
+        share = mask / (mask + self.tokens * token)
+        return self._draw_noise(keys, jnp.full((keys.shape[0], length), share))
+
+    def corrupt(
+        self,
+        keys: Key[Array, " b"],
+        x_0: Int[Array, "b l"],
+        t: Float[Array, "b #l"],
+        may_change: Bool[Array, "b l"] | None = None,
+    ) -> Int[Array, "b l"]:
+        t = jnp.broadcast_to(t, x_0.shape)
+        changes = _uniform(keys, "whether", x_0.shape[1]) < self.schedule.one_minus_alpha(t)
+        if may_change is not None:
+            changes = changes & may_change
+        token, mask = self.noise(t)
+        share = mask / jnp.maximum(mask + self.tokens * token, TINY)
+        return jnp.where(changes, self._draw_noise(keys, share), x_0)
+
+    def probability(
+        self, z_t: Int[Array, "*s"], x_0: Int[Array, "*s"], t: Float[Array, "*s"]
+    ) -> Float[Array, "*s"]:
+        """q(z_t | x_0)."""
+        token, mask = self.noise(t)
+        noise = jnp.where(z_t == self._known()[0], mask, token)
+        return jnp.where(z_t == x_0, self.schedule.alpha(t), 0.0) + noise
+
+    def given_others(
+        self, log_p0: Float[Array, "*n v"], z_t: Int[Array, "*n"], t: Float[Array, "*n"]
+    ) -> Float[Array, "*n v"]:
+        """log r(x_0), the law that is plugged in, from what `posterior` says `log_p0` is.
+
+        `log_p0` has all its mass on clean tokens.
+        """
+        if self.posterior == "plug_in":
+            return log_p0
+        is_own = _columns(log_p0) == z_t[..., None]
+        own = jnp.where(is_own, self.log_own(t)[..., None], 0.0)
+        return jax.nn.log_softmax(log_p0 - own, axis=-1)
+
+    def log_own(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """log q(z_t = x | x_0 = x) / q(z_t = x | x_0 = another), of a token x, in nats."""
+        token, _ = self.noise(t)
+        return jnp.logaddexp(0.0, log(self.schedule.alpha(t)) - log(token))
+
+    def reverse(
+        self,
+        keys: Key[Array, " b"],
+        log_p0: Float[Array, "b l v"],
+        z_t: Int[Array, "b l"],
+        t: Float[Array, "b #l"],
+        s: Float[Array, "b #l"],
+    ) -> Int[Array, "b l"]:
+        b, l, v = log_p0.shape
+        leave, stay, others = self._jump(log_p0, z_t, t, s)
+        jumps = _uniform(keys, "whether", l) * (leave + stay) < leave
+        which = jax.vmap(lambda key: by_row(stream(key, "which"), jnp.arange(l)))(keys)
+        drawn = categorical(which.reshape(b * l), jnp.log(others).reshape(b * l, v))
+        return jnp.where(jumps, drawn.reshape(b, l), z_t)
+
+    def reverse_probabilities(
+        self,
+        log_p0: Float[Array, "b l v"],
+        z_t: Int[Array, "b l"],
+        t: Float[Array, "b #l"],
+        s: Float[Array, "b #l"],
+    ) -> Float[Array, "b l v"]:
+        """The law that `reverse` draws from, over the tokens and the mask."""
+        leave, stay, others = self._jump(log_p0, z_t, t, s)
+        share = leave / jnp.maximum((leave + stay) * others.sum(-1), TINY)
+        return jnp.where(
+            _columns(log_p0) == z_t[..., None],
+            (stay / jnp.maximum(leave + stay, TINY))[..., None],
+            share[..., None] * others,
+        )
+
+    def _jump(self, log_p0, z_t, t, s):
+        """Weights of leaving `z_t` and of staying, and the law of where to, up to its sum."""
+        t, s = jnp.broadcast_to(t, z_t.shape), jnp.broadcast_to(s, z_t.shape)
+        column = _columns(log_p0)
+        # A clean token is never the mask, whatever the parameterization gives there.
+        clean = jax.nn.log_softmax(jnp.where(self.is_token(column), log_p0, -jnp.inf), axis=-1)
+        r = jnp.exp(self.given_others(clean, z_t, t))
+        alpha_s = self.schedule.alpha(s)
+        kept = self.schedule.alpha(t) / jnp.maximum(alpha_s, TINY)
+        token, mask = self.noise(s)
+        noise = jnp.where(column == self._known()[0], mask[..., None], token[..., None])
+        q_s = alpha_s[..., None] * r + jnp.where(column < self._known()[1], noise, 0.0)
+        is_own = column == z_t[..., None]
+        others = jnp.where(is_own, 0.0, q_s)
+        token, mask = self.renewal(s, t)
+        renewed = jnp.where(z_t == self._known()[0], mask, token)
+        stay = (kept + renewed) * jnp.where(is_own, q_s, 0.0).sum(-1)
+        return renewed * others.sum(-1), stay, others
+
+    def _draw_noise(self, keys, mask_share):
+        """The mask with probability `mask_share`, else a token, all alike."""
+        mask_id, _ = self._known()
+        shape = mask_share.shape[1:]
+        is_mask = _uniform(keys, "mask", shape[0]) < mask_share
+        rank = jax.vmap(
+            lambda key: jax.random.randint(stream(key, "token"), shape, 0, self.tokens)
+        )(keys)
+        return jnp.where(is_mask, mask_id, rank + (rank >= mask_id))
+
+    def _known(self) -> tuple[int, int]:
+        if self.mask_id is None or self.vocab_size is None:
+            name = type(self).__name__
+            raise ValueError(f"{name} has no mask_id or vocab_size: call with_vocab first")
+        return self.mask_id, self.vocab_size
+
+
+def log(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """The logarithm, of `TINY` where there is less: finite, with a gradient."""
+    return jnp.log(jnp.maximum(x, TINY))
+
+
+def _uniform(keys: Key[Array, " b"], name: str, length: int) -> Float[Array, "b l"]:
+    return jax.vmap(lambda key: jax.random.uniform(stream(key, name), (length,)))(keys)
+
+
+def _columns(array: Float[Array, "*n v"]) -> Int[Array, "*n v"]:
+    return jax.lax.broadcasted_iota(jnp.int32, array.shape, array.ndim - 1)

@@ -1,0 +1,201 @@
+"""Samplers of score networks (SEDD, arXiv:2310.16834): where a token jumps to, read off the score.
+
+    Tweedie  p(z_s = y | z_t = z) in proportion to (exp(-D Q) s)_y exp(D Q)(y, z)
+    Euler    p(z_s = y | z_t = z) = dt Q(y, z) s_y for y != z
+
+Q holds the rates of the noise (in the first line those of sigma' = 1, in the second those at time
+t), and D = sigma(t) - sigma(s). `Tweedie` undoes exactly the noise of the step, each place by
+itself; `Euler` follows the rates of time t for the length of the step. As the steps grow both
+sample the reverse process, whose law with the true score is that of the data.
+
+    absorbing, z the mask:  Tweedie weighs y by expm1(D) s_y, and staying by 1 - sum of those
+                            Euler   weighs y by dt (-alpha' / alpha) s_y, staying likewise
+    uniform, p = s / sum s: Tweedie weighs y by n (p_y - n), and z by (kept + n) (p_z - n),
+                            kept = alpha_t / alpha_s,  n = (1 - kept) / K
+                            Euler   weighs y by dt (-alpha' / alpha) s_y / K, staying by the rest
+
+(With absorbing noise and alpha linear in t the two are the same.)
+
+No such weight is a probability unless the score is right: a negative one is taken for 0, and the
+weights are divided by their sum. The grid runs from 1 to 0 and its last step is, in both samplers,
+Tweedie's with all noise removed and no mask left (the papers' "denoiser").
+
+Whether a token jumps and where to are two draws, since one draw over all would thin the law of
+"where to" by the step's length, beyond what float32 resolves.
+"""
+
+import abc
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
+
+from mdlm.draws import categorical
+from mdlm.keys import by_row
+from mdlm.parameterizations.base import Parameterization
+from mdlm.parameterizations.score import Score
+from mdlm.processes.base import Process
+from mdlm.processes.masked import Masked
+from mdlm.processes.uniform import Uniform
+from mdlm.samplers.base import Sampler, SampleState, step_keys
+from mdlm.samplers.filters import filter_log_p
+from mdlm.times import cosine_grid, uniform_grid
+from mdlm.types import Denoise, NetInput
+
+Weights = tuple[Float[Array, "b l v"], Float[Array, "b l"]]
+"""Weights of jumping to each token (0 at the one that is there), and of staying."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSampler(Sampler):
+    """`steps` network calls down a `grid` of times, "uniform" or "cosine" (shorter near noise).
+
+    With absorbing noise `temperature`, `top_k` and `top_p` shape the law of a revealed token.
+    """
+
+    processes: ClassVar[tuple[type[Process], ...]] = (Masked, Uniform)
+    parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Score,)
+    steps: int = 128
+    grid: Literal["uniform", "cosine"] = "uniform"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps} is below 1")
+        if self.grid not in ("uniform", "cosine"):
+            raise ValueError(f'grid={self.grid!r} is neither "uniform" nor "cosine"')
+
+    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+        if isinstance(process, Uniform) and (self.temperature, self.top_k, self.top_p) != (1, 0, 1):
+            return (
+                "temperature, top_k and top_p shape the law of a revealed token, and uniform noise"
+                " reveals none"
+            )
+        return parameterization.refuses(process) if isinstance(parameterization, Score) else None
+
+    @abc.abstractmethod
+    def weights(
+        self,
+        log_score: Float[Array, "b l v"],
+        z_t: Int[Array, "b l"],
+        t: Float[Array, "b 1"],
+        s: Float[Array, "b 1"],
+        *,
+        process: Masked | Uniform,
+    ) -> Weights:
+        """The weights of a step from `t` to `s`, none below 0."""
+
+    def step(
+        self,
+        state: SampleState,
+        *,
+        process: Masked | Uniform,
+        parameterization: Score,
+        denoise: Denoise,
+    ) -> SampleState:
+        b, l = state.tokens.shape
+        times = (cosine_grid if self.grid == "cosine" else uniform_grid)(self.steps)
+        t = jnp.full((b, 1), times[state.step])
+        s = jnp.full((b, 1), times[state.step + 1])
+        logits = denoise(NetInput(tokens=state.tokens, t=t)).logits()
+        log_score = parameterization.log_score(logits, state.tokens, process.schedule.sigma(t))
+        is_last = state.step == self.steps - 1
+        others, stay = jax.lax.cond(
+            is_last,
+            lambda: clean_weights(log_score, state.tokens, t, process=process),
+            lambda: self.weights(log_score, state.tokens, t, s, process=process),
+        )
+        u = jax.vmap(lambda key: jax.random.uniform(key, (l,)))(step_keys(state, "whether"))
+        leave = others.sum(-1)
+        jumps = u * (leave + stay) < leave
+        which = jax.vmap(lambda key: by_row(key, jnp.arange(l)))(step_keys(state, "which"))
+        law = filter_log_p(
+            jnp.log(others).reshape(b * l, -1),
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+        )
+        drawn = categorical(which.reshape(b * l), law).reshape(b, l)
+        written = jnp.where(jumps & ~state.is_fixed, drawn, state.tokens)
+        return replace(state, tokens=written, done=jnp.full(b, is_last), nfe=state.nfe + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tweedie(ScoreSampler):
+    """Undoes the noise of each step, place by place (SEDD's "analytic" sampler)."""
+
+    def weights(self, log_score, z_t, t, s, *, process):
+        return tweedie_weights(log_score, z_t, t, s, process=process)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Euler(ScoreSampler):
+    """Jumps at the rates of the step's beginning (tau-leaping)."""
+
+    def weights(self, log_score, z_t, t, s, *, process):
+        schedule = process.schedule
+        rate = (t - s) * -schedule.dalpha(t) / schedule.alpha(t)
+        if isinstance(process, Masked):
+            others = rate[..., None] * _from_masks(log_score, z_t, process)
+        else:
+            score = jnp.where(_column(log_score) == z_t[..., None], 0.0, jnp.exp(log_score))
+            others = rate[..., None] / process.tokens * score
+        return others, jnp.maximum(1 - others.sum(-1), 0.0)
+
+
+def tweedie_weights(
+    log_score: Float[Array, "b l v"],
+    z_t: Int[Array, "b l"],
+    t: Float[Array, "b 1"],
+    s: Float[Array, "b 1"],
+    *,
+    process: Masked | Uniform,
+) -> Weights:
+    """The weights that undo the noise between `s` and `t`."""
+    schedule = process.schedule
+    return _undone(
+        log_score, z_t, process, schedule.alpha_gap(s, t), schedule.alpha(s), schedule.alpha(t)
+    )
+
+
+def clean_weights(
+    log_score: Float[Array, "b l v"],
+    z_t: Int[Array, "b l"],
+    t: Float[Array, "b 1"],
+    *,
+    process: Masked | Uniform,
+) -> Weights:
+    """The weights that undo all noise up to `t`; a mask does not stay."""
+    schedule = process.schedule
+    alpha = schedule.alpha(t)
+    others, stay = _undone(
+        log_score, z_t, process, schedule.one_minus_alpha(t), jnp.ones_like(alpha), alpha
+    )
+    return others, jnp.where(process.is_noise(z_t), 0.0, stay)
+
+
+def _undone(log_score, z_t, process, gap, alpha_s, alpha_t) -> Weights:
+    if isinstance(process, Masked):
+        # expm1 of the step's noise is alpha_s / alpha_t - 1.
+        others = (gap / alpha_t)[..., None] * _from_masks(log_score, z_t, process)
+        return others, jnp.maximum(1 - others.sum(-1), 0.0)
+    kept, noise = alpha_t / alpha_s, gap / alpha_s / process.tokens
+    # The noised law here, one step's noise taken off; it sums to `kept`.
+    p = jnp.maximum(jax.nn.softmax(log_score, axis=-1) - noise[..., None], 0.0)
+    is_own = _column(log_score) == z_t[..., None]
+    stay = (kept + noise) * jnp.where(is_own, p, 0.0).sum(-1)
+    return jnp.where(is_own, 0.0, noise[..., None] * p), stay
+
+
+def _from_masks(log_score, z_t, process):
+    """The scores of tokens at masks; 0 at the mask itself and wherever there is none."""
+    is_token = _column(log_score) != process.mask_id
+    is_masked = process.is_masked(z_t)[..., None]
+    return jnp.where(is_masked & is_token, jnp.exp(log_score), 0.0)
+
+
+def _column(array):
+    return jax.lax.broadcasted_iota(jnp.int32, array.shape, array.ndim - 1)
