@@ -92,7 +92,7 @@ class AttentionMask:
         """
         queries, keys = (jnp.arange(some.start, some.stop) for some in (q, k))
         seen = self.by_place(queries[:, None], keys[None, :])
-        parts = [] if seen is None else [seen[None, None]]
+        parts: list[Any] = [] if seen is None else [seen[None, None]]
         if self.segment_ids is not None:
             ids: Any = self.segments()
             parts.append(ids[:, None, q, None] == ids[:, None, None, k])
