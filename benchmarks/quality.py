@@ -2,15 +2,18 @@
 
     python -m benchmarks.quality run paper muon --corpus books --minutes 5 --core 0
     python -m benchmarks.quality run paper best --corpus books --minutes 12 --seeds 0 1 2
+    python -m benchmarks.quality cost best --corpus books    # of its step, in the paper's
     python -m benchmarks.quality report                  # table, and docs/quality.png
 
 A recipe is `experiments/books.py` with some values changed (`RECIPES` below, by dotted name). All
 get the same time and not the same number of steps: before a run, its step takes turns with the
 paper's in one process, and the median ratio of the two times says how many steps the recipe can
 afford in what the paper's takes; so nothing that happens on the machine meanwhile changes what a
-run is given. Compilation, evaluation and reading the text do not count as time. Each run is an
-ordinary run folder, runs/quality/RECIPE-MINUTES-SEED; `quality.json` in it holds the result. All
-are scored by the NELBO of `Nelbo()`, whatever distribution of times they were trained with.
+run is given. That ratio wants a quiet machine: it varies by a fifth on a busy one, where --cost
+gives one measured before. Compilation, evaluation and reading the text do not count as time. Each
+run is an ordinary run folder, runs/quality/RECIPE-MINUTES-SEED; `quality.json` in it holds the
+result. All are scored by the NELBO of `Nelbo()`, whatever distribution of times they were trained
+with.
 """
 
 import argparse
@@ -190,11 +193,14 @@ def main() -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train recipes one after the other")
-    run.add_argument("recipes", nargs="+", choices=RECIPES)
-    run.add_argument("--corpus", required=True, help="folder of train-*, valid and test .txt.gz")
+    costs = commands.add_parser("cost", help="time of a recipe's step, in steps of the paper's")
+    for sub in (run, costs):
+        sub.add_argument("recipes", nargs="+", choices=RECIPES)
+        sub.add_argument("--corpus", required=True, help="folder of train-*, valid, test .txt.gz")
+        sub.add_argument("--core", type=int, default=0, help="the core to stay on")
     run.add_argument("--minutes", type=float, default=5)
     run.add_argument("--seeds", type=int, nargs="+", default=[0])
-    run.add_argument("--core", type=int, default=0, help="the core to stay on")
+    run.add_argument("--cost", type=float, help="of a step, where it was measured before")
     run.add_argument(
         "--step-seconds", type=float, default=SECONDS_PER_STEP, help="of the paper's recipe"
     )
@@ -215,7 +221,11 @@ def main() -> int:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     dataset = experiment("paper", args.corpus, 1000, 0).data.load(None)
     for recipe in args.recipes:
-        ratio = cost(recipe, dataset, args.corpus)
+        known = args.cost if args.command == "run" else None
+        ratio = known or cost(recipe, dataset, args.corpus)
+        if args.command == "cost":
+            print(f"{recipe} {ratio:.3f}", flush=True)
+            continue
         for seed in args.seeds:
             train(recipe, dataset, args, seed, ratio)
     return 0
