@@ -18,7 +18,7 @@ from mdlm.samplers.left_to_right import LeftToRight
 from mdlm.schedules import LogLinear, Schedule
 from mdlm.types import InputError
 
-EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))
+EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").rglob("*.py"))
 
 
 @pytest.fixture
