@@ -187,10 +187,11 @@ def log_q_of(
     t = jnp.broadcast_to(t, batch.tokens.shape)
     noised = process.schedule.one_minus_alpha(t, batch.tokens)[:, None]
     alpha = process.schedule.alpha(t, batch.tokens)[:, None]
-    log_q = jnp.log(jnp.where(process.is_masked(z_t), noised, alpha))
+    q = jnp.where(process.is_masked(z_t), noised, alpha)
     if batch.is_valid is not None:
-        log_q = jnp.where(batch.is_valid[:, None], log_q, 0.0)
-    return log_q.sum(-1)
+        # Before the logarithm, which at t = 1 has no gradient for a padding that stays visible.
+        q = jnp.where(batch.is_valid[:, None], q, 1.0)
+    return jnp.log(q).sum(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
