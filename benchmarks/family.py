@@ -1,7 +1,7 @@
-"""The family compared: ten methods on the same characters, network, optimizer and tokens.
+"""The family compared: the methods of experiments/family, each for the same number of tokens.
 
     python -m benchmarks.family run --text tinyshakespeare.txt --seeds 0 1 2 --core 0
-    python -m benchmarks.family run ar bd3lm --text tinyshakespeare.txt --seeds 0
+    python -m benchmarks.family run ar mdlm --text tinyshakespeare.txt --seeds 0
     python -m benchmarks.family report          # a table, and docs/family.png
 
 Each run is `mdlm train experiments/family/METHOD.py`, then `mdlm eval`, as anyone would call them,

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Key
 
+from mdlm.keys import by_row
+
 BLOCK = 256
 
 
@@ -34,6 +36,20 @@ def categorical(keys: Key[Array, " n"], logits: Float[Array, "n v"]) -> Int[Arra
     which_block = _pick(uniform[:, 0], mass.sum(-1))
     inside = jnp.take_along_axis(mass, which_block[:, None, None], axis=1)[:, 0]
     return which_block * block + _pick(uniform[:, 1], inside)
+
+
+def categorical_by_position(
+    keys: Key[Array, " b"], logits: Float[Array, "b l v"]
+) -> Int[Array, "b l"]:
+    """One token per position, drawn from `softmax(logits)` with keys folded from the row's."""
+    b, l, v = logits.shape
+    each = jax.vmap(lambda key: by_row(key, jnp.arange(l)))(keys)
+    return categorical(each.reshape(b * l), logits.reshape(b * l, v)).reshape(b, l)
+
+
+def uniforms(keys: Key[Array, " b"], length: int) -> Float[Array, "b l"]:
+    """Uniform numbers in [0, 1), `length` for each row's key."""
+    return jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys)
 
 
 def _pick(uniform: Float[Array, " n"], mass: Float[Array, "n m"]) -> Int[Array, " n"]:

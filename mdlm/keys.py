@@ -19,6 +19,11 @@ def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
+def streams(keys: Key[Array, " n"], name: str) -> Key[Array, " n"]:
+    """The stream `name` of each key."""
+    return jax.vmap(lambda key: stream(key, name))(keys)
+
+
 def by_row(key: Key[Array, ""], row: Int[Array, " n"]) -> Key[Array, " n"]:
     """One key per entry of `row`."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, row)

@@ -23,7 +23,7 @@ from jax import Array
 from jaxtyping import Float, Int, Key
 
 from mdlm.schedules import Schedule, check_eps
-from mdlm.types import ArrayTree, Vocab
+from mdlm.types import ArrayTree, Vocab, with_ids
 
 
 class PerToken(Schedule):
@@ -108,9 +108,7 @@ class LearnedPolynomial(PerToken):
             raise ValueError(f"power={self.power} is not positive")
 
     def with_vocab(self, vocab: Vocab) -> Self:
-        if self.vocab_size not in (None, vocab.size):
-            raise ValueError(f"vocab_size={self.vocab_size}, but the vocabulary's is {vocab.size}")
-        return replace(self, vocab_size=vocab.size)
+        return with_ids(self, vocab)
 
     def init(self, key: Key[Array, ""]) -> ArrayTree:
         if self.vocab_size is None:

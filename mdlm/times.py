@@ -10,6 +10,7 @@ grid runs exactly from 1 to 0.
 import abc
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,17 @@ def restrict(u: Float[Array, "*s"], t_min: float) -> Float[Array, "*s"]:
     return t_min + (1 - t_min) * u
 
 
+def step_of_chain(
+    u: Float[Array, "*s"], steps: int
+) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
+    """s = k / steps and t = (k + 1) / steps for uniform `u`, all steps alike.
+
+    Both from the integer, so that the first step's s is 0 itself.
+    """
+    k = jnp.clip(jnp.floor(u * steps), 0, steps - 1)
+    return k / steps, (k + 1) / steps
+
+
 def balanced_order(rows: int) -> np.ndarray:
     """The stratum of each row of a global batch: rank of the row's radical inverse in base 2.
 
@@ -109,6 +121,15 @@ def balanced_order(rows: int) -> np.ndarray:
     stratum = np.empty(rows, dtype=np.int32)
     stratum[np.argsort(inverse)] = place
     return stratum
+
+
+Grid = Literal["uniform", "cosine"]
+"""Kinds of sampling grids."""
+
+
+def grid_of(kind: Grid, steps: int) -> Float[Array, " n"]:
+    """`steps + 1` times from exactly 1 to exactly 0."""
+    return cosine_grid(steps) if kind == "cosine" else uniform_grid(steps)
 
 
 def uniform_grid(steps: int) -> Float[Array, " n"]:

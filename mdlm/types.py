@@ -8,6 +8,7 @@ noise level per sequence, `[b, l]` for one per token. Losses are in nats, float3
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, dataclass_transform
@@ -48,6 +49,20 @@ class Vocab:
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.size:
                 raise ValueError(f"{name}={value} is not an id of a vocabulary of {self.size}")
+
+
+def with_ids(component: Any, vocab: Vocab) -> Any:
+    """A component whose `mask_id` and `vocab_size`, such as it has, are those of `vocab`.
+
+    Raises ValueError where one was set by hand and `vocab` says otherwise.
+    """
+    theirs = {"mask_id": vocab.mask_id, "vocab_size": vocab.size}
+    own = [field.name for field in dataclasses.fields(component) if field.name in theirs]
+    for name in own:
+        mine = getattr(component, name)
+        if mine not in (None, theirs[name]):
+            raise ValueError(f"{name}={mine}, but the vocabulary's is {theirs[name]}")
+    return dataclasses.replace(component, **{name: theirs[name] for name in own})
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

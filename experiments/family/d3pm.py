@@ -4,7 +4,7 @@
 
 Masked noise in 1,000 steps; a law of the clean token that carries nothing over and may lie on the
 mask.
-Data: that of experiments/shakespeare.py, in rows of 128 characters. The ten experiments of this
+Data: that of experiments/shakespeare.py, in rows of 128 characters. The experiments of this
 folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
 Hardware: one CPU core, about three minutes.
 """

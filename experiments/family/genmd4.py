@@ -4,7 +4,7 @@
 
 Masked noise at a learned rate for each token; gradients of the rates by two noised copies of each
 row, so a step asks the network about twice as many tokens.
-Data: that of experiments/shakespeare.py, in rows of 128 characters. The ten experiments of this
+Data: that of experiments/shakespeare.py, in rows of 128 characters. The experiments of this
 folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
 Hardware: one CPU core, about three minutes.
 """

@@ -3,7 +3,7 @@
     mdlm train experiments/family/gidd.py --data.source.train tinyshakespeare.txt
 
 Noise that is mostly the mask and a tenth uniform; its NELBO, trained with the dynamic weights.
-Data: that of experiments/shakespeare.py, in rows of 128 characters. The ten experiments of this
+Data: that of experiments/shakespeare.py, in rows of 128 characters. The experiments of this
 folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
 Hardware: one CPU core, about three minutes.
 """

@@ -4,7 +4,7 @@
 
 Masked noise, linear, its times one grid with a random offset; the network is told the time, and
 samples are drawn on a cosine grid.
-Data: that of experiments/shakespeare.py, in rows of 128 characters. The ten experiments of this
+Data: that of experiments/shakespeare.py, in rows of 128 characters. The experiments of this
 folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
 Hardware: one CPU core, about three minutes.
 """

@@ -3,7 +3,7 @@
     mdlm train experiments/family/mdlm.py --data.source.train tinyshakespeare.txt
 
 Masked noise, log-linear; SUBS; the continuous-time NELBO. The network is not told the time.
-Data: that of experiments/shakespeare.py, in rows of 128 characters. The ten experiments of this
+Data: that of experiments/shakespeare.py, in rows of 128 characters. The experiments of this
 folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
 Hardware: one CPU core, about three minutes.
 """

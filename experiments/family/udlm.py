@@ -3,7 +3,7 @@
     mdlm train experiments/family/udlm.py --data.source.train tinyshakespeare.txt
 
 Uniform noise: a token becomes any other; its continuous-time NELBO, over all positions.
-Data: that of experiments/shakespeare.py, in rows of 128 characters. The ten experiments of this
+Data: that of experiments/shakespeare.py, in rows of 128 characters. The experiments of this
 folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
 Hardware: one CPU core, about three minutes.
 """

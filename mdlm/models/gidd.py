@@ -15,7 +15,7 @@ is noisy. So what a prompt is to the network does not change while the rest is s
 """
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,14 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Key
 
-from mdlm.keys import by_row, stream
+from mdlm.keys import stream
 from mdlm.models.attention_mask import AttentionMask
 from mdlm.models.layers import Embedding, Linear, Precision, RMSNorm, compute_dtype, dropout
 from mdlm.models.mlp import MLP
 from mdlm.models.network import Network
 from mdlm.models.readout import Readout
-from mdlm.models.rotary import rotary_table, rotate
-from mdlm.models.transformer import UNROLLED, Remat, Table, remembering
+from mdlm.models.rotary import rotate
+from mdlm.models.transformer import Remat, Table, check_sizes, run_stack, stack
 from mdlm.types import NetInput
 
 CAP = 30.0
@@ -60,22 +60,9 @@ class ScaledTransformer(Network):
     logits_chunk: int = 5 * 2**20
 
     def __post_init__(self):
-        for name in ("width", "depth", "heads", "logits_chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.width % (2 * self.heads):
-            raise ValueError(
-                f"width={self.width} must be an even multiple of heads={self.heads}"
-                " (rotary turns pairs of a head's entries)"
-            )
+        check_sizes(self, dtype=Precision, remat=Remat)
         if self.hidden < 0:
             raise ValueError(f"hidden={self.hidden} must be at least 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
-        for name, kind in (("dtype", Precision), ("remat", Remat)):
-            if getattr(self, name) not in get_args(kind):
-                choices = ", ".join(get_args(kind))
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {choices}")
 
     @property
     def hidden_width(self) -> int:
@@ -151,13 +138,7 @@ class ScaledModule(nnx.Module):
         self.config = config
         self.dtype = compute_dtype(config.dtype)
         self.embed = Embedding(columns, config.width, rngs)
-
-        @nnx.split_rngs(splits=config.depth)
-        @nnx.vmap
-        def blocks(rngs):
-            return ScaledBlock(config, rngs, dtype=self.dtype)
-
-        self.blocks = blocks(rngs)
+        self.blocks = stack(lambda rngs: ScaledBlock(config, rngs, dtype=self.dtype), config, rngs)
         self.norm = RMSNorm(config.width)
         self.head = Linear(config.width, columns, rngs, dtype=self.dtype, use_bias=False, zero=True)
 
@@ -170,21 +151,14 @@ class ScaledModule(nnx.Module):
     ) -> Readout:
         if condition is not None:
             raise ValueError("ScaledTransformer has no input for the noise level")
-        l = inputs.tokens.shape[1]
-        positions = jnp.arange(l)[None] if inputs.positions is None else inputs.positions
-        table = rotary_table(positions, self.config.width // self.config.heads)
         may_see = _may_see(inputs)
-        keys = None if key is None else by_row(key, jnp.arange(self.config.depth))
 
-        def step(x, layer):
-            block, key = layer
-            return block(x, may_see, table, key=key), None
+        def apply(block: Any, x: Array, table: Table, key: Key[Array, ""] | None) -> Array:
+            return block(x, may_see, table, key=key)
 
         with jax.named_scope("embed"):
             x = self.embed(inputs.tokens)
-        unroll = UNROLLED if jax.default_backend() == "cpu" else 1
-        step = remembering(self.config.remat, step)
-        x = jax.lax.scan(step, x, (self.blocks, keys), unroll=unroll)[0]
+        x = run_stack(apply, self.blocks, self.config, x, inputs, key)
         with jax.named_scope("head"):
             hidden = (self.norm(x) * (512 / self.config.width)).astype(self.dtype)
         return Readout(hidden, *self.head.arrays(), chunk=self.config.logits_chunk)

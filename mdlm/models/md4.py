@@ -13,7 +13,7 @@ neighbouring entries. The head starts at 0, as in our other networks, so all log
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Key
 
-from mdlm.keys import by_row, stream
+from mdlm.keys import stream
 from mdlm.models.attention import Implementation, attention
 from mdlm.models.attention_mask import AttentionMask
 from mdlm.models.layers import (
@@ -38,8 +38,8 @@ from mdlm.models.layers import (
 from mdlm.models.mlp import GATES, MLP
 from mdlm.models.network import Network
 from mdlm.models.readout import Readout
-from mdlm.models.rotary import rotary_table, rotate_pairs
-from mdlm.models.transformer import UNROLLED, Remat, Table, remembering
+from mdlm.models.rotary import rotate_pairs
+from mdlm.models.transformer import Remat, Table, check_sizes, run_blocks, stack
 from mdlm.types import NetInput
 
 Gate = Literal["swiglu", "geglu", "glu"]
@@ -77,26 +77,11 @@ class MD4Transformer(Network):
     logits_chunk: int = 5 * 2**20
 
     def __post_init__(self):
-        for name in ("width", "depth", "heads", "logits_chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.width % (2 * self.heads):
-            raise ValueError(f"width={self.width} must be an even multiple of heads={self.heads}")
+        check_sizes(self, mlp=Gate, dtype=Precision, attention=Implementation, remat=Remat)
         if self.cond_dim % 2 or self.cond_dim == 2 or self.cond_dim < 0:
             raise ValueError(f"cond_dim={self.cond_dim} must be 0, or even and at least 4")
         if self.embed_width < 0:
             raise ValueError(f"embed_width={self.embed_width} must be at least 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
-        for name, kind in (
-            ("mlp", Gate),
-            ("dtype", Precision),
-            ("attention", Implementation),
-            ("remat", Remat),
-        ):
-            if getattr(self, name) not in get_args(kind):
-                choices = ", ".join(get_args(kind))
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {choices}")
 
     def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
         width, cond = self.width, self.cond_dim
@@ -209,13 +194,7 @@ class MD4Module(nnx.Module):
         self.time: Any = TimeEmbedding(config.cond_dim, rngs) if config.cond_dim else None
         self.embed = Embedding(columns, narrow or width, rngs)
         self.widen: Any = Linear(narrow, width, rngs, dtype=self.dtype) if narrow else None
-
-        @nnx.split_rngs(splits=config.depth)
-        @nnx.vmap
-        def stack(rngs):
-            return MD4Block(config, rngs, self.dtype)
-
-        self.blocks = stack(rngs)
+        self.blocks = stack(lambda rngs: MD4Block(config, rngs, self.dtype), config, rngs)
         self.norm = norm(config)
         self.modulation: Any = modulation(config, 2, rngs)
         self.head = Linear(width, columns, rngs, dtype=self.dtype, use_bias=False, zero=True)
@@ -232,30 +211,13 @@ class MD4Module(nnx.Module):
             x = self.embed(inputs.tokens)
             if self.widen is not None:
                 x = self.widen(x).astype(jnp.float32)
-        x = self._run(x, inputs, cond, key)
+        x = run_blocks(self.blocks, x, inputs, causal=False, cond=cond, key=key)
         with jax.named_scope("head"):
             hidden = self.norm(x)
             if self.modulation is not None:
                 hidden = modulate(hidden, *jnp.split(self.modulation(cond), 2, axis=-1))
             hidden = hidden.astype(self.dtype)
         return Readout(hidden, *self.head.arrays(), chunk=self.config.logits_chunk)
-
-    def _run(self, x, inputs: NetInput, cond, key: Key[Array, ""] | None):
-        config = self.config
-        positions = inputs.positions
-        if positions is None:
-            positions = jnp.arange(x.shape[1])[None]
-        table = rotary_table(positions, config.width // config.heads)
-        mask = AttentionMask(is_valid=inputs.is_valid, segment_ids=inputs.segment_ids)
-        keys = None if key is None else by_row(key, jnp.arange(config.depth))
-
-        def step(x, layer):
-            block, key = layer
-            return block(x, mask, table, cond=cond, key=key), None
-
-        unroll = UNROLLED if jax.default_backend() == "cpu" else 1
-        layers = (self.blocks, keys)
-        return jax.lax.scan(remembering(config.remat, step), x, layers, unroll=unroll)[0]
 
     def _cond(self, inputs: NetInput, condition: Float[Array, "b #l"] | None):
         """act(c), which all modulations read."""

@@ -10,9 +10,9 @@ of `depth`; `jax.lax.scan` runs along it.
 """
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -75,26 +75,14 @@ class Transformer(Network):
     logits_chunk: int = 5 * 2**20
 
     def __post_init__(self):
-        for name in ("width", "depth", "heads", "logits_chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.width % (2 * self.heads):
-            raise ValueError(
-                f"width={self.width} must be an even multiple of heads={self.heads}"
-                " (rotary turns pairs of a head's entries)"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
-        for name, kind in (
-            ("norm", NormKind),
-            ("mlp", MLPKind),
-            ("dtype", Precision),
-            ("attention", Implementation),
-            ("remat", Remat),
-        ):
-            if getattr(self, name) not in get_args(kind):
-                choices = ", ".join(get_args(kind))
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {choices}")
+        check_sizes(
+            self,
+            norm=NormKind,
+            mlp=MLPKind,
+            dtype=Precision,
+            attention=Implementation,
+            remat=Remat,
+        )
 
     @property
     @abc.abstractmethod
@@ -112,6 +100,25 @@ class Transformer(Network):
             rows * (length * self.depth * (per_token + attended) + per_row)
             + scored * width * columns
         )
+
+
+def check_sizes(config: Any, **kinds: Any) -> None:
+    """ValueError where sizes that all transformers have are impossible, or a field is none of the
+    values of its `Literal` in `kinds`."""
+    for name in ("width", "depth", "heads", "logits_chunk"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
+    if config.width % (2 * config.heads):
+        raise ValueError(
+            f"width={config.width} must be an even multiple of heads={config.heads}"
+            " (rotary turns pairs of a head's entries)"
+        )
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout={config.dropout} must lie in [0, 1)")
+    for name, kind in kinds.items():
+        if getattr(config, name) not in get_args(kind):
+            choices = ", ".join(get_args(kind))
+            raise ValueError(f"{name}={getattr(config, name)!r} must be one of {choices}")
 
 
 class Block(nnx.Module):
@@ -175,17 +182,29 @@ class Block(nnx.Module):
         return jnp.split(self.modulation(cond), 6, axis=-1)
 
 
+class StackConfig(Protocol):
+    """What the loop over a stack of blocks has to know."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def remat(self) -> Remat: ...
+
+
 def stack_blocks(
     config: Transformer, rngs: nnx.Rngs, *, cond_dim: int | None, dtype: jnp.dtype
 ) -> Block:
     """`config.depth` blocks as one: every parameter has a leading axis of that size."""
+    return stack(lambda rngs: Block(config, rngs, cond_dim=cond_dim, dtype=dtype), config, rngs)
 
-    @nnx.split_rngs(splits=config.depth)
-    @nnx.vmap
-    def make(rngs):
-        return Block(config, rngs, cond_dim=cond_dim, dtype=dtype)
 
-    return make(rngs)
+def stack(make: Callable[[nnx.Rngs], Any], config: StackConfig, rngs: nnx.Rngs) -> Any:
+    """As many modules as the depth as one, whose parameters have a leading axis of that size."""
+    return nnx.split_rngs(splits=config.depth)(nnx.vmap(make))(rngs)
 
 
 def run_blocks(
@@ -199,18 +218,33 @@ def run_blocks(
     key: Key[Array, ""] | None,
 ) -> Float[Array, "b l d"]:
     """`x` after all blocks, in order; each block's dropout key is folded from `key`."""
-    config = blocks.config
-    l = x.shape[1]
-    positions = jnp.arange(l)[None] if inputs.positions is None else inputs.positions
-    table = rotary_table(positions, config.width // config.heads)
     mask = AttentionMask(
         causal=causal, halves=halves, is_valid=inputs.is_valid, segment_ids=inputs.segment_ids
     )
-    keys = None if key is None else by_row(key, jnp.arange(blocks.norm1.scale.shape[0]))
+
+    def apply(block: Any, x: Array, table: Table, key: Key[Array, ""] | None) -> Array:
+        return block(x, mask, table, cond=cond, key=key)
+
+    return run_stack(apply, blocks, blocks.config, x, inputs, key)
+
+
+def run_stack(
+    apply: Callable[..., Array],
+    blocks: Any,
+    config: StackConfig,
+    x: Float[Array, "b l d"],
+    inputs: NetInput,
+    key: Key[Array, ""] | None,
+) -> Float[Array, "b l d"]:
+    """`x` after `apply(block, x, rotary table, key)` of each of the stacked blocks, in order."""
+    l = x.shape[1]
+    positions = jnp.arange(l)[None] if inputs.positions is None else inputs.positions
+    table = rotary_table(positions, config.width // config.heads)
+    keys = None if key is None else by_row(key, jnp.arange(config.depth))
 
     def step(x, layer):
         block, key = layer
-        return block(x, mask, table, cond=cond, key=key), None
+        return apply(block, x, table, key), None
 
     unroll = UNROLLED if jax.default_backend() == "cpu" else 1
     return jax.lax.scan(remembering(config.remat, step), x, (blocks, keys), unroll=unroll)[0]

@@ -22,7 +22,7 @@ from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.schedules import Schedule
 from mdlm.times import TimeSampler
-from mdlm.types import Batch, Denoise, LossTerms, NetInput, Prediction, Sees, Vocab
+from mdlm.types import ArrayTree, Batch, Denoise, LossTerms, NetInput, Prediction, Sees, Vocab
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,6 @@ def weighted_cross_entropy(
 
     Rows of weight 0 are never computed, so `weight` carries all masks but the loss mask.
     """
-    count = batch.loss_mask.astype(jnp.float32)
     rows = {
         "x_0": batch.tokens,
         "z_t": z_t,
@@ -104,9 +103,24 @@ def weighted_cross_entropy(
     def cross_entropy(logits, rows, _):
         return -parameterization.log_p0_of(rows["x_0"], logits, rows["z_t"], rows["t"])
 
+    return weighted_sum(prediction, batch, cross_entropy, rows, weight)
+
+
+def weighted_sum(
+    prediction: Prediction,
+    batch: Batch,
+    loss: Callable[..., Float[Array, " n"]],
+    rows: ArrayTree,
+    weight: Float[Array, "b #l"],
+) -> LossTerms:
+    """`sum w * loss(logits, rows, None)` over the scored tokens; the bound is the same sum.
+
+    As in `Prediction.reduce_rows`, of which `loss` and `rows` are the arguments.
+    """
+    count = batch.loss_mask.astype(jnp.float32)
     weight = jnp.broadcast_to(weight, count.shape).astype(jnp.float32) * count
     with jax.named_scope("head"):
-        total, values = prediction.reduce_rows(cross_entropy, rows, weight)
+        total, values = prediction.reduce_rows(loss, rows, weight)
     scored = (weight != 0).astype(jnp.float32)
     return LossTerms(
         total=total, values=values, bound=values, count=count, scored=scored, scalars={}
@@ -133,6 +147,26 @@ def scored_tokens(batch: Batch) -> Bool[Array, "b l"]:
     return batch.loss_mask if batch.is_valid is None else batch.loss_mask & batch.is_valid
 
 
+def uniform_of_rows(times: TimeSampler, key: Key[Array, ""], batch: Batch) -> Float[Array, "b 1"]:
+    """The u that becomes each row's time, from the objective's key."""
+    return times.sample(stream(key, "times"), batch.row, batch.rows)[:, None]
+
+
+def noised(
+    process: Process,
+    key: Key[Array, ""],
+    batch: Batch,
+    t: Float[Array, "b #l"],
+    may_change: Bool[Array, "b l"] | None = None,
+) -> Int[Array, "b l"]:
+    """The rows noised to `t`, from the objective's key: the tokens that `may_change`, by default
+    all valid ones."""
+    keys = by_row(stream(key, "corrupt"), batch.row)
+    return process.corrupt(
+        keys, batch.tokens, t, batch.is_valid if may_change is None else may_change
+    )
+
+
 def noise_and_score(
     key: Key[Array, ""],
     batch: Batch,
@@ -149,11 +183,8 @@ def noise_and_score(
     Noise reaches the tokens that `may_change`, by default all valid ones.
     """
     with jax.named_scope("noise"):
-        u = times.sample(stream(key, "times"), batch.row, batch.rows)[:, None]
-        t, weight = place(process.schedule, u)
-        keys = by_row(stream(key, "corrupt"), batch.row)
-        may_change = batch.is_valid if may_change is None else may_change
-        z_t = process.corrupt(keys, batch.tokens, t, may_change)
+        t, weight = place(process.schedule, uniform_of_rows(times, key, batch))
+        z_t = noised(process, key, batch, t, may_change)
     return score_masked(
         batch,
         z_t=z_t,

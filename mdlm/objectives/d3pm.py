@@ -36,13 +36,20 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Key
 
-from mdlm.keys import by_row, stream
-from mdlm.objectives.base import Objective, ask, weighted_cross_entropy
+from mdlm.keys import stream
+from mdlm.objectives.base import (
+    Objective,
+    ask,
+    noised,
+    uniform_of_rows,
+    weighted_cross_entropy,
+    weighted_sum,
+)
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.mean import Mean
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.times import LowDiscrepancy, TimeSampler
+from mdlm.times import LowDiscrepancy, TimeSampler, step_of_chain
 from mdlm.types import Batch, Denoise, LossTerms
 
 
@@ -82,10 +89,8 @@ class D3PM(Objective):
         denoise: Denoise,
     ) -> LossTerms:
         with jax.named_scope("noise"):
-            u = self.times.sample(stream(key, "times"), batch.row, batch.rows)[:, None]
-            s, t = self.place(u)
-            keys = by_row(stream(key, "corrupt"), batch.row)
-            z_t = process.corrupt(keys, batch.tokens, t, batch.is_valid)
+            s, t = self.place(uniform_of_rows(self.times, key, batch))
+            z_t = noised(process, key, batch, t)
         parts = {"process": process, "parameterization": parameterization, "denoise": denoise}
         terms = score_step(
             batch, z_t=z_t, s=s, t=t, scale=self.steps, key=stream(key, "dropout"), **parts
@@ -108,9 +113,7 @@ class D3PM(Objective):
 
     def place(self, u: Float[Array, "b 1"]) -> tuple[Float[Array, "b 1"], Float[Array, "b 1"]]:
         """The step's times s = k / T and t = (k + 1) / T for uniform `u`."""
-        # Both from the integer, so that the first step's s is 0 itself.
-        k = jnp.clip(jnp.floor(u * self.steps), 0, self.steps - 1)
-        return k / self.steps, (k + 1) / self.steps
+        return step_of_chain(u, self.steps)
 
 
 def score_step(
@@ -156,15 +159,9 @@ def score_step(
             + rows["stay_over_reveal"] * jnp.log1p(-rows["reveal"] * share)
         )
 
-    count = batch.loss_mask.astype(jnp.float32)
-    weight = jnp.where(process.is_masked(z_t), scale * gap / noised_t, 0.0) * count
+    weight = jnp.where(process.is_masked(z_t), scale * gap / noised_t, 0.0)
     prediction = ask(denoise, batch, tokens=z_t, t=t, key=key)
-    with jax.named_scope("head"):
-        total, values = prediction.reduce_rows(divergence, rows, weight)
-    scored = (weight != 0).astype(jnp.float32)
-    return LossTerms(
-        total=total, values=values, bound=values, count=count, scored=scored, scalars={}
-    )
+    return weighted_sum(prediction, batch, divergence, rows, weight)
 
 
 def score_clean(

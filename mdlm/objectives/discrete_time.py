@@ -11,7 +11,6 @@ the first bin needs no care: nothing is divided by s.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Key
 
@@ -20,7 +19,7 @@ from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.schedules import Schedule
-from mdlm.times import LowDiscrepancy, TimeSampler
+from mdlm.times import LowDiscrepancy, TimeSampler, step_of_chain
 from mdlm.types import Batch, Denoise, LossTerms
 
 
@@ -62,6 +61,5 @@ class DiscreteNelbo(Objective):
         self, schedule: Schedule, u: Float[Array, "b 1"]
     ) -> tuple[Float[Array, "b 1"], Float[Array, "b 1"]]:
         """Times k / T and the weights T (alpha_s - alpha_t) / (1 - alpha_t) for uniform `u`."""
-        k = jnp.clip(jnp.floor(u * self.steps), 0, self.steps - 1)
-        t, s = (k + 1) / self.steps, k / self.steps
+        s, t = step_of_chain(u, self.steps)
         return t, self.steps * schedule.alpha_gap(s, t) / schedule.one_minus_alpha(t)

@@ -32,12 +32,12 @@ from jax import Array
 from jaxtyping import Float, Int, Key
 
 from mdlm.keys import by_row, stream
-from mdlm.objectives.base import Objective, ask
+from mdlm.objectives.base import Objective, ask, uniform_of_rows
 from mdlm.parameterizations.base import Parameterization
 from mdlm.per_token_schedules import PerToken
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.times import LowDiscrepancy, TimeSampler, restrict
+from mdlm.times import LowDiscrepancy, TimeSampler, restrict, step_of_chain
 from mdlm.types import Batch, Denoise, LossTerms, pytree
 
 
@@ -93,8 +93,7 @@ class PerTokenBound(Objective):
     ) -> LossTerms:
         schedule = schedule_of(process)
         with jax.named_scope("noise"):
-            u = self.times.sample(stream(key, "times"), batch.row, batch.rows)[:, None]
-            at = self.moments(u)
+            at = self.moments(uniform_of_rows(self.times, key, batch))
             z_t = []
             for copy in range(2 if schedule.learns else 1):
                 noise = jax.random.fold_in(stream(key, "corrupt"), copy)
@@ -260,13 +259,8 @@ class GeneralizedDiscreteNelbo(PerTokenBound):
             raise ValueError(f"steps={self.steps} is not a number of time steps")
 
     def moments(self, u: Float[Array, "b 1"]) -> Moment:
-        k = jnp.clip(jnp.floor(u * self.steps), 0, self.steps - 1)
-        return Moment(
-            t=(k + 1) / self.steps,
-            s=k / self.steps,
-            is_last=k == 0,
-            scale=jnp.full_like(u, self.steps),
-        )
+        s, t = step_of_chain(u, self.steps)
+        return Moment(t=t, s=s, is_last=s == 0, scale=jnp.full_like(u, self.steps))
 
     def divergence(self, schedule, at, x_0, log_mu_x, mu):
         # The last step is another's business; s = 0 would spoil the gradient here all the same.

@@ -26,24 +26,20 @@ from typing import ClassVar, Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Bool, Float, Int
 
-from mdlm.keys import by_row, stream
-from mdlm.objectives.base import Objective
-from mdlm.objectives.interpolating import elbo_weight, refuse_mask_mass, score
+from mdlm.objectives.interpolating import InterpolatingNelbo, elbo_weight
 from mdlm.parameterizations.base import Parameterization
-from mdlm.parameterizations.mean import Mean
 from mdlm.processes.base import Process
 from mdlm.processes.hybrid import Hybrid, LogSNRHybrid
 from mdlm.processes.interpolating import TINY, Interpolating
 from mdlm.times import BELOW_ONE, Antithetic, TimeSampler
-from mdlm.types import Batch, Denoise, LossTerms
 
 Weights = Literal["elbo", "clip", "dynamic_as_in_paper", "dynamic_as_in_code", "log_snr"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class HybridNelbo(Objective):
+class HybridNelbo(InterpolatingNelbo):
     """Trains KL + IS by `weights` and reports the NELBO, in nats. All tokens are scored.
 
     Args:
@@ -55,7 +51,6 @@ class HybridNelbo(Objective):
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Hybrid, LogSNRHybrid)
-    parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Mean,)
     protocol: ClassVar[str] = "NELBO, continuous time, hybrid noise"
     weights: Weights = "dynamic_as_in_paper"
     max_weight: float = 2.0
@@ -75,62 +70,9 @@ class HybridNelbo(Objective):
         if self.weights.startswith("dynamic") and not isinstance(process, Hybrid):
             name = type(process).__name__
             return f"dynamic weights are those of process=Hybrid(...), not of {name}(...)"
-        return refuse_mask_mass(parameterization)
-
-    def __call__(
-        self,
-        key: Key[Array, ""],
-        batch: Batch,
-        *,
-        process: Interpolating,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> LossTerms:
-        with jax.named_scope("noise"):
-            u = self.times.sample(stream(key, "times"), batch.row, batch.rows)[:, None]
-            t, is_last = self.place(u)
-            keys = by_row(stream(key, "corrupt"), batch.row)
-            z_t = process.corrupt(keys, batch.tokens, t, batch.is_valid)
-        return self.score_noised(
-            batch,
-            z_t=z_t,
-            t=t,
-            is_last=is_last,
-            process=process,
-            parameterization=parameterization,
-            denoise=denoise,
-            key=stream(key, "dropout"),
-        )
-
-    def score_noised(
-        self,
-        batch: Batch,
-        *,
-        z_t: Int[Array, "b l"],
-        t: Float[Array, "b #l"],
-        is_last: Bool[Array, "b #l"],
-        process: Interpolating,
-        parameterization: Parameterization,
-        denoise: Denoise,
-        key: Key[Array, ""] | None = None,
-    ) -> LossTerms:
-        """The loss of given noised rows; where `is_last`, of the step to clean tokens."""
-        at = jnp.broadcast_to(t, z_t.shape)
-        return score(
-            batch,
-            z_t=z_t,
-            t=t,
-            weight=self.training_weight(process, z_t, batch.tokens, at),
-            is_last=is_last,
-            last_weight=1 / self.t_min,
-            process=process,
-            parameterization=parameterization,
-            denoise=denoise,
-            key=key,
-        )
+        return super().refuses(process, parameterization)
 
     def place(self, u: Float[Array, "b 1"]) -> tuple[Float[Array, "b 1"], Bool[Array, "b 1"]]:
-        """Times for uniform `u`, and which of the rows are at the reconstruction."""
         if self.reconstruction:
             return jnp.clip(u, self.t_min, BELOW_ONE), u < self.t_min
         return self.t_min + (1 - 2 * self.t_min) * u, jnp.zeros_like(u, bool)

@@ -19,15 +19,127 @@ r = 1, no two near numbers are subtracted where it would matter:
     KL = (alpha + n) (log_own - L(x)) - n sum over k != x of L(k),   log h = [z = x] log_own - L(z)
 """
 
+import abc
+from dataclasses import dataclass
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
-from mdlm.objectives.base import ask
+from mdlm.keys import stream
+from mdlm.objectives.base import Objective, ask, noised, uniform_of_rows
 from mdlm.parameterizations.base import Parameterization
+from mdlm.parameterizations.mean import Mean
+from mdlm.processes.base import Process
 from mdlm.processes.interpolating import TINY, Interpolating, log
+from mdlm.times import LowDiscrepancy, TimeSampler
 from mdlm.types import Batch, Denoise, LossTerms
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolatingNelbo(Objective):
+    """What the bounds of uniform and of hybrid noise share. All tokens are scored.
+
+    Args:
+        times: how u is drawn over the batch, before it becomes a time.
+        t_min: the time at which the integral stops.
+    """
+
+    parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Mean,)
+    times: TimeSampler = LowDiscrepancy()
+    t_min: float = 1e-3
+
+    @abc.abstractmethod
+    def place(self, u: Float[Array, "b 1"]) -> tuple[Float[Array, "b 1"], Bool[Array, "b 1"]]:
+        """Times for uniform `u`, and which of the rows are at the reconstruction."""
+
+    def training_weight(
+        self,
+        process: Interpolating,
+        z_t: Int[Array, "b l"],
+        x_0: Int[Array, "b l"],
+        t: Float[Array, "b l"],
+    ) -> Float[Array, "b l"]:
+        """The weight of KL + IS in the loss; by default that of the bound."""
+        return elbo_weight(process, z_t, x_0, t)
+
+    def prior_term(self, process: Interpolating) -> Float[Array, ""] | float:
+        """What the bound has besides, for each token: how far z_1 is from the prior."""
+        return 0.0
+
+    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+        if isinstance(parameterization, Mean) and parameterization.mask_has_mass:
+            return "a clean token is never the mask; use parameterization=Mean(mask_has_mass=False)"
+        return None
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        batch: Batch,
+        *,
+        process: Interpolating,
+        parameterization: Parameterization,
+        denoise: Denoise,
+    ) -> LossTerms:
+        with jax.named_scope("noise"):
+            t, is_last = self.place(uniform_of_rows(self.times, key, batch))
+            z_t = noised(process, key, batch, t)
+        return self.score_noised(
+            batch,
+            z_t=z_t,
+            t=t,
+            is_last=is_last,
+            process=process,
+            parameterization=parameterization,
+            denoise=denoise,
+            key=stream(key, "dropout"),
+        )
+
+    def score_noised(
+        self,
+        batch: Batch,
+        *,
+        z_t: Int[Array, "b l"],
+        t: Float[Array, "b #l"],
+        is_last: Bool[Array, "b #l"],
+        process: Interpolating,
+        parameterization: Parameterization,
+        denoise: Denoise,
+        key: Key[Array, ""] | None = None,
+    ) -> LossTerms:
+        """The loss of given noised rows: the training weight times KL + IS, of which the bound is
+        reported; where `is_last`, loss and bound are 1 / t_min times the cross-entropy, that of
+        the step that makes clean tokens."""
+        count = batch.loss_mask.astype(jnp.float32)
+        rows = {
+            "x_0": batch.tokens,
+            "z_t": z_t,
+            "t": jnp.broadcast_to(t, z_t.shape),
+            "is_last": jnp.broadcast_to(is_last, z_t.shape),
+        }
+        places = (process, z_t, batch.tokens, rows["t"])
+        trained, bound_weight = (
+            jnp.where(is_last, 1 / self.t_min, weight).astype(jnp.float32) * count
+            for weight in (self.training_weight(*places), elbo_weight(*places))
+        )
+
+        def loss(logits, rows, _):
+            z_t, t = rows["z_t"], rows["t"]
+            log_p0 = parameterization.log_p0(logits, z_t, t)
+            kl, divergence, cross_entropy = divergences(process, log_p0, z_t, rows["x_0"], t)
+            return jnp.where(rows["is_last"], cross_entropy, kl + divergence)
+
+        prediction = ask(denoise, batch, tokens=z_t, t=t, key=key)
+        with jax.named_scope("head"):
+            total, values = prediction.reduce_rows(loss, rows, trained)
+        # Training weights are 0 only where the bound's are.
+        ratio = jnp.where(trained > 0, bound_weight / jnp.where(trained > 0, trained, 1.0), 0.0)
+        bound = values * ratio + count * self.prior_term(process)
+        return LossTerms(
+            total=total, values=values, bound=bound, count=count, scored=count, scalars={}
+        )
 
 
 def elbo_weight(
@@ -64,59 +176,6 @@ def divergences(
     return kl, jnp.expm1(log_h) - log_h, -_at(is_x, log_r) - log_h
 
 
-def score(
-    batch: Batch,
-    *,
-    z_t: Int[Array, "b l"],
-    t: Float[Array, "b #l"],
-    weight: Float[Array, "b l"] | None,
-    is_last: Bool[Array, "b #l"],
-    last_weight: float,
-    process: Interpolating,
-    parameterization: Parameterization,
-    denoise: Denoise,
-    key: Key[Array, ""] | None = None,
-) -> LossTerms:
-    """The loss of given noised rows: `weight` times KL + IS, of which the bound is reported.
-
-    None stands for the weight of the bound. Where `is_last`, loss and bound are `last_weight`
-    times the cross-entropy: that of the step that makes clean tokens.
-    """
-    count = batch.loss_mask.astype(jnp.float32)
-    rows = {
-        "x_0": batch.tokens,
-        "z_t": z_t,
-        "t": jnp.broadcast_to(t, z_t.shape),
-        "is_last": jnp.broadcast_to(is_last, z_t.shape),
-    }
-    bound_weight = elbo_weight(process, z_t, batch.tokens, rows["t"])
-    trained = bound_weight if weight is None else weight
-    trained = (jnp.where(is_last, last_weight, trained) * count).astype(jnp.float32)
-    bound_weight = jnp.where(is_last, last_weight, bound_weight) * count
-
-    def loss(logits, rows, _):
-        z_t, t = rows["z_t"], rows["t"]
-        log_p0 = parameterization.log_p0(logits, z_t, t)
-        kl, divergence, cross_entropy = divergences(process, log_p0, z_t, rows["x_0"], t)
-        return jnp.where(rows["is_last"], cross_entropy, kl + divergence)
-
-    prediction = ask(denoise, batch, tokens=z_t, t=t, key=key)
-    with jax.named_scope("head"):
-        total, values = prediction.reduce_rows(loss, rows, trained)
-    # Training weights are 0 only where the bound's are.
-    ratio = jnp.where(trained > 0, bound_weight / jnp.where(trained > 0, trained, 1.0), 0.0)
-    return LossTerms(
-        total=total, values=values, bound=values * ratio, count=count, scored=count, scalars={}
-    )
-
-
 def _at(is_here: Bool[Array, "n v"], values: Float[Array, "n v"]) -> Float[Array, " n"]:
     # A comparison and not a gather, whose gradient would be a scatter: this fuses.
     return jnp.where(is_here, values, 0.0).sum(-1)
-
-
-def refuse_mask_mass(parameterization: Parameterization) -> str | None:
-    """Why a law that gives the mask mass cannot be plugged in; None where it gives none."""
-    if getattr(parameterization, "mask_has_mass", False):
-        return "a clean token is never the mask; use parameterization=Mean(mask_has_mass=False)"
-    return None

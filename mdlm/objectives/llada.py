@@ -21,13 +21,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jax import Array
-from jaxtyping import Key
+from jaxtyping import Bool
 
-from mdlm.objectives.base import noise_and_score, scored_tokens
+from mdlm.objectives.base import scored_tokens
 from mdlm.objectives.nelbo import Nelbo
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.masked import Masked
-from mdlm.types import Batch, Denoise, LossTerms
+from mdlm.types import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,22 +34,5 @@ class LLaDA(Nelbo):
 
     protocol: ClassVar[str] = "NELBO, continuous time, given the unscored tokens"
 
-    def __call__(
-        self,
-        key: Key[Array, ""],
-        batch: Batch,
-        *,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> LossTerms:
-        return noise_and_score(
-            key,
-            batch,
-            times=self.times,
-            place=self.place,
-            process=process,
-            parameterization=parameterization,
-            denoise=denoise,
-            may_change=scored_tokens(batch),
-        )
+    def may_change(self, batch: Batch) -> Bool[Array, "b l"]:
+        return scored_tokens(batch)

@@ -22,7 +22,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
 from mdlm.keys import by_row, stream
-from mdlm.objectives.base import Objective, score_masked, scored_tokens
+from mdlm.objectives.base import Objective, score_masked, scored_tokens, uniform_of_rows
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
@@ -57,8 +57,7 @@ class OrderAgnostic(Objective):
         with jax.named_scope("noise"):
             may_change = scored_tokens(batch)
             n = may_change.sum(-1, keepdims=True)
-            u = self.times.sample(stream(key, "times"), batch.row, batch.rows)[:, None]
-            count = count_of(u, n)
+            count = count_of(uniform_of_rows(self.times, key, batch), n)
             keys = by_row(stream(key, "corrupt"), batch.row)
             is_chosen = choose(keys, may_change, count)
             weight = n / jnp.maximum(count, 1)

@@ -12,7 +12,7 @@ BERT replaces (random=0.1, keep=0.1), so that the network also reads tokens it c
 are scored like masked ones, by the network's law and not by what SUBS would carry over.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import jax
@@ -20,13 +20,14 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Int, Key
 
-from mdlm.keys import by_row, stream
+from mdlm.draws import uniforms
+from mdlm.keys import by_row, stream, streams
 from mdlm.objectives.base import Objective, ask, scored_tokens, weighted_cross_entropy
 from mdlm.objectives.masked_count import choose, refuse_without_inverse, time_of_share
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.types import Batch, Denoise, LossTerms, Vocab
+from mdlm.types import Batch, Denoise, LossTerms, Vocab, with_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +55,7 @@ class MaskedLM(Objective):
             raise ValueError(f"random={self.random} and keep={self.keep} are no shares of a whole")
 
     def with_vocab(self, vocab: Vocab) -> Self:
-        if self.vocab_size not in (None, vocab.size):
-            raise ValueError(f"vocab_size={self.vocab_size}, but the vocabulary's is {vocab.size}")
-        return replace(self, vocab_size=vocab.size)
+        return with_ids(self, vocab)
 
     def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
         return refuse_without_inverse(process.schedule)
@@ -99,9 +98,8 @@ class MaskedLM(Objective):
         if self.vocab_size is None:
             raise ValueError("MaskedLM has no vocab_size: call with_vocab first")
         keys, shape, ids = by_row(key, batch.row), masks.shape[1:], self.vocab_size - 1
-        whether = jax.vmap(lambda key: stream(key, "whether"))(keys)
-        which = jax.vmap(lambda key: stream(key, "which"))(keys)
-        u = jax.vmap(lambda key: jax.random.uniform(key, shape))(whether)
+        u = uniforms(streams(keys, "whether"), shape[0])
+        which = streams(keys, "which")
         other = jax.vmap(lambda key: jax.random.randint(key, shape, 0, ids))(which)
         # One id fewer is drawn; those from the mask's on stand for the next.
         other = other + (other >= masks)

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Key
+from jaxtyping import Bool, Float, Key
 
 from mdlm.objectives.base import Objective, noise_and_score, refuse_rates
 from mdlm.parameterizations.base import Parameterization
@@ -66,7 +66,12 @@ class Nelbo(Objective):
             process=process,
             parameterization=parameterization,
             denoise=denoise,
+            may_change=self.may_change(batch),
         )
+
+    def may_change(self, batch: Batch) -> Bool[Array, "b l"] | None:
+        """The tokens that noise reaches; None for all valid ones."""
+        return None
 
     def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
         if self.importance and not process.schedule.has_inverse:

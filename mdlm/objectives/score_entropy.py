@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Key
 
-from mdlm.keys import by_row, stream
-from mdlm.objectives.base import Objective, ask
+from mdlm.keys import stream
+from mdlm.objectives.base import Objective, ask, noised, uniform_of_rows, weighted_sum
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.score import Score, log_expm1
 from mdlm.processes.base import Process
@@ -68,10 +68,8 @@ class ScoreEntropy(Objective):
         denoise: Denoise,
     ) -> LossTerms:
         with jax.named_scope("noise"):
-            u = self.times.sample(stream(key, "times"), batch.row, batch.rows)[:, None]
-            t = restrict(u, self.t_min)
-            keys = by_row(stream(key, "corrupt"), batch.row)
-            z_t = process.corrupt(keys, batch.tokens, t, batch.is_valid)
+            t = restrict(uniform_of_rows(self.times, key, batch), self.t_min)
+            z_t = noised(process, key, batch, t)
         return score_noised(
             batch,
             z_t=z_t,
@@ -107,15 +105,8 @@ def score_noised(
         rows["log_moved"] = jnp.log(token) - jnp.log(alpha + token)
         weight, _ = process.rate(t)
         entropy = _uniform(parameterization)
-    count = batch.loss_mask.astype(jnp.float32)
-    weight = weight.astype(jnp.float32) * count
     prediction = ask(denoise, batch, tokens=z_t, t=t, key=key)
-    with jax.named_scope("head"):
-        total, values = prediction.reduce_rows(entropy, rows, weight)
-    scored = (weight != 0).astype(jnp.float32)
-    return LossTerms(
-        total=total, values=values, bound=values, count=count, scored=scored, scalars={}
-    )
+    return weighted_sum(prediction, batch, entropy, rows, weight)
 
 
 def _absorbing(parameterization: Score, process: Masked):

@@ -13,27 +13,22 @@ weighs 1 / t_min. The last term, the prior's, is the same number for every token
     n = (1 - alpha) / K
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Bool, Float
 
-from mdlm.keys import by_row, stream
-from mdlm.objectives.base import Objective
-from mdlm.objectives.interpolating import refuse_mask_mass, score
-from mdlm.parameterizations.base import Parameterization
-from mdlm.parameterizations.mean import Mean
+from mdlm.objectives.interpolating import InterpolatingNelbo
 from mdlm.processes.base import Process
+from mdlm.processes.interpolating import Interpolating
 from mdlm.processes.uniform import Uniform
-from mdlm.times import BELOW_ONE, LowDiscrepancy, TimeSampler, restrict
-from mdlm.types import Batch, Denoise, LossTerms
+from mdlm.times import BELOW_ONE, restrict
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniformNelbo(Objective):
+class UniformNelbo(InterpolatingNelbo):
     """Trains and reports the NELBO of uniform-state diffusion, in nats. All tokens are scored.
 
     Args:
@@ -45,81 +40,23 @@ class UniformNelbo(Objective):
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Uniform,)
-    parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Mean,)
     protocol: ClassVar[str] = "NELBO, continuous time, uniform noise"
-    times: TimeSampler = LowDiscrepancy()
-    t_min: float = 1e-3
     ends: bool = True
 
     def __post_init__(self):
         if not 0 < self.t_min < 1:
             raise ValueError(f"t_min={self.t_min} is not between 0 and 1")
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        return refuse_mask_mass(parameterization)
-
-    def __call__(
-        self,
-        key: Key[Array, ""],
-        batch: Batch,
-        *,
-        process: Uniform,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> LossTerms:
-        with jax.named_scope("noise"):
-            u = self.times.sample(stream(key, "times"), batch.row, batch.rows)[:, None]
-            t, is_last = self.place(u)
-            keys = by_row(stream(key, "corrupt"), batch.row)
-            z_t = process.corrupt(keys, batch.tokens, t, batch.is_valid)
-        return self.score_noised(
-            batch,
-            z_t=z_t,
-            t=t,
-            is_last=is_last,
-            process=process,
-            parameterization=parameterization,
-            denoise=denoise,
-            key=stream(key, "dropout"),
-        )
-
-    def score_noised(
-        self,
-        batch: Batch,
-        *,
-        z_t: Int[Array, "b l"],
-        t: Float[Array, "b 1"],
-        is_last: Bool[Array, "b 1"],
-        process: Uniform,
-        parameterization: Parameterization,
-        denoise: Denoise,
-        key: Key[Array, ""] | None = None,
-    ) -> LossTerms:
-        """The loss of given noised rows; where `is_last`, of the step to clean tokens."""
-        terms = score(
-            batch,
-            z_t=z_t,
-            t=t,
-            weight=None,
-            is_last=is_last,
-            last_weight=1 / self.t_min,
-            process=process,
-            parameterization=parameterization,
-            denoise=denoise,
-            key=key,
-        )
-        if not self.ends:
-            return terms
-        return replace(terms, bound=terms.bound + terms.count * prior_divergence(process))
+    def prior_term(self, process: Interpolating) -> Float[Array, ""] | float:
+        return prior_divergence(process) if self.ends else 0.0
 
     def place(self, u: Float[Array, "b 1"]) -> tuple[Float[Array, "b 1"], Bool[Array, "b 1"]]:
-        """Times for uniform `u`, and which of the rows are at the reconstruction."""
         t = jnp.maximum(u, self.t_min) if self.ends else restrict(u, self.t_min)
         # At t = 1 a schedule with alpha = 0 has an infinite rate.
         return jnp.minimum(t, BELOW_ONE), (u < self.t_min) & self.ends
 
 
-def prior_divergence(process: Uniform) -> Float[Array, ""]:
+def prior_divergence(process: Interpolating) -> Float[Array, ""]:
     """KL(q(z_1 | x_0) || uniform) of one token, in nats; 0 where alpha(1) = 0."""
     t, k = jnp.ones(()), process.tokens
     alpha, noised = process.schedule.alpha(t), process.schedule.one_minus_alpha(t)

@@ -1,6 +1,7 @@
 """What a network's output means: the way from its numbers to log p(x_0 | z_t), token by token."""
 
 import abc
+from dataclasses import dataclass
 from typing import Self
 
 import jax
@@ -8,18 +9,43 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from mdlm.types import Vocab
+from mdlm.types import Vocab, with_ids
 
 
+@dataclass(frozen=True, kw_only=True)
 class Parameterization(abc.ABC):
-    """Reads a network's output as a law of the clean tokens."""
+    """Reads a network's output as a law of the clean tokens. `mask_id` and `vocab_size` come from
+    the vocabulary; the network may have more columns."""
 
-    @abc.abstractmethod
+    mask_id: int | None = None
+    vocab_size: int | None = None
+
     def with_vocab(self, vocab: Vocab) -> Self:
         """This parameterization on the tokens of `vocab`.
 
         Raises ValueError where a token was set by hand and `vocab` says otherwise.
         """
+        return with_ids(self, vocab)
+
+    def ids(self) -> tuple[int, int]:
+        """The mask and the size of the vocabulary. ValueError while they are not known."""
+        if self.mask_id is None or self.vocab_size is None:
+            name = type(self).__name__
+            raise ValueError(f"{name} has no mask_id or vocab_size: call with_vocab first")
+        return self.mask_id, self.vocab_size
+
+    def over_vocabulary(
+        self, output: Float[Array, "*n v"], *, with_mask: bool = False
+    ) -> tuple[Float[Array, "*n v"], Int[Array, "*n v"]]:
+        """Float32 logits, -inf beyond the vocabulary and, unless `with_mask`, at the mask; and
+        each entry's column."""
+        mask_id, size = self.ids()
+        column = jax.lax.broadcasted_iota(jnp.int32, output.shape, output.ndim - 1)
+        has_mass = column < size
+        if not with_mask:
+            has_mass &= column != mask_id
+        # float32 before the softmax: log-probabilities are not made in bfloat16.
+        return jnp.where(has_mass, output.astype(jnp.float32), -jnp.inf), column
 
     @abc.abstractmethod
     def log_p0(

@@ -8,7 +8,6 @@ objective `D3PM` charges for that mass. Columns beyond the vocabulary have none;
 exactly, and gradients there are 0.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -17,7 +16,6 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from mdlm.parameterizations.base import Parameterization
-from mdlm.types import Vocab
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,21 +23,10 @@ class Mean(Parameterization):
     """The output is logits of the clean token at every position, noised or not.
 
     `mask_has_mass` lets the mask's column take part in the softmax, as in D3PM; False suppresses
-    it. Both other fields come from the vocabulary.
+    it.
     """
 
     mask_has_mass: bool = False
-    mask_id: int | None = None
-    vocab_size: int | None = None
-
-    def with_vocab(self, vocab: Vocab) -> "Mean":
-        for name, mine, theirs in (
-            ("mask_id", self.mask_id, vocab.mask_id),
-            ("vocab_size", self.vocab_size, vocab.size),
-        ):
-            if mine not in (None, theirs):
-                raise ValueError(f"{name}={mine}, but the vocabulary's is {theirs}")
-        return dataclasses.replace(self, mask_id=vocab.mask_id, vocab_size=vocab.size)
 
     def log_p0(
         self,
@@ -47,7 +34,9 @@ class Mean(Parameterization):
         z_t: Int[Array, "*n"],
         t: Float[Array, "*#n"] | None = None,
     ) -> Float[Array, "*n v"]:
-        return jax.nn.log_softmax(self._in_support(output)[0], axis=-1)
+        return jax.nn.log_softmax(
+            self.over_vocabulary(output, with_mask=self.mask_has_mass)[0], axis=-1
+        )
 
     def log_p0_of(
         self,
@@ -56,17 +45,6 @@ class Mean(Parameterization):
         z_t: Int[Array, "*n"],
         t: Float[Array, "*#n"] | None = None,
     ) -> Float[Array, "*n"]:
-        logits, column = self._in_support(output)
+        logits, column = self.over_vocabulary(output, with_mask=self.mask_has_mass)
         picked = jnp.where(column == x_0[..., None], logits, 0.0).sum(-1)
         return picked - jax.nn.logsumexp(logits, axis=-1)
-
-    def _in_support(self, output):
-        """Float32 logits with no mass outside the support, and each entry's column."""
-        if self.mask_id is None or self.vocab_size is None:
-            raise ValueError("Mean has no mask_id or vocab_size: call with_vocab first")
-        column = jax.lax.broadcasted_iota(jnp.int32, output.shape, output.ndim - 1)
-        has_mass = column < self.vocab_size
-        if not self.mask_has_mass:
-            has_mass &= column != self.mask_id
-        # float32 before the softmax: log-probabilities are not made in bfloat16.
-        return jnp.where(has_mass, output.astype(jnp.float32), -jnp.inf), column

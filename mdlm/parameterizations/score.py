@@ -12,12 +12,10 @@ so an output of zeros says "all tokens alike" at every time. With uniform noise 
 as it is: zeros are right at t = 1.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
@@ -26,36 +24,23 @@ from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.types import Vocab
 
 Graph = Literal["absorbing", "uniform"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Parameterization):
-    """The output is a log-score. `graph` says which noise it is the score of; both other fields
-    come from the vocabulary.
+    """The output is a log-score. `graph` says which noise it is the score of.
 
     `log_p0` exists for absorbing noise alone, where what a mask hides has a law proportional to
     the score and everything else is known: there it equals SUBS of the same output.
     """
 
     graph: Graph = "absorbing"
-    mask_id: int | None = None
-    vocab_size: int | None = None
 
     def __post_init__(self):
         if self.graph not in get_args(Graph):
             raise ValueError(f"graph={self.graph!r} is none of {get_args(Graph)}")
-
-    def with_vocab(self, vocab: Vocab) -> "Score":
-        for name, mine, theirs in (
-            ("mask_id", self.mask_id, vocab.mask_id),
-            ("vocab_size", self.vocab_size, vocab.size),
-        ):
-            if mine not in (None, theirs):
-                raise ValueError(f"{name}={mine}, but the vocabulary's is {theirs}")
-        return dataclasses.replace(self, mask_id=vocab.mask_id, vocab_size=vocab.size)
 
     def log_score(
         self, output: Float[Array, "*n v"], z_t: Int[Array, "*n"], sigma: Float[Array, "*#n"]
@@ -65,15 +50,11 @@ class Score(Parameterization):
         -inf beyond the vocabulary and, with uniform noise, at the mask, which is no state then.
         `sigma` is the total noise, finite and above 0.
         """
-        mask_id, size = self._known()
-        column = jax.lax.broadcasted_iota(jnp.int32, output.shape, output.ndim - 1)
-        log_score = output.astype(jnp.float32)
-        is_state = column < size
-        if self.graph == "absorbing":
-            log_score = log_score - (log_expm1(sigma) + math.log(size - 1))[..., None]
-        else:
-            is_state &= column != mask_id
-        log_score = jnp.where(is_state, log_score, -jnp.inf)
+        absorbing = self.graph == "absorbing"
+        log_score, column = self.over_vocabulary(output, with_mask=absorbing)
+        if absorbing:
+            scale = log_expm1(sigma) + math.log(self.ids()[1] - 1)
+            log_score = log_score - scale[..., None]
         return jnp.where(column == z_t[..., None], 0.0, log_score)
 
     def log_p0(
@@ -82,7 +63,7 @@ class Score(Parameterization):
         z_t: Int[Array, "*n"],
         t: Float[Array, "*#n"] | None = None,
     ) -> Float[Array, "*n v"]:
-        mask_id, size = self._known()
+        mask_id, size = self.ids()
         if self.graph != "absorbing":
             raise ValueError(f"a score of {self.graph} noise gives no law of x_0 without its alpha")
         return Subs(mask_id=mask_id, vocab_size=size).log_p0(output, z_t, t)
@@ -101,11 +82,6 @@ class Score(Parameterization):
         if process.schedule.alpha(jnp.ones(())) == 0:
             return f"a score needs finite noise at t = 1, and {name} has alpha = 0 there; set eps"
         return None
-
-    def _known(self) -> tuple[int, int]:
-        if self.mask_id is None or self.vocab_size is None:
-            raise ValueError("Score has no mask_id or vocab_size: call with_vocab first")
-        return self.mask_id, self.vocab_size
 
 
 def log_expm1(sigma: Float[Array, "*n"]) -> Float[Array, "*n"]:

@@ -19,7 +19,6 @@ says which of the two `log_p0` is. Where all noise is the mask they agree with S
 """
 
 import abc
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal, Self, get_args
 
@@ -28,11 +27,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
-from mdlm.draws import categorical
-from mdlm.keys import by_row, stream
+from mdlm.draws import categorical_by_position, uniforms
+from mdlm.keys import streams
 from mdlm.processes.base import Process
 from mdlm.schedules import Schedule
-from mdlm.types import Vocab
+from mdlm.types import Vocab, with_ids
 
 Posterior = Literal["plug_in", "mixture"]
 TINY = 1e-30  # below every probability that occurs, far above float32's underflow
@@ -79,20 +78,9 @@ class Interpolating(Process):
         time."""
 
     def with_vocab(self, vocab: Vocab) -> Self:
-        for name, mine, theirs in (
-            ("mask_id", self.mask_id, vocab.mask_id),
-            ("vocab_size", self.vocab_size, vocab.size),
-        ):
-            if mine not in (None, theirs):
-                raise ValueError(f"{name}={mine}, but the vocabulary's is {theirs}")
         if vocab.size < 3:
             raise ValueError(f"a vocabulary of {vocab.size} has fewer than two tokens besides mask")
-        return dataclasses.replace(
-            self,
-            mask_id=vocab.mask_id,
-            vocab_size=vocab.size,
-            schedule=self.schedule.with_vocab(vocab),
-        )
+        return with_ids(self._with_schedule(self.schedule.with_vocab(vocab)), vocab)
 
     @property
     def tokens(self) -> int:
@@ -117,7 +105,8 @@ class Interpolating(Process):
         may_change: Bool[Array, "b l"] | None = None,
     ) -> Int[Array, "b l"]:
         t = jnp.broadcast_to(t, x_0.shape)
-        changes = _uniform(keys, "whether", x_0.shape[1]) < self.schedule.one_minus_alpha(t)
+        u = uniforms(streams(keys, "whether"), x_0.shape[1])
+        changes = u < self.schedule.one_minus_alpha(t)
         if may_change is not None:
             changes = changes & may_change
         token, mask = self.noise(t)
@@ -158,12 +147,10 @@ class Interpolating(Process):
         t: Float[Array, "b #l"],
         s: Float[Array, "b #l"],
     ) -> Int[Array, "b l"]:
-        b, l, v = log_p0.shape
         leave, stay, others = self._jump(log_p0, z_t, t, s)
-        jumps = _uniform(keys, "whether", l) * (leave + stay) < leave
-        which = jax.vmap(lambda key: by_row(stream(key, "which"), jnp.arange(l)))(keys)
-        drawn = categorical(which.reshape(b * l), jnp.log(others).reshape(b * l, v))
-        return jnp.where(jumps, drawn.reshape(b, l), z_t)
+        jumps = uniforms(streams(keys, "whether"), z_t.shape[1]) * (leave + stay) < leave
+        drawn = categorical_by_position(streams(keys, "which"), jnp.log(others))
+        return jnp.where(jumps, drawn, z_t)
 
     def reverse_probabilities(
         self,
@@ -204,10 +191,10 @@ class Interpolating(Process):
         """The mask with probability `mask_share`, else a token, all alike."""
         mask_id, _ = self._known()
         shape = mask_share.shape[1:]
-        is_mask = _uniform(keys, "mask", shape[0]) < mask_share
-        rank = jax.vmap(
-            lambda key: jax.random.randint(stream(key, "token"), shape, 0, self.tokens)
-        )(keys)
+        is_mask = uniforms(streams(keys, "mask"), shape[0]) < mask_share
+        rank = jax.vmap(lambda key: jax.random.randint(key, shape, 0, self.tokens))(
+            streams(keys, "token")
+        )
         return jnp.where(is_mask, mask_id, rank + (rank >= mask_id))
 
     def _known(self) -> tuple[int, int]:
@@ -220,10 +207,6 @@ class Interpolating(Process):
 def log(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """The logarithm, of `TINY` where there is less: finite, with a gradient."""
     return jnp.log(jnp.maximum(x, TINY))
-
-
-def _uniform(keys: Key[Array, " b"], name: str, length: int) -> Float[Array, "b l"]:
-    return jax.vmap(lambda key: jax.random.uniform(stream(key, name), (length,)))(keys)
 
 
 def _columns(array: Float[Array, "*n v"]) -> Int[Array, "*n v"]:

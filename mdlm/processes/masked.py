@@ -9,7 +9,6 @@ tokens and the mask has the same law, but dilutes the tokens by the step's small
 revealing, and rare ones then fall below the resolution of float32 (arXiv:2409.02908).
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -17,11 +16,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
-from mdlm.draws import categorical
-from mdlm.keys import by_row, stream
+from mdlm.draws import categorical_by_position, uniforms
+from mdlm.keys import streams
 from mdlm.processes.base import Process
 from mdlm.schedules import LogLinear, Schedule
-from mdlm.types import Vocab
+from mdlm.types import Vocab, with_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +31,7 @@ class Masked(Process):
     mask_id: int | None = None
 
     def with_vocab(self, vocab: Vocab) -> "Masked":
-        if self.mask_id not in (None, vocab.mask_id):
-            raise ValueError(f"mask_id={self.mask_id}, but the vocabulary's is {vocab.mask_id}")
-        schedule = self.schedule.with_vocab(vocab)
-        return dataclasses.replace(self, mask_id=vocab.mask_id, schedule=schedule)
+        return with_ids(self._with_schedule(self.schedule.with_vocab(vocab)), vocab)
 
     def is_masked(self, z_t: Int[Array, "*s"]) -> Bool[Array, "*s"]:
         """True where the token is the mask."""
@@ -54,8 +50,7 @@ class Masked(Process):
         t: Float[Array, "b #l"],
         may_change: Bool[Array, "b l"] | None = None,
     ) -> Int[Array, "b l"]:
-        u = jax.vmap(lambda key: jax.random.uniform(key, x_0.shape[1:]))(keys)
-        return self.mask_where(u, x_0, t, may_change)
+        return self.mask_where(uniforms(keys, x_0.shape[1]), x_0, t, may_change)
 
     def mask_where(
         self,
@@ -95,14 +90,10 @@ class Masked(Process):
         t: Float[Array, "b #l"],
         s: Float[Array, "b #l"],
     ) -> Int[Array, "b l"]:
-        b, l, v = log_p0.shape
-        whether = jax.vmap(lambda key: stream(key, "whether"))(keys)
-        which = jax.vmap(lambda key: by_row(stream(key, "which"), jnp.arange(l)))(keys)
-        u = jax.vmap(lambda key: jax.random.uniform(key, (l,)))(whether)
-        tokens = categorical(which.reshape(b * l), self._without_mask(log_p0).reshape(b * l, v))
-        tokens = tokens.reshape(b, l)
+        u = uniforms(streams(keys, "whether"), z_t.shape[1])
+        tokens = categorical_by_position(streams(keys, "which"), self._without_mask(log_p0))
         # Drawn first, the token decides how likely it is to be revealed by now.
-        t, s = jnp.broadcast_to(t, (b, l)), jnp.broadcast_to(s, (b, l))
+        t, s = jnp.broadcast_to(t, z_t.shape), jnp.broadcast_to(s, z_t.shape)
         is_revealed = self.is_masked(z_t) & (u < self.reveal_probability(t, s, tokens))
         return jnp.where(is_revealed, tokens, z_t)
 

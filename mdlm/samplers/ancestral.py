@@ -10,26 +10,23 @@ that of revealing one position at a time, in random order.
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Key
 
+from mdlm.draws import uniforms
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import Sampler, SampleState, step_keys
-from mdlm.times import cosine_grid, uniform_grid
+from mdlm.samplers.base import GridSampler, SampleState, step_keys
 from mdlm.types import Denoise
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ancestral(Sampler):
-    """`steps` steps down a `grid` of times, "uniform" or "cosine" (MD4, arXiv:2406.04329: shorter
-    steps near noise, where all tokens that a step reveals are drawn knowing little). A step that
-    reveals nothing calls no network, so NFE is at most `steps`, and near the number of positions
-    where that is smaller: with one row, alpha = 1 - t, a uniform grid and L open positions it is
-    steps * (1 - (1 - 1 / steps)^L) in the mean.
+class Ancestral(GridSampler):
+    """A step that reveals nothing calls no network, so NFE is at most `steps`, and near the number
+    of positions where that is smaller: with one row, alpha = 1 - t, a uniform grid and L open
+    positions it is steps * (1 - (1 - 1 / steps)^L) in the mean.
 
     `last` says how positions that are still masked at t = 0 (schedules with alpha(0) < 1) are
     resolved, in one step and call more: "draw" from the same law, or "argmax", the likeliest
@@ -37,16 +34,10 @@ class Ancestral(Sampler):
     network is compiled once.
     """
 
-    steps: int = 128
-    grid: Literal["uniform", "cosine"] = "uniform"
     last: Literal["draw", "argmax"] = "draw"
 
     def __post_init__(self):
         super().__post_init__()
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} is below 1")
-        if self.grid not in ("uniform", "cosine"):
-            raise ValueError(f'grid={self.grid!r} is neither "uniform" nor "cosine"')
         if self.last not in ("draw", "argmax"):
             raise ValueError(f'last={self.last!r} is neither "draw" nor "argmax"')
 
@@ -66,12 +57,8 @@ class Ancestral(Sampler):
         parameterization: Parameterization,
         denoise: Denoise,
     ) -> SampleState:
-        b, l = state.tokens.shape
-        times = (cosine_grid if self.grid == "cosine" else uniform_grid)(self.steps)
-        times = jnp.append(times, 0.0)
-        t = jnp.full((b, 1), times[state.step])
-        s = jnp.full((b, 1), times[state.step + 1])
-        uniform = jax.vmap(lambda key: jax.random.uniform(key, (l,)))(step_keys(state, "whether"))
+        t, s = self.times(state)
+        uniform = uniforms(step_keys(state, "whether"), state.tokens.shape[1])
         is_over = state.step == self.steps
         is_open = process.is_masked(state.tokens) & ~state.is_fixed
         is_revealed = is_open & (is_over | (uniform < process.reveal_probability(t, s)))

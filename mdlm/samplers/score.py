@@ -26,23 +26,20 @@ Whether a token jumps and where to are two draws, since one draw over all would 
 
 import abc
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from mdlm.draws import categorical
-from mdlm.keys import by_row
+from mdlm.draws import categorical_by_position, uniforms
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.score import Score
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
-from mdlm.samplers.base import Sampler, SampleState, step_keys
-from mdlm.samplers.filters import filter_log_p
-from mdlm.times import cosine_grid, uniform_grid
+from mdlm.samplers.base import GridSampler, SampleState, step_keys
 from mdlm.types import Denoise, NetInput
 
 Weights = tuple[Float[Array, "b l v"], Float[Array, "b l"]]
@@ -50,23 +47,14 @@ Weights = tuple[Float[Array, "b l v"], Float[Array, "b l"]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreSampler(Sampler):
-    """`steps` network calls down a `grid` of times, "uniform" or "cosine" (shorter near noise).
+class ScoreSampler(GridSampler):
+    """One network call a step.
 
     With absorbing noise `temperature`, `top_k` and `top_p` shape the law of a revealed token.
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked, Uniform)
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Score,)
-    steps: int = 128
-    grid: Literal["uniform", "cosine"] = "uniform"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} is below 1")
-        if self.grid not in ("uniform", "cosine"):
-            raise ValueError(f'grid={self.grid!r} is neither "uniform" nor "cosine"')
 
     def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
         if isinstance(process, Uniform) and (self.temperature, self.top_k, self.top_p) != (1, 0, 1):
@@ -96,10 +84,7 @@ class ScoreSampler(Sampler):
         parameterization: Score,
         denoise: Denoise,
     ) -> SampleState:
-        b, l = state.tokens.shape
-        times = (cosine_grid if self.grid == "cosine" else uniform_grid)(self.steps)
-        t = jnp.full((b, 1), times[state.step])
-        s = jnp.full((b, 1), times[state.step + 1])
+        t, s = self.times(state)
         logits = denoise(NetInput(tokens=state.tokens, t=t)).logits()
         log_score = parameterization.log_score(logits, state.tokens, process.schedule.sigma(t))
         is_last = state.step == self.steps - 1
@@ -108,19 +93,15 @@ class ScoreSampler(Sampler):
             lambda: clean_weights(log_score, state.tokens, t, process=process),
             lambda: self.weights(log_score, state.tokens, t, s, process=process),
         )
-        u = jax.vmap(lambda key: jax.random.uniform(key, (l,)))(step_keys(state, "whether"))
+        u = uniforms(step_keys(state, "whether"), state.tokens.shape[1])
         leave = others.sum(-1)
         jumps = u * (leave + stay) < leave
-        which = jax.vmap(lambda key: by_row(key, jnp.arange(l)))(step_keys(state, "which"))
-        law = filter_log_p(
-            jnp.log(others).reshape(b * l, -1),
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-        )
-        drawn = categorical(which.reshape(b * l), law).reshape(b, l)
+        law = self.shaped(jnp.log(others))
+        drawn = categorical_by_position(step_keys(state, "which"), law)
         written = jnp.where(jumps & ~state.is_fixed, drawn, state.tokens)
-        return replace(state, tokens=written, done=jnp.full(b, is_last), nfe=state.nfe + 1)
+        return replace(
+            state, tokens=written, done=jnp.full_like(state.done, is_last), nfe=state.nfe + 1
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
