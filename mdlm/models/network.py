@@ -88,15 +88,6 @@ def denoiser(
     feeds zeros: a network of the MDLM paper then does not know the time, though it has adaLN.
     Raises ValueError where there is a `condition` and the inputs have no time.
     """
-    if network.passes == 2:
-        fixed = jax.lax.stop_gradient(params)
-        asked, first = (_denoiser(network, columns, p, condition) for p in (params, fixed))
-        return self_conditioned(asked, first)
-    return _denoiser(network, columns, params, condition)
-
-
-def _denoiser(network, columns, params, condition) -> Denoise:
-    """One pass of the network."""
     module: Any = bind(network, columns, params)
 
     def denoise(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
@@ -106,7 +97,7 @@ def _denoiser(network, columns, params, condition) -> Denoise:
             raise ValueError("the network is conditioned on time, but the inputs have t=None")
         return module(inputs, condition=condition(inputs.t), key=key)
 
-    return denoise
+    return self_conditioned(denoise) if network.passes == 2 else denoise
 
 
 def count_parameters(params: ArrayTree) -> int:

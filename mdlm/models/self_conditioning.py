@@ -18,8 +18,8 @@ from mdlm.keys import stream
 from mdlm.types import Denoise, NetInput, Prediction
 
 
-def self_conditioned(denoise: Denoise, first: Denoise) -> Denoise:
-    """`denoise`, shown the hidden states of `first`, the same network without gradient.
+def self_conditioned(denoise: Denoise) -> Denoise:
+    """`denoise`, shown the hidden states of a pass before.
 
     Inputs that have a `self_cond` already are passed on as they are.
     """
@@ -27,10 +27,9 @@ def self_conditioned(denoise: Denoise, first: Denoise) -> Denoise:
     def ask(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
         if inputs.self_cond is not None:
             return denoise(inputs, key=key)
-        plain = jax.lax.stop_gradient(inputs)
 
         def hidden() -> Array:
-            return jax.lax.stop_gradient(first(plain).hidden)
+            return jax.lax.stop_gradient(denoise(inputs).hidden)
 
         if key is None:
             return denoise(replace(inputs, self_cond=hidden()))

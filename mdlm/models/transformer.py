@@ -208,7 +208,7 @@ def stack(make: Callable[[nnx.Rngs], Any], config: StackConfig, rngs: nnx.Rngs) 
 
 
 def run_blocks(
-    blocks: Block,
+    blocks: Any,  # a stack of `Block`s, or of blocks that are called alike
     x: Float[Array, "b l d"],
     inputs: NetInput,
     *,

@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 
@@ -121,19 +122,26 @@ def test_trains_and_uses_what_it_is_shown(tmp_path):
         rows=jnp.asarray(rows),
     )
 
-    @jax.jit
-    def step(params, key):
+    tx = optax.adam(1e-2)
+
+    def step(carry, key):
+        params, state = carry
+
         def loss(params):
             return model.loss(params, key, batch).total / (rows * L)
 
         value, gradient = jax.value_and_grad(loss)(params)
-        # Sign descent: no optimizer's state to carry.
-        return jax.tree.map(lambda p, g: p - 3e-3 * jnp.sign(g), params, gradient), value
+        updates, state = tx.update(gradient, state)
+        return (optax.apply_updates(params, updates), state), value
 
-    params, losses = jax.jit(model.init)(jax.random.key(0)), []
-    for key in jax.random.split(jax.random.key(1), 120):
-        params, value = step(params, key)
-        losses.append(float(value))
+    @jax.jit
+    def train(key):
+        params = model.init(stream(key, "init"))
+        keys = jax.random.split(stream(key, "train"), 150)
+        (params, _), losses = jax.lax.scan(step, (params, tx.init(params)), keys)
+        return params, losses
+
+    params, losses = train(jax.random.key(0))
     assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[:5])
     kernel = params["network"]["shown"]["kernel"]
     assert jnp.abs(kernel).max() > 1e-3
