@@ -140,7 +140,7 @@ class Model:
             ("process", process),
             ("parameterization", e.parameterization.with_vocab(self.vocab)),
             ("objective", e.objective.with_vocab(self.vocab)),
-            ("reported", (e.evaluation.objective or e.objective).with_vocab(self.vocab)),
+            ("reported", (e.evaluation.objective or e.objective.reported()).with_vocab(self.vocab)),
         ):
             object.__setattr__(self, name, component)
 
@@ -233,6 +233,7 @@ def refuse_nonsense(e: Experiment) -> None:
         reason = part.refuses(e.process, e.parameterization)
         if reason:
             raise InputError(f"{title}: {reason}")
+    _refuse_blocks({"network": e.network, **parts}, e.data.packing.length)
     if e.time_condition == "none":
         return
     if e.network.sees == "before":
@@ -242,6 +243,19 @@ def refuse_nonsense(e: Experiment) -> None:
             f'time_condition="{e.time_condition}" is one number for a row, and this schedule has'
             ' one for each token; use "t"'
         )
+
+
+def _refuse_blocks(parts: dict[str, Any], length: int) -> None:
+    """InputError where blocks are not of one size, or do not fill a row."""
+    sizes = {name: part.block_size for name, part in parts.items() if hasattr(part, "block_size")}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name}.block_size={size}" for name, size in sizes.items())
+        raise InputError(f"blocks must all have the same size: {listed}")
+    for name, size in sizes.items():
+        if length % size:
+            raise InputError(
+                f"{name}.block_size={size} does not divide data.packing.length={length}"
+            )
 
 
 SEEN: dict[Sees, str] = {

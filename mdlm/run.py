@@ -8,20 +8,29 @@ print(run.generate("The ", length=200).texts[0].text)
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from mdlm.data.dataset import Dataset, TextData
+from mdlm.data.loader import evaluation_batches
 from mdlm.evals.nll import Metric, Perplexity, Report
 from mdlm.experiment import Experiment, Model
 from mdlm.generation import Generation, Generator, window_of
+from mdlm.mesh import place
+from mdlm.objectives.block import BlockNelbo
+from mdlm.objectives.clip_search import Interval, search
+from mdlm.processes.masked import Masked
 from mdlm.samplers.base import Sampler
+from mdlm.times import balanced_order
 from mdlm.train.checkpoint import Checkpoints
 from mdlm.train.record import RunFolder
 from mdlm.train.score import Scorer
 from mdlm.train.step import abstract_state
+from mdlm.types import Batch, InputError
 
 
 def load(path: str | Path, *, step: int | None = None) -> "Run":
@@ -64,6 +73,31 @@ class Run:
         dataset = self.dataset if data is None else data.load(self.folder.data)
         return Scorer(self.model, self.mesh, dataset).run(
             self.params, how or self.experiment.evaluation, report=report
+        )
+
+    def clip_search(self, *, batches: int = 4, seed: int = 0) -> list[Interval]:
+        """Intervals of times to train block diffusion on, the one whose loss spreads least first,
+        by `batches` batches of the validation split (see `objectives.clip_search`).
+
+        InputError where the run is none of block diffusion.
+        """
+        e = self.experiment
+        if not isinstance(e.objective, BlockNelbo):
+            name = type(e.objective).__name__
+            raise InputError(f"intervals of times are those of BlockNelbo, not of {name}")
+        process = self.model.process
+        assert isinstance(process, Masked)  # the objective refuses others
+        size = e.train.batch_size
+        strata = {"row": balanced_order(size), "rows": np.asarray(size, np.int32)}
+        parts = islice(evaluation_batches(self.dataset.valid.rows, size), batches)
+        return search(
+            e.objective,
+            jax.random.key(seed),
+            (Batch(**place(self.mesh, {**part, **strata})) for part in parts),
+            process=process,
+            parameterization=self.model.parameterization,
+            denoise=self.model.denoise,
+            params=self.params,
         )
 
     def generator(self, sampler: Sampler | None = None) -> Generator:

@@ -9,11 +9,16 @@ import tiny
 from mdlm.evals.nll import Perplexity
 from mdlm.experiment import load_file
 from mdlm.identity import differences, fingerprint, identity
+from mdlm.md4_schedules import Polynomial
 from mdlm.mesh import MeshShape, check_batch
+from mdlm.models.block import BlockDiT
 from mdlm.models.causal import CausalTransformer
+from mdlm.models.dit import DiT
 from mdlm.objectives.autoregressive import Autoregressive
+from mdlm.objectives.block import BlockNelbo
 from mdlm.objectives.nelbo import Nelbo
 from mdlm.processes.masked import Masked
+from mdlm.samplers.blocks import BlockByBlock
 from mdlm.samplers.left_to_right import LeftToRight
 from mdlm.schedules import LogLinear, Schedule
 from mdlm.types import InputError
@@ -68,6 +73,49 @@ class NoInverse(Schedule):
 def test_nonsense_is_refused_with_the_reason(experiment, changes, reason):
     with pytest.raises(InputError, match=reason):
         replace(experiment, **changes)
+
+
+BLOCKS = {
+    "network": BlockDiT(width=32, depth=1, heads=2, block_size=4),
+    "objective": BlockNelbo(block_size=4),
+    "sampler": BlockByBlock(block_size=4),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"objective": Nelbo()}, "Nelbo.. needs a network that sees all tokens of the noised row;"),
+        ({"network": DiT(width=32, depth=1, heads=2)}, "needs a network that sees a noised block"),
+        (
+            {"sampler": BlockByBlock(block_size=8)},
+            "same size: network.block_size=4, objective.block_size=4, sampler.block_size=8",
+        ),
+        (
+            {"evaluation": Perplexity(objective=BlockNelbo(block_size=2))},
+            "evaluation.objective.block_size=2",
+        ),
+        (
+            {
+                "network": replace(BLOCKS["network"], block_size=5),
+                "objective": BlockNelbo(block_size=5),
+                "sampler": BlockByBlock(block_size=5),
+            },
+            "network.block_size=5 does not divide data.packing.length=",
+        ),
+        (
+            {
+                "objective": BlockNelbo(block_size=4, high=0.8),
+                "process": Masked(schedule=Polynomial(power=2.0)),
+            },
+            "masking rates, which are the times of LogLinear",
+        ),
+    ],
+)
+def test_blocks_that_do_not_fit_are_refused(experiment, changes, reason):
+    blocks = replace(experiment, **BLOCKS)
+    with pytest.raises(InputError, match=reason):
+        replace(blocks, **changes)
 
 
 def test_identity_leaves_out_where_how_long_and_how_often(experiment):

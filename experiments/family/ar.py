@@ -33,10 +33,10 @@ experiment = Experiment(
         learning_rate=0.01,
         adam_rate=1.0,
         b2=0.98,
-        warmup_steps=100,
+        warmup_steps=60,
         schedule="wsd",
         cooldown=0.4,
     ),
-    train=Training(steps=1500, batch_size=16, eval_every=250, eval_rows=128),
+    train=Training(steps=600, batch_size=16, eval_every=100, eval_rows=128),
     evaluation=Perplexity(passes=1, batch_size=64),
 )

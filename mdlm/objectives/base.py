@@ -55,6 +55,10 @@ class Objective(abc.ABC):
         denoise: Denoise,
     ) -> LossTerms: ...
 
+    def reported(self) -> "Objective":
+        """What an evaluation reports, unless it is told otherwise."""
+        return self
+
     def with_vocab(self, vocab: Vocab) -> Self:
         """The objective for a known vocabulary (most need not know it)."""
         return self

@@ -136,6 +136,10 @@ class Sampler(abc.ABC):
         )
         return draws.categorical(keys, log_p)
 
+    def inputs(self, tokens: Int[Array, "b l"], t: Float[Array, "b #l"] | None) -> NetInput:
+        """What the network is asked by `write`."""
+        return NetInput(tokens=tokens, t=t)
+
     def write(
         self,
         state: SampleState,
@@ -155,7 +159,7 @@ class Sampler(abc.ABC):
         b, l = state.tokens.shape
 
         def ask(z_t: Int[Array, " n"]) -> Int[Array, " n"]:
-            prediction = denoise(NetInput(tokens=state.tokens, t=t))
+            prediction = denoise(self.inputs(state.tokens, t))
             times = None if t is None else jnp.broadcast_to(t, (b, l)).reshape(-1)
             keys = step_keys(state, "which")
             size = min(CHUNK, b * l)

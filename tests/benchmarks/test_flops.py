@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from mdlm.models.block import BlockDiT
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.md4 import MD4Transformer
@@ -17,6 +18,9 @@ from mdlm.types import NetInput
 ROWS, LENGTH, COLUMNS = 3, 24, 70
 DIT = DiT(width=32, depth=3, heads=2, cond_dim=16, remat="none", attention="xla")
 CAUSAL = CausalTransformer(width=32, depth=3, heads=2, remat="none", attention="xla")
+BLOCK = BlockDiT(
+    width=32, depth=3, heads=2, cond_dim=16, block_size=4, remat="none", attention="xla"
+)
 MD4 = MD4Transformer(width=32, depth=3, heads=2, cond_dim=16, remat="none", attention="xla")
 
 
@@ -38,7 +42,7 @@ def counted(jaxpr) -> int:
 
 
 def logits(network, params, tokens):
-    return denoiser(network, COLUMNS, params)(NetInput(tokens=tokens)).logits()
+    return denoiser(network, COLUMNS, params)(NetInput(tokens=tokens, clean=tokens)).logits()
 
 
 @pytest.mark.parametrize(
@@ -49,10 +53,11 @@ def logits(network, params, tokens):
         replace(DIT, mlp="relu2", depth=1),
         replace(DIT, mlp="geglu", cond_dim=0),
         CAUSAL,
+        BLOCK,
         MD4,
         replace(MD4, embed_width=8, cond_dim=0, mlp="glu"),
     ],
-    ids=["dit", "swiglu", "relu2", "geglu", "causal", "md4", "md4, widened, no time"],
+    ids=["dit", "swiglu", "relu2", "geglu", "causal", "block", "md4", "md4, widened, no time"],
 )
 def test_flops_are_those_of_the_traced_network(network):
     """Modulation and the embedding of the noise level, small as they are, are counted too."""

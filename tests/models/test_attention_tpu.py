@@ -21,7 +21,7 @@ from jax.experimental import topologies
 
 from mdlm.mesh import MeshShape, by_rows
 from mdlm.models.attention import attention, choose
-from mdlm.models.attention_mask import AttentionMask
+from mdlm.models.attention_mask import AttentionMask, Halves
 
 topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
 mesh = MeshShape(data=2, fsdp=2).build(topology.devices)
@@ -34,12 +34,13 @@ def loss(q, k, v, mask):
     return jax.lax.scan(body, q, None, length=LAYERS)[0].astype(jnp.float32).sum()
 
 
-def compiled(length, heads, width, dtype, causal, masked):
+def compiled(length, heads, width, dtype, rule, masked):
     ids = jax.ShapeDtypeStruct((BATCH, length), jnp.int32, sharding=rows)
     valid = jax.ShapeDtypeStruct((BATCH, length), bool, sharding=rows)
     x = jax.ShapeDtypeStruct((BATCH, length, heads, width), dtype, sharding=rows)
     parts = dict(is_valid=valid, segment_ids=ids) if masked else {}
-    mask = AttentionMask(causal=causal, **parts)
+    halves = Halves(length // 2, rule) if isinstance(rule, int) else None
+    mask = AttentionMask(causal=rule == "causal", halves=halves, **parts)
     with jax.set_mesh(mesh):
         chosen = choose(x, mask, "auto")
         program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x, mask).compile()
@@ -58,11 +59,13 @@ print(json.dumps([compiled(*case) for case in CASES]))
 """
 
 CASES = [
-    # length, heads, head width, dtype, causal, padding and segments
-    (1024, 12, 64, "bfloat16", False, False),
-    (1024, 12, 64, "bfloat16", True, True),
-    (1000, 3, 80, "float32", True, False),
-    (1152, 2, 128, "bfloat16", False, True),
+    # length, heads, head width, dtype, "causal" or a block size, padding and segments
+    (1024, 12, 64, "bfloat16", None, False),
+    (1024, 12, 64, "bfloat16", "causal", True),
+    (1000, 3, 80, "float32", "causal", False),
+    (1152, 2, 128, "bfloat16", None, True),
+    (2048, 12, 64, "bfloat16", 16, False),
+    (1200, 2, 64, "bfloat16", 3, True),
 ]
 
 

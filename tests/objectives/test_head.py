@@ -8,9 +8,10 @@ import pytest
 from mdlm.keys import stream
 from mdlm.models.readout import Readout
 from mdlm.objectives.autoregressive import Autoregressive
+from mdlm.objectives.block import BlockNelbo
 from mdlm.objectives.d3pm import D3PM
 from mdlm.objectives.discrete_time import DiscreteNelbo
-from mdlm.objectives.generalized import GeneralizedNelbo
+from mdlm.objectives.generalized import GeneralizedDiscreteNelbo, GeneralizedNelbo
 from mdlm.objectives.hybrid import HybridNelbo
 from mdlm.objectives.llada import LLaDA
 from mdlm.objectives.masked_count import OrderAgnostic
@@ -21,7 +22,7 @@ from mdlm.objectives.uniform import UniformNelbo
 from mdlm.parameterizations.mean import Mean
 from mdlm.parameterizations.score import Score
 from mdlm.parameterizations.subs import Subs
-from mdlm.per_token_schedules import LearnedPolynomial
+from mdlm.per_token_schedules import LearnedPolynomial, Spindle
 from mdlm.processes.hybrid import Hybrid
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
@@ -47,6 +48,14 @@ CASES = {
     "uniform": (UniformNelbo(), Uniform(), Mean()),
     "gidd": (HybridNelbo(), Hybrid(), Mean()),
     "genmd4": (GeneralizedNelbo(), Masked(schedule=LearnedPolynomial()), Subs()),
+    "genmd4, discrete": (
+        GeneralizedDiscreteNelbo(steps=10),
+        Masked(schedule=LearnedPolynomial()),
+        Subs(),
+    ),
+    "diffusionbert": (GeneralizedNelbo(), Masked(schedule=Spindle()), Subs()),
+    "blocks": (BlockNelbo(block_size=4), Masked(), Subs()),
+    "blocks, clipped": (BlockNelbo(block_size=4, low=0.3, high=0.8), Masked(), Subs()),
 }
 
 
@@ -67,6 +76,8 @@ def batch(key):
 @pytest.mark.parametrize("name", CASES)
 def test_equals_dense_logits(key, batch, name):
     objective, process, parameterization = (part.with_vocab(VOCAB) for part in CASES[name])
+    if process.needs_counts:
+        process = process.with_counts(np.arange(V) ** 2)
     learned = process.init(stream(key, "process"))
     params = {
         "table": jax.random.normal(stream(key, "table"), (V, D)),

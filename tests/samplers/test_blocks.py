@@ -1,0 +1,156 @@
+"""Sampling block after block, against laws that are known exactly."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mdlm.keys import by_row
+from mdlm.parameterizations.subs import Subs
+from mdlm.per_token_schedules import LearnedPolynomial
+from mdlm.processes.masked import Masked
+from mdlm.samplers.base import generate
+from mdlm.samplers.blocks import BlockByBlock
+from mdlm.schedules import Cosine, LogLinear
+from mdlm.types import DenseLogits, Vocab
+
+SYMBOLS, LENGTH, MASK = 3, 3, 3
+VOCAB = Vocab(size=4, mask_id=MASK)
+SEQUENCES = np.array(list(itertools.product(range(SYMBOLS), repeat=LENGTH)))
+LAW = np.random.default_rng(0).dirichlet(np.full(len(SEQUENCES), 0.4))
+ONES = np.eye(VOCAB.size, dtype=np.float32)[SEQUENCES]
+
+
+def network(block_size):
+    """The exact p(x_i | own block as it is, clean blocks before), asked block by block."""
+    of = np.arange(LENGTH) // block_size
+
+    def denoise(inputs, *, key=None):
+        logits = jnp.zeros((*inputs.tokens.shape, VOCAB.size))
+        for j in range(LENGTH // block_size):
+            seen = jnp.where((of == j)[None], inputs.tokens, MASK)
+            seen = jnp.where((of < j)[None], inputs.clean, seen)
+            agrees = (seen[:, None] == SEQUENCES[None]) | (seen[:, None] == MASK)
+            weight = jnp.where(agrees.all(-1), LAW[None].astype(np.float32), 0.0)
+            p = jnp.einsum("bn,nlv->blv", weight, ONES)
+            logits = jnp.where((of == j)[None, :, None], jnp.log(p), logits)
+        return DenseLogits(logits)
+
+    return denoise
+
+
+def sample(key, rows, sampler, *, tokens=None, is_fixed=None, schedule=None, denoise=None):
+    if tokens is None:
+        tokens, is_fixed = np.zeros((1, LENGTH), np.int32), np.zeros((1, LENGTH), bool)
+    shape = (rows, tokens.shape[1])
+
+    @jax.jit
+    def run(keys, tokens, is_fixed):
+        return generate(
+            keys,
+            tokens,
+            is_fixed,
+            sampler=sampler,
+            process=Masked(schedule=schedule or LogLinear(eps=0.0)).with_vocab(VOCAB),
+            parameterization=Subs().with_vocab(VOCAB),
+            denoise=denoise or network(sampler.block_size),
+        )
+
+    return run(
+        by_row(key, jnp.arange(rows)),
+        np.broadcast_to(tokens, shape),
+        np.broadcast_to(is_fixed, shape),
+    )
+
+
+def off_by(tokens, law):
+    """Total variation between the samples and a law, in units of that of samples from it."""
+    place = np.asarray(tokens) @ SYMBOLS ** np.arange(LENGTH - 1, -1, -1)
+    found = np.bincount(place, minlength=len(SEQUENCES)) / len(place)
+    floor = 0.5 * np.sqrt(2 / np.pi * law * (1 - law) / len(place)).sum()
+    return 0.5 * np.abs(found - law).sum() / floor
+
+
+def test_single_tokens_have_the_law(key):
+    """However few the steps: one token to a block is drawn knowing all before it."""
+    for steps in (1, 3):
+        samples = sample(key, 100_000, BlockByBlock(block_size=1, steps=steps))
+        assert off_by(samples.tokens, LAW) < 1.6
+
+
+def test_one_block_tends_to_the_law(key):
+    once = sample(key, 100_000, BlockByBlock(block_size=3, steps=1))
+    marginals = np.stack([LAW @ (SEQUENCES == v) for v in range(SYMBOLS)])
+    product = np.prod([marginals[SEQUENCES[:, i], i] for i in range(LENGTH)], axis=0)
+    assert off_by(once.tokens, product) < 1.6
+    assert off_by(once.tokens, LAW) > 20
+    fine = sample(key, 100_000, BlockByBlock(block_size=3, steps=500))
+    # Pairs revealed in one step are left: three in 500 rows, each as far off as `once` at most.
+    assert off_by(fine.tokens, LAW) < 1.6 + 3 / 500 * off_by(once.tokens, LAW)
+
+
+@pytest.mark.parametrize("schedule", [LogLinear(eps=0.0), Cosine()])
+def test_blocks_come_one_after_the_other(key, schedule):
+    """The tokens are the number of masks in the row when they are drawn: fewer to the right."""
+
+    def masks(inputs, *, key=None):
+        assert inputs.clean is inputs.tokens
+        count = (inputs.tokens == MASK).sum(-1)[:, None, None]
+        hot = jnp.where(jnp.arange(VOCAB.size)[None, None] == count // 3, 0.0, -jnp.inf)
+        return DenseLogits(jnp.broadcast_to(hot, (*inputs.tokens.shape, VOCAB.size)))
+
+    tokens = np.zeros((1, 8), np.int32)
+    sampler = BlockByBlock(block_size=2, steps=4)
+    samples = sample(
+        key,
+        500,
+        sampler,
+        tokens=tokens,
+        is_fixed=tokens > 0,
+        schedule=schedule,
+        denoise=masks,
+    )
+    found = np.asarray(samples.tokens)
+    assert (np.diff(found, axis=1)[:, 1::2] <= 0).all()
+    left = {0: {8, 7}, 1: {6, 5}, 2: {4, 3}, 3: {2, 1}}
+    for block, counts in left.items():
+        allowed = {count // 3 for count in counts}
+        assert set(found[:, 2 * block : 2 * block + 2].ravel()) <= allowed
+    assert int(samples.nfe) <= 4 * (sampler.steps + (schedule.eps > 0))
+
+
+def test_fixed_tokens_stay_and_condition_what_follows(key):
+    tokens, is_fixed = np.array([[2, 0, 0]]), np.array([[True, False, False]])
+    samples = sample(
+        key, 50_000, BlockByBlock(block_size=1, steps=2), tokens=tokens, is_fixed=is_fixed
+    )
+    law = np.where(SEQUENCES[:, 0] == 2, LAW, 0)
+    assert (np.asarray(samples.tokens)[:, 0] == 2).all()
+    assert off_by(samples.tokens, law / law.sum()) < 1.6
+    nothing = sample(
+        key, 2, BlockByBlock(block_size=3), tokens=tokens, is_fixed=np.ones((1, 3), bool)
+    )
+    assert int(nothing.nfe) == 0
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it(key):
+    sampler = BlockByBlock(block_size=3, steps=4)
+    both = np.asarray(sample(key, 40, sampler).tokens)
+    np.testing.assert_array_equal(sample(key, 7, sampler).tokens, both[:7])
+
+
+@pytest.mark.parametrize("wrong", [dict(block_size=0), dict(block_size=2, steps=0)])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=list(wrong)[-1]):
+        BlockByBlock(**wrong)
+
+
+def test_what_it_cannot_do_is_said(key):
+    sampler = BlockByBlock(block_size=2)
+    with pytest.raises(ValueError, match="block_size=2 does not divide the length of 3"):
+        sample(key, 1, sampler)
+    subs = Subs().with_vocab(VOCAB)
+    assert sampler.refuses(Masked(), subs) is None
+    assert "a rate for each" in sampler.refuses(Masked(schedule=LearnedPolynomial()), subs)
