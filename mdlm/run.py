@@ -8,29 +8,21 @@ print(run.generate("The ", length=200).texts[0].text)
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from mdlm.data.dataset import Dataset, TextData
-from mdlm.data.loader import evaluation_batches
 from mdlm.evals.nll import Metric, Perplexity, Report
 from mdlm.experiment import Experiment, Model
 from mdlm.generation import Generation, Generator, window_of
-from mdlm.mesh import place
-from mdlm.objectives.block import BlockNelbo
-from mdlm.objectives.clip_search import Interval, search
-from mdlm.processes.masked import Masked
+from mdlm.objectives.clip_search import Interval
 from mdlm.samplers.base import Sampler
-from mdlm.times import balanced_order
 from mdlm.train.checkpoint import Checkpoints
 from mdlm.train.record import RunFolder
 from mdlm.train.score import Scorer
 from mdlm.train.step import abstract_state
-from mdlm.types import Batch, InputError
 
 
 def load(path: str | Path, *, step: int | None = None) -> "Run":
@@ -81,24 +73,8 @@ class Run:
 
         InputError where the run is none of block diffusion.
         """
-        e = self.experiment
-        if not isinstance(e.objective, BlockNelbo):
-            name = type(e.objective).__name__
-            raise InputError(f"intervals of times are those of BlockNelbo, not of {name}")
-        process = self.model.process
-        assert isinstance(process, Masked)  # the objective refuses others
-        size = e.train.batch_size
-        strata = {"row": balanced_order(size), "rows": np.asarray(size, np.int32)}
-        parts = islice(evaluation_batches(self.dataset.valid.rows, size), batches)
-        return search(
-            e.objective,
-            jax.random.key(seed),
-            (Batch(**place(self.mesh, {**part, **strata})) for part in parts),
-            process=process,
-            parameterization=self.model.parameterization,
-            denoise=self.model.denoise,
-            params=self.params,
-        )
+        scorer = Scorer(self.model, self.mesh, self.dataset)
+        return scorer.clip_search(self.params, batches=batches, key=jax.random.key(seed))
 
     def generator(self, sampler: Sampler | None = None) -> Generator:
         """What generates with this run's parameters; keep it to compile only once."""

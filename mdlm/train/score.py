@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import replace
+from itertools import islice
 
 import jax
 import numpy as np
+from jax import Array
+from jaxtyping import Key
 
 from mdlm.data.dataset import Dataset
 from mdlm.data.loader import evaluation_batches
@@ -12,8 +15,12 @@ from mdlm.evals.ngrams import baselines
 from mdlm.evals.nll import Metric, Perplexity, Report, summarise
 from mdlm.experiment import Model
 from mdlm.mesh import check_batch, place
+from mdlm.objectives.block import BlockNelbo
+from mdlm.objectives.clip_search import Interval, search
+from mdlm.processes.masked import Masked
+from mdlm.times import balanced_order
 from mdlm.train.step import compile_score
-from mdlm.types import ArrayTree, Batch
+from mdlm.types import ArrayTree, Batch, InputError
 
 
 class Scorer:
@@ -59,6 +66,28 @@ class Scorer:
         if how.ngrams and whole:
             metrics += self.ngrams(how.split)
         return metrics
+
+    def clip_search(
+        self, params: ArrayTree, *, batches: int, key: Key[Array, ""]
+    ) -> list[Interval]:
+        """Intervals of times for block diffusion, by `batches` batches of the validation split."""
+        model, train = self.model, self.model.experiment.train
+        if not isinstance(model.objective, BlockNelbo):
+            name = type(model.objective).__name__
+            raise InputError(f"intervals of times are those of BlockNelbo, not of {name}")
+        assert isinstance(model.process, Masked)  # the objective refuses others
+        order = balanced_order(train.batch_size)
+        strata = {"row": order, "rows": np.asarray(len(order), np.int32)}
+        parts = evaluation_batches(self.dataset.valid.rows, len(order))
+        return search(
+            model.objective,
+            key,
+            (Batch(**place(self.mesh, {**part, **strata})) for part in islice(parts, batches)),
+            process=model.process,
+            parameterization=model.parameterization,
+            denoise=model.denoise,
+            params=params,
+        )
 
     def ngrams(self, split: str) -> list[Metric]:
         """What count tables of the training split alone score on a split."""

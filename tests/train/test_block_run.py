@@ -5,7 +5,7 @@ import pytest
 import tiny
 
 from mdlm.evals.nll import Perplexity
-from mdlm.experiment import load_file
+from mdlm.experiment import Model, load_file
 from mdlm.objectives.block import BlockNelbo
 from mdlm.objectives.clip_search import candidates
 from mdlm.run import load
@@ -62,6 +62,7 @@ def test_search(run):
 
 
 def test_search_is_for_block_diffusion(run, monkeypatch):
-    monkeypatch.setattr(run, "experiment", tiny.experiment("text.txt"))
+    text = run.experiment.data.source.train
+    monkeypatch.setattr(run, "model", Model(tiny.experiment(text), run.tokenizer.vocab))
     with pytest.raises(InputError, match="BlockNelbo, not of Nelbo"):
         run.clip_search()
