@@ -2,11 +2,13 @@
 
     python -m benchmarks.family run --text tinyshakespeare.txt --seeds 0 1 2 --core 0
     python -m benchmarks.family run ar mdlm --text tinyshakespeare.txt --seeds 0
-    python -m benchmarks.family report          # a table, and docs/family.png
+    python -m benchmarks.family run --books books       # a folder of train-*, valid, test .txt.gz
+    python -m benchmarks.family report                  # tables, and docs/family.png
 
-Each run is `mdlm train experiments/family/METHOD.py`, then `mdlm eval`, as anyone would call them,
-on one core; the folder is runs/family/METHOD-SEED, and runs that are done are not repeated. What is
-reported of each method is its own bound on the validation split (its protocol stands beside it).
+Each run is `mdlm train experiments/family/METHOD.py` (of books: experiments/family/books/), then
+`mdlm eval`, as anyone would call them, on one core; the folder is runs/family/METHOD-SEED (of
+books: runs/family-books/), and runs that are done are not repeated. What is reported of each method
+is its own bound on the validation split (its protocol stands beside it).
 """
 
 import argparse
@@ -14,20 +16,37 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-OUT = Path("runs/family")
-FOLDER = Path("experiments/family")
-METHODS = sorted(path.stem for path in FOLDER.glob("*.py"))
 PICTURE = Path("docs/family.png")
 
 
-def train(method: str, seed: int, text: str, core: int) -> None:
+@dataclass(frozen=True)
+class Ground:
+    """What the methods are compared on."""
+
+    experiments: Path
+    out: Path
+    unit: str
+
+    @property
+    def methods(self) -> list[str]:
+        """Names of the experiment files."""
+        return sorted(path.stem for path in self.experiments.glob("*.py"))
+
+
+TEXT = Ground(Path("experiments/family"), Path("runs/family"), "character")
+BOOKS = Ground(Path("experiments/family/books"), Path("runs/family-books"), "token")
+
+
+def train(ground: Ground, method: str, seed: int, settings: Sequence[str], core: int) -> None:
     """One run and its score, in eval.json of the run folder."""
-    folder = OUT / f"{method}-{seed}"
+    folder = ground.out / f"{method}-{seed}"
     if (folder / "eval.json").is_file():
         print(f"{folder}: done before", flush=True)
         return
@@ -43,18 +62,17 @@ def train(method: str, seed: int, text: str, core: int) -> None:
         )
         return done.stdout
 
-    file = FOLDER / f"{method}.py"
-    settings = ("--seed", str(seed), "--data.source.train", text)
-    mdlm("train", str(file), "--out", str(folder), *settings)
+    file = ground.experiments / f"{method}.py"
+    mdlm("train", str(file), "--out", str(folder), "--seed", str(seed), *settings)
     scores = mdlm("eval", str(folder), "--split", "valid", "--json")
     (folder / "eval.json").write_text(scores)
     print(f"{folder} {json.loads(scores)[0]['value']:.4f} nats per token", flush=True)
 
 
-def results() -> dict[str, list[dict[str, Any]]]:
+def results(ground: Ground) -> dict[str, list[dict[str, Any]]]:
     """Scores and training curves of the runs there are, by method, best first."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(OUT.glob("*/eval.json")):
+    for path in sorted(ground.out.glob("*/eval.json")):
         method, _, seed = path.parent.name.rpartition("-")
         lines = [json.loads(s) for s in (path.parent / "metrics.jsonl").read_text().splitlines()]
         steps = [line for line in lines if line["kind"] == "train"]
@@ -62,7 +80,15 @@ def results() -> dict[str, list[dict[str, Any]]]:
             {
                 "seed": int(seed),
                 "score": json.loads(path.read_text())[0],
-                "speed": float(np.median([line["tokens_per_second"] for line in steps[2:]])),
+                "speed": float(
+                    np.median(
+                        [
+                            line["tokens_per_second"]
+                            for line in steps[2:]
+                            if "tokens_per_second" in line
+                        ]
+                    )
+                ),
                 "curve": [
                     (line["step"], line["nats per token"])
                     for line in lines
@@ -79,26 +105,27 @@ def mean(runs: list[dict[str, Any]]) -> float:
 
 
 def error(runs: list[dict[str, Any]]) -> float:
-    """Standard error of that mean, from the spread of the seeds (nan with one)."""
+    """Standard error of that mean, from the spread of the seeds; with one, over sequences."""
     values = [run["score"]["value"] for run in runs]
-    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+    if len(values) == 1:
+        return runs[0]["score"]["stderr_rows"]
+    return float(np.std(values, ddof=1) / len(values) ** 0.5)
 
 
-def report() -> None:
-    """Prints a row for each method and draws the bounds."""
-    found = results()
-    print("| method | seeds | nats/character | bits/character | tokens/s | what the number is |")
+def table(ground: Ground, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Prints a row for each method."""
+    print(f"| method | seeds | nats/{ground.unit} | bits/{ground.unit} | tokens/s | protocol |")
     print("|---|---|---|---|---|---|")
     for method, runs in found.items():
         value, spread = mean(runs), error(runs)
         speed = np.median([run["speed"] for run in runs])
-        protocol = runs[0]["score"]["protocol"].split(", ", 3)[-1]
+        protocol = runs[0]["score"]["protocol"].split(", ", 2)[-1].removesuffix(", EMA parameters")
+        over = "seeds" if len(runs) > 1 else "sequences"
         print(
-            f"| {method} | {len(runs)} | {value:.4f} +- {spread:.4f} |"
+            f"| {method} | {len(runs)} | {value:.4f} +- {spread:.4f} ({over}) |"
             f" {value / np.log(2):.3f} | {speed:,.0f} | {protocol} |"
         )
-    if found:
-        draw(found)
+    print()
 
 
 def draw(found: dict[str, list[dict[str, Any]]]) -> None:
@@ -128,7 +155,7 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> None:
     print(f"({PICTURE})")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.family",
         description=__doc__,
@@ -136,21 +163,36 @@ def main() -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train and score")
-    run.add_argument("methods", nargs="*", metavar="METHOD", help=f"of {', '.join(METHODS)}")
-    run.add_argument("--text", required=True, help="the text file")
+    run.add_argument("methods", nargs="*", metavar="METHOD", help=f"of {', '.join(TEXT.methods)}")
+    run.add_argument("--text", help="the text file")
+    run.add_argument("--books", help="instead: a folder with the files of experiments/books.py")
     run.add_argument("--seeds", type=int, nargs="+", default=[0])
     run.add_argument("--core", type=int, default=0, help="the core to stay on")
-    commands.add_parser("report", help="table and picture of the runs there are")
-    args = parser.parse_args()
+    commands.add_parser("report", help="tables and picture of the runs there are")
+    args = parser.parse_args(arguments)
     if args.command == "report":
-        report()
+        for ground in (TEXT, BOOKS):
+            table(ground, results(ground))
+        draw(results(TEXT))
         return 0
-    unknown = sorted(set(args.methods) - set(METHODS))
+    if (args.text is None) == (args.books is None):
+        parser.error("run needs --text FILE or --books FOLDER")
+    ground = TEXT if args.books is None else BOOKS
+    unknown = sorted(set(args.methods) - set(ground.methods))
     if unknown:
-        parser.error(f"no method {', '.join(unknown)}: there are {', '.join(METHODS)}")
+        parser.error(f"no method {', '.join(unknown)}: there are {', '.join(ground.methods)}")
+    if args.books is None:
+        settings = ["--data.source.train", args.text]
+    else:
+        files = {"train": "train-*.txt.gz", "valid": "valid.txt.gz", "test": "test.txt.gz"}
+        settings = [
+            word
+            for split, name in files.items()
+            for word in (f"--data.source.{split}", f"{args.books}/{name}")
+        ]
     for seed in args.seeds:
-        for method in args.methods or METHODS:
-            train(method, seed, args.text, args.core)
+        for method in args.methods or ground.methods:
+            train(ground, method, seed, settings, args.core)
     return 0
 
 

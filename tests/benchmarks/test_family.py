@@ -1,0 +1,111 @@
+"""The comparison of methods: real runs of a small experiment, scored, listed and drawn; the noise
+of gradients, against what is known of it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+
+from benchmarks import family, variance
+from mdlm.experiment import load_file
+from mdlm.models.block import BlockDiT
+from mdlm.objectives.block import BlockNelbo
+from mdlm.run import load
+from mdlm.samplers.blocks import BlockByBlock
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """Two methods, `mdlm` with two seeds, all of them run by the benchmark's own command."""
+    folder = tmp_path_factory.mktemp("family")
+    text = tiny.write_text(folder / "text.txt")
+    (folder / "experiments").mkdir()
+    file = tiny.FILE.format(text="elsewhere.txt").replace('name="tiny"', 'name="mdlm"')
+    (folder / "experiments/mdlm.py").write_text(file.replace("dropout=0.1", "dropout=0.0"))
+    ground = family.Ground(folder / "experiments", folder / "runs", "byte")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(family, "TEXT", ground)
+        assert family.main(["run", "--text", str(text), "--seeds", "0", "1"]) == 0
+    return ground
+
+
+@pytest.mark.slow
+def test_report(ground, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(family, "TEXT", ground)
+    monkeypatch.setattr(family, "BOOKS", replace(ground, out=tmp_path / "none"))
+    monkeypatch.setattr(family, "PICTURE", tmp_path / "family.png")
+    assert family.main(["report"]) == 0
+    values = [
+        json.loads((ground.out / f"mdlm-{seed}/eval.json").read_text())[0]["value"]
+        for seed in (0, 1)
+    ]
+    assert values[0] != values[1]
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| mdlm"))
+    error = abs(values[0] - values[1]) / 2
+    assert f"| 2 | {sum(values) / 2:.4f} +- {error:.4f} (seeds) |" in row
+    assert row.endswith("| NELBO, continuous time |")
+    assert (tmp_path / "family.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_what_is_done_is_not_repeated(ground, capsys):
+    family.train(ground, "mdlm", 0, [], 0)
+    assert "done before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, reason",
+    [
+        (["run", "mlm", "--text", "x"], "no method mlm: there are ar, bd3lm"),
+        (["run", "mdlm"], "needs --text FILE or --books FOLDER"),
+        (["run", "sedd", "--books", "x"], "no method sedd: there are ar, bd3lm, md4, mdlm"),
+    ],
+)
+def test_bad_words_are_refused(words, reason, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        family.main(words)
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_stratified_times_make_less_noise(ground):
+    run = load(ground.out / "mdlm-0")
+    chosen = {(b, t): e for b, t, e in variance.cases(run)}
+    assert len(chosen) == 18  # six bounds, three ways of drawing times
+    found = {
+        times: variance.measure(run, chosen["mdlm", times], rows=16, pairs=12)
+        for times in ("independent", "stratified")
+    }
+    assert found["stratified"]["noise"] < 0.8 * found["independent"]["noise"]
+    assert all(r["signal"] > -3 * r["signal_error"] for r in found.values())
+
+
+@pytest.mark.slow
+def test_what_draws_nothing_has_no_noise(ground):
+    run = load(ground.out / "mdlm-0")
+    exact = replace(
+        run.experiment,
+        network=BlockDiT(width=32, depth=2, heads=2, cond_dim=16, block_size=1),
+        objective=BlockNelbo(block_size=1, low=1.0),
+        sampler=BlockByBlock(block_size=1),
+    )
+    found = variance.measure(run, exact, rows=16, pairs=2)
+    assert found["noise"] == 0 and found["signal"] > 0
+
+
+def test_experiments_share_all_but_the_method(monkeypatch):
+    """Within each ground: data, batches, steps, optimizer and sizes of the network."""
+    monkeypatch.chdir(ROOT)
+    for ground in (family.TEXT, family.BOOKS):
+        shared = set()
+        for method in ground.methods:
+            e = load_file(ground.experiments / f"{method}.py")
+            assert e.name == method
+            n = e.network
+            shared.add(repr((e.data, e.train, e.optimizer, n.width, n.depth, n.heads)))
+        assert len(shared) == 1
