@@ -139,7 +139,8 @@ def hidden(params: ArrayTree) -> ArrayTree:
 
     def label(path, array) -> str:
         names = _names(path)
-        is_hidden = "blocks" in names and array.ndim == 3 and "modulation" not in names
+        is_matrix = names[-1] == "kernel" and array.ndim == 3
+        is_hidden = is_matrix and "blocks" in names and "modulation" not in names
         return "muon" if is_hidden else "adam"
 
     return jax.tree_util.tree_map_with_path(label, params)

@@ -47,7 +47,9 @@ def test_stacked_layers_move_as_single_ones_do():
 def test_only_hidden_matrices_go_by_muon():
     params = {"blocks": tree(jax.random.split(jax.random.key(0), 2), True)}
     params["embed"] = {"table": jnp.ones((6, 8))}
+    params["blocks"]["key"] = jnp.ones((2, 4, 8))  # a learned key for each head: vectors
     labels = hidden(params)
+    assert labels["blocks"]["key"] == "adam"
     assert labels["blocks"]["qkv"]["kernel"] == "muon"
     assert labels["blocks"]["modulation"]["kernel"] == "adam"
     assert labels["blocks"]["norm"]["scale"] == "adam"

@@ -113,6 +113,17 @@ class Checkpoints:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             return reader.restore(self.folder / str(step) / "state", args=args)
 
+    def has(self, *path: str) -> bool:
+        """Whether the newest checkpoint has an entry below this path of names."""
+        prefix = ".".join(path) + "."
+        return any(name.startswith(prefix) for name in self._stored(self._existing(None)))
+
+    def _stored(self, step: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of a checkpoint's arrays, by name."""
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            stored = reader.metadata(self.folder / str(step) / "state").item_metadata.tree
+        return {_name(path): tuple(leaf.shape) for path, leaf in _leaves(stored)}
+
     def _existing(self, step: int | None) -> int:
         found = self.latest if step is None else step
         if found is None or found not in self.manager.all_steps():
@@ -121,9 +132,7 @@ class Checkpoints:
         return found
 
     def _check_shapes(self, step: int, abstract: ArrayTree) -> None:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            stored = reader.metadata(self.folder / str(step) / "state").item_metadata.tree
-        there = {_name(path): tuple(leaf.shape) for path, leaf in _leaves(stored)}
+        there = self._stored(step)
         for path, leaf in _leaves(abstract):
             shape = there.get(_name(path))
             if shape != tuple(leaf.shape):

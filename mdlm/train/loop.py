@@ -186,16 +186,18 @@ def in_training(rows: dict[str, np.ndarray], order: np.ndarray) -> dict[str, Any
 
 
 def started_from(state: dict[str, Any], initial: ArrayTree) -> dict[str, Any]:
-    """A fresh state that begins with given parameters, of the same names and shapes."""
+    """A fresh state that begins with the parameters of the given components, of the same names
+    and shapes; other components stay fresh."""
 
     def take(old: jax.Array, new: Any) -> jax.Array:
         if old.shape != new.shape:
             raise InputError(f"--init-from: an array of shape {new.shape} where {old.shape} is due")
         return jax.device_put(new.astype(old.dtype), old.sharding)
 
-    if jax.tree.structure(state["params"]) != jax.tree.structure(initial):
+    fresh = {name: state["params"][name] for name in initial}
+    if jax.tree.structure(fresh) != jax.tree.structure(initial):
         raise InputError("--init-from: those parameters are of another kind of network")
-    params = jax.tree.map(take, state["params"], initial)
+    params = {**state["params"], **jax.tree.map(take, fresh, initial)}
     # The step donates its input, so the average needs arrays of its own.
     return {**state, "params": params, "ema": jax.tree.map(lambda a: a.copy(), params)}
 

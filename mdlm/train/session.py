@@ -140,8 +140,10 @@ class Session:
         with Checkpoints(RunFolder(init_from).checkpoints) as checkpoints:
             tx = self.experiment.optimizer.build(self.experiment.train.steps)
             mesh = self.experiment.mesh.build()
-            abstract = abstract_state(self.model, tx, mesh)
-            return checkpoints.restore_part({"ema": abstract["ema"]})["ema"]
+            average = abstract_state(self.model, tx, mesh)["ema"]
+            # What this run's process learns may be nothing that the other run has.
+            there = {name: part for name, part in average.items() if checkpoints.has("ema", name)}
+            return checkpoints.restore_part({"ema": there})["ema"]
 
     def _sample(self, step: int, params: ArrayTree) -> None:
         if jax.process_count() > 1:

@@ -12,10 +12,12 @@ from mdlm.experiment import Model, Training
 from mdlm.mesh import MeshShape, place
 from mdlm.models.dit import DiT
 from mdlm.objectives.generalized import GeneralizedNelbo
+from mdlm.objectives.nelbo import Nelbo
 from mdlm.optim import AdamW, decayed, hidden
 from mdlm.per_token_schedules import LearnedPolynomial
 from mdlm.processes.masked import Masked
 from mdlm.run import load
+from mdlm.samplers.ancestral import Ancestral
 from mdlm.samplers.reverse import Reverse
 from mdlm.times import balanced_order
 from mdlm.train.checkpoint import Checkpoints
@@ -144,3 +146,29 @@ def test_run_folder_keeps_the_powers(tmp_path, monkeypatch):
     assert run.perplexity(replace(run.experiment.evaluation, passes=1))[0].value > 0
     sample = run.generate("the ", length=12)
     assert sample.nfe >= 4 and run.model.vocab.mask_id not in sample.texts[0].tokens
+
+
+def test_begins_from_a_network_alone(tmp_path, monkeypatch):
+    """A run that learns no schedule lends its network; the powers start afresh."""
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: devices)
+    text = tiny.write_text(tmp_path / "text.txt", words=600)
+    train = Training(steps=1, batch_size=8, ema_decay=0.5, log_every=1, eval_rows=8)
+    changes = {**GENMD4, "process": Masked(), "objective": Nelbo(), "sampler": Ancestral()}
+    first = tiny.experiment(text, train=train, **changes)
+    list(Session(first, tmp_path / "first", source=tiny.FILE, overrides=[]).train())
+    second = Session(
+        tiny.experiment(text, train=train, seed=1, **GENMD4),
+        tmp_path / "second",
+        source=tiny.FILE,
+        overrides=[],
+        init_from=str(tmp_path / "first"),
+    )
+    assert second.initial is not None and list(second.initial) == ["network"]
+    with Checkpoints(tmp_path / "first" / "checkpoints") as checkpoints:
+        kept = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), second.initial)
+        expected = checkpoints.restore_part({"ema": kept})["ema"]
+    jax.tree.map(np.testing.assert_array_equal, second.initial, expected)
+    list(second.train())
+    with Checkpoints(tmp_path / "second" / "checkpoints") as checkpoints:
+        assert checkpoints.has("ema", "process")
