@@ -1,32 +1,46 @@
-"""Ancestral sampling of a masking process: the reverse chain, step by step.
+"""Ancestral sampling of a masking process: the reverse chain, its reveals drawn beforehand.
 
 On the grid 1 = t_N > ... > t_0 = 0, a masked position is revealed between t and s < t with
 probability (alpha_s - alpha_t) / (1 - alpha_t), and its token is then drawn from the network's
 p(x_0 | z_t); a revealed token stays (MDLM eq. 7, arXiv:2406.07524). Positions revealed in the
 same step are drawn independently of each other: as the steps grow the law of the sample tends to
 that of revealing one position at a time, in random order.
+
+When a position is revealed depends on nothing that is drawn meanwhile, so all of it is drawn
+first (DNDM, arXiv:2312.09193): a position is still masked at s with probability
+(1 - alpha_s) / (1 - alpha_1). Each row then goes straight to its next step that reveals something,
+whatever the other rows do. The law is the same.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, Key
+from jaxtyping import Bool, Float, Int, Key
 
 from mdlm.draws import uniforms
+from mdlm.keys import streams
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import GridSampler, SampleState, step_keys
-from mdlm.types import Denoise
+from mdlm.samplers.base import GridSampler, SampleState
+from mdlm.times import grid_of
+from mdlm.types import Denoise, pytree
+
+
+@pytree
+class RevealState(SampleState):
+    """What is known of the reveals before the first of them."""
+
+    due: Any  # Int[Array, "b l"], the step of the grid that reveals each position
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ancestral(GridSampler):
-    """A step that reveals nothing calls no network, so NFE is at most `steps`, and near the number
-    of positions where that is smaller: with one row, alpha = 1 - t, a uniform grid and L open
-    positions it is steps * (1 - (1 - 1 / steps)^L) in the mean.
+    """NFE is that of the row with the most steps that reveal something. A row of L open positions,
+    with alpha = 1 - t and a uniform grid, has steps * (1 - (1 - 1 / steps)^L) of them in the mean:
+    at most `steps`, and near L where that is smaller.
 
     `last` says how positions that are still masked at t = 0 (schedules with alpha(0) < 1) are
     resolved, in one step and call more: "draw" from the same law, or "argmax", the likeliest
@@ -49,19 +63,39 @@ class Ancestral(GridSampler):
             )
         return None
 
+    def init(
+        self,
+        keys: Key[Array, " b"],
+        tokens: Int[Array, "b l"],
+        is_fixed: Bool[Array, "b l"],
+        *,
+        process: Masked,
+    ) -> RevealState:
+        state = super().init(keys, tokens, is_fixed, process=process)
+        known = {field.name: getattr(state, field.name) for field in fields(state)}
+        return RevealState(**known, due=self.due(keys, tokens.shape[1], process))
+
+    def due(self, keys: Key[Array, " b"], length: int, process: Masked) -> Int[Array, "b l"]:
+        """The step that reveals each position: 0 is the first of the grid, `steps` the one more."""
+        noised = process.schedule.one_minus_alpha(grid_of(self.grid, self.steps))
+        rising = (noised[1:] / noised[0])[::-1]  # still masked after the last step, .., the first
+        u = uniforms(streams(keys, "due"), length)
+        return self.steps - jnp.searchsorted(rising, u, side="right").astype(jnp.int32)
+
     def step(
         self,
-        state: SampleState,
+        state: RevealState,
         *,
         process: Masked,
         parameterization: Parameterization,
         denoise: Denoise,
-    ) -> SampleState:
-        t, s = self.times(state)
-        uniform = uniforms(step_keys(state, "whether"), state.tokens.shape[1])
-        is_over = state.step == self.steps
+    ) -> RevealState:
         is_open = process.is_masked(state.tokens) & ~state.is_fixed
-        is_revealed = is_open & (is_over | (uniform < process.reveal_probability(t, s)))
+        never = jnp.iinfo(jnp.int32).max
+        now = jnp.where(is_open, state.due, never).min(-1, keepdims=True)
+        is_revealed = is_open & (state.due == now)
+        # A row that is done reveals nothing, at whatever time.
+        t = grid_of(self.grid, self.steps)[now % (self.steps + 1)]
         state = self.write(
             state, is_revealed, t, parameterization=parameterization, denoise=denoise
         )
@@ -72,9 +106,10 @@ class Ancestral(GridSampler):
         keys: Key[Array, " n"],
         log_p0: Float[Array, "n v"],
         at: Int[Array, " n"],
-        state: SampleState,
+        state: RevealState,
     ) -> Int[Array, " n"]:
         drawn = super().choose(keys, log_p0, at, state)
         if self.last == "draw":
             return drawn
-        return jnp.where(state.step == self.steps, jnp.argmax(log_p0, axis=-1), drawn)
+        is_over = state.due.reshape(-1)[at] % (self.steps + 1) == self.steps
+        return jnp.where(is_over, jnp.argmax(log_p0, axis=-1), drawn)

@@ -10,7 +10,7 @@ is done, then `finish` once. NFE is the number of network calls, for the whole b
 
 import abc
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,10 @@ class SampleState:
     done: Any  # Bool[Array, " b"]
     keys: Any  # Key[Array, " b"]
     nfe: Any  # Int[Array, ""], network calls so far
+
+
+State = TypeVar("State", bound=SampleState)
+"""A sampler may keep more in its state."""
 
 
 @pytree
@@ -142,13 +146,13 @@ class Sampler(abc.ABC):
 
     def write(
         self,
-        state: SampleState,
+        state: State,
         is_chosen: Bool[Array, "b l"],
         t: Float[Array, "b #l"] | None,
         *,
         parameterization: Parameterization,
         denoise: Denoise,
-    ) -> SampleState:
+    ) -> State:
         """Calls the network once and writes a token at each chosen position.
 
         No position chosen in any row: no call. Logits exist for `CHUNK` positions at a time, and

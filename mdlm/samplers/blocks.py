@@ -6,25 +6,22 @@ blocks of one token this draws from the network's autoregressive law itself, wit
 grow. Every call reads the whole row [noised ; clean] (there is no key-value cache).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Key
 
-from mdlm.draws import uniforms
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import GridSampler, SampleState, step_keys
-from mdlm.types import Denoise, NetInput, Sees
+from mdlm.samplers.ancestral import Ancestral
+from mdlm.types import NetInput, Sees
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockByBlock(GridSampler):
-    """`steps` steps down a `grid` of times for each block of `block_size` tokens, which is the
-    network's. A step that reveals nothing in any row calls no network, so NFE is at most `steps`
+class BlockByBlock(Ancestral):
+    """The steps of `Ancestral` for each block of `block_size` tokens, which is the network's.
+    Rows need not be at the same block. NFE is at most the tokens of a row, and at most `steps`
     (one more where alpha(0) < 1) for each block.
 
     Fixed tokens stay, but the network sees those of later blocks only when it gets there.
@@ -39,35 +36,12 @@ class BlockByBlock(GridSampler):
         if self.block_size < 1:
             raise ValueError(f"block_size={self.block_size} must be at least 1")
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        if process.schedule.per_token:
-            return "it reveals all tokens at one rate, and the schedule has a rate for each"
-        return None
+    def due(self, keys: Key[Array, " b"], length: int, process: Masked) -> Int[Array, "b l"]:
+        if length % self.block_size:
+            raise ValueError(f"block_size={self.block_size} does not divide the length of {length}")
+        block = jnp.arange(length, dtype=jnp.int32) // self.block_size
+        return super().due(keys, length, process) + block[None] * (self.steps + 1)
 
     def inputs(self, tokens: Int[Array, "b l"], t: Float[Array, "b #l"] | None) -> NetInput:
         # What is still masked lies in the block at hand or later: never read as clean.
         return NetInput(tokens=tokens, clean=tokens, t=t)
-
-    def step(
-        self,
-        state: SampleState,
-        *,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> SampleState:
-        l = state.tokens.shape[1]
-        if l % self.block_size:
-            raise ValueError(f"block_size={self.block_size} does not divide the length of {l}")
-        # A block takes `steps` steps, and one in which whatever is left is revealed.
-        block, step = jnp.divmod(state.step, self.steps + 1)
-        t, s = self.times(replace(state, step=step))
-        uniform = uniforms(step_keys(state, "whether"), l)
-        is_over = step == self.steps
-        is_open = process.is_masked(state.tokens) & ~state.is_fixed
-        is_here = (jnp.arange(l) // self.block_size == block)[None]
-        is_revealed = is_open & is_here & (is_over | (uniform < process.reveal_probability(t, s)))
-        state = self.write(
-            state, is_revealed, t, parameterization=parameterization, denoise=denoise
-        )
-        return replace(state, done=(is_open == is_revealed).all(-1))
