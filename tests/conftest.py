@@ -10,6 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from pathlib import Path  # noqa: E402
+from zlib import crc32  # noqa: E402
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -23,6 +24,30 @@ CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ["MDLM_CACHE"] = str(CACHE)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--slow-part",
+        metavar="K/N",
+        help="of the tests marked slow, only the K-th of N parts; which part is a matter of the name",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    given = config.getoption("--slow-part")
+    if given is None:
+        return
+    part, _, parts = given.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise pytest.UsageError(f"--slow-part {given}: expected K/N with 0 <= K < N")
+
+    def is_chosen(item) -> bool:
+        is_slow = item.get_closest_marker("slow") is not None
+        return not is_slow or crc32(item.nodeid.encode()) % int(parts) == int(part)
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_chosen(item)])
+    items[:] = [item for item in items if is_chosen(item)]
 
 
 def _folder(variable: str) -> Path:
