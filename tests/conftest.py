@@ -1,6 +1,7 @@
 """Settings that every test runs under, and where reference material is found."""
 
 import os
+from collections import defaultdict
 
 # Before JAX starts: eight devices, so that sharding is always exercised on a laptop too.
 os.environ["XLA_FLAGS"] = (
@@ -28,26 +29,31 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--slow-part",
+        "--part",
         metavar="K/N",
-        help="of the tests marked slow, only the K-th of N parts; which part is a matter of the name",
+        help="K-th of N parts of the slow tests, and of the cases of each test that has N or more",
     )
 
 
 def pytest_collection_modifyitems(config, items):
-    given = config.getoption("--slow-part")
+    given = config.getoption("--part")
     if given is None:
         return
-    part, _, parts = given.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-        raise pytest.UsageError(f"--slow-part {given}: expected K/N with 0 <= K < N")
-
-    def is_chosen(item) -> bool:
-        is_slow = item.get_closest_marker("slow") is not None
-        return not is_slow or crc32(item.nodeid.encode()) % int(parts) == int(part)
-
-    config.hook.pytest_deselected(items=[item for item in items if not is_chosen(item)])
-    items[:] = [item for item in items if is_chosen(item)]
+    k, _, n = given.partition("/")
+    if not (k.isdecimal() and n.isdecimal() and int(k) < int(n)):
+        raise pytest.UsageError(f"--part {given}: expected K/N with 0 <= K < N")
+    cases = defaultdict(list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    chosen = set()
+    for name, own in cases.items():
+        if len(own) >= int(n):
+            own = own[int(k) :: int(n)]
+        elif own[0].get_closest_marker("slow") and crc32(name.encode()) % int(n) != int(k):
+            own = []
+        chosen.update(own)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
 
 
 def _folder(variable: str) -> Path:

@@ -22,6 +22,7 @@ print(faults() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_a_step_faults_no_pages_once_memory_is_kept():
     def faults(how):

@@ -220,6 +220,7 @@ def text(tmp_path_factory):
     return tiny.write_text(tmp_path_factory.mktemp("data") / "text.txt", words=600)
 
 
+@pytest.mark.slow
 def test_run_folder_keeps_the_counts(text, tmp_path):
     session = run_of(tmp_path / "run", text, **BERT)
     list(session.train())
@@ -243,6 +244,7 @@ def test_run_folder_keeps_the_counts(text, tmp_path):
     assert np.isfinite(valid["nats per token"])
 
 
+@pytest.mark.slow
 def test_begins_from_a_run_of_another_objective(text, tmp_path):
     """The network of a run with another objective and schedule, as DiffusionBERT takes BERT's."""
     list(run_of(tmp_path / "first", text, objective=DiscreteNelbo(steps=8)).train())

@@ -34,6 +34,7 @@ def table(done: subprocess.CompletedProcess, path: Path) -> dict[str, dict]:
     return rows
 
 
+@pytest.mark.slow
 def test_train_step_alone(tmp_path):
     out = tmp_path / "step.json"
     words = ["benchmarks.train_step", *TINY, "--no-twin", "--network.norm", "rms"]

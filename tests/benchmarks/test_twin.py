@@ -102,6 +102,7 @@ def test_loss_and_gradients_are_ours(params, noise, compiled):
     assert_near({name: p.grad for name, p in network.named_parameters()}, gradient)
 
 
+@pytest.mark.slow
 def test_a_step_and_its_average_are_ours(params, noise):
     """Three steps at one noise; the gradient is clipped (its norm is above 1) and the rate rises.
 

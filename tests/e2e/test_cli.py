@@ -57,6 +57,7 @@ def test_version_and_help():
     assert "--train.steps 2000" in text and "continues a run" in text
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing(work, tmp_path, monkeypatch):
     """Every program of the second start is found among those that the first one kept."""
     monkeypatch.setenv("MDLM_CACHE", str(tmp_path))
@@ -147,6 +148,7 @@ def test_bad_input_is_one_line(work):
     assert sorted(p.name for p in work.iterdir()) == before  # nothing half-written
 
 
+@pytest.mark.slow
 def test_out_of_vocabulary_prompt_is_refused(work):
     words = ("--out", "letters", "--train.steps", "1")
     text = (work / "tiny.py").read_text().replace("Bytes", "Characters")
@@ -155,6 +157,7 @@ def test_out_of_vocabulary_prompt_is_refused(work):
     assert "\u00e9" in refused("sample", "letters", "--prompt", "caf\u00e9", cwd=work)
 
 
+@pytest.mark.slow
 def test_profile_prints_time_by_part_and_the_log_has_mfu(work):
     out = mdlm("train", "tiny.py", "--out", "traced", "--profile", 3, cwd=work)
     assert out.returncode == 0, out.stderr[-3000:]
@@ -175,6 +178,7 @@ def test_profile_prints_time_by_part_and_the_log_has_mfu(work):
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupt_saves_and_the_same_command_continues(work, number, code):
     out = f"stopped-{code}"
@@ -223,6 +227,7 @@ def test_from_python(work):
     assert out.texts == again.texts
 
 
+@pytest.mark.slow
 def test_autoregressive_baseline_from_the_same_commands(work):
     text = (work / "tiny.py").read_text()
     text = text.replace("mdlm.models.dit import DiT", "mdlm.models.causal import CausalTransformer")
@@ -249,6 +254,7 @@ def test_autoregressive_baseline_from_the_same_commands(work):
     assert "no number of them" in refused("sample", "ar", "--steps", "3", cwd=work)
 
 
+@pytest.mark.slow
 @pytest.mark.golden
 def test_import_reproduces_the_logits_of_published_weights(work, golden, golden_folder):
     """An alphabet of 63 characters and four special tokens is the reference's 67 columns."""

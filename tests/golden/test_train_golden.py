@@ -22,6 +22,7 @@ pytestmark = pytest.mark.golden
 NETWORK = DiT(width=64, depth=2, heads=4, cond_dim=32)
 
 
+@pytest.mark.slow
 def test_four_steps(golden, golden_folder):
     data, expected = golden("mdlm_losses.npz"), golden("mdlm_train.npz")
     weights = load_file(golden_folder / "mdlm_dit.safetensors")

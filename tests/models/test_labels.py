@@ -124,6 +124,7 @@ def test_a_label_for_a_network_without_is_refused():
         denoiser(PLAIN, COLUMNS, params)(inputs)
 
 
+@pytest.mark.slow
 def test_learns_what_a_label_says(tmp_path):
     """Rows of label k hold tokens 4 k .. 4 k + 3 only, each as likely as the others."""
     rows, steps = 48, 150

@@ -132,6 +132,7 @@ def test_scan_is_a_loop_over_the_blocks(network, tokens, remat):
     np.testing.assert_allclose(x, at_once, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @every
 def test_remat_changes_no_gradient_and_keeps_less(network, tokens):
     params = random_params(network)

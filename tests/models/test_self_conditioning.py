@@ -109,6 +109,7 @@ def test_flops_are_those_of_a_pass_that_is_shown_something():
     assert extra == 2 * 3 * L * WIDTH**2
 
 
+@pytest.mark.slow
 def test_trains_and_uses_what_it_is_shown(tmp_path):
     """The projection leaves 0, and what the trained network is shown then changes its answers."""
     vocab = Vocab(size=COLUMNS, mask_id=COLUMNS - 1)
@@ -137,7 +138,7 @@ def test_trains_and_uses_what_it_is_shown(tmp_path):
     @jax.jit
     def train(key):
         params = model.init(stream(key, "init"))
-        keys = jax.random.split(stream(key, "train"), 150)
+        keys = jax.random.split(stream(key, "train"), 400)
         (params, _), losses = jax.lax.scan(step, (params, tx.init(params)), keys)
         return params, losses
 

@@ -80,6 +80,7 @@ def test_single_tokens_have_the_law(key):
         assert off_by(samples.tokens, LAW) < 1.6
 
 
+@pytest.mark.slow
 def test_one_block_tends_to_the_law(key):
     once = sample(key, 100_000, BlockByBlock(block_size=3, steps=1))
     marginals = np.stack([LAW @ (SEQUENCES == v) for v in range(SYMBOLS)])

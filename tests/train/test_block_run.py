@@ -35,6 +35,7 @@ def run(tmp_path_factory):
     return load(folder / "run")
 
 
+@pytest.mark.slow
 def test_what_is_reported_is_the_bound(run):
     """Trained on an interval, scored on the whole; and the whole is the harder."""
     assert not run.experiment.objective.reported().is_clipped
@@ -48,12 +49,14 @@ def test_what_is_reported_is_the_bound(run):
     assert published.reported() is published
 
 
+@pytest.mark.slow
 def test_text_keeps_its_beginning(run):
     text = run.generate("the quick brown ", length=48).texts[0].text
     assert text.startswith("the quick brown ") and len(text) > 20
     assert "[MASK]" not in text
 
 
+@pytest.mark.slow
 def test_search(run):
     table = run.clip_search(batches=2)
     assert len(table) == len(candidates(8)) and (table[0].low, table[0].high) != (1e-3, 1.0)
@@ -61,6 +64,7 @@ def test_search(run):
     assert (table[-1].low, table[-1].high)[0] < 0.05  # small times spread most
 
 
+@pytest.mark.slow
 def test_search_is_for_block_diffusion(run, monkeypatch):
     text = run.experiment.data.source.train
     monkeypatch.setattr(run, "model", Model(tiny.experiment(text), run.tokenizer.vocab))

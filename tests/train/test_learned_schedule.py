@@ -80,6 +80,7 @@ def test_powers_are_trained(whole):
         assert values["loss"] == pytest.approx(values["nelbo"], rel=1e-5) and values["loss"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "accumulate"), [(MeshShape(data=1), 4), (MeshShape(data=4, fsdp=2), 1)]
 )
@@ -103,6 +104,7 @@ def test_powers_are_no_matrices():
     assert not decayed(params)["process"]["w"]
 
 
+@pytest.mark.slow
 def test_run_folder_keeps_the_powers(tmp_path, monkeypatch):
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *_: devices)
@@ -148,6 +150,7 @@ def test_run_folder_keeps_the_powers(tmp_path, monkeypatch):
     assert sample.nfe >= 4 and run.model.vocab.mask_id not in sample.texts[0].tokens
 
 
+@pytest.mark.slow
 def test_begins_from_a_network_alone(tmp_path, monkeypatch):
     """A run that learns no schedule lends its network; the powers start afresh."""
     devices = jax.devices()[:1]

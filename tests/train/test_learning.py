@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+import pytest
 import tiny
 
 from mdlm.experiment import Model
@@ -19,6 +20,7 @@ from mdlm.types import Batch, Vocab
 STEPS, LENGTH, TEXTS = 1200, 12, 256
 
 
+@pytest.mark.slow
 def test_learns_eight_sequences_and_generates_them(tmp_path):
     vocab = Vocab(size=17, mask_id=16)
     data = np.random.default_rng(0).integers(0, 16, (8, LENGTH)).astype(np.int32)

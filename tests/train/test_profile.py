@@ -301,6 +301,7 @@ def test_profiling_changes_nothing_and_says_how_fast(tmp_path):
     assert one.read_text().count("\n") == two.read_text().count("\n")
 
 
+@pytest.mark.slow
 def test_mfu_is_left_out_where_no_peak_is_known(tmp_path, monkeypatch):
     from mdlm.hardware import Peak
     from mdlm.train import loop

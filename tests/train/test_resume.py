@@ -138,6 +138,7 @@ def test_checkpoint_of_other_shapes_is_refused(setup, tmp_path):
             checkpoints.restore_part({}, 3)
 
 
+@pytest.mark.slow
 def test_init_from_another_run(setup, tmp_path):
     list(session(setup, tmp_path / "run").train())
     experiment, file = setup

@@ -88,6 +88,7 @@ def test_micro_batches_add_up(experiment, accumulate):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_micro_batches_differ_in_dropout(experiment, key):
     """Two micro-batches of the very same rows must not drop the same units."""
     model = Model(replace(experiment, network=replace(experiment.network, dropout=0.5)), VOCAB)
