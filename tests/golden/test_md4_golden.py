@@ -14,8 +14,7 @@ from mdlm.objectives.discrete_time import DiscreteNelbo
 from mdlm.objectives.nelbo import Nelbo
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
-from mdlm.samplers.ancestral import Ancestral
-from mdlm.samplers.base import SampleState
+from mdlm.samplers.ancestral import Ancestral, RevealState
 from mdlm.samplers.filters import keep_top_p
 from mdlm.times import Antithetic, cosine_grid, uniform_grid
 from mdlm.types import Batch, DenseLogits
@@ -185,13 +184,14 @@ def test_ancestral_probabilities(golden, name, grid, top_p):
 
 def state(tokens, step):
     b = len(tokens)
-    return SampleState(
+    return RevealState(
         tokens=jnp.asarray(tokens),
         is_fixed=jnp.zeros(tokens.shape, bool),
         step=jnp.asarray(step),
         done=jnp.zeros(b, bool),
         keys=by_row(jax.random.key(3), jnp.arange(b)),
         nfe=jnp.asarray(0),
+        due=jnp.full(tokens.shape, step),
     )
 
 
@@ -204,7 +204,7 @@ def test_the_network_is_told_the_time_it_stands_at(golden, grid):
         jax.debug.callback(lambda t: told.append(float(t)), inputs.t[0, 0])
         return DenseLogits(jnp.zeros((*inputs.tokens.shape, MASK + 1)))
 
-    tokens = np.full((1, 2000), MASK, np.int32)  # so many that each step reveals some
+    tokens = np.full((1, 4), MASK, np.int32)
     parts = dict(process=masked("linear"), parameterization=SUBS, denoise=denoise)
     step = jax.jit(lambda state: sampler.step(state, **parts))
     for i in INDICES:
