@@ -31,7 +31,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--part",
         metavar="K/N",
-        help="K-th of N parts of the slow tests, and of the cases of each test that has N or more",
+        help="K-th of N parts: of the slow tests, and of the cases of each test (one at least)",
     )
 
 
@@ -47,9 +47,10 @@ def pytest_collection_modifyitems(config, items):
         cases[item.nodeid.partition("[")[0]].append(item)
     chosen = set()
     for name, own in cases.items():
-        if len(own) >= int(n):
-            own = own[int(k) :: int(n)]
-        elif own[0].get_closest_marker("slow") and crc32(name.encode()) % int(n) != int(k):
+        is_slow = own[0].get_closest_marker("slow") is not None
+        if len(own) > 1:
+            own = own[int(k) % len(own) :: int(n)]
+        elif is_slow and crc32(name.encode()) % int(n) != int(k):
             own = []
         chosen.update(own)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
