@@ -14,8 +14,9 @@ TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8  # names of <malloc.h>, without
 def keep_freed() -> bool:
     """Has this process keep what it frees; True where that could be set (Linux with glibc).
 
-    To be called before JAX starts its threads. The process then never shrinks: its size stays
-    that of its largest step.
+    To be called before JAX starts its threads. The process then never shrinks. It takes some tens
+    of steps until nothing new is asked for, as small blocks settle in the holes that large ones
+    leave; a process of one large block grew to several times that block.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
