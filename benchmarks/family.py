@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.corpus import books
+
 PICTURE = Path("docs/family.png")
 
 
@@ -75,20 +77,12 @@ def results(ground: Ground) -> dict[str, list[dict[str, Any]]]:
     for path in sorted(ground.out.glob("*/eval.json")):
         method, _, seed = path.parent.name.rpartition("-")
         lines = [json.loads(s) for s in (path.parent / "metrics.jsonl").read_text().splitlines()]
-        steps = [line for line in lines if line["kind"] == "train"]
+        speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
         found.setdefault(method, []).append(
             {
                 "seed": int(seed),
                 "score": json.loads(path.read_text())[0],
-                "speed": float(
-                    np.median(
-                        [
-                            line["tokens_per_second"]
-                            for line in steps[2:]
-                            if "tokens_per_second" in line
-                        ]
-                    )
-                ),
+                "speed": float(np.median(speeds[2:])),
                 "curve": [
                     (line["step"], line["nats per token"])
                     for line in lines
@@ -184,11 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.books is None:
         settings = ["--data.source.train", args.text]
     else:
-        files = {"train": "train-*.txt.gz", "valid": "valid.txt.gz", "test": "test.txt.gz"}
         settings = [
-            word
-            for split, name in files.items()
-            for word in (f"--data.source.{split}", f"{args.books}/{name}")
+            word for name, file in books(args.books).items() for word in (f"--{name}", file)
         ]
     for seed in args.seeds:
         for method in args.methods or ground.methods:

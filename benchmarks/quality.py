@@ -25,6 +25,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.corpus import books
+
 OUT = Path("runs/quality")
 EXPERIMENT = Path("experiments/books.py")
 SECONDS_PER_STEP = 0.31
@@ -75,13 +77,8 @@ def experiment(recipe: str, corpus: str, steps: int, seed: int):
         base = replace(base, optimizer=Muon(warmup_steps=100))
     if changes.pop("objective.times", None) == "IID":
         base = replace(base, objective=Nelbo(times=IID()))
-    files = {
-        "data.source.train": f"{corpus}/train-*.txt.gz",
-        "data.source.valid": f"{corpus}/valid.txt.gz",
-        "data.source.test": f"{corpus}/test.txt.gz",
-    }
     run = {"train.steps": str(steps), "seed": str(seed), "train.eval_every": str(-(-steps // 8))}
-    return apply(base, [*files.items(), *changes.items(), *run.items()])
+    return apply(base, [*books(corpus).items(), *changes.items(), *run.items()])
 
 
 class Stepper:
