@@ -122,6 +122,34 @@ def test_blocks_come_one_after_the_other(key, schedule):
     assert int(samples.nfe) <= 4 * (sampler.steps + (schedule.eps > 0))
 
 
+def test_each_block_runs_down_the_whole_grid(key):
+    """The tokens are the steps at which the network is told to be: all alike, in every block."""
+    steps, rows, vocab = 4, 500, Vocab(size=6, mask_id=5)
+
+    def told(inputs, *, key=None):
+        step = jnp.round(steps * (1 - inputs.t)).astype(jnp.int32)
+        hot = jnp.where(jnp.arange(vocab.size)[None, None] == step[..., None], 0.0, -jnp.inf)
+        return DenseLogits(jnp.broadcast_to(hot, (*inputs.tokens.shape, vocab.size)))
+
+    @jax.jit
+    def run(keys):
+        return generate(
+            keys,
+            jnp.zeros((rows, 8), jnp.int32),
+            jnp.zeros((rows, 8), bool),
+            sampler=BlockByBlock(block_size=2, steps=steps),
+            process=Masked(schedule=LogLinear(eps=0.0)).with_vocab(vocab),
+            parameterization=Subs().with_vocab(vocab),
+            denoise=told,
+        )
+
+    found = np.asarray(run(by_row(key, jnp.arange(rows))).tokens).reshape(rows, 4, 2)
+    for block in range(4):
+        share = np.bincount(found[:, block].ravel(), minlength=steps + 1) / (2 * rows)
+        error = np.sqrt(0.25 * 0.75 / (2 * rows))
+        assert (np.abs(share - np.array([0.25] * 4 + [0.0])) < 4 * error).all()
+
+
 def test_fixed_tokens_stay_and_condition_what_follows(key):
     tokens, is_fixed = np.array([[2, 0, 0]]), np.array([[True, False, False]])
     samples = sample(
