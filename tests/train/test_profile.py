@@ -1,6 +1,7 @@
 """Profiles: what a trace says, on the platforms that are here and on those that are not."""
 
 import json
+import time
 from dataclasses import replace
 
 import jax
@@ -17,6 +18,10 @@ from mdlm.train.profile import WARM_UP, Profile, Profiler, read
 from mdlm.train.session import Session
 from mdlm.train.trace import Event, Instruction
 from mdlm.types import InputError
+
+
+PAUSE = 60.0
+"""Milliseconds that a test lets pass between two steps."""
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +69,9 @@ def test_time_by_part_of_a_program_that_runs(tmp_path):
         w, _ = step(w, x)
         if number == 10 + WARM_UP + 1:
             jax.block_until_ready(elsewhere(x.T @ x))
+        if number == 10 + WARM_UP + 2:
+            jax.block_until_ready(w)
+            time.sleep(PAUSE / 1000)
         if (now := profiler.after(number + 1, w)) is not None:
             assert found is None and number == 10 + WARM_UP + 3
             found = now
@@ -79,7 +87,8 @@ def test_time_by_part_of_a_program_that_runs(tmp_path):
     # Everything that ran, and the time in which nothing did, is the whole.
     busy = sum(sum(times.values()) for times in parts.values())
     assert busy + found.idle == pytest.approx(found.step, rel=1e-6) and found.idle < found.step / 2
-    assert found.between is not None and found.between > 0
+    # Three gaps at the most between four steps, one of them with the pause.
+    assert found.between is not None and found.between >= PAUSE / 3
     products = [c for c in found.instructions if c.is_product]
     # Per layer: two forward, two again, and the gradients of both in both operands.
     assert sum(c.runs for c in products) == 3 * (2 + 2 + 4), [(c.name, c.runs) for c in products]
