@@ -22,7 +22,8 @@ import numpy as np
 from benchmarks import harness, setting
 from mdlm.experiment import Experiment, Model
 from mdlm.hardware import peak_flops
-from mdlm.samplers.base import Samples, generate
+from mdlm.samplers.base import generate
+from mdlm.samplers.state import Samples
 from mdlm.types import ArrayTree
 
 SIZES = {**setting.SIZES, "batch": 8, "steps": 128}

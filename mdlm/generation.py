@@ -21,7 +21,8 @@ from mdlm.data.encoding import Tokenizer
 from mdlm.data.packing import Packing, ends
 from mdlm.experiment import Model
 from mdlm.keys import by_row, stream
-from mdlm.samplers.base import Sampler, Samples, check_prompt, generate
+from mdlm.samplers.base import Sampler, check_prompt, generate
+from mdlm.samplers.state import Samples
 from mdlm.samplers.windows import WindowDone, Windows, generate_long
 from mdlm.types import ArrayTree, InputError
 

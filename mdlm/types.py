@@ -88,6 +88,8 @@ class NetInput:
     label: Any = None  # Int[Array, " b"]
     self_cond: Any = None  # Float[Array, "b l d"]
     cache: Any = None  # what an earlier Prediction returned as `cache`
+    late: bool = dataclasses.field(default=False, metadata={"static": True})
+    # True where answers are wanted at few places: the last layer may wait until it is told which
 
 
 @pytree
@@ -134,6 +136,11 @@ class Prediction(abc.ABC):
 
     hidden: Any = None  # Float[Array, "b l d"], input of the head, where there is one
     cache: Any = None
+
+    @property
+    def whole(self) -> "Prediction":
+        """The same prediction, all of it made at once: itself, unless it is a late one."""
+        return self
 
     @abc.abstractmethod
     def logits(self, at: Int[Array, " n"] | None = None) -> Float[Array, "..."]:

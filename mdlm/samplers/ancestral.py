@@ -24,7 +24,8 @@ from mdlm.keys import streams
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import GridSampler, SampleState
+from mdlm.samplers.grid import GridSampler
+from mdlm.samplers.state import SampleState
 from mdlm.times import grid_of
 from mdlm.types import Denoise, pytree
 

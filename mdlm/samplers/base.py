@@ -9,8 +9,9 @@ is done, then `finish` once. NFE is the number of network calls, for the whole b
 """
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,41 +20,25 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
 from mdlm import draws
-from mdlm.keys import stream
+from mdlm.keys import streams
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.filters import filter_log_p
-from mdlm.times import Grid, grid_of
-from mdlm.types import Denoise, InputError, NetInput, Sees, Vocab, pytree
+from mdlm.samplers.state import Proposal, Samples, SampleState, State, placed, step_keys
+from mdlm.types import Denoise, InputError, NetInput, Prediction, Sees, Vocab
 
 CHUNK = 128
 """Positions whose logits are held at once, at most."""
 
-
-@pytree
-class SampleState:
-    """What one step of a sampler hands to the next."""
-
-    tokens: Any  # Int[Array, "b l"]
-    is_fixed: Any  # Bool[Array, "b l"], True where the caller's token stays
-    step: Any  # Int[Array, ""], steps taken so far
-    done: Any  # Bool[Array, " b"]
-    keys: Any  # Key[Array, " b"]
-    nfe: Any  # Int[Array, ""], network calls so far
+FEW = 16
+"""Positions that are asked about at once, where few are."""
 
 
-State = TypeVar("State", bound=SampleState)
-"""A sampler may keep more in its state."""
-
-
-@pytree
-class Samples:
-    """What `generate` returns."""
-
-    tokens: Any  # Int[Array, "b l"]
-    nfe: Any  # Int[Array, ""], network calls for the batch
+Score = Callable[[Float[Array, "n v"], Int[Array, " n"]], Float[Array, " n"]]
+"""How much is to be said for a drawn token, given the law that it was drawn from (its logarithm):
+what samplers that write the best first order positions by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +80,7 @@ class Sampler(abc.ABC):
         process: Process,
     ) -> SampleState:
         """The state before the first step: the prior, and `tokens` where they are fixed."""
-        prior = process.prior(jax.vmap(lambda key: stream(key, "prior"))(keys), tokens.shape[1])
+        prior = process.prior(streams(keys, "prior"), tokens.shape[1])
         return SampleState(
             tokens=jnp.where(is_fixed, tokens, prior),
             is_fixed=is_fixed,
@@ -103,6 +88,7 @@ class Sampler(abc.ABC):
             done=is_fixed.all(-1),
             keys=keys,
             nfe=jnp.zeros((), jnp.int32),
+            confidence=is_fixed.astype(jnp.float32),
         )
 
     @abc.abstractmethod
@@ -134,15 +120,88 @@ class Sampler(abc.ABC):
         at: Int[Array, " n"],
         state: SampleState,
     ) -> Int[Array, " n"]:
-        """The token written at each of the rows `at` (`sequence * l + position`)."""
+        """The token proposed at each of the rows `at` (`sequence * l + position`)."""
         log_p = filter_log_p(
             log_p0, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
         )
         return draws.categorical(keys, log_p)
 
     def inputs(self, tokens: Int[Array, "b l"], t: Float[Array, "b #l"] | None) -> NetInput:
-        """What the network is asked by `write`."""
+        """What the network is asked by `propose`."""
         return NetInput(tokens=tokens, t=t)
+
+    def propose(
+        self,
+        state: State,
+        is_asked: Bool[Array, "b l"],
+        t: Float[Array, "b #l"] | None,
+        *,
+        parameterization: Parameterization,
+        denoise: Denoise,
+        score: Score | None = None,
+        unseen: int | None = None,
+    ) -> tuple[State, Proposal]:
+        """Calls the network once and draws a token at each position asked about. The state
+        returned counts the call.
+
+        No position asked about in any row: no call. Logits exist for `CHUNK` positions at a time,
+        and for those asked about only. A token's key depends on its row's key, the step and the
+        position, so what a row draws does not depend on the rows beside it.
+
+        `score` is evaluated for every token that is drawn (None: 0 for all). With `unseen`, the
+        mask's id, laws are the network's own at visible tokens too, which the parameterization
+        otherwise carries over.
+        """
+        b, l = state.tokens.shape
+        z_t = state.tokens.reshape(-1)
+        nothing = Proposal(
+            tokens=z_t,
+            confidence=jnp.zeros(b * l),
+            present=jnp.zeros(b * l),
+            score=jnp.full(b * l, -jnp.inf),
+        )
+        times = None if t is None else jnp.broadcast_to(t, (b, l)).reshape(-1)
+        keys = step_keys(state, "which")
+
+        def fill(prediction: Prediction, size: int) -> Proposal:
+            padded = -(-b * l // size) * size
+            (asked,) = jnp.nonzero(is_asked.reshape(-1), size=padded, fill_value=b * l)
+
+            def fill_chunk(i: Int[Array, ""], known: Proposal) -> Proposal:
+                rows = jax.lax.dynamic_slice_in_dim(asked, i * size, size)
+                at = jnp.minimum(rows, b * l - 1)  # rows past the last are dropped below
+                seen = z_t[at] if unseen is None else jnp.full_like(at, unseen, dtype=z_t.dtype)
+                log_p0 = parameterization.log_p0(
+                    prediction.logits(at), seen, None if times is None else times[at]
+                )
+                token_keys = jax.vmap(jax.random.fold_in)(keys[at // l], at % l)
+                drawn = self.choose(token_keys, log_p0, at, state).astype(z_t.dtype)
+                found = Proposal(
+                    tokens=drawn,
+                    confidence=jnp.exp(entry(log_p0, drawn)),
+                    present=jnp.exp(entry(log_p0, z_t[at])),
+                    score=jnp.zeros(size) if score is None else score(log_p0, drawn),
+                )
+                put = lambda known, found: known.at[rows].set(found, mode="drop")
+                return jax.tree.map(put, known, found)
+
+            return jax.lax.fori_loop(0, -(-is_asked.sum() // size), fill_chunk, nothing)
+
+        def ask() -> Proposal:
+            prediction = denoise(replace(self.inputs(state.tokens, t), late=True))
+            whole, many = prediction.whole, min(CHUNK, b * l)
+            if whole is prediction:
+                return fill(prediction, many)
+            return jax.lax.cond(
+                4 * is_asked.sum() <= b * l,
+                lambda: fill(prediction, min(max(FEW, 2 * b), many)),
+                lambda: fill(whole, many),
+            )
+
+        is_any = is_asked.any()
+        proposal = jax.lax.cond(is_any, ask, lambda: nothing)
+        proposal = jax.tree.map(lambda flat: flat.reshape(b, l), proposal)
+        return replace(state, nfe=state.nfe + is_any), proposal
 
     def write(
         self,
@@ -153,78 +212,16 @@ class Sampler(abc.ABC):
         parameterization: Parameterization,
         denoise: Denoise,
     ) -> State:
-        """Calls the network once and writes a token at each chosen position.
-
-        No position chosen in any row: no call. Logits exist for `CHUNK` positions at a time, and
-        for chosen positions only. A token's key depends on its row's key, the step and the
-        position, so what a row draws does not depend on the rows beside it.
-        """
-
-        b, l = state.tokens.shape
-
-        def ask(z_t: Int[Array, " n"]) -> Int[Array, " n"]:
-            prediction = denoise(self.inputs(state.tokens, t))
-            times = None if t is None else jnp.broadcast_to(t, (b, l)).reshape(-1)
-            keys = step_keys(state, "which")
-            size = min(CHUNK, b * l)
-            padded = -(-b * l // size) * size
-            (chosen,) = jnp.nonzero(is_chosen.reshape(-1), size=padded, fill_value=b * l)
-
-            def write_chunk(i: Int[Array, ""], tokens: Int[Array, " n"]) -> Int[Array, " n"]:
-                rows = jax.lax.dynamic_slice_in_dim(chosen, i * size, size)
-                at = jnp.minimum(rows, b * l - 1)  # rows past the last chosen are dropped below
-                log_p0 = parameterization.log_p0(
-                    prediction.logits(at), z_t[at], None if times is None else times[at]
-                )
-                token_keys = jax.vmap(jax.random.fold_in)(keys[at // l], at % l)
-                written = self.choose(token_keys, log_p0, at, state)
-                return tokens.at[rows].set(written.astype(tokens.dtype), mode="drop")
-
-            chunks = -(-is_chosen.sum() // size)
-            return jax.lax.fori_loop(0, chunks, write_chunk, z_t)
-
-        is_asked = is_chosen.any()
-        tokens = jax.lax.cond(is_asked, ask, lambda z_t: z_t, state.tokens.reshape(-1))
-        return replace(state, tokens=tokens.reshape(b, l), nfe=state.nfe + is_asked)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GridSampler(Sampler):
-    """A sampler that takes `steps` steps down a `grid` of times: "uniform", or "cosine" (MD4,
-    arXiv:2406.04329), shorter steps near noise, where what a step writes is written knowing
-    little."""
-
-    steps: int = 128
-    grid: Grid = "uniform"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} is below 1")
-        if self.grid not in get_args(Grid):
-            raise ValueError(f'grid={self.grid!r} is neither "uniform" nor "cosine"')
-
-    def times(self, state: SampleState) -> tuple[Float[Array, "b 1"], Float[Array, "b 1"]]:
-        """The times t and s < t that the current step goes from and to; both 0 in a step beyond
-        the grid."""
-        grid = jnp.append(grid_of(self.grid, self.steps), 0.0)
-        rows = (state.tokens.shape[0], 1)
-        return jnp.full(rows, grid[state.step]), jnp.full(rows, grid[state.step + 1])
-
-    def shaped(self, log_p: Float[Array, "b l v"]) -> Float[Array, "b l v"]:
-        """Laws after temperature, top-k and top-p."""
-        filtered = filter_log_p(
-            log_p.reshape(-1, log_p.shape[-1]),
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
+        """Proposes a token at each chosen position, and writes it."""
+        state, proposal = self.propose(
+            state, is_chosen, t, parameterization=parameterization, denoise=denoise
         )
-        return filtered.reshape(log_p.shape)
+        return placed(state, proposal, is_chosen)
 
 
-def step_keys(state: SampleState, name: str) -> Key[Array, " b"]:
-    """One key per row for the current step and the purpose `name`."""
-    return jax.vmap(lambda key: stream(jax.random.fold_in(key, state.step), name))(state.keys)
+def entry(log_p: Float[Array, "n v"], token: Int[Array, " n"]) -> Float[Array, " n"]:
+    """The entry of each row at its token."""
+    return jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
 
 
 def generate(

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
-from mdlm.samplers.base import Sampler, SampleState
+from mdlm.samplers.base import Sampler
+from mdlm.samplers.state import SampleState
 from mdlm.types import Denoise, Sees
 
 

@@ -18,7 +18,8 @@ from mdlm.draws import categorical_by_position
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.score import Score
 from mdlm.processes.base import Process
-from mdlm.samplers.base import GridSampler, SampleState, step_keys
+from mdlm.samplers.grid import GridSampler
+from mdlm.samplers.state import SampleState, rewritten, step_keys
 from mdlm.types import Denoise, NetInput
 
 
@@ -64,4 +65,5 @@ class Reverse(GridSampler):
         tokens = jnp.where(state.is_fixed, state.tokens, written)
         is_left = process.is_noise(tokens) & ~state.is_fixed
         is_down = state.step >= self.steps - 1
-        return replace(state, tokens=tokens, done=is_down & ~is_left.any(-1), nfe=state.nfe + 1)
+        state = rewritten(state, tokens, log_p0)
+        return replace(state, done=is_down & ~is_left.any(-1), nfe=state.nfe + 1)

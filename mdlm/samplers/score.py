@@ -39,7 +39,8 @@ from mdlm.parameterizations.score import Score
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
-from mdlm.samplers.base import GridSampler, SampleState, step_keys
+from mdlm.samplers.grid import GridSampler
+from mdlm.samplers.state import SampleState, rewritten, step_keys
 from mdlm.types import Denoise, NetInput
 
 Weights = tuple[Float[Array, "b l v"], Float[Array, "b l"]]
@@ -96,12 +97,11 @@ class ScoreSampler(GridSampler):
         u = uniforms(step_keys(state, "whether"), state.tokens.shape[1])
         leave = others.sum(-1)
         jumps = u * (leave + stay) < leave
-        law = self.shaped(jnp.log(others))
-        drawn = categorical_by_position(step_keys(state, "which"), law)
+        law = jnp.log(others)
+        drawn = categorical_by_position(step_keys(state, "which"), self.shaped(law))
         written = jnp.where(jumps & ~state.is_fixed, drawn, state.tokens)
-        return replace(
-            state, tokens=written, done=jnp.full_like(state.done, is_last), nfe=state.nfe + 1
-        )
+        state = rewritten(state, written, law - jnp.log(leave)[..., None])
+        return replace(state, done=jnp.full_like(state.done, is_last), nfe=state.nfe + 1)
 
 
 @dataclass(frozen=True, kw_only=True)

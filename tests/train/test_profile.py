@@ -19,7 +19,6 @@ from mdlm.train.session import Session
 from mdlm.train.trace import Event, Instruction
 from mdlm.types import InputError
 
-
 PAUSE = 60.0
 """Milliseconds that a test lets pass between two steps."""
 

@@ -1,0 +1,47 @@
+"""Samplers that go down a grid of times."""
+
+from dataclasses import dataclass
+from typing import get_args
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from mdlm.samplers.base import Sampler
+from mdlm.samplers.filters import filter_log_p
+from mdlm.samplers.state import SampleState
+from mdlm.times import Grid, grid_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridSampler(Sampler):
+    """A sampler that takes `steps` steps down a `grid` of times: "uniform", or "cosine" (MD4,
+    arXiv:2406.04329), shorter steps near noise, where what a step writes is written knowing
+    little."""
+
+    steps: int = 128
+    grid: Grid = "uniform"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps} is below 1")
+        if self.grid not in get_args(Grid):
+            raise ValueError(f'grid={self.grid!r} is neither "uniform" nor "cosine"')
+
+    def times(self, state: SampleState) -> tuple[Float[Array, "b 1"], Float[Array, "b 1"]]:
+        """The times t and s < t that the current step goes from and to; both 0 in a step beyond
+        the grid."""
+        grid = jnp.append(grid_of(self.grid, self.steps), 0.0)
+        rows = (state.tokens.shape[0], 1)
+        return jnp.full(rows, grid[state.step]), jnp.full(rows, grid[state.step + 1])
+
+    def shaped(self, log_p: Float[Array, "b l v"]) -> Float[Array, "b l v"]:
+        """Laws after temperature, top-k and top-p."""
+        filtered = filter_log_p(
+            log_p.reshape(-1, log_p.shape[-1]),
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+        )
+        return filtered.reshape(log_p.shape)
