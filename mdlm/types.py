@@ -136,6 +136,7 @@ class Prediction(abc.ABC):
 
     hidden: Any = None  # Float[Array, "b l d"], input of the head, where there is one
     cache: Any = None
+    is_late: bool = False  # True where `logits(at)` makes what it needs, and `whole` the rest
 
     @property
     def whole(self) -> "Prediction":

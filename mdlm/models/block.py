@@ -20,8 +20,9 @@ from jaxtyping import Float, Key
 
 from mdlm.models.attention_mask import Halves
 from mdlm.models.dit import DiT, DiTModule
+from mdlm.models.late import LateReadout
 from mdlm.models.readout import Readout
-from mdlm.models.transformer import run_blocks
+from mdlm.models.transformer import run_blocks, run_but_last
 from mdlm.types import NetInput, Sees
 
 
@@ -64,7 +65,7 @@ class BlockDiTModule(DiTModule):
         *,
         condition: Float[Array, "b #l"] | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> Readout:
+    ) -> Readout | LateReadout:
         """The prediction about `inputs.tokens`.
 
         ValueError where `inputs.clean` is missing, or blocks do not divide the length.
@@ -77,15 +78,11 @@ class BlockDiTModule(DiTModule):
         both = joined(inputs)
         with jax.named_scope("embed"):
             x = self.embed(both.tokens)
-        x = run_blocks(
-            self.blocks,
-            x,
-            both,
-            causal=False,
-            halves=halves,
-            cond=cond if condition is None else self._with_clean(cond, length),
-            key=key,
-        )
+        told = cond if condition is None else self._with_clean(cond, length)
+        if inputs.late and key is None:
+            begun = run_but_last(self.blocks, x, both, halves=halves, cond=told)
+            return LateReadout(begun, cond, self.readout, length)
+        x = run_blocks(self.blocks, x, both, causal=False, halves=halves, cond=told, key=key)
         return self.readout(x[:, :length], cond)
 
     def _with_clean(self, cond, length):

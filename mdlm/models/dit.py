@@ -24,9 +24,10 @@ from jax import Array
 from jaxtyping import Float, Key
 
 from mdlm.keys import by_row
+from mdlm.models.late import LateReadout
 from mdlm.models.layers import Embedding, Linear, compute_dtype, modulate, norm
 from mdlm.models.readout import Readout
-from mdlm.models.transformer import Transformer, run_blocks, stack_blocks
+from mdlm.models.transformer import Transformer, run_blocks, run_but_last, stack_blocks
 from mdlm.types import Batch, NetInput
 
 FREQUENCIES = 128
@@ -147,10 +148,13 @@ class DiTModule(nnx.Module):
         *,
         condition: Float[Array, "b #l"] | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> Readout:
+    ) -> Readout | LateReadout:
         cond = self._cond(inputs, condition)
         with jax.named_scope("embed"):
             x = self._embed(inputs)
+        if inputs.late and key is None:
+            begun = run_but_last(self.blocks, x, inputs, cond=cond)
+            return LateReadout(begun, cond, self.readout, x.shape[1])
         x = run_blocks(self.blocks, x, inputs, causal=False, cond=cond, key=key)
         return self.readout(x, cond)
 

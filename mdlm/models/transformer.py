@@ -23,6 +23,7 @@ from jaxtyping import Float, Key
 from mdlm.keys import by_row, stream
 from mdlm.models.attention import Implementation, attention
 from mdlm.models.attention_mask import OUTPUT, AttentionMask, Halves
+from mdlm.models.late import BegunBlock
 from mdlm.models.layers import PRODUCT, Linear, NormKind, Precision, dropout, modulate, norm, parts
 from mdlm.models.mlp import GATES, MLP, MLPKind, hidden_width
 from mdlm.models.network import Network
@@ -153,12 +154,27 @@ class Block(nnx.Module):
         key: Key[Array, ""] | None,
     ) -> Float[Array, "b l d"]:
         """The residual stream after this block. ValueError if it has adaLN and no `cond`."""
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self._vectors(cond)
+        vectors = self.vectors(cond)
+        with jax.named_scope("attention"):
+            shift, scale = vectors[:2]
+            out = self._attend(modulate(self.norm1(x), shift, scale), mask, table)
+        return self.after_attention(x, out, vectors, key=key)
+
+    def after_attention(
+        self,
+        x: Float[Array, "b l d"],
+        out: Float[Array, "b l d"],
+        vectors: Sequence[Array | float],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "b l d"]:
+        """The rest of the block: `x` came in, `out` came out of all heads, and these are the
+        `vectors`. It knows nothing of positions."""
+        _, _, gate_1, shift_2, scale_2, gate_2 = vectors
         keys = (None, None) if key is None else (stream(key, "attention"), stream(key, "mlp"))
         rate = self.config.dropout
         with jax.named_scope("attention"):
-            y = self._attend(modulate(self.norm1(x), shift_1, scale_1), mask, table)
-            x = x + gate_1 * dropout(keys[0], y, rate)
+            x = x + gate_1 * dropout(keys[0], self.attn_out(out), rate)
         with jax.named_scope("mlp"):
             y = self.mlp(modulate(self.norm2(x), shift_2, scale_2))
             return x + gate_2 * dropout(keys[1], y, rate)
@@ -170,10 +186,9 @@ class Block(nnx.Module):
         if self.qk_norm is not None:
             q, k = self.qk_norm(q), self.qk_norm(k)
         q, k = (rotate(x, table).astype(v.dtype) for x in (q, k))
-        out = attention(q, k, v, mask, self.config.attention)
-        return self.attn_out(out.reshape(y.shape))
+        return attention(q, k, v, mask, self.config.attention).reshape(y.shape)
 
-    def _vectors(self, cond: Float[Array, "b #l c"] | None) -> Sequence[Array | float]:
+    def vectors(self, cond: Float[Array, "b #l c"] | None) -> Sequence[Array | float]:
         """Shift, scale and gate of the attention, then of the MLP."""
         if self.modulation is None:
             return (0.0, 0.0, 1.0) * 2
@@ -218,14 +233,45 @@ def run_blocks(
     key: Key[Array, ""] | None,
 ) -> Float[Array, "b l d"]:
     """`x` after all blocks, in order; each block's dropout key is folded from `key`."""
-    mask = AttentionMask(
-        causal=causal, halves=halves, is_valid=inputs.is_valid, segment_ids=inputs.segment_ids
-    )
+    mask = mask_of(inputs, causal=causal, halves=halves)
 
     def apply(block: Any, x: Array, table: Table, key: Key[Array, ""] | None) -> Array:
         return block(x, mask, table, cond=cond, key=key)
 
     return run_stack(apply, blocks, blocks.config, x, inputs, key)
+
+
+def run_but_last(
+    blocks: Any,
+    x: Float[Array, "b l d"],
+    inputs: NetInput,
+    *,
+    halves: Halves | None = None,
+    cond: Float[Array, "b #l c"] | None,
+) -> BegunBlock:
+    """`run_blocks` without dropout, up to the keys and values of the last block."""
+    mask = mask_of(inputs, causal=False, halves=halves)
+    first = jax.tree.map(lambda array: array[:-1], blocks)
+    last = jax.tree.map(lambda array: array[-1], blocks)
+
+    def apply(block: Any, x: Array, table: Table, _: None) -> Array:
+        return block(x, mask, table, cond=cond, key=None)
+
+    x = run_stack(apply, first, blocks.config, x, inputs, None)
+    return BegunBlock(last, x, mask, table_of(inputs, x.shape[1], blocks.config), cond)
+
+
+def mask_of(inputs: NetInput, *, causal: bool, halves: Halves | None = None) -> AttentionMask:
+    """What the positions of these inputs see of each other."""
+    return AttentionMask(
+        causal=causal, halves=halves, is_valid=inputs.is_valid, segment_ids=inputs.segment_ids
+    )
+
+
+def table_of(inputs: NetInput, length: int, config: StackConfig) -> Table:
+    """The rotary table of these inputs, the same for all blocks."""
+    positions = jnp.arange(length)[None] if inputs.positions is None else inputs.positions
+    return rotary_table(positions, config.width // config.heads)
 
 
 def run_stack(
@@ -237,9 +283,7 @@ def run_stack(
     key: Key[Array, ""] | None,
 ) -> Float[Array, "b l d"]:
     """`x` after `apply(block, x, rotary table, key)` of each of the stacked blocks, in order."""
-    l = x.shape[1]
-    positions = jnp.arange(l)[None] if inputs.positions is None else inputs.positions
-    table = rotary_table(positions, config.width // config.heads)
+    table = table_of(inputs, x.shape[1], config)
     keys = None if key is None else by_row(key, jnp.arange(config.depth))
 
     def step(x, layer):

@@ -189,13 +189,13 @@ class Sampler(abc.ABC):
 
         def ask() -> Proposal:
             prediction = denoise(replace(self.inputs(state.tokens, t), late=True))
-            whole, many = prediction.whole, min(CHUNK, b * l)
-            if whole is prediction:
+            many = min(CHUNK, b * l)
+            if not prediction.is_late:
                 return fill(prediction, many)
             return jax.lax.cond(
                 4 * is_asked.sum() <= b * l,
                 lambda: fill(prediction, min(max(FEW, 2 * b), many)),
-                lambda: fill(whole, many),
+                lambda: fill(prediction.whole, many),
             )
 
         is_any = is_asked.any()
