@@ -1,16 +1,19 @@
 """Tokens per second of generation, and of the published cached sampler on the twin.
 
     python -m benchmarks.sample                           # 8 sequences of 128, 128 steps
-    python -m benchmarks.sample --batch 1 --steps 256
+    python -m benchmarks.sample --steps 1000 --rounds 1
+    python -m benchmarks.sample --total 256 --stride 64   # windows that slide along longer texts
     python -m benchmarks.sample --no-twin                 # without PyTorch
 
 `mdlm.samplers.base.generate` with `Ancestral`, as `mdlm sample` runs it, against the published
 "ddpm_cache" on the twin, whose network has the same parameters; both sample the same law, with
 randomness of their own. They take turns, one generation each. NFE is the mean number of network
-calls. "executed TFLOP/s" counts the products that each must execute: its calls of the blocks, and
-the head at the positions that are written (ours) or at all positions of every call (the twin's).
+calls. "executed TFLOP/s" counts the products that each must execute: of each call the blocks, all
+but the last block's keys and values and the head at the positions that are written alone (ours), or
+all of them at all positions (the twin's).
 """
 
+import argparse
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -22,22 +25,24 @@ import numpy as np
 from benchmarks import harness, setting
 from mdlm.experiment import Experiment, Model
 from mdlm.hardware import peak_flops
+from mdlm.models.network import Network
 from mdlm.samplers.base import generate
 from mdlm.samplers.state import Samples
+from mdlm.samplers.windows import Windows, generate_long
 from mdlm.types import ArrayTree
 
-SIZES = {**setting.SIZES, "batch": 8, "steps": 128}
+SIZES = {**setting.SIZES, "batch": 8, "steps": 128, "total": 128, "stride": 64}
 
 
 class Ours:
     """Generation of a batch, again and again, each time from another key."""
 
-    def __init__(self, model: Model, params: ArrayTree, batch: int, length: int):
-        def draw(params, key, number) -> Samples:
+    def __init__(self, model: Model, params: ArrayTree, batch: int, total: int, window: Windows):
+        def draw(params, keys, tokens, is_fixed) -> Samples:
             return generate(
-                jax.random.split(jax.random.fold_in(key, number), batch),
-                jnp.zeros((batch, length), jnp.int32),
-                jnp.zeros((batch, length), bool),
+                keys,
+                tokens,
+                is_fixed,
                 sampler=model.experiment.sampler,
                 process=model.process,
                 parameterization=model.parameterization,
@@ -45,16 +50,29 @@ class Ours:
             )
 
         self.params, self.key, self.number = jax.device_put(params), jax.random.key(0), 0
-        self.built = harness.build(draw, self.params, self.key, jnp.asarray(0))
+        self.batch, self.total, self.window, self.vocab = batch, total, window, model.vocab
+        shape = (batch, window.length)
+        nothing = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
+        self.built = harness.build(draw, self.params, self._keys(), *nothing)
         self.compile_seconds = self.built.compile_seconds
-        self.calls: list[jax.Array] = []
+        self.calls: list[int] = []
 
-    def generate(self) -> jax.Array:
-        """Tokens `[b l]`."""
+    def _keys(self) -> jax.Array:
+        return jax.random.split(jax.random.fold_in(self.key, self.number), self.batch)
+
+    def generate(self) -> np.ndarray:
+        """Tokens `[b total]`."""
         self.number += 1
-        samples = self.built.call(self.params, self.key, jnp.asarray(self.number))
-        self.calls.append(samples.nfe)
-        return samples.tokens
+        out = generate_long(
+            self._keys(),
+            [[]] * self.batch,
+            self.total,
+            window=self.window,
+            run=lambda *arguments: self.built.call(self.params, *arguments),
+            vocab=self.vocab,
+        )
+        self.calls.append(out.nfe)
+        return out.tokens
 
 
 class Twin:
@@ -66,6 +84,8 @@ class Twin:
         experiment: Experiment,
         columns: int,
         params: ArrayTree,
+        total: int,
+        stride: int,
         *,
         compiled: bool,
     ):
@@ -78,16 +98,30 @@ class Twin:
         self.calls: list[int] = []
 
         def draw(steps: int) -> Any:
-            return twin.generate(logits, *sizes, steps)
+            return twin.generate_long(logits, *sizes, steps, total=total, stride=stride)
 
         self.compile_seconds = harness.first_call("the twin", lambda: draw(1))
         self._draw = lambda: draw(steps)
 
     def generate(self) -> Any:
-        """Tokens `[b l]`."""
+        """Tokens `[b total]`."""
         tokens, calls = self._draw()
         self.calls.append(calls)
         return tokens
+
+
+def executed(
+    network: Network, args: argparse.Namespace, written: int, nfe: float, *, is_late: bool
+) -> float:
+    """Operations of the products that `nfe` calls execute to write so many tokens."""
+    rows, length, width = args.batch, args.length, args.width
+    if not is_late:
+        return nfe * network.flops(rows, length, rows * length, args.vocab)
+    blocks = network.flops(rows, length, 0, args.vocab)
+    last = blocks / args.depth
+    head = network.flops(0, 0, written, args.vocab)
+    keys_and_values = nfe * 2 * rows * length * 2 * width * width
+    return nfe * (blocks - last) + keys_and_values + last * written / (rows * length) + head
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -100,24 +134,26 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     twin = None if args.no_twin else setting.twin_for(args, others)
     model = setting.model(experiment, args.vocab)
     params = setting.moved(jax.jit(model.init)(jax.random.key(0)))
-    ours = Ours(model, params, args.batch, args.length)
+    total = max(args.total, args.length)
+    window = Windows(length=args.length, stride=min(args.stride, args.length))
+    ours = Ours(model, params, args.batch, total, window)
     cases: dict[str, Any] = {"mdlm": ours}
     if twin is not None:
         for name, compiled in (("torch eager", False), ("torch.compile", True)):
-            cases[name] = Twin(twin, experiment, args.vocab, params, compiled=compiled)
+            long = total, window.advance
+            cases[name] = Twin(twin, experiment, args.vocab, params, *long, compiled=compiled)
     draws: dict[str, Callable[[], Any]] = {name: case.generate for name, case in cases.items()}
     times = harness.alternate(draws, rounds=args.rounds, calls=1)
 
-    positions = args.batch * args.length
+    positions = args.batch * total
     peak = peak_flops(setting.dtype_of(experiment))
     twins = [name for name in cases if name != "mdlm"]
     best = min(twins, key=lambda name: harness.median(times[name]), default=None)
     rows = []
     for name, seconds in times.items():
         typical, is_ours = harness.median(seconds), name == "mdlm"
-        nfe = float(np.mean(jax.device_get(cases[name].calls)))
-        scored = positions / nfe if is_ours else positions
-        flops = nfe * experiment.network.flops(args.batch, args.length, scored, args.vocab)
+        nfe = float(np.mean(cases[name].calls))
+        flops = executed(experiment.network, args, positions, nfe, is_late=is_ours)
         rows.append({
             "case": name,
             "tokens/s": positions / typical,

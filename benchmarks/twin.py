@@ -235,15 +235,23 @@ class Training:
 
 @torch.no_grad()
 def generate(
-    logits: Callable[[Tensor], Tensor], mask_id: int, batch: int, length: int, steps: int
+    logits: Callable[[Tensor], Tensor],
+    mask_id: int,
+    batch: int,
+    length: int,
+    steps: int,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, int]:
     """Tokens `[b l]` by the published cached ancestral sampler ("ddpm_cache"), and network calls.
+    They begin with the tokens `known`, `[b n]`.
 
     Each step draws every masked position from the joint law over tokens and "still masked", by
     exponential races. The network does not know the time, so its answer is kept for as long as
     no token changed. What is masked at the end gets its likeliest token.
     """
     tokens = torch.full((batch, length), mask_id)
+    if known is not None:
+        tokens[:, : known.shape[1]] = known
     times = np.linspace(1.0, 1e-5, steps + 1)
     law, calls = None, 0
     for t, s in zip(times[:-1], times[1:], strict=True):
@@ -259,3 +267,24 @@ def generate(
         tokens = after
     likeliest = logits(tokens).argmax(-1)
     return torch.where(tokens == mask_id, likeliest, tokens), calls + 1
+
+
+def generate_long(
+    logits: Callable[[Tensor], Tensor],
+    mask_id: int,
+    batch: int,
+    length: int,
+    steps: int,
+    *,
+    total: int,
+    stride: int,
+) -> tuple[Tensor, int]:
+    """Tokens `[b total]` from windows of `length`, each of which begins with the end of what is
+    there and adds `stride` tokens; and network calls."""
+    text, calls = generate(logits, mask_id, batch, length, steps)
+    while text.shape[1] < total:
+        new = min(stride, total - text.shape[1])
+        known = text[:, text.shape[1] - (length - new) :]
+        window, more = generate(logits, mask_id, batch, length, steps, known)
+        text, calls = torch.cat([text, window[:, -new:]], dim=1), calls + more
+    return text, calls

@@ -76,6 +76,15 @@ def pytree(cls):
 
 
 @pytree
+class KeyValues:
+    """What a causal network keeps of the tokens it has read."""
+
+    keys: Any  # Array, "n b l h d", by layer
+    values: Any  # Array, "n b l h d"
+    at: Any  # Int[Array, " b"], the place of the token that each sequence reads next
+
+
+@pytree
 class NetInput:
     """What a network is asked: the tokens and everything known about them."""
 
@@ -87,9 +96,11 @@ class NetInput:
     positions: Any = None  # Int[Array, "b l"], default 0..l-1
     label: Any = None  # Int[Array, " b"]
     self_cond: Any = None  # Float[Array, "b l d"]
-    cache: Any = None  # what an earlier Prediction returned as `cache`
+    cache: Any = None  # KeyValues, from an earlier Prediction: `tokens[at]` alone are read then,
+    # and the answer is about the token after them
     late: bool = dataclasses.field(default=False, metadata={"static": True})
-    # True where answers are wanted at few places: the last layer may wait until it is told which
+    # True where answers are wanted at few places: the last layer may wait until it is told which,
+    # and a causal network returns a cache
 
 
 @pytree
@@ -135,7 +146,7 @@ class Prediction(abc.ABC):
     """
 
     hidden: Any = None  # Float[Array, "b l d"], input of the head, where there is one
-    cache: Any = None
+    cache: Any = None  # KeyValues, see `NetInput`
     is_late: bool = False  # True where `logits(at)` makes what it needs, and `whole` the rest
 
     @property

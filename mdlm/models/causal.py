@@ -17,6 +17,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Key
 
+from mdlm.models.cached import NextToken, read_all, read_one
 from mdlm.models.layers import Embedding, Linear, compute_dtype, norm
 from mdlm.models.readout import Readout
 from mdlm.models.transformer import Transformer, run_blocks, stack_blocks
@@ -56,16 +57,36 @@ class CausalModule(nnx.Module):
         *,
         condition: Float[Array, "b #l"] | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> Readout:
+    ) -> Readout | NextToken:
         if condition is not None:
             raise ValueError("a causal transformer has no input for the noise level")
+        if inputs.cache is not None:
+            return self._next(inputs)
+        cache = None
         with jax.named_scope("embed"):
             x = self.embed(inputs.tokens)
-        x = run_blocks(self.blocks, x, inputs, causal=True, cond=None, key=key)
+        if inputs.late and key is None:
+            x, cache = read_all(self.blocks, x, inputs)
+        else:
+            x = run_blocks(self.blocks, x, inputs, causal=True, cond=None, key=key)
         with jax.named_scope("head"):
             before = jnp.roll(self.norm(x), 1, axis=1)
             hidden = jnp.where(_has_predecessor(inputs)[..., None], before, 0).astype(self.dtype)
-        return Readout(hidden, *self.head.arrays(), chunk=self.config.logits_chunk)
+        return Readout(hidden, *self.head.arrays(), chunk=self.config.logits_chunk, cache=cache)
+
+    def _next(self, inputs: NetInput) -> NextToken:
+        """About the tokens that follow those at `inputs.cache.at`."""
+        sequence, length = jnp.arange(inputs.tokens.shape[0]), inputs.tokens.shape[1]
+        at = inputs.cache.at
+        x = self.embed(inputs.tokens[sequence, at][:, None])
+        x, cache = read_one(self.blocks, x, inputs)
+        follows = _has_predecessor(inputs)[sequence, jnp.minimum(at + 1, length - 1)]
+        hidden = jnp.where(follows[:, None, None], self.norm(x), 0).astype(self.dtype)
+
+        def head(hidden: Float[Array, "n d"]) -> Float[Array, "n v"]:
+            return Readout(hidden[None], *self.head.arrays()).logits()[0]
+
+        return NextToken(hidden, head, length, cache)
 
 
 def _has_predecessor(inputs: NetInput) -> Bool[Array, "b l"]:

@@ -76,18 +76,21 @@ class BegunBlock:
         k, v = jnp.split(self._product(self.y, kernel[:, width:]), 2, axis=-1)
         self.k, self.v = self._turned(self._heads(k), table), self._heads(v)
 
+    def queries(self, y: Float[Array, "b l d"], table: Any = None) -> Float[Array, "b l h c"]:
+        """Of normed inputs, at the places of `table` (None: all)."""
+        q = self._heads(self._product(y, self._to_q))
+        return self._turned(q, self.table if table is None else table)
+
     def everywhere(self) -> Float[Array, "b l d"]:
         """The residual stream after the block."""
-        q = self._turned(self._heads(self._product(self.y, self._to_q)), self.table)
+        q = self.queries(self.y)
         out = attention(q, self.k, self.v, self.mask, self.block.config.attention)
         return self.block.after_attention(self.x, out.reshape(self.x.shape), self.vectors)
 
     def at(self, sequence: Int[Array, " n"], place: Int[Array, " n"]) -> Float[Array, "1 n d"]:
         """The residual stream after the block at some places of some sequences."""
         here = lambda array: picked(array, sequence, place)
-        q = self._heads(self._product(here(self.y), self._to_q))
-        table: Any = tuple(here(part) for part in self.table)
-        q = self._turned(q, table)[0]
+        q = self.queries(here(self.y), tuple(here(part) for part in self.table))[0]
         out = attend_at(q, self.k, self.v, self.mask, sequence, place)
         vectors = [v if isinstance(v, float) else here(v) for v in self.vectors]
         x = here(self.x)

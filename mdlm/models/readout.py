@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from mdlm.mesh import AXES, ROWS, divides_rows
 from mdlm.models.layers import materialised, matmul
-from mdlm.types import ArrayTree, Prediction, weighted
+from mdlm.types import ArrayTree, KeyValues, Prediction, weighted
 
 FEWEST = 128
 """Rows below which a chunk is not cut for the sake of skipping: products get slow before."""
@@ -43,7 +43,9 @@ class Readout(Prediction):
         bias: Float[Array, " v"] | None,
         *,
         chunk: int = 5 * 2**20,
+        cache: KeyValues | None = None,
     ):
+        self.cache = cache
         self.hidden, self.kernel, self.bias, self.chunk = hidden, kernel, bias, chunk
 
     def logits(self, at: Int[Array, " n"] | None = None) -> Float[Array, "..."]:

@@ -91,6 +91,17 @@ class Sampler(abc.ABC):
             confidence=is_fixed.astype(jnp.float32),
         )
 
+    def begin(
+        self,
+        state: SampleState,
+        *,
+        process: Process,
+        parameterization: Parameterization,
+        denoise: Denoise,
+    ) -> SampleState:
+        """What is to be asked of the network once, before the first step; by default nothing."""
+        return state
+
     @abc.abstractmethod
     def step(
         self,
@@ -257,6 +268,7 @@ def generate(
         return replace(state, step=state.step + 1)
 
     state = sampler.init(keys, tokens, is_fixed, process=process)
+    state = sampler.begin(state, process=process, parameterization=parameterization, denoise=ask)
     state = jax.lax.while_loop(lambda state: ~state.done.all(), advance, state)
     state = sampler.finish(state, process=process, parameterization=parameterization, denoise=ask)
     return Samples(tokens=state.tokens, nfe=state.nfe)

@@ -1,11 +1,13 @@
 """Sampling from a causal network, one token after the other: the autoregressive baseline.
 
-p(x) = prod_i p(x_i | x_<i). Step n writes position n + 1 of every row. Each step is a full
-forward pass over the row (there is no key-value cache), so NFE is at most l - 1.
+    p(x) = prod_i p(x_i | x_<i)
+
+A network that has a cache reads the prompts once, and then in each call the one token of each row
+that was written last. Rows need not be at the same place.
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -13,7 +15,14 @@ from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.state import SampleState
-from mdlm.types import Denoise, Sees
+from mdlm.types import Denoise, KeyValues, NetInput, Sees, pytree
+
+
+@pytree
+class ReadState(SampleState):
+    """What the network has read."""
+
+    cache: Any  # KeyValues, or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,22 +30,59 @@ class LeftToRight(Sampler):
     """Position 0 must be fixed in every row (the start token): nothing precedes it, so a causal
     network has no law for it, and it would keep the prior's token. Other fixed positions are
     kept, but a causal network sees only those to the left of what it writes.
+
+    NFE is one call for the prompts, and one for each place from the end of the shortest prompt to
+    the last that is written (with a network that has no cache: for each place that is written).
     """
 
     sees: ClassVar[Sees] = "before"
 
-    def step(
+    def begin(
         self,
         state: SampleState,
         *,
         process: Process,
         parameterization: Parameterization,
         denoise: Denoise,
-    ) -> SampleState:
+    ) -> ReadState:
+        known = {field.name: getattr(state, field.name) for field in fields(state)}
+        cache = denoise(NetInput(tokens=state.tokens, late=True)).cache
+        if cache is None:
+            return ReadState(**known, cache=None)
+        # What stands before the first open place is read again, for what it says of that place.
+        first_open = jnp.argmax(~state.is_fixed.at[:, 0].set(True), axis=1)
+        at = jnp.maximum(first_open.astype(jnp.int32) - 1, 0)
+        return ReadState(**{**known, "nfe": state.nfe + 1}, cache=replace(cache, at=at))
+
+    def step(
+        self,
+        state: ReadState,
+        *,
+        process: Process,
+        parameterization: Parameterization,
+        denoise: Denoise,
+    ) -> ReadState:
         position = jnp.arange(state.tokens.shape[1])[None, :]
-        is_written = ~state.is_fixed & (position == state.step + 1)
-        state = self.write(
-            state, is_written, None, parameterization=parameterization, denoise=denoise
-        )
-        is_left = ~state.is_fixed & (position > state.step + 1)
-        return replace(state, done=~is_left.any(-1))
+        cache: KeyValues | None = state.cache
+        step = state.step
+        here = step + 1 if cache is None else cache.at[:, None] + 1
+        is_next = ~state.is_fixed & (position == here)
+        # Each place is written once, so its draw needs no step: with a cache or without, the same.
+        asked = replace(state, step=jnp.zeros_like(state.step))
+        if cache is None:
+            state = self.write(
+                asked, is_next, None, parameterization=parameterization, denoise=denoise
+            )
+        else:
+            # Also tokens after which nothing is written have to be read.
+            prediction = denoise(NetInput(tokens=state.tokens, cache=cache))
+            written = self.write(
+                asked,
+                is_next,
+                None,
+                parameterization=parameterization,
+                denoise=lambda inputs, *, key=None: prediction,
+            )
+            state = replace(written, nfe=asked.nfe + 1, cache=prediction.cache)
+        is_left = ~state.is_fixed & (position > here)
+        return replace(state, step=step, done=~is_left.any(-1))

@@ -171,3 +171,24 @@ def test_cached_sampler_draws_the_law_it_is_given():
     # One position, many steps: nothing changes in most of them, and no call is made for those.
     tokens, calls = twin.generate(logits, 3, 1, 1, 200)
     assert calls <= 3
+
+
+@pytest.mark.parametrize(("stride", "total", "known"), [(4, 16, [4, 4]), (8, 10, [6])])
+def test_windows_slide_along_the_text(stride, total, known):
+    """Each window begins with the end of the text before it, and adds the rest."""
+    asked = []
+    torch.manual_seed(0)
+
+    def logits(tokens):
+        asked.append(tokens.clone())
+        return torch.randn(*tokens.shape, 9)
+
+    text, calls = twin.generate_long(logits, 8, 2, 8, 3, total=total, stride=stride)
+    assert text.shape == (2, total) and (text < 8).all() and calls == len(asked)
+    end = 8
+    for context in known:
+        before = text[:, end - context : end]
+        fresh = [x for x in asked if (x[:, context:] == 8).all() and (x[:, :context] < 8).all()]
+        assert any((x[:, :context] == before).all() for x in fresh)
+        end += 8 - context
+    assert end == total

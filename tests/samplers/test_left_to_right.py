@@ -1,15 +1,20 @@
 """The autoregressive sampler, with a Markov chain as its causal network."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mdlm.keys import by_row
+from mdlm.models.causal import CausalTransformer
+from mdlm.models.network import denoiser, init
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import generate
 from mdlm.samplers.left_to_right import LeftToRight
-from mdlm.types import DenseLogits, Vocab
+from mdlm.types import DenseLogits, NetInput, Vocab
 
 VOCAB = Vocab(size=5, mask_id=4, bos_id=0)
 TRANSITION = np.random.default_rng(0).dirichlet(np.full(4, 0.7), size=4)
@@ -22,7 +27,7 @@ def chain(inputs, *, key=None):
     return DenseLogits(log_p[jnp.roll(inputs.tokens, 1, axis=1)].at[..., VOCAB.mask_id].set(9.0))
 
 
-def run(keys, tokens, is_fixed, **settings):
+def run(keys, tokens, is_fixed, *, denoise=chain, **settings):
     @jax.jit
     def generated(keys, tokens, is_fixed):
         return generate(
@@ -32,7 +37,7 @@ def run(keys, tokens, is_fixed, **settings):
             sampler=LeftToRight(**settings),
             process=Masked().with_vocab(VOCAB),
             parameterization=Subs().with_vocab(VOCAB),
-            denoise=chain,
+            denoise=denoise,
         )
 
     return generated(keys, tokens, is_fixed)
@@ -71,3 +76,57 @@ def test_greedy_takes_the_likeliest_successor(key):
     drawn = np.asarray(run(by_row(key, jnp.arange(1)), tokens, is_fixed, temperature=0.0).tokens)[0]
     for before, after in zip(drawn[:-1], drawn[1:], strict=True):
         assert after == TRANSITION[before].argmax()
+
+
+def cached_and_whole(key, columns):
+    """A causal network as it is, and with its cache kept from it."""
+    network = CausalTransformer(width=32, depth=3, heads=2, qk_norm=True)
+    params = init(network, key, columns)
+    shake = lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
+    denoise = denoiser(network, columns, jax.tree.map(shake, params))
+    whole = lambda asked, *, key=None: denoise(replace(asked, late=False))
+    return denoise, whole
+
+
+def test_a_token_read_with_the_cache_says_what_the_whole_row_says(key):
+    rng = np.random.default_rng(0)
+    b, l, columns = 3, 7, 11
+    denoise, whole = cached_and_whole(key, columns)
+    tokens = jnp.asarray(rng.integers(0, columns, (b, l)))
+    about = dict(
+        is_valid=jnp.arange(l)[None] >= jnp.array([[0], [2], [0]]),
+        positions=jnp.asarray(rng.integers(0, 40, (b, l))),
+    )
+    dense = np.asarray(whole(NetInput(tokens=tokens, **about)).logits())
+    # Read with nothing known but the first tokens, then one after the other, each row at its own.
+    begin = jnp.array([0, 3, 1])
+    first = jnp.where(jnp.arange(l)[None] <= begin[:, None], tokens, 0)
+    cache = denoise(NetInput(tokens=first, late=True, **about)).cache
+    cache = replace(cache, at=begin)
+    read = lambda cache: denoise(NetInput(tokens=tokens, cache=cache, **about))
+    for _ in range(4):
+        answer = read(cache)
+        at = np.asarray(cache.at) + 1
+        rows = [row for row in range(b) if at[row] < l]
+        found = answer.logits(jnp.asarray([row * l for row in rows]))
+        np.testing.assert_allclose(found, dense[rows, at[rows]], atol=2e-5)
+        cache = answer.cache
+    with pytest.raises(ValueError, match="one token"):
+        answer.logits()
+
+
+def test_the_cache_changes_no_sample(key):
+    rng = np.random.default_rng(1)
+    rows, length = 6, 9
+    cached, whole = cached_and_whole(key, VOCAB.size)
+    tokens = rng.integers(0, 4, (rows, length))
+    is_fixed = rng.random((rows, length)) < 0.4
+    is_fixed[:, 0], is_fixed[3] = True, True
+    found = {}
+    for name, denoise in (("cached", cached), ("whole", whole)):
+        found[name] = run(by_row(key, jnp.arange(rows)), tokens, is_fixed, denoise=denoise)
+    same = np.asarray(found["cached"].tokens) == np.asarray(found["whole"].tokens)
+    assert same.all() and len(np.unique(np.asarray(found["cached"].tokens))) == 4
+    assert (np.asarray(found["cached"].tokens)[is_fixed] == tokens[is_fixed]).all()
+    open_at = [np.flatnonzero(~row) for row in is_fixed if not row.all()]
+    assert int(found["cached"].nfe) == 1 + max(at[-1] - at[0] + 1 for at in open_at)
