@@ -21,8 +21,9 @@ examples:
   mdlm sample runs/quickstart --length 512
   mdlm sample runs/quickstart --prompt "The import statement" --num 3 --top-p 0.9
   mdlm sample runs/quickstart --infill "A list is [MASK:8] that can be changed."
+  mdlm sample runs/quickstart --sampler "Ancestral(steps=32, top_p=0.9)"
 
-[MASK] is a blank of one token, [MASK:8] one of eight."""
+[MASK] is a blank of one token, [MASK:8] one of eight. `mdlm samplers` lists the samplers."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--length", type=int, help="tokens of each text (default: a row)")
     sample.add_argument("--num", type=int, default=1, help="how many texts")
     sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument(
+        "--sampler", metavar="TEXT", help="another sampler than the run's, as an experiment says it"
+    )
     sample.add_argument("--steps", type=int, help="sampling steps per window")
     sample.add_argument("--temperature", type=float)
     sample.add_argument("--top-p", type=float)
@@ -87,6 +91,8 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("weights", help=".safetensors in the layout of the MDLM repository")
     convert.add_argument("experiment", help="an experiment file whose network has their sizes")
     convert.add_argument("--out", required=True, help="run folder to make")
+
+    command("samplers", "list the samplers and what can be set in each")
 
     settings = command("settings", "list what can be set in an experiment")
     settings.add_argument("experiment", help="an experiment file (.py)")

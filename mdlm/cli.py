@@ -1,4 +1,4 @@
-"""The command line: `mdlm train | eval | sample | import | settings`.
+"""The command line: `mdlm train | eval | sample | samplers | import | settings`.
 
 What a command does is a few lines around `mdlm.load` and a training session; this file draws
 progress and turns what people can mend into one line on standard error.
@@ -139,23 +139,24 @@ def run_eval(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
 
 def run_sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     from mdlm.run import load
+    from mdlm.samplers.catalogue import from_text
 
     if args.num < 1:
         raise InputError(f"--num {args.num}: at least one text is needed")
     run = load(args.run_folder, step=args.step)
+    sampler = from_text(args.sampler) if args.sampler else run.experiment.sampler
     names = ("steps", "temperature", "top_p", "top_k")
     settings = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
-    if "steps" in settings and not hasattr(run.experiment.sampler, "steps"):
-        raise InputError(
-            "--steps: this sampler writes one token per step, it has no number of them"
-        )
+    if "steps" in settings and not hasattr(sampler, "steps"):
+        name = type(sampler).__name__
+        raise InputError(f"--steps: {name}(...) has no number of steps, see `mdlm samplers`")
     try:
-        replace(run.experiment.sampler, **settings)
+        sampler = replace(sampler, **settings)
     except ValueError as error:
         raise InputError(str(error)) from error
     with Progress() as progress:
         if args.infill is not None:
-            out = run.infill(args.infill, num=args.num, seed=args.seed, **settings)
+            out = run.infill(args.infill, num=args.num, seed=args.seed, sampler=sampler)
         else:
             bar = progress.bar("generating", "windows")
             out = run.generate(
@@ -166,7 +167,7 @@ def run_sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
                 stride=args.stride,
                 stop_at_eos=args.stop_at_eos,
                 report=lambda done: bar(done.window, done.windows),
-                **settings,
+                sampler=sampler,
             )
     if args.json:
         summary = {
@@ -199,6 +200,13 @@ def run_import(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
     return 0
 
 
+def run_samplers(_: argparse.Namespace, __: list[tuple[str, str]]) -> int:
+    from mdlm.samplers.catalogue import described
+
+    print(described())
+    return 0
+
+
 def run_settings(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
     from mdlm.overrides import expected, names
 
@@ -212,6 +220,7 @@ RUN = {
     "eval": run_eval,
     "sample": run_sample,
     "import": run_import,
+    "samplers": run_samplers,
     "settings": run_settings,
 }
 

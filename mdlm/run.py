@@ -77,7 +77,12 @@ class Run:
         return scorer.clip_search(self.params, batches=batches, key=jax.random.key(seed))
 
     def generator(self, sampler: Sampler | None = None) -> Generator:
-        """What generates with this run's parameters; keep it to compile only once."""
+        """What generates with this run's parameters; keep it to compile only once.
+
+        InputError where a sampler is given that does not fit the run.
+        """
+        if sampler is not None:
+            replace(self.experiment, sampler=sampler)  # which refuses what makes no sense
         params = jax.device_put(self.params, jax.devices()[0])
         window = window_of(self.experiment.data.packing, self.model)
         return Generator(self.model, params, self.tokenizer, window, sampler)
@@ -92,13 +97,15 @@ class Run:
         stride: int | None = None,
         stop_at_eos: bool = False,
         report: Callable[[Any], None] | None = None,
+        sampler: Sampler | None = None,
         **settings: Any,
     ) -> Generation:
         """Continues a prompt `num` times to `length` tokens (default: a row of the data).
 
-        `settings` replace values of the experiment's sampler, e.g. `steps=64, top_p=0.9`.
+        `settings` replace values of the sampler (by default the experiment's), e.g. `steps=64,
+        top_p=0.9`.
         """
-        generator = self.generator(replace(self.experiment.sampler, **settings))
+        generator = self.generator(replace(sampler or self.experiment.sampler, **settings))
         return generator.continue_from(
             [prompt] * num,
             generator.window.room if length is None else length,
@@ -108,7 +115,15 @@ class Run:
             report=report,
         )
 
-    def infill(self, text: str, *, num: int = 1, seed: int = 0, **settings: Any) -> Generation:
-        """Fills the blanks (`[MASK]`, `[MASK:n]`) of a text."""
-        generator = self.generator(replace(self.experiment.sampler, **settings))
+    def infill(
+        self,
+        text: str,
+        *,
+        num: int = 1,
+        seed: int = 0,
+        sampler: Sampler | None = None,
+        **settings: Any,
+    ) -> Generation:
+        """Fills the blanks (`[MASK]`, `[MASK:n]`) of a text; the rest as in `generate`."""
+        generator = self.generator(replace(sampler or self.experiment.sampler, **settings))
         return generator.infill(text, num=num, seed=seed)

@@ -31,7 +31,11 @@ MAY_IMPORT = {
     "progress": BASE | {"train"},
     "run": BASE | METHODS | OUTSIDE | EXPERIMENT | {"evals", "train"},
     "arguments": BASE,
-    "cli": BASE | {"arguments"} | OUTSIDE | EXPERIMENT | {"evals", "train", "progress", "run"},
+    "cli": BASE
+    | {"arguments", "samplers"}
+    | OUTSIDE
+    | EXPERIMENT
+    | {"evals", "train", "progress", "run"},
     "__main__": {"cli"},
     "__init__": {"version", "run"},
 }

@@ -100,7 +100,7 @@ def test_sample_prompts_infills_and_lengths(work):
     assert bytes(text["tokens"][:4]) == b"the " and bytes(text["tokens"][-4:]) == b" fox"
     same = mdlm("sample", "run", "--infill", infill, "--seed", 3, "--json", cwd=work)
     assert json.loads(same.stdout)["texts"] == [text]
-    plain = mdlm("sample", "run", "--steps", 4, cwd=work)
+    plain = mdlm("sample", "run", "--sampler", "Reverse(steps=4)", cwd=work)
     assert plain.returncode == 0 and re.search(r"NFE \d+.*tokens/s", plain.stderr)
 
 
@@ -130,6 +130,8 @@ def test_bad_input_is_one_line(work):
         (("sample", "run", "--infill", "[MASK:99]"), "window of this model"),
         (("sample", "run", "--top-p", "1.5"), "top_p=1.5"),
         (("sample", "run", "--num", "0"), "at least one text"),
+        (("sample", "run", "--sampler", "Ancestral(steps=0)"), "steps=0 is below 1"),
+        (("sample", "run", "--sampler", "LeftToRight"), "needs a network that sees"),
     ]
     for words, message in cases:
         assert message in refused(*words, cwd=work), words
@@ -251,7 +253,7 @@ def test_autoregressive_baseline_from_the_same_commands(work):
     assert found[0]["stderr_rows"] > 0
     sampled = mdlm("sample", "ar", "--prompt", "the ", "--length", 40, "--json", cwd=work)
     assert json.loads(sampled.stdout)["texts"][0]["text"].startswith("the ")
-    assert "no number of them" in refused("sample", "ar", "--steps", "3", cwd=work)
+    assert "has no number of steps" in refused("sample", "ar", "--steps", "3", cwd=work)
 
 
 @pytest.mark.slow

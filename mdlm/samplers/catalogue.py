@@ -1,0 +1,98 @@
+"""All samplers, and how one is written on a command line.
+
+    Ancestral(steps=64, top_p=0.9)
+    Parallel(rule=Threshold(tau=0.9), temperature=0)
+
+The text is what an experiment file would say; it is read, not executed.
+"""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+from typing import Any
+
+from mdlm.samplers.ancestral import Ancestral
+from mdlm.samplers.base import Sampler
+from mdlm.samplers.blocks import BlockByBlock
+from mdlm.samplers.left_to_right import LeftToRight
+from mdlm.samplers.reverse import Reverse
+from mdlm.samplers.score import Euler, Tweedie
+from mdlm.types import InputError
+
+SAMPLERS: tuple[type[Sampler], ...] = (
+    Ancestral,
+    Reverse,
+    Tweedie,
+    Euler,
+    BlockByBlock,
+    LeftToRight,
+)
+PARTS: tuple[type, ...] = ()
+"""What a sampler may be made of."""
+
+
+def from_text(text: str) -> Sampler:
+    """The sampler that `text` says. InputError, in one line, for a text that says none."""
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"--sampler {text}: not of the form Name(field=value, ...)") from error
+    if isinstance(node, ast.Name):
+        node = ast.Call(node, [], [])
+    made = _value(node, text)
+    if not isinstance(made, Sampler):
+        names = ", ".join(kind.__name__ for kind in SAMPLERS)
+        raise InputError(f"--sampler {text}: not a sampler; there are {names}")
+    return made
+
+
+def described() -> str:
+    """Every sampler, the first sentence about it, and its fields with their defaults."""
+    lines = []
+    for kind in (*SAMPLERS, *PARTS):
+        fields = ", ".join(_field(field) for field in dataclasses.fields(kind) if field.init)
+        first = " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split())
+        lines.append(f"{kind.__name__}({fields})\n    {first}\n")
+    return "\n".join(lines)
+
+
+def _field(field: dataclasses.Field) -> str:
+    is_needed = field.default is dataclasses.MISSING and (
+        field.default_factory is dataclasses.MISSING
+    )
+    return field.name if is_needed else f"{field.name}={field.default!r}"
+
+
+def _value(node: ast.AST, text: str) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return _made(node, node.func.id, text)
+    try:
+        return ast.literal_eval(node)  # numbers, texts, True, None, tuples of those
+    except ValueError as error:
+        what = ast.unparse(node)
+        raise InputError(f"--sampler {text}: {what} is neither a value nor Name(...)") from error
+
+
+def _made(node: ast.Call, name: str, text: str) -> Any:
+    kinds = {kind.__name__: kind for kind in (*SAMPLERS, *PARTS)}
+    if name not in kinds:
+        raise InputError(f"--sampler {text}: there is no {name}{_near(name, list(kinds))}")
+    fields = [field.name for field in dataclasses.fields(kinds[name]) if field.init]
+    if node.args:
+        raise InputError(f"--sampler {text}: {name} takes its values by name, as {fields[0]}=...")
+    values = {}
+    for keyword in node.keywords:
+        if keyword.arg not in fields:
+            near = _near(keyword.arg or "**", fields)
+            raise InputError(f"--sampler {text}: {name} has no {keyword.arg}{near}")
+        values[keyword.arg] = _value(keyword.value, text)
+    try:
+        return kinds[name](**values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--sampler {text}: {error}") from error
+
+
+def _near(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
