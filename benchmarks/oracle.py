@@ -42,9 +42,12 @@ class Oracle(Protocol):
     """A law of rows of `length` tokens 0..symbols-1 (the mask is the id after them), and its
     posterior as a network."""
 
-    name: str
-    length: int
-    symbols: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def symbols(self) -> int: ...
 
     def denoise(self, inputs: NetInput, *, key: Any = None) -> DenseLogits: ...
 

@@ -1,0 +1,86 @@
+"""Every sampler on one trained run: calls, speed, and the entropy of what it writes.
+
+    python -m benchmarks.samplers runs/quickstart
+    python -m benchmarks.samplers runs/quickstart --samplers "Ancestral(steps=32, top_p=0.9)"
+
+NFE is the network calls of one batch. The entropy is that of the frequencies of single tokens in
+all the texts, in nats, beside that of the run's validation split: where it falls well below,
+samples repeat themselves, which a likelihood under another model would take for quality.
+"Law" says what the samples' law is: the network's own ("exact"), in the limit of many steps
+("limit"), or neither ("biased").
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks import harness
+from mdlm.run import load
+from mdlm.samplers.catalogue import from_text
+
+LAWS = {
+    "FirstHitting()": "exact",
+    "Ancestral(steps=128)": "limit",
+    "Ancestral(steps=1000)": "limit",
+    "Ancestral(steps=32)": "limit",
+    "Ancestral(steps=32, grid='cosine')": "limit",
+}
+"""Samplers of the table, and what their law is."""
+
+
+def entropy(tokens: np.ndarray) -> float:
+    """Of the frequencies of single tokens, nats."""
+    share = np.unique(tokens, return_counts=True)[1] / tokens.size
+    return float(-(share * np.log(share)).sum())
+
+
+def run(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The table; returns its rows."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.samplers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_folder", metavar="RUN", help="a run folder")
+    parser.add_argument("--num", type=int, default=16, help="texts of each sampler")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samplers", nargs="+", metavar="TEXT", help="these alone")
+    parser.add_argument("--json", metavar="FILE", help="also write the rows there, with a text")
+    args = parser.parse_args(argv)
+    texts = args.samplers or list(LAWS)
+    samplers = [from_text(text) for text in texts]
+    opened = load(args.run_folder)
+    rows = []
+    valid = opened.dataset.valid.rows
+    data = valid.tokens[valid.loss_mask]
+    print(f"validation split: unigram entropy {entropy(data):.3f} nats\n")
+    print("| sampler | law | NFE | tokens/s | unigram entropy |\n|---|---|---|---|---|")
+    for text, sampler in zip(texts, samplers, strict=True):
+        with harness.working(text):
+            out = opened.generate(num=args.num, seed=args.seed, sampler=sampler)
+        tokens = np.concatenate([text.tokens for text in out.texts])
+        row = {
+            "sampler": text,
+            "law": LAWS.get(text, ""),
+            "NFE": out.nfe,
+            "tokens/s": out.tokens_per_second,
+            "entropy": entropy(tokens),
+            "text": out.texts[0].text,
+        }
+        rows.append(row)
+        print(
+            f"| `{text}` | {row['law']} | {out.nfe} | {out.tokens_per_second:,.0f}"
+            f" | {row['entropy']:.3f} |",
+            flush=True,
+        )
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(rows, file, indent=1)
+    return rows
+
+
+if __name__ == "__main__":
+    raise SystemExit(harness.main(run))
