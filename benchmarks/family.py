@@ -8,7 +8,8 @@
 Each run is `mdlm train experiments/family/METHOD.py` (of books: experiments/family/books/), then
 `mdlm eval`, as anyone would call them, on one core; the folder is runs/family/METHOD-SEED (of
 books: runs/family-books/), and runs that are done are not repeated. What is reported of each method
-is its own bound on the validation split (its protocol stands beside it).
+is its own bound on the validation split (its protocol stands beside it). docs/family.json keeps
+scores and curves of all runs that were ever reported; those of a folder that is there go before.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import numpy as np
 from benchmarks.corpus import books
 
 PICTURE = Path("docs/family.png")
+RECORD = Path("docs/family.json")
 
 
 @dataclass(frozen=True)
@@ -72,25 +74,30 @@ def train(ground: Ground, method: str, seed: int, settings: Sequence[str], core:
 
 
 def results(ground: Ground) -> dict[str, list[dict[str, Any]]]:
-    """Scores and training curves of the runs there are, by method, best first."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """Scores and training curves of the runs there are or were, by method, best first."""
+    known = recorded().get(ground.out.name, {})
+    runs = {(method, run["seed"]): run for method, kept in known.items() for run in kept}
     for path in sorted(ground.out.glob("*/eval.json")):
         method, _, seed = path.parent.name.rpartition("-")
         lines = [json.loads(s) for s in (path.parent / "metrics.jsonl").read_text().splitlines()]
         speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
-        found.setdefault(method, []).append(
-            {
-                "seed": int(seed),
-                "score": json.loads(path.read_text())[0],
-                "speed": float(np.median(speeds[2:])),
-                "curve": [
-                    (line["step"], line["nats per token"])
-                    for line in lines
-                    if line["kind"] == "valid"
-                ],
-            }
-        )
+        runs[method, int(seed)] = {
+            "seed": int(seed),
+            "score": json.loads(path.read_text())[0],
+            "speed": float(np.median(speeds[2:])),
+            "curve": [
+                (line["step"], line["nats per token"]) for line in lines if line["kind"] == "valid"
+            ],
+        }
+    found: dict[str, list[dict[str, Any]]] = {}
+    for (method, _), run in sorted(runs.items()):
+        found.setdefault(method, []).append(run)
     return dict(sorted(found.items(), key=lambda item: mean(item[1])))
+
+
+def recorded() -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """What earlier reports kept."""
+    return json.loads(RECORD.read_text()) if RECORD.is_file() else {}
 
 
 def mean(runs: list[dict[str, Any]]) -> float:
@@ -165,9 +172,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("report", help="tables and picture of the runs there are")
     args = parser.parse_args(arguments)
     if args.command == "report":
+        found = {ground.out.name: results(ground) for ground in (TEXT, BOOKS)}
         for ground in (TEXT, BOOKS):
-            table(ground, results(ground))
-        draw(results(TEXT))
+            table(ground, found[ground.out.name])
+        RECORD.write_text(json.dumps(found) + "\n")
+        draw(found[TEXT.out.name])
         return 0
     if (args.text is None) == (args.books is None):
         parser.error("run needs --text FILE or --books FOLDER")

@@ -38,6 +38,7 @@ def test_report(ground, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(family, "TEXT", ground)
     monkeypatch.setattr(family, "BOOKS", replace(ground, out=tmp_path / "none"))
     monkeypatch.setattr(family, "PICTURE", tmp_path / "family.png")
+    monkeypatch.setattr(family, "RECORD", tmp_path / "family.json")
     assert family.main(["report"]) == 0
     values = [
         json.loads((ground.out / f"mdlm-{seed}/eval.json").read_text())[0]["value"]
@@ -49,6 +50,10 @@ def test_report(ground, monkeypatch, tmp_path, capsys):
     assert f"| 2 | {sum(values) / 2:.4f} +- {error:.4f} (seeds) |" in row
     assert row.endswith("| NELBO, continuous time |")
     assert (tmp_path / "family.png").stat().st_size > 5000
+    # What was reported once is known without the folders.
+    monkeypatch.setattr(family, "TEXT", replace(ground, out=tmp_path / ground.out.name))
+    assert family.main(["report"]) == 0
+    assert row in capsys.readouterr().out
 
 
 @pytest.mark.slow
