@@ -1,7 +1,7 @@
-"""First hitting: a masking process reversed without steps in time (arXiv:2409.02908, section 4).
+"""First hitting: a masking process reversed without steps in time (arXiv:2409.02908).
 
 A position is still masked at t with probability (1 - alpha_t) / (1 - alpha_1), so the level u of
-a masked position, the value of this ratio at which it is revealed, is uniform on [0, 1). All
+a masked position, the value of this ratio at which it is revealed, is uniform on (0, 1]. All
 levels are drawn beforehand: they depend on nothing that is drawn meanwhile. The positions of a row
 are then revealed by falling level, the network being told the time of the level. One by one this
 is the continuous reverse process itself, with as many calls as there are positions: `Ancestral`
@@ -15,8 +15,9 @@ is at the place c_j = (l - 1/2 - j) / l and its level is G((1 - w) u_j + w c_j),
 the distribution function of the levels of all positions together. At any time, therefore,
 (1 - alpha_t) / (1 - alpha_1) of the row is masked in the mean, as in training, though more of it to
 the right, and the network is told that one time of the row. w = 0 is the plain law; from
-w = l / (l + 1) on positions come strictly from left to right. The order depends on no token, so one
-by one the law of the sample is the network's in any order that it has a law for.
+w = l / (l + 1) on positions come strictly from left to right. Fixed positions count as places too.
+The order depends on no token: one by one, a network that knows the law of the tokens given any of
+them draws that law, whatever w is.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -82,7 +83,8 @@ class FirstHitting(Sampler):
     ) -> LevelState:
         state = super().init(keys, tokens, is_fixed, process=process)
         known = {field.name: getattr(state, field.name) for field in fields(state)}
-        u = uniforms(streams(keys, "level"), tokens.shape[1])
+        # Never 0, the level of clean data, where log-SNR is infinite.
+        u = 1 - uniforms(streams(keys, "level"), tokens.shape[1])
         return LevelState(**known, level=levels(u, self.left_first))
 
     def step(
@@ -97,7 +99,7 @@ class FirstHitting(Sampler):
         level = jnp.where(is_open, state.level, -jnp.inf)
         is_revealed = is_open & (ranks(level) < self.per_call)
         # A row that is done reveals nothing, at whatever time.
-        first = jnp.maximum(level.max(-1, keepdims=True), 0.0)
+        first = jnp.where(is_open.any(-1), level.max(-1), 1.0)[:, None]
         t = process.schedule.time_of(first * process.schedule.one_minus_alpha(jnp.ones(())))
         state = self.write(
             state, is_revealed, t, parameterization=parameterization, denoise=denoise
@@ -106,7 +108,7 @@ class FirstHitting(Sampler):
 
 
 def levels(u: Float[Array, "b l"], left_first: float) -> Float[Array, "b l"]:
-    """The level of each position, in [0, 1], from uniform numbers; see the module."""
+    """The level of each position, in (0, 1], from uniform numbers; see the module."""
     if left_first == 0:
         return u
     place = jnp.arange(u.shape[1], dtype=jnp.float32) / u.shape[1]

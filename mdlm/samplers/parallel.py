@@ -103,8 +103,9 @@ class Parallel(Sampler):
             step=state.calls[:, None],
             keys=step_keys(state, "rule"),
         )
-        writable = jnp.maximum((~state.is_fixed).sum(-1, keepdims=True), 1)
-        t = process.schedule.time_of(is_open.sum(-1, keepdims=True) / writable)
+        # A row that is done writes nothing, at whatever time but 0, where log-SNR is infinite.
+        left, writable = is_open.sum(-1, keepdims=True), (~state.is_fixed).sum(-1, keepdims=True)
+        t = process.schedule.time_of(jnp.maximum(left, 1) / jnp.maximum(writable, 1))
         if self.order in ("random", "left"):  # known before the network is asked
             is_written = self.rule.select(self.blind(state), is_asked, turn)
             state = self.write(
