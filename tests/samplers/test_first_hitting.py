@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,15 +17,18 @@ from oracle import (
     distance,
     frequencies,
     noise_floor,
+    posterior,
     sample,
 )
 
+from mdlm.keys import by_row
 from mdlm.md4_schedules import OneMinusSine
 from mdlm.parameterizations.subs import Subs
 from mdlm.per_token_schedules import LearnedPolynomial
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
 from mdlm.samplers.ancestral import Ancestral
+from mdlm.samplers.base import generate
 from mdlm.samplers.first_hitting import FirstHitting, levels
 from mdlm.schedules import Cosine, LogLinear, Schedule
 from mdlm.types import DenseLogits, Vocab
@@ -141,10 +145,16 @@ def test_prompts_stay_and_condition_what_follows(key, left_first):
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it(key):
-    sampler = FirstHitting(per_call=2, left_first=0.3)
-    both = np.asarray(sample(key, 40, sampler).tokens)
-    np.testing.assert_array_equal(sample(key, 7, sampler).tokens, both[:7])
-    assert len({tuple(row) for row in both}) > 5
+    sampler, keys = FirstHitting(per_call=2, left_first=0.3), by_row(key, jnp.arange(40))
+
+    @jax.jit
+    def run(keys):
+        tokens = jnp.zeros((len(keys), LENGTH), jnp.int32)
+        return generate(keys, tokens, tokens > 0, sampler=sampler, denoise=posterior, **PARTS)
+
+    together = np.asarray(run(keys).tokens)
+    np.testing.assert_array_equal(run(keys[20:27]).tokens, together[20:27])
+    assert len({tuple(row) for row in together}) > 5
 
 
 @pytest.mark.parametrize("left_first", [0.2, 0.5, 0.9])
