@@ -1,0 +1,171 @@
+"""Parallel decoding: a call proposes a token at every open position, a rule keeps the best.
+
+`order` scores positions and `rule` (see `selection`) says how many are written. What law that has:
+
+    random, left        one position with each call draws from the law of the network, in any order
+    margin, entropy     so it does here: they look at what is known, not at the token drawn
+    confidence          it does not, even so: of two tokens drawn, the likelier is kept, and the
+                        other is drawn anew. Samples are likelier than the network's, and less
+                        diverse; temperature 0 gives the greedy decoders of LLaDA and Fast-dLLM
+    more than one       tokens written together are drawn independently of each other
+
+With `block_size` only the leftmost block that has open positions is written (LLaDA's
+semi-autoregressive decoding, arXiv:2502.09992). Blocks are counted from a row's first position
+that is not fixed, so rows with prompts of any length can stand side by side, each at its own block.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_args
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int, Key
+
+from mdlm.draws import uniforms
+from mdlm.parameterizations.base import Parameterization
+from mdlm.processes.base import Process
+from mdlm.processes.masked import Masked
+from mdlm.samplers.base import Sampler, Score, entry
+from mdlm.samplers.selection import FixedCount, Order, Rule, Turn
+from mdlm.samplers.state import SampleState, placed, step_keys
+from mdlm.types import Denoise, pytree
+
+
+@pytree
+class BlockState(SampleState):
+    """Where each row stands in its block."""
+
+    calls: Any  # Int[Array, " b"], network calls made for the block at hand
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel(Sampler):
+    """The network is told the time at which as large a share of the tokens is masked in the mean
+    as is now: 1 - alpha(t) = open positions / positions that are not fixed, of each row as a whole.
+    (Which of them are masked is not random as in training: no time is quite right.)
+
+    Confidence, margin and entropy are those of the network's law, before `temperature`, `top_k` and
+    `top_p` shape what is drawn. NFE is that of the row that needs most calls.
+    """
+
+    order: Order = "confidence"
+    rule: Rule = FixedCount()
+    block_size: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.order not in get_args(Order):
+            raise ValueError(f"order={self.order!r} is none of {', '.join(get_args(Order))}")
+        if self.order not in self.rule.orders:
+            name, orders = type(self.rule).__name__, " or ".join(self.rule.orders)
+            raise ValueError(f"order={self.order!r} does not fit rule={name}(...): needs {orders}")
+        if self.block_size is not None and self.block_size < 1:
+            raise ValueError(f"block_size={self.block_size} is below 1 (None: one block)")
+
+    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+        if process.schedule.per_token:
+            return (
+                "a number of masks tells no time where the schedule has a rate for each token;"
+                " use sampler=Reverse()"
+            )
+        if not process.schedule.has_inverse:
+            name = type(process.schedule).__name__
+            return f"a number of masks tells the time by the schedule's inverse: {name} has none"
+        return None
+
+    def init(
+        self,
+        keys: Key[Array, " b"],
+        tokens: Int[Array, "b l"],
+        is_fixed: Bool[Array, "b l"],
+        *,
+        process: Masked,
+    ) -> BlockState:
+        state = super().init(keys, tokens, is_fixed, process=process)
+        known = {field.name: getattr(state, field.name) for field in fields(state)}
+        return BlockState(**known, calls=jnp.zeros(tokens.shape[0], jnp.int32))
+
+    def step(
+        self,
+        state: BlockState,
+        *,
+        process: Masked,
+        parameterization: Parameterization,
+        denoise: Denoise,
+    ) -> BlockState:
+        is_open = process.is_masked(state.tokens) & ~state.is_fixed
+        block = self.block(state.is_fixed)
+        never = jnp.iinfo(jnp.int32).max
+        is_here = block == jnp.where(is_open, block, never).min(-1, keepdims=True)
+        is_asked = is_open & is_here
+        turn = Turn(
+            total=(is_here & ~state.is_fixed).sum(-1, keepdims=True),
+            step=state.calls[:, None],
+            keys=step_keys(state, "rule"),
+        )
+        # A row that is done writes nothing, at whatever time but 0, where log-SNR is infinite.
+        left, writable = is_open.sum(-1, keepdims=True), (~state.is_fixed).sum(-1, keepdims=True)
+        t = process.schedule.time_of(jnp.maximum(left, 1) / jnp.maximum(writable, 1))
+        if self.order in ("random", "left"):  # known before the network is asked
+            is_written = self.rule.select(self.blind(state), is_asked, turn)
+            state = self.write(
+                state, is_written, t, parameterization=parameterization, denoise=denoise
+            )
+        else:
+            state, proposal = self.propose(
+                state,
+                is_asked,
+                t,
+                parameterization=parameterization,
+                denoise=denoise,
+                score=SCORES[self.order],
+            )
+            is_written = self.rule.select(proposal.score, is_asked, turn)
+            state = placed(state, proposal, is_written)
+        is_over = (is_asked == is_written).all(-1)
+        return replace(
+            state,
+            calls=jnp.where(is_over, 0, state.calls + 1),
+            done=(is_open == is_written).all(-1),
+        )
+
+    def block(self, is_fixed: Bool[Array, "b l"]) -> Int[Array, "b l"]:
+        """The number of each position's block, from 0 at the first position that is not fixed."""
+        l = is_fixed.shape[1]
+        first = jnp.argmin(is_fixed, axis=-1, keepdims=True)
+        return (jnp.arange(l)[None] - first) // (self.block_size or l)
+
+    def blind(self, state: BlockState) -> Float[Array, "b l"]:
+        """The score of each position in an order that asks for no law."""
+        l = state.tokens.shape[1]
+        if self.order == "random":
+            return uniforms(step_keys(state, "order"), l)
+        return jnp.broadcast_to(-jnp.arange(l, dtype=jnp.float32), state.tokens.shape)
+
+
+def confidence(log_p: Float[Array, "n v"], token: Int[Array, " n"]) -> Float[Array, " n"]:
+    """The probability of the token."""
+    return jnp.exp(entry(log_p, token))
+
+
+def margin(log_p: Float[Array, "n v"], token: Int[Array, " n"]) -> Float[Array, " n"]:
+    """How far the likeliest token is ahead of the next, in probability."""
+    first = jnp.argmax(log_p, axis=-1, keepdims=True)
+    is_first = jnp.arange(log_p.shape[-1])[None] == first
+    p = jnp.exp(log_p)
+    largest = jnp.where(is_first, p, 0.0).max(-1)
+    return largest - jnp.where(is_first, 0.0, p).max(-1)
+
+
+def negative_entropy(log_p: Float[Array, "n v"], token: Int[Array, " n"]) -> Float[Array, " n"]:
+    """Minus the entropy of the law, nats; never above 0."""
+    finite = jnp.where(log_p == -jnp.inf, 0.0, log_p)
+    return jnp.minimum((jnp.exp(log_p) * finite).sum(-1), 0.0)
+
+
+SCORES: dict[Order, Score] = {
+    "confidence": confidence,
+    "margin": margin,
+    "entropy": negative_entropy,
+}
+"""Of the orders that look at the network's law."""
