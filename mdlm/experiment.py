@@ -247,7 +247,7 @@ def refuse_nonsense(e: Experiment) -> None:
 
 def _refuse_blocks(parts: dict[str, Any], length: int) -> None:
     """InputError where blocks are not of one size, or do not fill a row."""
-    sizes = {name: part.block_size for name, part in parts.items() if hasattr(part, "block_size")}
+    sizes = {name: part.block_size for name, part in parts.items() if part.sees == "blocks"}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name}.block_size={size}" for name, size in sizes.items())
         raise InputError(f"blocks must all have the same size: {listed}")

@@ -12,7 +12,7 @@ first (DNDM, arXiv:2312.09193): a position is still masked at s with probability
 whatever the other rows do. The law is the same.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.grid import GridSampler
-from mdlm.samplers.state import SampleState
+from mdlm.samplers.state import SampleState, extended
 from mdlm.times import grid_of
 from mdlm.types import Denoise, pytree
 
@@ -73,8 +73,7 @@ class Ancestral(GridSampler):
         process: Masked,
     ) -> RevealState:
         state = super().init(keys, tokens, is_fixed, process=process)
-        known = {field.name: getattr(state, field.name) for field in fields(state)}
-        return RevealState(**known, due=self.due(keys, tokens.shape[1], process))
+        return extended(state, RevealState, due=self.due(keys, tokens.shape[1], process))
 
     def due(self, keys: Key[Array, " b"], length: int, process: Masked) -> Int[Array, "b l"]:
         """The step that reveals each position: 0 is the first of the grid, `steps` the one more."""

@@ -10,25 +10,31 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import textwrap
 from typing import Any
 
 from mdlm.samplers.ancestral import Ancestral
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.blocks import BlockByBlock
+from mdlm.samplers.first_hitting import FirstHitting
 from mdlm.samplers.left_to_right import LeftToRight
+from mdlm.samplers.parallel import Parallel
 from mdlm.samplers.reverse import Reverse
 from mdlm.samplers.score import Euler, Tweedie
+from mdlm.samplers.selection import EntropyBound, Factor, FixedCount, MaskGIT, Share, Threshold
 from mdlm.types import InputError
 
 SAMPLERS: tuple[type[Sampler], ...] = (
     Ancestral,
+    FirstHitting,
+    Parallel,
     Reverse,
     Tweedie,
     Euler,
     BlockByBlock,
     LeftToRight,
 )
-PARTS: tuple[type, ...] = ()
+PARTS: tuple[type, ...] = (FixedCount, Share, Threshold, Factor, EntropyBound, MaskGIT)
 """What a sampler may be made of."""
 
 
@@ -48,13 +54,23 @@ def from_text(text: str) -> Sampler:
 
 
 def described() -> str:
-    """Every sampler, the first sentence about it, and its fields with their defaults."""
+    """Every sampler and what it may be made of: fields with their defaults, and what it is."""
+    common = {field.name for field in dataclasses.fields(Sampler)}
     lines = []
     for kind in (*SAMPLERS, *PARTS):
-        fields = ", ".join(_field(field) for field in dataclasses.fields(kind) if field.init)
-        first = " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split())
-        lines.append(f"{kind.__name__}({fields})\n    {first}\n")
-    return "\n".join(lines)
+        own = [field for field in dataclasses.fields(kind) if field.name not in common]
+        lines.append(f"{kind.__name__}({', '.join(map(_field, own))})\n{_about(kind)}\n")
+    shared = ", ".join(_field(field) for field in dataclasses.fields(Sampler))
+    return "\n".join([*lines, f"and of each sampler: {shared}"])
+
+
+def _about(kind: type) -> str:
+    """The title of its file, or of the class where the file has several."""
+    module: Any = inspect.getmodule(kind)
+    several = [other for other in (*SAMPLERS, *PARTS) if other.__module__ == kind.__module__]
+    text = inspect.getdoc(module if len(several) == 1 else kind) or ""
+    first = " ".join(text.split("\n\n")[0].split())
+    return textwrap.fill(first, 96, initial_indent="    ", subsequent_indent="    ")
 
 
 def _field(field: dataclasses.Field) -> str:

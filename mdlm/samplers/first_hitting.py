@@ -20,7 +20,7 @@ The order depends on no token: one by one, a network that knows the law of the t
 them draws that law, whatever w is.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import Sampler
-from mdlm.samplers.state import SampleState, ranks
+from mdlm.samplers.state import SampleState, extended, ranks
 from mdlm.types import Denoise, pytree
 
 
@@ -82,10 +82,9 @@ class FirstHitting(Sampler):
         process: Masked,
     ) -> LevelState:
         state = super().init(keys, tokens, is_fixed, process=process)
-        known = {field.name: getattr(state, field.name) for field in fields(state)}
         # Never 0, the level of clean data, where log-SNR is infinite.
         u = 1 - uniforms(streams(keys, "level"), tokens.shape[1])
-        return LevelState(**known, level=levels(u, self.left_first))
+        return extended(state, LevelState, level=levels(u, self.left_first))
 
     def step(
         self,

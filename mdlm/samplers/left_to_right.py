@@ -6,7 +6,7 @@ A network that has a cache reads the prompts once, and then in each call the one
 that was written last. Rows need not be at the same place.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.samplers.base import Sampler
-from mdlm.samplers.state import SampleState
+from mdlm.samplers.state import SampleState, extended
 from mdlm.types import Denoise, KeyValues, NetInput, Sees, pytree
 
 
@@ -45,14 +45,13 @@ class LeftToRight(Sampler):
         parameterization: Parameterization,
         denoise: Denoise,
     ) -> ReadState:
-        known = {field.name: getattr(state, field.name) for field in fields(state)}
         cache = denoise(NetInput(tokens=state.tokens, late=True)).cache
         if cache is None:
-            return ReadState(**known, cache=None)
+            return extended(state, ReadState, cache=None)
         # What stands before the first open place is read again, for what it says of that place.
         first_open = jnp.argmax(~state.is_fixed.at[:, 0].set(True), axis=1)
         at = jnp.maximum(first_open.astype(jnp.int32) - 1, 0)
-        return ReadState(**{**known, "nfe": state.nfe + 1}, cache=replace(cache, at=at))
+        return extended(state, ReadState, nfe=state.nfe + 1, cache=replace(cache, at=at))
 
     def step(
         self,

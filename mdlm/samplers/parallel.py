@@ -14,7 +14,7 @@ semi-autoregressive decoding, arXiv:2502.09992). Blocks are counted from a row's
 that is not fixed, so rows with prompts of any length can stand side by side, each at its own block.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import Sampler, Score, entry
 from mdlm.samplers.selection import FixedCount, Order, Rule, Turn
-from mdlm.samplers.state import SampleState, placed, step_keys
+from mdlm.samplers.state import SampleState, extended, placed, step_keys
 from mdlm.types import Denoise, pytree
 
 
@@ -82,8 +82,7 @@ class Parallel(Sampler):
         process: Masked,
     ) -> BlockState:
         state = super().init(keys, tokens, is_fixed, process=process)
-        known = {field.name: getattr(state, field.name) for field in fields(state)}
-        return BlockState(**known, calls=jnp.zeros(tokens.shape[0], jnp.int32))
+        return extended(state, BlockState, calls=jnp.zeros(tokens.shape[0], jnp.int32))
 
     def step(
         self,

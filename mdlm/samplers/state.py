@@ -1,6 +1,6 @@
 """What the steps of a sampler hand on."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import jax
@@ -46,6 +46,11 @@ class Proposal:
     confidence: Any  # Float[Array, "b l"], the network's probability of that token; elsewhere 0
     present: Any  # Float[Array, "b l"], its probability of the token that was there; elsewhere 0
     score: Any  # Float[Array, "b l"], see `Sampler.propose`; elsewhere -inf
+
+
+def extended(state: SampleState, kind: type[State], **more: Any) -> State:
+    """A state of another kind that keeps more."""
+    return kind(**{field.name: getattr(state, field.name) for field in fields(state)} | more)
 
 
 def placed(state: State, proposal: Proposal, is_written: Bool[Array, "b l"]) -> State:
