@@ -138,13 +138,18 @@ def run_eval(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
 
 
 def run_sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from mdlm.generation import banned_by, temperature_of
     from mdlm.run import load
 
     if args.num < 1:
         raise InputError(f"--num {args.num}: at least one text is needed")
     run = load(args.run_folder, step=args.step)
-    names = ("steps", "temperature", "top_p", "top_k")
+    names = ("steps", "top_p", "top_k", "top_p_rule")
     settings = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    if args.temperature is not None:
+        settings["temperature"] = temperature_of(args.temperature)
+    if args.ban or args.ban_id:
+        settings["banned"] = (*banned_by(run.tokenizer, args.ban or ()), *(args.ban_id or ()))
     if "steps" in settings and not hasattr(run.experiment.sampler, "steps"):
         raise InputError(
             "--steps: this sampler writes one token per step, it has no number of them"
