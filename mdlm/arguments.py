@@ -21,9 +21,11 @@ examples:
   mdlm sample runs/quickstart --length 512
   mdlm sample runs/quickstart --prompt "The import statement" --num 3 --top-p 0.9
   mdlm sample runs/quickstart --infill "A list is [MASK:8] that can be changed."
+  mdlm sample runs/quickstart --temperature 1.0:0.3 --ban "!"
   mdlm sample runs/quickstart --sampler "Ancestral(steps=32, top_p=0.9)"
 
-[MASK] is a blank of one token, [MASK:8] one of eight. `mdlm samplers` lists the samplers."""
+[MASK] is a blank of one token, [MASK:8] one of eight; all between blanks stays as it is given.
+`mdlm samplers` lists the samplers, and what they can be told."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,9 +83,22 @@ def parser() -> argparse.ArgumentParser:
         "--sampler", metavar="TEXT", help="another sampler than the run's, as an experiment says it"
     )
     sample.add_argument("--steps", type=int, help="sampling steps per window")
-    sample.add_argument("--temperature", type=float)
+    sample.add_argument(
+        "--temperature", metavar="T", help="a number, or FIRST:LAST to change it as a row fills"
+    )
     sample.add_argument("--top-p", type=float)
+    sample.add_argument(
+        "--top-p-rule",
+        choices=("reach", "below"),
+        help="whether the token that crosses top-p is kept (reach, the default) or dropped",
+    )
     sample.add_argument("--top-k", type=int)
+    sample.add_argument(
+        "--ban", metavar="TEXT", action="append", help="never write the tokens of TEXT"
+    )
+    sample.add_argument(
+        "--ban-id", metavar="ID", type=int, action="append", help="never write the token ID"
+    )
     sample.add_argument("--stride", type=int, help="new tokens per window (default: half of it)")
     sample.add_argument("--stop-at-eos", action="store_true", help="end a text at end-of-text")
 

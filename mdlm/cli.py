@@ -138,6 +138,7 @@ def run_eval(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
 
 
 def run_sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from mdlm.generation import banned_by, temperature_of
     from mdlm.run import load
     from mdlm.samplers.catalogue import from_text
 
@@ -145,8 +146,13 @@ def run_sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         raise InputError(f"--num {args.num}: at least one text is needed")
     run = load(args.run_folder, step=args.step)
     sampler = from_text(args.sampler) if args.sampler else run.experiment.sampler
-    names = ("steps", "temperature", "top_p", "top_k")
+    names = ("steps", "top_p", "top_k", "top_p_rule")
     settings = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    if args.temperature is not None:
+        settings["temperature"] = temperature_of(args.temperature)
+    if args.ban or args.ban_id:
+        banned = (*banned_by(run.tokenizer, args.ban or ()), *(args.ban_id or ()))
+        settings["banned"] = (*sampler.banned, *banned)
     if "steps" in settings and not hasattr(sampler, "steps"):
         name = type(sampler).__name__
         raise InputError(f"--steps: {name}(...) has no number of steps, see `mdlm samplers`")

@@ -131,6 +131,7 @@ class Model:
 
     def __post_init__(self):
         e = self.experiment
+        e.sampler.check_ids(self.vocab)
         process = e.process.with_vocab(self.vocab)
         if process.needs_counts:
             if self.counts is None:
@@ -216,23 +217,7 @@ def refuse_nonsense(e: Experiment) -> None:
     if e.evaluation.objective is not None:
         parts["evaluation.objective"] = e.evaluation.objective
     for name, part in parts.items():
-        title = f"{name}={type(part).__name__}()"
-        for other, kinds in (
-            ("process", part.processes),
-            ("parameterization", part.parameterizations),
-        ):
-            chosen = type(getattr(e, other))
-            if not issubclass(chosen, kinds):
-                fitting = " or ".join(f"{kind.__name__}(...)" for kind in kinds)
-                raise InputError(f"{title} needs {other}={fitting}, not {chosen.__name__}(...)")
-        if part.sees != e.network.sees:
-            raise InputError(
-                f"{title} needs a network that sees {SEEN[part.sees]};"
-                f" network={type(e.network).__name__}(...) sees {SEEN[e.network.sees]}"
-            )
-        reason = part.refuses(e.process, e.parameterization)
-        if reason:
-            raise InputError(f"{title}: {reason}")
+        _refuse_part(name, part, e)
     _refuse_blocks({"network": e.network, **parts}, e.data.packing.length)
     if e.time_condition == "none":
         return
@@ -243,6 +228,36 @@ def refuse_nonsense(e: Experiment) -> None:
             f'time_condition="{e.time_condition}" is one number for a row, and this schedule has'
             ' one for each token; use "t"'
         )
+
+
+def check_sampler(sampler: Sampler, model: Model) -> None:
+    """InputError, with the reason, where a model cannot be sampled so."""
+    e = model.experiment
+    _refuse_part("sampler", sampler, e)
+    _refuse_blocks({"network": e.network, "sampler": sampler}, e.data.packing.length)
+    sampler.check_ids(model.vocab)
+
+
+def _refuse_part(name: str, part: Objective | Sampler, e: Experiment) -> None:
+    title = f"{name}={type(part).__name__}()"
+    for other, kinds in (
+        ("process", part.processes),
+        ("parameterization", part.parameterizations),
+    ):
+        chosen = type(getattr(e, other))
+        if not issubclass(chosen, kinds):
+            fitting = " or ".join(f"{kind.__name__}(...)" for kind in kinds)
+            raise InputError(f"{title} needs {other}={fitting}, not {chosen.__name__}(...)")
+    if part.sees != e.network.sees:
+        raise InputError(
+            f"{title} needs a network that sees {SEEN[part.sees]};"
+            f" network={type(e.network).__name__}(...) sees {SEEN[e.network.sees]}"
+        )
+    reason = part.refuses(e.process, e.parameterization)
+    if reason is None and isinstance(part, Sampler):
+        reason = part.misfits(e.process, e.parameterization, takes_labels=e.network.takes_labels)
+    if reason:
+        raise InputError(f"{title}: {reason}")
 
 
 def _refuse_blocks(parts: dict[str, Any], length: int) -> None:

@@ -19,9 +19,10 @@ from jaxtyping import Key
 
 from mdlm.data.encoding import Tokenizer
 from mdlm.data.packing import Packing, ends
-from mdlm.experiment import Model
+from mdlm.experiment import Model, check_sampler
 from mdlm.keys import by_row, stream
 from mdlm.samplers.base import Sampler, check_prompt, generate
+from mdlm.samplers.shaping import Annealed
 from mdlm.samplers.state import Samples
 from mdlm.samplers.windows import WindowDone, Windows, generate_long
 from mdlm.types import ArrayTree, InputError
@@ -67,7 +68,7 @@ class Generator:
         params: usually the averaged parameters.
         tokenizer: of the run.
         window: the frame and length of the rows that the network was trained on.
-        sampler: replaces the experiment's.
+        sampler: replaces the experiment's. InputError where it does not fit the model.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Generator:
     ):
         self.model, self.params, self.tokenizer, self.window = model, params, tokenizer, window
         self.sampler = sampler or model.experiment.sampler
+        check_sampler(self.sampler, model)
 
         def run(params: ArrayTree, keys, tokens, is_fixed) -> Samples:
             return generate(
@@ -196,6 +198,34 @@ class Generator:
         return tuple(
             Text(self.tokenizer.decode(row.tolist()), tuple(int(i) for i in row)) for row in rows
         )
+
+
+def banned_by(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[int, ...]:
+    """The tokens that the texts are made of, each text encoded by itself, in rising order.
+
+    What a text is made of elsewhere may be other tokens: many tokenizers have one for a word and
+    another for the word after a space. InputError where a text has no tokens.
+    """
+    found: set[int] = set()
+    for text, ids in zip(texts, tokenizer.encode(list(texts)), strict=True):
+        if not len(ids):
+            raise InputError(f"--ban {text!r}: a text without tokens bans nothing")
+        found.update(int(i) for i in ids)
+    return tuple(sorted(found))
+
+
+def temperature_of(text: str) -> float | Annealed:
+    """`0.7`, or `1.0:0.3` for a temperature annealed from 1.0 to 0.3. InputError if neither."""
+    try:
+        numbers = [float(part) for part in text.split(":")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2):
+        raise InputError(f"--temperature {text}: expected a number, or FIRST:LAST")
+    try:
+        return numbers[0] if len(numbers) == 1 else Annealed(first=numbers[0], last=numbers[1])
+    except ValueError as error:
+        raise InputError(f"--temperature {text}: {error}") from error
 
 
 def window_of(packing: Packing, model: Model) -> Windows:

@@ -81,8 +81,6 @@ class Run:
 
         InputError where a sampler is given that does not fit the run.
         """
-        if sampler is not None:
-            replace(self.experiment, sampler=sampler)  # which refuses what makes no sense
         params = jax.device_put(self.params, jax.devices()[0])
         window = window_of(self.experiment.data.packing, self.model)
         return Generator(self.model, params, self.tokenizer, window, sampler)

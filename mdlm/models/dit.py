@@ -74,6 +74,10 @@ class DiT(Transformer):
     def passes(self) -> int:
         return 2 if self.self_conditioning else 1
 
+    @property
+    def takes_labels(self) -> bool:
+        return self.labels > 0
+
     def labelled(self, batch: Batch, key: Key[Array, ""] | None = None) -> Batch:
         if not self.labels or batch.label is None:
             return replace(batch, label=None)

@@ -37,6 +37,11 @@ class Network(abc.ABC):
         """Passes of one call: 2 with self-conditioning, see `self_conditioning`."""
         return 1
 
+    @property
+    def takes_labels(self) -> bool:
+        """Whether it can be told the kind of a row, and asked without."""
+        return False
+
     def labelled(self, batch: Batch, key: Key[Array, ""] | None = None) -> Batch:
         """The batch with the labels that the network is to be told, none if it takes none.
 

@@ -104,12 +104,12 @@ class Ancestral(GridSampler):
     def choose(
         self,
         keys: Key[Array, " n"],
-        log_p0: Float[Array, "n v"],
+        log_p: Float[Array, "n v"],
         at: Int[Array, " n"],
         state: RevealState,
     ) -> Int[Array, " n"]:
-        drawn = super().choose(keys, log_p0, at, state)
+        drawn = super().choose(keys, log_p, at, state)
         if self.last == "draw":
             return drawn
         is_over = state.due.reshape(-1)[at] % (self.steps + 1) == self.steps
-        return jnp.where(is_over, jnp.argmax(log_p0, axis=-1), drawn)
+        return jnp.where(is_over, jnp.argmax(log_p, axis=-1), drawn)

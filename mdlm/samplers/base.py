@@ -25,7 +25,8 @@ from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.samplers.filters import filter_log_p
+from mdlm.samplers.guidance import Guidance
+from mdlm.samplers.shaping import Shaping
 from mdlm.samplers.state import Proposal, Samples, SampleState, State, placed, step_keys
 from mdlm.types import Denoise, InputError, NetInput, Prediction, Sees, Vocab
 
@@ -42,12 +43,9 @@ what samplers that write the best first order positions by."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler(abc.ABC):
-    """Turns the prior into a sample. A sampler says when each position is written.
-
-    The law of a written token is the network's, reshaped by `temperature` (0 takes the likeliest
-    token), then cut to the `top_k` likeliest (0: all), then to the smallest set of likeliest
-    tokens that holds at least `top_p` of what is left, the token that crosses included.
+class Sampler(Shaping, abc.ABC):
+    """Turns the prior into a sample. A sampler says when each position is written; `Shaping` says
+    how the law of the token is reshaped, and `guidance` bends the network's law before that.
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked,)
@@ -55,21 +53,23 @@ class Sampler(abc.ABC):
     sees: ClassVar[Sees] = "all"
     """What it is defined for; anything else is refused when the experiment is composed."""
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self):
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature={self.temperature} is below 0")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} is below 0 (0 keeps all tokens)")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} is not in (0, 1]")
+    guidance: Guidance | None = None
 
     def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
         """Why it cannot be used with these, though they are of the right kinds; None if it can."""
         return None
+
+    def misfits(
+        self, process: Process, parameterization: Parameterization, *, takes_labels: bool
+    ) -> str | None:
+        """Why its laws cannot be bent or reshaped as its fields say, whatever its kind; None if
+        they can. `takes_labels`: whether the network does."""
+        reason = self.misshapes(process)
+        if reason is None and self.guidance is not None:
+            reason = self.guidance.refuses(
+                process, parameterization, sees=self.sees, takes_labels=takes_labels
+            )
+        return reason
 
     def init(
         self,
@@ -127,14 +127,12 @@ class Sampler(abc.ABC):
     def choose(
         self,
         keys: Key[Array, " n"],
-        log_p0: Float[Array, "n v"],
+        log_p: Float[Array, "n v"],
         at: Int[Array, " n"],
         state: SampleState,
     ) -> Int[Array, " n"]:
-        """The token proposed at each of the rows `at` (`sequence * l + position`)."""
-        log_p = filter_log_p(
-            log_p0, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
-        )
+        """The token proposed at each of the rows `at` (`sequence * l + position`), from its
+        reshaped law."""
         return draws.categorical(keys, log_p)
 
     def inputs(self, tokens: Int[Array, "b l"], t: Float[Array, "b #l"] | None) -> NetInput:
@@ -171,6 +169,7 @@ class Sampler(abc.ABC):
             present=jnp.zeros(b * l),
             score=jnp.full(b * l, -jnp.inf),
         )
+        mask_id, vocab_size = parameterization.ids()
         times = None if t is None else jnp.broadcast_to(t, (b, l)).reshape(-1)
         keys = step_keys(state, "which")
 
@@ -186,7 +185,10 @@ class Sampler(abc.ABC):
                     prediction.logits(at), seen, None if times is None else times[at]
                 )
                 token_keys = jax.vmap(jax.random.fold_in)(keys[at // l], at % l)
-                drawn = self.choose(token_keys, log_p0, at, state).astype(z_t.dtype)
+                log_p = self.shape(
+                    log_p0, at, state.tokens, state.is_fixed, mask_id=mask_id, size=vocab_size
+                )
+                drawn = self.choose(token_keys, log_p, at, state).astype(z_t.dtype)
                 found = Proposal(
                     tokens=drawn,
                     confidence=jnp.exp(entry(log_p0, drawn)),
@@ -253,10 +255,18 @@ def generate(
     `tokens` counts where `is_fixed`, and never changes there; elsewhere it is ignored. Positions
     that are not `is_valid` (padding of a shorter row) keep their token too and are hidden from
     the network's attention. The network is told each row's `label`, where it takes labels.
-    Nothing is checked here: see `check_prompt`.
+    With guidance, `nfe` counts every call that it makes of the network. Nothing is checked here:
+    see `check_prompt`.
     """
     if is_valid is not None:
         is_fixed = is_fixed | ~is_valid
+
+    calls = 1
+    if sampler.guidance is not None:
+        calls = sampler.guidance.calls
+        denoise = sampler.guidance.wrap(
+            denoise, is_fixed, process=process, parameterization=parameterization
+        )
 
     def ask(inputs: NetInput, *, key: Key[Array, ""] | None = None):
         return denoise(
@@ -271,7 +281,7 @@ def generate(
     state = sampler.begin(state, process=process, parameterization=parameterization, denoise=ask)
     state = jax.lax.while_loop(lambda state: ~state.done.all(), advance, state)
     state = sampler.finish(state, process=process, parameterization=parameterization, denoise=ask)
-    return Samples(tokens=state.tokens, nfe=state.nfe)
+    return Samples(tokens=state.tokens, nfe=state.nfe * calls)
 
 
 def check_prompt(

@@ -17,11 +17,13 @@ from mdlm.samplers.ancestral import Ancestral
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.blocks import BlockByBlock
 from mdlm.samplers.first_hitting import FirstHitting
+from mdlm.samplers.guidance import ClassifierFree
 from mdlm.samplers.left_to_right import LeftToRight
 from mdlm.samplers.parallel import Parallel
 from mdlm.samplers.reverse import Reverse
 from mdlm.samplers.score import Euler, Tweedie
 from mdlm.samplers.selection import EntropyBound, Factor, FixedCount, MaskGIT, Share, Threshold
+from mdlm.samplers.shaping import Annealed
 from mdlm.types import InputError
 
 SAMPLERS: tuple[type[Sampler], ...] = (
@@ -34,7 +36,16 @@ SAMPLERS: tuple[type[Sampler], ...] = (
     BlockByBlock,
     LeftToRight,
 )
-PARTS: tuple[type, ...] = (FixedCount, Share, Threshold, Factor, EntropyBound, MaskGIT)
+PARTS: tuple[type, ...] = (
+    FixedCount,
+    Share,
+    Threshold,
+    Factor,
+    EntropyBound,
+    MaskGIT,
+    Annealed,
+    ClassifierFree,
+)
 """What a sampler may be made of."""
 
 

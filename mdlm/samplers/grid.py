@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from mdlm.parameterizations.base import Parameterization
 from mdlm.samplers.base import Sampler
-from mdlm.samplers.filters import filter_log_p
 from mdlm.samplers.state import SampleState
 from mdlm.times import Grid, grid_of
 
@@ -36,12 +36,12 @@ class GridSampler(Sampler):
         rows = (state.tokens.shape[0], 1)
         return jnp.full(rows, grid[state.step]), jnp.full(rows, grid[state.step + 1])
 
-    def shaped(self, log_p: Float[Array, "b l v"]) -> Float[Array, "b l v"]:
-        """Laws after temperature, top-k and top-p."""
-        filtered = filter_log_p(
-            log_p.reshape(-1, log_p.shape[-1]),
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-        )
-        return filtered.reshape(log_p.shape)
+    def shaped(
+        self, log_p: Float[Array, "b l v"], state: SampleState, parameterization: Parameterization
+    ) -> Float[Array, "b l v"]:
+        """The laws of all positions, reshaped."""
+        b, l, v = log_p.shape
+        mask_id, size = parameterization.ids()
+        flat, at = log_p.reshape(b * l, v), jnp.arange(b * l)
+        shaped = self.shape(flat, at, state.tokens, state.is_fixed, mask_id=mask_id, size=size)
+        return shaped.reshape(b, l, v)

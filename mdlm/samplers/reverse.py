@@ -28,7 +28,8 @@ class Reverse(GridSampler):
     """Where a position is still plainly noise at t = 0 (a mask, under a schedule with
     alpha(0) < 1), one more step draws its token from the network's law.
 
-    `temperature`, `top_k` and `top_p` shape the network's law of the clean tokens.
+    What is reshaped is the network's law of the clean tokens. Under uniform noise a banned token
+    may stand in a row on the way, not at the end.
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Process,)
@@ -53,7 +54,7 @@ class Reverse(GridSampler):
         # A clean token is no noise, though D3PM's network may put mass there.
         is_noise = process.is_noise(jnp.arange(log_p0.shape[-1]))
         log_p0 = jax.nn.log_softmax(jnp.where(is_noise[None, None], -jnp.inf, log_p0), axis=-1)
-        shaped = self.shaped(log_p0)
+        shaped = self.shaped(log_p0, state, parameterization)
         keys = step_keys(state, "reverse")
         written = jax.lax.cond(
             state.step < self.steps,

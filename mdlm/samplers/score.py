@@ -43,6 +43,8 @@ from mdlm.samplers.grid import GridSampler
 from mdlm.samplers.state import SampleState, rewritten, step_keys
 from mdlm.types import Denoise, NetInput
 
+TINY = 1e-30  # for places that nothing leaves
+
 Weights = tuple[Float[Array, "b l v"], Float[Array, "b l"]]
 """Weights of jumping to each token (0 at the one that is there), and of staying."""
 
@@ -51,17 +53,17 @@ Weights = tuple[Float[Array, "b l v"], Float[Array, "b l"]]
 class ScoreSampler(GridSampler):
     """One network call a step.
 
-    With absorbing noise `temperature`, `top_k` and `top_p` shape the law of a revealed token.
+    With absorbing noise, what is reshaped is the law of a revealed token.
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked, Uniform)
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Score,)
 
     def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        if isinstance(process, Uniform) and (self.temperature, self.top_k, self.top_p) != (1, 0, 1):
+        if isinstance(process, Uniform) and not self.is_plain:
             return (
-                "temperature, top_k and top_p shape the law of a revealed token, and uniform noise"
-                " reveals none"
+                "temperature, top_k, top_p, banned and hook shape the law of a revealed token, and"
+                " uniform noise reveals none"
             )
         return parameterization.refuses(process) if isinstance(parameterization, Score) else None
 
@@ -97,10 +99,11 @@ class ScoreSampler(GridSampler):
         u = uniforms(step_keys(state, "whether"), state.tokens.shape[1])
         leave = others.sum(-1)
         jumps = u * (leave + stay) < leave
-        law = jnp.log(others)
-        drawn = categorical_by_position(step_keys(state, "which"), self.shaped(law))
+        law = jnp.log(others) - jnp.log(jnp.maximum(leave, TINY))[..., None]
+        shaped = self.shaped(law, state, parameterization)
+        drawn = categorical_by_position(step_keys(state, "which"), shaped)
         written = jnp.where(jumps & ~state.is_fixed, drawn, state.tokens)
-        state = rewritten(state, written, law - jnp.log(leave)[..., None])
+        state = rewritten(state, written, law)
         return replace(state, done=jnp.full_like(state.done, is_last), nfe=state.nfe + 1)
 
 

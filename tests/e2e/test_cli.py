@@ -129,6 +129,10 @@ def test_bad_input_is_one_line(work):
         (("sample", "run", "--infill", "no blank"), "no [MASK]"),
         (("sample", "run", "--infill", "[MASK:99]"), "window of this model"),
         (("sample", "run", "--top-p", "1.5"), "top_p=1.5"),
+        (("sample", "run", "--temperature", "warm"), "expected a number, or FIRST:LAST"),
+        (("sample", "run", "--temperature", "1:-1"), "temperature.last=-1.0"),
+        (("sample", "run", "--ban", ""), "bans nothing"),
+        (("sample", "run", "--ban-id", "260"), "outside the vocabulary of 260"),
         (("sample", "run", "--num", "0"), "at least one text"),
         (("sample", "run", "--sampler", "Ancestral(steps=0)"), "steps=0 is below 1"),
         (("sample", "run", "--sampler", "LeftToRight"), "needs a network that sees"),
@@ -215,6 +219,21 @@ def test_interrupt_saves_and_the_same_command_continues(work, number, code):
     command[command.index("--train.steps") + 1] = str(step + 2)
     out = mdlm(*command, cwd=work)
     assert out.returncode == 0 and f"step {step} of {step + 2}" in out.stderr, out.stderr
+
+
+def test_tokens_that_are_banned_are_not_written(work):
+    words = ("sample", "run", "--num", 4, "--temperature", "1.0:0.5", "--json")
+    tokens = lambda out: [bytes(text["tokens"]) for text in json.loads(out.stdout)["texts"]]
+    out = mdlm(*words, cwd=work)
+    assert out.returncode == 0, out.stderr
+    assert set(b"ae ") & set(b"".join(tokens(out)))
+    options = ("--ban", "ae", "--ban-id", ord(" "), "--top-p", 0.9, "--top-p-rule", "below")
+    out = mdlm(*words, *options, cwd=work)
+    assert out.returncode == 0, out.stderr
+    assert not set(b"ae ") & set(b"".join(tokens(out)))
+    out = mdlm(*words, *options, "--infill", "the [MASK:9] ate", cwd=work)
+    for text in tokens(out):
+        assert text[:4] == b"the " and text[-4:] == b" ate" and not set(b"ae ") & set(text[4:13])
 
 
 def test_from_python(work):
