@@ -219,6 +219,8 @@ def test_a_classifier_of_no_weight_or_that_rules_out_everything_is_not_heard():
 class Late(DenseLogits):
     """Logits that are made whole when asked for."""
 
+    is_late = True
+
     @property
     def whole(self):
         return DenseLogits(2 * self.array)
@@ -228,7 +230,7 @@ def test_the_whole_of_a_bent_prediction_is_that_of_its_parts():
     logits = jnp.arange(6.0).reshape(1, 2, 3)
     plain, late = DenseLogits(logits), Late(logits)
     both = Mixed(plain, DenseLogits(-logits), 3.0)
-    assert both.whole is both
+    assert not both.is_late and Mixed(late, late, 3.0).is_late
     np.testing.assert_allclose(both.logits(), 3 * logits - 2 * -logits)
     np.testing.assert_allclose(Mixed(late, late, 3.0).whole.logits(), 2 * logits)
     slope = lambda x, t: (x * jnp.arange(3.0)[None, None]).sum((-1, -2))
