@@ -1,12 +1,24 @@
 """The sampling loop and the ancestral sampler, against laws that are known exactly."""
 
-import itertools
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracle import (
+    LAW,
+    LENGTH,
+    MASK,
+    PARTS,
+    SEQUENCES,
+    SYMBOLS,
+    VOCAB,
+    distance,
+    noise_floor,
+    posterior,
+    sample,
+)
 
 from mdlm.keys import by_row
 from mdlm.md4_schedules import OneMinusSine
@@ -16,52 +28,6 @@ from mdlm.samplers.ancestral import Ancestral
 from mdlm.samplers.base import CHUNK, check_prompt, generate
 from mdlm.schedules import Cosine, LogLinear
 from mdlm.types import DenseLogits, InputError, Prediction, Vocab
-
-SYMBOLS, LENGTH, MASK = 3, 3, 3
-VOCAB = Vocab(size=4, mask_id=MASK)
-SEQUENCES = np.array(list(itertools.product(range(SYMBOLS), repeat=LENGTH)))
-LAW = np.random.default_rng(0).dirichlet(np.full(len(SEQUENCES), 0.4))
-PARTS = dict(
-    process=Masked(schedule=LogLinear(eps=0.0)).with_vocab(VOCAB),
-    parameterization=Subs().with_vocab(VOCAB),
-)
-
-
-def posterior(inputs, *, key=None):
-    """The exact p(x_0 | z_t) of LAW, as logits; the mask's column is large, to be banned."""
-    agrees = (inputs.tokens[:, None] == SEQUENCES[None]) | (inputs.tokens[:, None] == MASK)
-    weight = jnp.where(agrees.all(-1), LAW[None].astype(np.float32), 0.0)
-    p = jnp.einsum("bn,nlv->blv", weight, np.eye(VOCAB.size, dtype=np.float32)[SEQUENCES])
-    return DenseLogits(jnp.log(p).at[..., MASK].set(50.0))
-
-
-def sample(key, rows, sampler, *, tokens=None, is_fixed=None, denoise=posterior, **parts):
-    if tokens is None:
-        tokens, is_fixed = np.zeros((1, LENGTH), np.int32), np.zeros((1, LENGTH), bool)
-
-    @jax.jit
-    def run(keys, tokens, is_fixed):
-        return generate(
-            keys, tokens, is_fixed, sampler=sampler, denoise=denoise, **{**PARTS, **parts}
-        )
-
-    shape = (rows, tokens.shape[1])
-    keys = by_row(key, jnp.arange(rows))
-    return run(keys, np.broadcast_to(tokens, shape), np.broadcast_to(is_fixed, shape))
-
-
-def frequencies(tokens):
-    place = np.asarray(tokens) @ SYMBOLS ** np.arange(LENGTH - 1, -1, -1)
-    return np.bincount(place, minlength=len(SEQUENCES)) / len(place)
-
-
-def distance(tokens, law):
-    return 0.5 * np.abs(frequencies(tokens) - law).sum()
-
-
-def noise_floor(law, rows):
-    """The mean total variation between a law and `rows` draws from it, at most."""
-    return 0.5 * np.sqrt(2 / np.pi * law * (1 - law) / rows).sum()
 
 
 @pytest.mark.parametrize("schedule", [LogLinear(), Cosine()])
