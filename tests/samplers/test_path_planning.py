@@ -132,8 +132,8 @@ def test_counts_and_choices():
     share = jnp.full((2, 1), 0.7)
     np.testing.assert_array_equal(kept_of(is_open, share), [[1], [2]])
     np.testing.assert_array_equal(kept_of(is_open, jnp.zeros((2, 1))), [[3], [4]])
-    # 0.7 * 10 = 7 in float32 too.
-    assert kept_of(jnp.ones((1, 10), bool), jnp.full((1, 1), 0.7)) == 3
+    # 22 * (13 / 22) is just below 13 in float32.
+    assert kept_of(jnp.ones((1, 22), bool), jnp.full((1, 1), 13 / 22)) == 9
     chosen = best(jnp.array([[3.0, 1.0, 2.0, 9.0]]), is_open[:1], jnp.array([[2.0]]))
     np.testing.assert_array_equal(chosen, [[True, False, True, False]])
     # eta = 0 keeps what is there even beside certain proposals.

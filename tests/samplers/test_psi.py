@@ -159,8 +159,8 @@ def test_with_kappa_one_it_draws_what_reverse_draws(key, process):
 
 @pytest.mark.parametrize("coordinate", ["plug_in", "mixture"])
 @pytest.mark.parametrize("kappa", [0.0, 0.6])
-def test_a_step_keeps_the_marginal_law_of_one_token(key, coordinate, kappa):
-    """A single token under uniform noise: nothing is drawn beside it, so the law is exact."""
+def test_one_token_steps_by_its_law(key, coordinate, kappa):
+    """Uniform noise: the transition is as defined, and the law of z_t kept, for either posterior."""
     rows, law = 10_000, np.array([0.7, 0.2, 0.1])
     process = uniform(coordinate)
 
@@ -175,11 +175,26 @@ def test_a_step_keeps_the_marginal_law_of_one_token(key, coordinate, kappa):
 
     sampler = Psi(kappa=kappa, steps=4)
     state, step = begun(sampler, process, key, rows, 1), step_of(sampler, process, denoise)
-    for i, t in enumerate((0.75, 0.5, 0.25, 0.0)):
+    noised = lambda t: (1 - t) * law + t / SYMBOLS
+    given = lambda t: (1 - t) * np.eye(SYMBOLS) + t / SYMBOLS  # q(z_t | x_0), a row for each x_0
+    for i, s in enumerate((0.75, 0.5, 0.25, 0.0)):
+        t, before = s + 0.25, np.asarray(state.tokens)[:, 0]
         state = replace(step(state), step=jnp.asarray(i + 1))
-        expected = (1 - t) * law + t / SYMBOLS
-        share = np.bincount(np.asarray(state.tokens)[:, 0], minlength=SYMBOLS) / rows
-        assert (np.abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / rows)).all()
+        after = np.asarray(state.tokens)[:, 0]
+        share = np.bincount(after, minlength=SYMBOLS) / rows
+        error = np.sqrt(noised(s) * (1 - noised(s)) / rows)
+        assert (np.abs(share - noised(s)) < 4 * error).all()
+        # The transition: Bayes back, or the clean token given z_t by Bayes and noised anew.
+        kept = (1 - t) / (1 - s)
+        forward = kept * np.eye(SYMBOLS) + (1 - kept) / SYMBOLS
+        back = (noised(s)[:, None] * forward / noised(t)).T
+        clean = (law[:, None] * given(t) / noised(t)).T
+        expected = kappa * back + (1 - kappa) * clean @ given(s)
+        for z in range(SYMBOLS):
+            n = (before == z).sum()
+            share = np.bincount(after[before == z], minlength=SYMBOLS) / n
+            error = np.sqrt(expected[z] * (1 - expected[z]) / n)
+            assert (np.abs(share - expected[z]) < 4 * error + 1e-9).all()
 
 
 def test_uniform_samples_tend_to_the_law(key):
