@@ -38,7 +38,8 @@ class Editing(Sampler):
     """Low `write_above` is fast and leaves mistakes to be edited; the published quality mode
     has 0.7 and 0.5. The answer v is the likeliest token at the default `temperature`, else a draw.
 
-    The network is told the time at which as many tokens are masked as are (one at least).
+    The network is told the time at which as many of a row's open positions are masked as are (one
+    at least).
     """
 
     temperature: float = 0.0
@@ -76,7 +77,8 @@ class Editing(Sampler):
         is_active = ~state.is_fixed & ~state.done[:, None]
         is_masked = is_active & process.is_masked(state.tokens)
         count = is_masked.sum(-1, keepdims=True)
-        t = process.schedule.time_of(jnp.maximum(count, 1) / state.tokens.shape[1])
+        writable = (~state.is_fixed).sum(-1, keepdims=True)
+        t = process.schedule.time_of(jnp.maximum(count, 1) / jnp.maximum(writable, 1))
         state, proposal = self.propose(
             state,
             is_active,

@@ -9,6 +9,7 @@ from oracle import LENGTH, MASK, PARTS, SYMBOLS, posterior, sample
 from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
+from mdlm.samplers.base import generate
 from mdlm.samplers.editing import Editing
 from mdlm.schedules import Schedule
 from mdlm.types import DenseLogits
@@ -25,7 +26,7 @@ def table(*laws):
     return denoise
 
 
-def run(denoise, sampler, *, length, tokens=None, is_fixed=None, key=None):
+def watched(denoise, sampler, *, length, tokens=None, is_fixed=None, key=None):
     """Tokens after each step of one row, and the samples."""
     seen = []
 
@@ -56,7 +57,7 @@ def test_masks_are_written_and_tokens_edited():
     """Three masks: 0 and 1 are written; with one mask left, token 0 is edited; then it is still."""
     few = [SURE_1, SURE_1, UNSURE]
     denoise = table(few, few, few, [SURE_0, SURE_1, UNSURE])
-    seen, tokens, nfe = run(denoise, Editing(), length=3)
+    seen, tokens, nfe = watched(denoise, Editing(), length=3)
     states = [list(z) for z, _ in seen] + [list(tokens)]
     assert states == [[3, 3, 3], [0, 1, 3], [1, 1, 0], [1, 1, 0]]
     assert nfe == 3
@@ -64,9 +65,21 @@ def test_masks_are_written_and_tokens_edited():
     np.testing.assert_allclose([t for _, t in seen], [1, 1 / 3, 1 / 3], rtol=1e-6)
 
 
+def test_time_is_told_as_the_share_of_open_positions_that_is_masked():
+    law = [UNSURE] * 4
+    seen, _, _ = watched(
+        table(law, law, law, law, law),
+        Editing(),
+        length=4,
+        tokens=[1, 0, 0, 0],
+        is_fixed=[True, False, False, False],
+    )
+    np.testing.assert_allclose([t for _, t in seen], [1, 2 / 3, 1 / 3, 1 / 3], rtol=1e-6)
+
+
 def test_one_mask_at_least_is_written_in_each_step():
     order = [[0.5, 0.3, 0.2], [0.2, 0.6, 0.2], [0.2, 0.3, 0.5]]
-    seen, tokens, nfe = run(table(order, order, order, order), Editing(), length=3)
+    seen, tokens, nfe = watched(table(order, order, order, order), Editing(), length=3)
     states = [list(z) for z, _ in seen] + [list(tokens)]
     # Of equal ones the left one; the last call finds nothing to edit.
     assert states == [[3, 3, 3], [3, 1, 3], [0, 1, 3], [0, 1, 2], [0, 1, 2]]
@@ -75,11 +88,11 @@ def test_one_mask_at_least_is_written_in_each_step():
 
 def test_thresholds_are_what_they_say():
     law = [[0.8, 0.1, 0.1], [0.85, 0.1, 0.05], [0.9, 0.05, 0.05]]
-    first, _, _ = run(table(law, law, law, law), Editing(write_above=0.84), length=3)
+    first, _, _ = watched(table(law, law, law, law), Editing(write_above=0.84), length=3)
     assert list(first[1][0]) == [3, 0, 0]
     other = [[0.1, 0.8, 0.1], [0.1, 0.85, 0.05], [0.05, 0.9, 0.05]]
     sampler = Editing(write_above=0.0, edit_above=0.84)
-    _, tokens, _ = run(table(other, law, law, law), sampler, length=3)
+    _, tokens, _ = watched(table(other, law, law, law), sampler, length=3)
     assert list(tokens) == [0, 1, 1]
 
 
@@ -91,22 +104,26 @@ def test_edits_without_end_are_ended():
         return DenseLogits(10.0 * jax.nn.one_hot(wants, 4))
 
     for edits in (0, 1, 5):
-        _, tokens, nfe = run(denoise, Editing(edits=edits), length=2)
+        _, tokens, nfe = watched(denoise, Editing(edits=edits), length=2)
         assert nfe == 1 + edits
         assert list(tokens) == [edits % 2] * 2
 
 
-def test_what_the_network_says_of_the_mask_is_ignored_and_prompts_stay(key):
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_prompts_stay_no_mask_is_left_and_rows_are_their_own(key, temperature):
     rng = np.random.default_rng(1)
     tokens, is_fixed = rng.integers(0, SYMBOLS, (64, LENGTH)), rng.random((64, LENGTH)) < 0.4
-    for sampler in (Editing(edits=3), Editing(edits=3, temperature=1.0, write_above=0.3)):
-        samples = sample(key, 64, sampler, tokens=tokens, is_fixed=is_fixed, denoise=posterior)
-        found = np.asarray(samples.tokens)
-        assert (found[is_fixed] == tokens[is_fixed]).all()
-        assert (found < SYMBOLS).all() and (found >= 0).all()
-        assert int(samples.nfe) <= LENGTH + 3
-        part = dict(tokens=tokens[:5], is_fixed=is_fixed[:5])
-        assert (np.asarray(sample(key, 5, sampler, **part).tokens) == found[:5]).all()
+    sampler = Editing(edits=3, temperature=temperature, write_above=0.3)
+    keys = by_row(key, jnp.arange(64))
+    run = jax.jit(lambda *row: generate(*row, sampler=sampler, denoise=posterior, **PARTS))
+    samples = run(keys, tokens, is_fixed)
+    found = np.asarray(samples.tokens)
+    assert (found[is_fixed] == tokens[is_fixed]).all()
+    assert (found < SYMBOLS).all() and (found >= 0).all()
+    assert int(samples.nfe) <= LENGTH + 3
+    few = slice(20, 25)
+    alone = run(keys[few], tokens[few], is_fixed[few])
+    assert (np.asarray(alone.tokens) == found[few]).all()
 
 
 def test_written_tokens_carry_their_confidence():

@@ -160,7 +160,7 @@ def test_with_kappa_one_it_draws_what_reverse_draws(key, process):
 @pytest.mark.parametrize("coordinate", ["plug_in", "mixture"])
 @pytest.mark.parametrize("kappa", [0.0, 0.6])
 def test_one_token_steps_by_its_law(key, coordinate, kappa):
-    """Uniform noise: the transition is as defined, and the law of z_t kept, for either posterior."""
+    """Uniform noise: the transition is as defined, and the law of z_t kept."""
     rows, law = 10_000, np.array([0.7, 0.2, 0.1])
     process = uniform(coordinate)
 
