@@ -104,9 +104,15 @@ def test_edits_without_end_are_ended():
         return DenseLogits(10.0 * jax.nn.one_hot(wants, 4))
 
     for edits in (0, 1, 5):
-        _, tokens, nfe = watched(denoise, Editing(edits=edits), length=2)
+        _, tokens, nfe = watched(
+            denoise,
+            Editing(edits=edits),
+            length=3,
+            tokens=[0, 0, 2],
+            is_fixed=[False, False, True],
+        )
         assert nfe == 1 + edits
-        assert list(tokens) == [edits % 2] * 2
+        assert list(tokens) == [edits % 2, edits % 2, 2]  # the prompt stays, wanted or not
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -47,7 +47,9 @@ def towards(target, sureness):
     return denoise
 
 
-def run(sampler, denoise, *, rows=3, tokens=None, is_fixed=None, process=PROCESS, key=None):
+def run(
+    sampler, denoise, *, rows=3, tokens=None, is_fixed=None, process=PROCESS, reads=MEAN, key=None
+):
     seen = []
 
     def asked(inputs, *, key=None):
@@ -59,7 +61,7 @@ def run(sampler, denoise, *, rows=3, tokens=None, is_fixed=None, process=PROCESS
     shape = (rows, LENGTH)
     samples = jax.jit(
         lambda *inputs: generate(
-            *inputs, sampler=sampler, process=process, parameterization=MEAN, denoise=asked
+            *inputs, sampler=sampler, process=process, parameterization=reads, denoise=asked
         )
     )(
         by_row(jax.random.key(0) if key is None else key, jnp.arange(rows)),
@@ -118,7 +120,8 @@ def test_noise_is_no_correction_and_steps_of_the_first_count():
     def denoise(inputs, *, key=None):
         return DenseLogits(jnp.broadcast_to(sharp, (*inputs.tokens.shape, 5)))
 
-    seen, tokens, nfe = run(sampler, denoise, rows=16)
+    reads = Mean(mask_has_mass=True).with_vocab(VOCAB)
+    seen, tokens, nfe = run(sampler, denoise, rows=16, reads=reads)
     assert (tokens != 4).all()
     assert nfe == len(seen) and 3 < nfe <= 8
     times = np.array([t for _, t in seen])
