@@ -134,6 +134,19 @@ class Interpolating(Process):
         own = jnp.where(is_own, self.log_own(t)[..., None], 0.0)
         return jax.nn.log_softmax(log_p0 - own, axis=-1)
 
+    def given_all(
+        self, log_p0: Float[Array, "*n v"], z_t: Int[Array, "*n"], t: Float[Array, "*n"]
+    ) -> Float[Array, "*n v"]:
+        """log p(x_0 | z_t), given all noised tokens, from what `posterior` says `log_p0` is.
+
+        `log_p0` has all its mass on clean tokens.
+        """
+        if self.posterior == "mixture":
+            return log_p0
+        is_own = _columns(log_p0) == z_t[..., None]
+        own = jnp.where(is_own, self.log_own(t)[..., None], 0.0)
+        return jax.nn.log_softmax(log_p0 + own, axis=-1)
+
     def log_own(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """log q(z_t = x | x_0 = x) / q(z_t = x | x_0 = another), of a token x, in nats."""
         token, _ = self.noise(t)

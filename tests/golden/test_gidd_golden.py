@@ -8,7 +8,10 @@ import pytest
 from mdlm.objectives.hybrid import HybridNelbo
 from mdlm.objectives.interpolating import divergences, elbo_weight
 from mdlm.parameterizations.mean import Mean
+from mdlm.parameterizations.subs import Subs
 from mdlm.processes.hybrid import Hybrid, HybridSchedule, LogSNRHybrid
+from mdlm.processes.masked import Masked
+from mdlm.samplers.self_correction import SelfCorrection, agreement, moved
 from mdlm.schedules import LogLinear, Schedule
 from mdlm.times import stratify
 from mdlm.types import Batch, DenseLogits, Vocab
@@ -143,6 +146,36 @@ def test_time_transitions(golden, p):
         law = process.reverse_probabilities(log_p0, z_t, *times)
         expected = data[f"pu{p}/minp0/q_zs_given_zt"][i]
         np.testing.assert_allclose(law, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_steps_of_the_masked_baseline(golden):
+    data, vocab = golden("gidd_sampler.npz"), Vocab(size=17, mask_id=16)
+    z_t, logits = jnp.asarray(data["zt"]), jnp.asarray(data["logits"])
+    log_p0 = Subs().with_vocab(vocab).log_p0(logits, z_t)
+    process = Masked(schedule=LogLinear(eps=0.0)).with_vocab(vocab)
+    for i, law in enumerate(data["mdlm/probs"]):
+        t, s = (jnp.full((3, 1), a[i], jnp.float32) for a in (data["t"], data["s"]))
+        ours = process.reverse_probabilities(log_p0, z_t, t, s)
+        # They draw for tokens that stay as well.
+        np.testing.assert_allclose(ours[z_t == 16], law[z_t == 16], rtol=1e-4, atol=1e-7)
+    np.testing.assert_array_equal(jnp.argmax(log_p0, axis=-1), data["mdlm/zs_final_step"])
+
+
+@pytest.mark.parametrize("tau", ["0.1", "0.5", "1"])
+def test_self_correction(golden, tau):
+    """One round from the stored proposals, which inverse distribution functions drew."""
+    data = golden("gidd_sampler.npz")
+    z, logits = jnp.asarray(data["selfcorr/zt"]), jnp.asarray(data["logits"])
+    log_p0 = Mean().with_vocab(Vocab(size=17, mask_id=16)).log_p0(logits, z)
+    name = f"selfcorr/temp{tau}/"
+    law = SelfCorrection(temperature=float(tau)).sharpened(log_p0)
+    np.testing.assert_allclose(jnp.exp(law), data[name + "p"], rtol=1e-4, atol=1e-7)
+    proposed = jnp.asarray(data[name + "z_proposal"])
+    for k in (1, 2, 4):
+        tokens = moved(z, proposed, law, jnp.ones(z.shape, bool), k)
+        np.testing.assert_array_equal(tokens, data[f"{name}k{k}/z_next"])
+        accuracy = agreement(tokens, log_p0, jnp.ones(z.shape, bool)).mean()
+        assert float(accuracy) == pytest.approx(float(data[f"{name}k{k}/acc"]), rel=1e-6)
 
 
 # Log-SNR form.

@@ -50,3 +50,34 @@ def test_reverse_probabilities(golden, update, schedule, network, place, mask_id
     )
     kept = np.take_along_axis(np.asarray(ours), np.asarray(z_t)[..., None], -1)[..., 0]
     np.testing.assert_array_equal(kept[~is_masked], 1)
+
+
+@pytest.mark.parametrize("network", ["time", "notime"])
+def test_the_analytic_sampler_of_subs_is_the_ancestral_one(golden, network):
+    """Tweedie's step of the score that SUBS implies, at masks, is the reverse step of its law."""
+    arrays = golden("mdlm_samplers.npz")
+    case, mask_id, schedule = f"subs_{network}_last__", 66, LogLinear()
+    z_t, t = jnp.asarray(arrays["x"], jnp.int32), jnp.asarray(arrays["t"])
+    log_p0 = Subs(mask_id=mask_id, vocab_size=67).log_p0(jnp.asarray(arrays[case + "logits"]), z_t)
+    process = Masked(schedule=schedule, mask_id=mask_id)
+    ours = process.reverse_probabilities(log_p0, z_t, t, t - jnp.float32(arrays["dt"]))
+    is_masked = np.asarray(z_t) == mask_id
+    theirs = arrays[case + "analytic_probs"]
+    theirs = theirs / theirs.sum(-1, keepdims=True)
+    np.testing.assert_allclose(ours[is_masked], theirs[is_masked], rtol=2e-4, atol=1e-6)
+    ratio = jnp.exp(log_p0) * (schedule.alpha(t) / schedule.one_minus_alpha(t))[..., None]
+    is_token = np.arange(67) != mask_id
+    np.testing.assert_allclose(
+        ratio[is_masked][:, is_token], arrays[case + "score"][is_masked][:, is_token], rtol=2e-4
+    )
+
+
+def test_what_is_masked_at_the_end_has_the_network_s_law(golden):
+    arrays = golden("mdlm_samplers.npz")
+    z_t = jnp.asarray(arrays["x"], jnp.int32)
+    logits = jnp.asarray(arrays["subs_notime__denoiser_logits"])
+    p = np.asarray(jnp.exp(Subs(mask_id=66, vocab_size=67).log_p0(logits, z_t)))
+    theirs = arrays["subs_notime__denoiser_probs"]
+    theirs = theirs / theirs.sum(-1, keepdims=True)
+    is_masked = np.asarray(z_t) == 66
+    np.testing.assert_allclose(p[is_masked], theirs[is_masked], rtol=2e-3, atol=1e-5)

@@ -1,0 +1,130 @@
+"""Psi samplers: ancestral steps mixed with steps that noise anew (Duo 2, arXiv:2602.21185).
+
+    q(z_s | z_t) = kappa q(z_s | z_t, x_0) + (1 - kappa) q(z_s | x_0),    x_0 ~ p(x_0 | z_t)
+
+Position by position: with probability kappa the reverse step of the process, else a token drawn
+from the network's law and noised to s. Both have the marginal law of z_s where p is the true
+posterior, so every mixture has, for any process whose noise acts on each token by itself. kappa = 1
+is ancestral sampling. Below 1 what was decided may be decided again.
+
+For masking this is ReMDM with sigma = (1 - kappa)(1 - alpha_s): see `kappa_of`, `sigma_of`, and
+`remask`. With uniform or hybrid noise a token that looks clean may be redrawn from all that is
+known, its own value included: p(x_0 | z_t), not the law given the other tokens that is plugged
+into the reverse step (see `interpolating`).
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from mdlm.draws import categorical_by_position, uniforms
+from mdlm.parameterizations.base import Parameterization
+from mdlm.parameterizations.mean import Mean
+from mdlm.parameterizations.subs import Subs
+from mdlm.processes.base import Process
+from mdlm.processes.interpolating import Interpolating
+from mdlm.processes.masked import Masked
+from mdlm.samplers.remask import Exchange, Remasking, reveal_probability
+from mdlm.samplers.state import SampleState, rewritten, step_keys
+from mdlm.types import Denoise, NetInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Psi(Remasking):
+    """`kappa` is one number, or numbers at equally spaced times from 0 to 1, with straight lines
+    between: (1, 1, 0.95, 1, 1) leaves the begin and the end of sampling ancestral. A step from t
+    to s uses that of t.
+
+    For masking the network's logits are made at revealed positions only, and a step that reveals
+    nothing makes no call; for other processes they are made everywhere, `steps` times.
+    """
+
+    processes: ClassVar[tuple[type[Process], ...]] = (Masked, Interpolating)
+    parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Subs, Mean)
+
+    kappa: float | tuple[float, ...] = 0.95
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.kappas or not all(0 <= kappa <= 1 for kappa in self.kappas):
+            raise ValueError(f"kappa={self.kappa} is not in [0, 1]")
+
+    @property
+    def kappas(self) -> tuple[float, ...]:
+        return self.kappa if isinstance(self.kappa, tuple) else (self.kappa,)
+
+    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+        if isinstance(process, Masked) != isinstance(parameterization, Subs):
+            fitting = "Subs" if isinstance(process, Masked) else "Mean"
+            return f"process={type(process).__name__}(...) needs parameterization={fitting}(...)"
+        return super().refuses(process, parameterization)
+
+    def kappa_at(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """The share of ancestral steps at time `t`."""
+        return jnp.interp(t, np.linspace(0, 1, len(self.kappas)), jnp.asarray(self.kappas))
+
+    def exchange(self, state, t, s, *, process):
+        schedule = process.schedule
+        noised_t, noised_s = schedule.one_minus_alpha(t), schedule.one_minus_alpha(s)
+        sigma = sigma_of(self.kappa_at(t), noised_s)
+        gap = schedule.alpha_gap(s, t)
+        return Exchange(t, reveal_probability(noised_t, noised_s, gap, sigma), sigma)
+
+    def step(
+        self,
+        state: SampleState,
+        *,
+        process: Process,
+        parameterization: Parameterization,
+        denoise: Denoise,
+    ) -> SampleState:
+        if isinstance(process, Masked):
+            return super().step(
+                state, process=process, parameterization=parameterization, denoise=denoise
+            )
+        return self._mix(state, process, parameterization, denoise)
+
+    def _mix(self, state, process, parameterization, denoise) -> SampleState:
+        t, s = self.times(state)
+        logits = denoise(NetInput(tokens=state.tokens, t=t)).logits()
+        log_p0 = parameterization.log_p0(logits, state.tokens, t)
+        is_noise = process.is_noise(jnp.arange(log_p0.shape[-1]))
+        log_p0 = jax.nn.log_softmax(jnp.where(is_noise[None, None], -jnp.inf, log_p0), axis=-1)
+        shaped = self.shaped(log_p0)
+        known = process.given_all(shaped, state.tokens, jnp.broadcast_to(t, state.tokens.shape))
+        x_0 = categorical_by_position(step_keys(state, "which"), known)
+
+        def mixed():
+            u = uniforms(step_keys(state, "whether"), state.tokens.shape[1])
+            back = process.reverse(step_keys(state, "reverse"), shaped, state.tokens, t, s)
+            anew = process.corrupt(step_keys(state, "noise"), x_0, s)
+            return jnp.where(u < self.kappa_at(t), back, anew)
+
+        def resolved():
+            chosen = jnp.argmax(known, axis=-1) if self.last == "argmax" else x_0
+            return jnp.where(process.is_noise(state.tokens), chosen, state.tokens)
+
+        written = jax.lax.cond(state.step < self.steps, mixed, resolved)
+        tokens = jnp.where(state.is_fixed, state.tokens, written.astype(state.tokens.dtype))
+        is_left = process.is_noise(tokens) & ~state.is_fixed
+        state = rewritten(state, tokens, log_p0)
+        is_down = state.step >= self.steps - 1
+        return replace(state, done=is_down & ~is_left.any(-1), nfe=state.nfe + 1)
+
+
+def kappa_of(sigma: Float[Array, "*s"], noised_s: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """The kappa that removes tokens with probability `sigma`, where 1 - alpha(s) is `noised_s`.
+
+    There is one for sigma <= 1 - alpha(s); beyond, 0, which removes with that probability.
+    """
+    return 1 - jnp.minimum(sigma / jnp.maximum(noised_s, 1e-30), 1.0)
+
+
+def sigma_of(kappa: Float[Array, "*s"], noised_s: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """The probability of removing a token: (1 - kappa)(1 - alpha(s))."""
+    return (1 - kappa) * noised_s

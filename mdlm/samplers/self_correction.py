@@ -1,0 +1,178 @@
+"""Self-correction of finished samples (GIDD, arXiv:2503.04482): tokens are replaced where the
+network would rather have others.
+
+After `first` has sampled, each round draws a token for every position from the network's law near
+t = 0, sharpened by the temperature, and replaces the few that it is surest of:
+
+    z' ~ p(x_0 | z)^(1 / temperature),    score = [z' is not z] p(z'),    best `moves` replaced
+
+p in the score is the sharpened law too. A row rests when no token would change, or when its
+self-accuracy (the share of its tokens that are the network's likeliest) has not become better for
+`patience` rounds. This is a search for rows that the network agrees with, and no sample from its
+law; it needs a network trained on rows in which some tokens are wrong.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from mdlm.draws import categorical_by_position
+from mdlm.keys import stream
+from mdlm.parameterizations.base import Parameterization
+from mdlm.parameterizations.mean import Mean
+from mdlm.processes.base import Process
+from mdlm.processes.interpolating import Interpolating
+from mdlm.samplers.base import Sampler
+from mdlm.samplers.filters import filter_log_p
+from mdlm.samplers.grid import GridSampler
+from mdlm.samplers.reverse import Reverse
+from mdlm.samplers.state import SampleState, ranks, rewritten
+from mdlm.types import Denoise, NetInput, pytree
+
+
+@pytree
+class CorrectionState(SampleState):
+    """What is known of each row's corrections beside its tokens."""
+
+    first: Any  # the state of the first sampler
+    rounds: Any  # Int[Array, " b"], rounds taken
+    best: Any  # Float[Array, " b"], the best self-accuracy so far
+    stale: Any  # Int[Array, " b"], rounds since it was reached
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfCorrection(Sampler):
+    """Corrects what `first` samples, `moves` tokens of a row in each of at most `rounds` rounds,
+    asking the network at `time`. Defaults are GIDD's. `temperature`, `top_k` and `top_p` shape the
+    law of the corrections, those of `first` its own.
+
+    NFE is that of `first` and at most `rounds` more. Corrections begin when all rows are sampled.
+    """
+
+    processes: ClassVar[tuple[type[Process], ...]] = (Interpolating,)
+    parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Mean,)
+
+    first: GridSampler = Reverse()
+    temperature: float = 0.1
+    moves: int = 1
+    time: float = 0.01
+    rounds: int = 128
+    patience: int = 32
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("moves", "rounds", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is below 1")
+        if not 0 < self.time <= 1:
+            raise ValueError(f"time={self.time} is not in (0, 1]")
+
+    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+        name = type(self.first).__name__
+        if not isinstance(process, self.first.processes):
+            return f"first={name}(...) does not sample {type(process).__name__}(...)"
+        if not isinstance(parameterization, self.first.parameterizations):
+            return f"first={name}(...) does not read {type(parameterization).__name__}(...)"
+        return self.first.refuses(process, parameterization)
+
+    def init(self, keys, tokens, is_fixed, *, process):
+        first = self.first.init(keys, tokens, is_fixed, process=process)
+        known = {field.name: getattr(first, field.name) for field in fields(SampleState)}
+        none = jnp.zeros_like(first.done, jnp.int32)
+        return CorrectionState(
+            **known, first=first, rounds=none, best=jnp.full(none.shape, -1.0), stale=none
+        )
+
+    def step(
+        self,
+        state: CorrectionState,
+        *,
+        process: Interpolating,
+        parameterization: Parameterization,
+        denoise: Denoise,
+    ) -> CorrectionState:
+        def sample() -> CorrectionState:
+            first = replace(state.first, step=state.step)
+            first = self.first.step(
+                first, process=process, parameterization=parameterization, denoise=denoise
+            )
+            return replace(
+                state,
+                first=first,
+                tokens=first.tokens,
+                confidence=first.confidence,
+                nfe=first.nfe,
+            )
+
+        def correct() -> CorrectionState:
+            return self.correct(state, process, parameterization, denoise)
+
+        return jax.lax.cond(state.first.done.all(), correct, sample)
+
+    def correct(
+        self,
+        state: CorrectionState,
+        process: Interpolating,
+        parameterization: Parameterization,
+        denoise: Denoise,
+    ) -> CorrectionState:
+        """One round."""
+        t = jnp.full((state.tokens.shape[0], 1), self.time)
+        logits = denoise(NetInput(tokens=state.tokens, t=t)).logits()
+        log_p0 = parameterization.log_p0(logits, state.tokens, t)
+        is_noise = process.is_noise(jnp.arange(log_p0.shape[-1]))
+        log_p0 = jax.nn.log_softmax(jnp.where(is_noise[None, None], -jnp.inf, log_p0), axis=-1)
+        law = self.sharpened(log_p0)
+        # By the row's own rounds: the steps before depend on the rows beside it.
+        keys = jax.vmap(lambda key, i: stream(jax.random.fold_in(key, i), "correct"))(
+            state.keys, state.rounds
+        )
+        proposed = categorical_by_position(keys, law).astype(state.tokens.dtype)
+        may_move = ~state.is_fixed & ~state.done[:, None]
+        tokens = moved(state.tokens, proposed, law, may_move, self.moves)
+        accuracy = agreement(tokens, log_p0, ~state.is_fixed)
+        stale = jnp.where(accuracy > state.best, 0, state.stale + 1)
+        rounds = state.rounds + 1
+        is_still = (tokens == state.tokens).all(-1)
+        done = is_still | (stale >= self.patience) | (rounds >= self.rounds)
+        return replace(
+            rewritten(state, tokens, log_p0),
+            rounds=rounds,
+            best=jnp.maximum(state.best, accuracy),
+            stale=stale,
+            done=state.done | done,
+            nfe=state.nfe + 1,
+        )
+
+    def sharpened(self, log_p: Float[Array, "b l v"]) -> Float[Array, "b l v"]:
+        """The laws that corrections are drawn from."""
+        flat = log_p.reshape(-1, log_p.shape[-1])
+        return filter_log_p(
+            flat, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+        ).reshape(log_p.shape)
+
+
+def moved(
+    tokens: Int[Array, "b l"],
+    proposed: Int[Array, "b l"],
+    law: Float[Array, "b l v"],
+    may_move: Bool[Array, "b l"],
+    moves: int,
+) -> Int[Array, "b l"]:
+    """The `moves` surest proposals of each row in place, of those that change something."""
+    p = jnp.exp(jnp.take_along_axis(law, proposed[..., None], axis=-1)[..., 0])
+    changes = may_move & (proposed != tokens)
+    is_best = ranks(jnp.where(changes, p, -1.0)) < moves
+    return jnp.where(changes & is_best, proposed, tokens)
+
+
+def agreement(
+    tokens: Int[Array, "b l"], log_p: Float[Array, "b l v"], is_counted: Bool[Array, "b l"]
+) -> Float[Array, " b"]:
+    """Self-accuracy: the share of the counted tokens of each row that are the likeliest."""
+    is_likeliest = is_counted & (tokens == jnp.argmax(log_p, axis=-1))
+    return is_likeliest.sum(-1) / jnp.maximum(is_counted.sum(-1), 1)
