@@ -21,7 +21,8 @@ from mdlm.data.encoding import Tokenizer
 from mdlm.data.packing import Packing, ends
 from mdlm.experiment import Model, check_sampler
 from mdlm.keys import by_row, stream
-from mdlm.samplers.base import Sampler, check_prompt, generate
+from mdlm.samplers.base import Sampler, generate
+from mdlm.samplers.prompts import check_prompt
 from mdlm.samplers.shaping import Annealed
 from mdlm.samplers.state import Samples
 from mdlm.samplers.windows import WindowDone, Windows, generate_long

@@ -15,7 +15,6 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
@@ -28,7 +27,7 @@ from mdlm.processes.masked import Masked
 from mdlm.samplers.guidance import Guidance
 from mdlm.samplers.shaping import Shaping
 from mdlm.samplers.state import Proposal, Samples, SampleState, State, placed, step_keys
-from mdlm.types import Denoise, InputError, NetInput, Prediction, Sees, Vocab
+from mdlm.types import Denoise, NetInput, Prediction, Sees
 
 CHUNK = 128
 """Positions whose logits are held at once, at most."""
@@ -256,7 +255,7 @@ def generate(
     that are not `is_valid` (padding of a shorter row) keep their token too and are hidden from
     the network's attention. The network is told each row's `label`, where it takes labels.
     With guidance, `nfe` counts every call that it makes of the network. Nothing is checked here:
-    see `check_prompt`.
+    see `prompts`.
     """
     if is_valid is not None:
         is_fixed = is_fixed | ~is_valid
@@ -282,27 +281,3 @@ def generate(
     state = jax.lax.while_loop(lambda state: ~state.done.all(), advance, state)
     state = sampler.finish(state, process=process, parameterization=parameterization, denoise=ask)
     return Samples(tokens=state.tokens, nfe=state.nfe * calls)
-
-
-def check_prompt(
-    tokens: Int[np.ndarray, "b l"],
-    is_fixed: Bool[np.ndarray, "b l"],
-    vocab: Vocab,
-    first_row: int = 0,
-) -> None:
-    """Raises `InputError` where a fixed token is the mask or outside the vocabulary.
-
-    Prompts are counted from `first_row` in the message.
-    """
-    is_outside = (tokens < 0) | (tokens >= vocab.size)
-    for is_bad, reason in (
-        (is_outside, f"outside the vocabulary of {vocab.size} tokens"),
-        (tokens == vocab.mask_id, "the mask token, which stands for an unknown one"),
-    ):
-        found = np.argwhere(is_bad & is_fixed)
-        if len(found):
-            row, position = found[0]
-            raise InputError(
-                f"token {tokens[row, position]} at position {position} of prompt {row + first_row} "
-                f"is {reason}"
-            )

@@ -13,7 +13,7 @@ This decodes fast and is no sample from the network's law. It edits well with ne
 trained to correct tokens: one trained for masking alone repeats what it sees.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import Sampler
-from mdlm.samplers.state import SampleState, placed, ranks
+from mdlm.samplers.state import SampleState, extended, placed, ranks
 from mdlm.types import Denoise, pytree
 
 
@@ -63,8 +63,7 @@ class Editing(Sampler):
 
     def init(self, keys, tokens, is_fixed, *, process):
         state = super().init(keys, tokens, is_fixed, process=process)
-        known = {field.name: getattr(state, field.name) for field in fields(state)}
-        return EditState(**known, edited=jnp.zeros_like(state.done, jnp.int32))
+        return extended(state, EditState, edited=jnp.zeros_like(state.done, jnp.int32))
 
     def step(
         self,

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from mdlm.parameterizations.base import Parameterization
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.state import SampleState
 from mdlm.times import Grid, grid_of
@@ -35,13 +34,3 @@ class GridSampler(Sampler):
         grid = jnp.append(grid_of(self.grid, self.steps), 0.0)
         rows = (state.tokens.shape[0], 1)
         return jnp.full(rows, grid[state.step]), jnp.full(rows, grid[state.step + 1])
-
-    def shaped(
-        self, log_p: Float[Array, "b l v"], state: SampleState, parameterization: Parameterization
-    ) -> Float[Array, "b l v"]:
-        """The laws of all positions, reshaped."""
-        b, l, v = log_p.shape
-        mask_id, size = parameterization.ids()
-        flat, at = log_p.reshape(b * l, v), jnp.arange(b * l)
-        shaped = self.shape(flat, at, state.tokens, state.is_fixed, mask_id=mask_id, size=size)
-        return shaped.reshape(b, l, v)

@@ -95,7 +95,7 @@ class Psi(Remasking):
         log_p0 = parameterization.log_p0(logits, state.tokens, t)
         is_noise = process.is_noise(jnp.arange(log_p0.shape[-1]))
         log_p0 = jax.nn.log_softmax(jnp.where(is_noise[None, None], -jnp.inf, log_p0), axis=-1)
-        shaped = self.shaped(log_p0)
+        shaped = self.shaped(log_p0, state, parameterization)
         known = process.given_all(shaped, state.tokens, jnp.broadcast_to(t, state.tokens.shape))
         x_0 = categorical_by_position(step_keys(state, "which"), known)
 

@@ -12,7 +12,7 @@ self-accuracy (the share of its tokens that are the network's likeliest) has not
 law; it needs a network trained on rows in which some tokens are wrong.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import jax
@@ -27,10 +27,9 @@ from mdlm.parameterizations.mean import Mean
 from mdlm.processes.base import Process
 from mdlm.processes.interpolating import Interpolating
 from mdlm.samplers.base import Sampler
-from mdlm.samplers.filters import filter_log_p
 from mdlm.samplers.grid import GridSampler
 from mdlm.samplers.reverse import Reverse
-from mdlm.samplers.state import SampleState, ranks, rewritten
+from mdlm.samplers.state import SampleState, extended, ranks, rewritten
 from mdlm.types import Denoise, NetInput, pytree
 
 
@@ -81,10 +80,14 @@ class SelfCorrection(Sampler):
 
     def init(self, keys, tokens, is_fixed, *, process):
         first = self.first.init(keys, tokens, is_fixed, process=process)
-        known = {field.name: getattr(first, field.name) for field in fields(SampleState)}
         none = jnp.zeros_like(first.done, jnp.int32)
-        return CorrectionState(
-            **known, first=first, rounds=none, best=jnp.full(none.shape, -1.0), stale=none
+        return extended(
+            first,
+            CorrectionState,
+            first=first,
+            rounds=none,
+            best=jnp.full(none.shape, -1.0),
+            stale=none,
         )
 
     def step(
@@ -126,7 +129,7 @@ class SelfCorrection(Sampler):
         log_p0 = parameterization.log_p0(logits, state.tokens, t)
         is_noise = process.is_noise(jnp.arange(log_p0.shape[-1]))
         log_p0 = jax.nn.log_softmax(jnp.where(is_noise[None, None], -jnp.inf, log_p0), axis=-1)
-        law = self.sharpened(log_p0)
+        law = self.shaped(log_p0, state, parameterization)
         # By the row's own rounds: the steps before depend on the rows beside it.
         keys = jax.vmap(lambda key, i: stream(jax.random.fold_in(key, i), "correct"))(
             state.keys, state.rounds
@@ -147,13 +150,6 @@ class SelfCorrection(Sampler):
             done=state.done | done,
             nfe=state.nfe + 1,
         )
-
-    def sharpened(self, log_p: Float[Array, "b l v"]) -> Float[Array, "b l v"]:
-        """The laws that corrections are drawn from."""
-        flat = log_p.reshape(-1, log_p.shape[-1])
-        return filter_log_p(
-            flat, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
-        ).reshape(log_p.shape)
 
 
 def moved(

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.filters import TopP, filter_log_p, restrict
+from mdlm.samplers.state import SampleState
 from mdlm.types import InputError, Vocab
 
 Hook = Callable[
@@ -143,6 +145,16 @@ class Shaping:
             top_p=self.top_p,
             rule=self.top_p_rule,
         )
+
+    def shaped(
+        self, log_p: Float[Array, "b l v"], state: SampleState, parameterization: Parameterization
+    ) -> Float[Array, "b l v"]:
+        """The laws of all positions, reshaped."""
+        b, l, v = log_p.shape
+        mask_id, size = parameterization.ids()
+        flat, at = log_p.reshape(b * l, v), jnp.arange(b * l)
+        shaped = self.shape(flat, at, state.tokens, state.is_fixed, mask_id=mask_id, size=size)
+        return shaped.reshape(b, l, v)
 
 
 def check_temperature(name: str, value: float) -> None:

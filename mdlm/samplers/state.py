@@ -49,8 +49,8 @@ class Proposal:
 
 
 def extended(state: SampleState, kind: type[State], **more: Any) -> State:
-    """A state of another kind that keeps more."""
-    return kind(**{field.name: getattr(state, field.name) for field in fields(state)} | more)
+    """A state of another kind, which keeps more."""
+    return kind(**{field.name: getattr(state, field.name) for field in fields(SampleState)} | more)
 
 
 def placed(state: State, proposal: Proposal, is_written: Bool[Array, "b l"]) -> State:

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Int, Key
 
-from mdlm.samplers.base import check_prompt
+from mdlm.samplers.prompts import check_prompt
 from mdlm.samplers.state import Samples
 from mdlm.types import InputError, Vocab
 
