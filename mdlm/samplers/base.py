@@ -11,7 +11,7 @@ is done, then `finish` once. NFE is the number of network calls, for the whole b
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -235,6 +235,37 @@ def entry(log_p: Float[Array, "n v"], token: Int[Array, " n"]) -> Float[Array, "
     return jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """A sampler and all that its steps need. `generate` runs them in one program,
+    `trace.generate_traced` one after the other under the eyes of the host."""
+
+    sampler: Sampler
+    process: Process
+    parameterization: Parameterization
+    denoise: Denoise
+
+    def begin(
+        self, keys: Key[Array, " b"], tokens: Int[Array, "b l"], is_fixed: Bool[Array, "b l"]
+    ) -> SampleState:
+        """The state before the first step."""
+        state = self.sampler.init(keys, tokens, is_fixed, process=self.process)
+        return self.sampler.begin(state, **self._network())
+
+    def advance(self, state: SampleState) -> SampleState:
+        """One step; wanted until every row is done."""
+        state = self.sampler.step(state, **self._network())
+        return replace(state, step=state.step + 1)
+
+    def finish(self, state: SampleState) -> SampleState:
+        """What follows the last step, once."""
+        return self.sampler.finish(state, **self._network())
+
+    def _network(self) -> dict[str, Any]:
+        names = ("process", "parameterization", "denoise")
+        return {name: getattr(self, name) for name in names}
+
+
 def generate(
     keys: Key[Array, " b"],
     tokens: Int[Array, "b l"],
@@ -263,14 +294,10 @@ def generate(
             replace(inputs, is_valid=is_valid, positions=positions, label=label), key=key
         )
 
-    def advance(state: SampleState) -> SampleState:
-        state = sampler.step(state, process=process, parameterization=parameterization, denoise=ask)
-        return replace(state, step=state.step + 1)
-
-    state = sampler.init(keys, tokens, is_fixed, process=process)
-    state = sampler.begin(state, process=process, parameterization=parameterization, denoise=ask)
-    state = jax.lax.while_loop(lambda state: ~state.done.all(), advance, state)
-    state = sampler.finish(state, process=process, parameterization=parameterization, denoise=ask)
+    loop = Loop(sampler=sampler, process=process, parameterization=parameterization, denoise=ask)
+    state = loop.begin(keys, tokens, is_fixed)
+    state = jax.lax.while_loop(lambda state: ~state.done.all(), loop.advance, state)
+    state = loop.finish(state)
     return Samples(tokens=state.tokens, nfe=state.nfe)
 
 
