@@ -211,7 +211,7 @@ def run_view(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     if args.html is not None:
         from mdlm.view.page import page
 
-        _writable(args.html).write_text(page(trace, row=args.row, fps=args.fps))
+        _writable(args.html).write_text(page(trace, row=args.row, fps=args.fps), "utf-8")
         print(f"{args.html}: {trace.steps} steps of {len(trace.rows)} texts; open it in a browser")
     if args.gif is not None:
         from mdlm.view.gif import gif

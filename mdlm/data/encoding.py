@@ -120,17 +120,16 @@ class Tokenizer:
     def pieces(self, ids: Iterable[int]) -> dict[int, str]:
         """The text that each token adds where it follows another; special tokens by their names.
 
-        Tokenizers drop the space of a text's first token, so each is read behind a letter.
+        Tokenizers drop the space of a text's first token, so each is read behind a word.
         """
         texts = ((i, self.decode([i])) for i in range(self.vocab.size))
-        letter, lead = next(
-            ((i, t) for i, t in texts if len(t) == 1 and t.isascii() and t.isalpha()), (None, "")
-        )
+        word, before = next(((i, t) for i, t in texts if t.isascii() and t.isalpha()), (None, ""))
 
         def piece(token: int) -> str:
-            after = "" if letter is None else self.decode([letter, token], keep_special=True)
-            if lead and after.startswith(lead):
-                return after[len(lead) :]
+            if word is not None:
+                both = self.decode([word, token], keep_special=True)
+                if both.startswith(before):
+                    return both[len(before) :]
             return self.decode([token], keep_special=True)
 
         return {token: piece(token) for token in sorted(set(ids))}

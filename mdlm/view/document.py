@@ -62,7 +62,7 @@ def loads(content: bytes, name: str) -> Trace:
         )
     try:
         return _read(document)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name} is a damaged trace: {_reason(error)}") from error
 
 

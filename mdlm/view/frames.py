@@ -4,6 +4,7 @@ An open place is as wide as the token that will stand there at the end, so that 
 move about while it is written.
 """
 
+import math
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,8 +19,9 @@ Kind = Literal["given", "open", "back", "noise", "written", "rewritten"]
 """What is at a place: a token of the prompt; nothing yet; nothing any more, as what was written
 was taken back; a token of the prior; one of the network; one in place of an earlier one of its."""
 
-SHADES = 10
-"""Confidence is drawn in so many shades."""
+SHADES, DECADES = 10, 3
+"""Confidence is drawn in so many shades, equal steps of its logarithm from 1/1000 to 1: among
+thousands of tokens a good guess may well have a probability of one in a hundred."""
 
 COVERS: dict[Kind, str] = {"open": "\N{MIDDLE DOT}", "back": "\N{MULTIPLICATION SIGN}"}
 """What is drawn where there is no token."""
@@ -32,7 +34,7 @@ BREAK = "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"
 class Span:
     """A run of text without a line break that is drawn in one way.
 
-    `shade` is the confidence, from 0 (improbable) to SHADES - 1 (certain). `is_new` says that
+    `shade` is the confidence, from 0 (1/1000 and less) to SHADES - 1 (near 1). `is_new` says that
     the token came, or went, in this very step.
     """
 
@@ -71,28 +73,29 @@ def text_of(trace: Trace, row: RowTrace) -> str:
 def frames(trace: Trace, row: RowTrace, columns: int) -> Iterator[Frame]:
     """The text before the first step and after each, in lines of at most `columns` cells."""
     mask = trace.mask_id
-    tokens, end = row.start.copy(), row.after(trace.steps)
-    shades, times = np.zeros(len(tokens), int), np.zeros(len(tokens), int)
+    tokens, end = row.start.tolist(), row.after(trace.steps).tolist()
+    is_given = (row.start != mask).tolist()
+    shades, times = [0] * len(tokens), [0] * len(tokens)
     for step in range(trace.steps + 1):
-        is_new = np.zeros(len(tokens), bool)
-        written, back = [], 0
+        is_new = [False] * len(tokens)
+        written: list[float] = []
+        back = 0
         for i in range(*np.searchsorted(row.step, [step, step + 1])):
-            place, token, p = row.position[i], row.token[i], float(row.confidence[i])
-            tokens[place], is_new[place] = token, True
-            shades[place] = min(int(p * SHADES), SHADES - 1)
-            times[place] += p > 0  # how often the network wrote there
-            written += [p] if p > 0 else []
-            back += int(token == mask and times[place] > 0)
+            place, token, p = int(row.position[i]), int(row.token[i]), float(row.confidence[i])
+            tokens[place], is_new[place], shades[place] = token, True, shade_of(p)
+            if p > 0:  # written by the network
+                times[place] += 1
+                written.append(p)
+            elif token == mask and times[place]:
+                back += 1
         spans = []
         for place, token in enumerate(tokens):
-            kind = _kind(row.start[place] != mask, token == mask, times[place])
-            piece = trace.pieces[int(end[place] if kind in COVERS else token)]
-            text = visible(piece).replace("\n", BREAK + "\n")
+            kind = _kind(is_given[place], token == mask, times[place])
+            text = visible(trace.pieces[end[place] if kind in COVERS else token])
+            text = text.replace("\n", BREAK + "\n")
             if kind in COVERS:
                 text = "\n".join(COVERS[kind] * width(line) for line in text.split("\n"))
-            spans.append(
-                Span(text=text, kind=kind, shade=int(shades[place]), is_new=bool(is_new[place]))
-            )
+            spans.append(Span(text=text, kind=kind, shade=shades[place], is_new=is_new[place]))
         yield Frame(
             step=step,
             nfe=int(trace.nfe[step]),
@@ -102,6 +105,12 @@ def frames(trace: Trace, row: RowTrace, columns: int) -> Iterator[Frame]:
             confidence=sum(written) / len(written) if written else float("nan"),
             lines=tuple(wrapped(spans, columns)),
         )
+
+
+def shade_of(p: float) -> int:
+    """The shade of a probability."""
+    place = SHADES * (1 + math.log10(max(p, 10.0**-DECADES)) / DECADES)
+    return min(max(int(place), 0), SHADES - 1)
 
 
 def _kind(is_given: bool, is_mask: bool, times: int) -> Kind:

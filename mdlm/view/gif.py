@@ -14,6 +14,7 @@ COLUMNS, SIZE, MARGIN = 72, 15, 18
 STAYS = 3000
 """Milliseconds that the last frame is shown."""
 
+Color = tuple[int, int, int]
 PAPER, INK, FAINT, RED = (255, 255, 255), (28, 30, 34), (158, 163, 171), (200, 30, 30)
 STOPS = ((245, 158, 78), (252, 232, 190), (214, 232, 250), (122, 178, 240))
 """Backgrounds of written tokens, from improbable to certain; between these, a mixture."""
@@ -24,9 +25,7 @@ def gif(trace: Trace, row: RowTrace, *, fps: float) -> bytes:
     steps = list(frames(trace, row, COLUMNS))
     canvas = _Canvas(lines=max(len(frame.lines) for frame in steps))
     pictures = [canvas.draw(frame, trace) for frame in steps]
-    # One palette for all, taken from a picture that has every colour.
-    palette = canvas.swatches().quantize(128, method=Image.Quantize.MEDIANCUT)
-    first, *others = (p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures)
+    first, *others = (p.quantize(palette=palette(), dither=Image.Dither.NONE) for p in pictures)
     out = io.BytesIO()
     first.save(
         out,
@@ -39,13 +38,28 @@ def gif(trace: Trace, row: RowTrace, *, fps: float) -> bytes:
     return out.getvalue()
 
 
-def shade_color(shade: int) -> tuple[int, int, int]:
+def shade_color(shade: int) -> Color:
     """The background of a shade of confidence."""
     place = shade / (SHADES - 1) * (len(STOPS) - 1)
     i = min(int(place), len(STOPS) - 2)
-    low, high = STOPS[i], STOPS[i + 1]
-    red, green, blue = (round(a + (b - a) * (place - i)) for a, b in zip(low, high, strict=True))
+    return mixed(STOPS[i], STOPS[i + 1], place - i)
+
+
+def mixed(first: Color, second: Color, share: float) -> Color:
+    """A colour between two, `share` of the second."""
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
+
+
+def palette() -> Image.Image:
+    """The colours of all frames: each background, and what softens the letters on it."""
+    grounds = [PAPER, *map(shade_color, range(SHADES))]
+    pairs = [(ground, INK) for ground in grounds] + [(PAPER, FAINT), (PAPER, RED)]
+    pairs += [(shade_color(shade), RED) for shade in range(0, SHADES, 3)]
+    colors = [mixed(*pair, i / 7) for pair in pairs for i in range(8)]
+    image = Image.new("P", (1, 1))
+    image.putpalette([value for color in colors for value in color])
+    return image
 
 
 class _Canvas:
@@ -71,25 +85,13 @@ class _Canvas:
         self._caption(pen, frame, trace)
         return image
 
-    def swatches(self) -> Image.Image:
-        """Every colour that a frame may have, with letters on it."""
-        image = Image.new("RGB", self.shape, PAPER)
-        pen = ImageDraw.Draw(image)
-        kinds = ("given", "open", "back", "noise", "written", "rewritten")
-        spans = [Span(text="Hamburg", kind=k, shade=0, is_new=True) for k in kinds]
-        spans += [Span(text="Ham", kind="written", shade=i, is_new=False) for i in range(SHADES)]
-        for number, span in enumerate(spans):
-            x = MARGIN + number % 6 * 9 * self.cell
-            self._span(pen, span, x, MARGIN + number // 6 * self.line)
-        return image
-
     def _span(self, pen: ImageDraw.ImageDraw, span: Span, x: int, y: int) -> None:
         right, low = x + width(span.text) * self.cell - 1, y + self.line - 3
         box = (x, y, right, low)
         if span.kind in ("written", "rewritten"):
-            pen.rectangle(box, fill=shade_color(span.shade))
+            pen.rectangle((x, y, right - 1, low), fill=shade_color(span.shade))
         if span.kind == "back":
-            pen.rectangle(box, outline=RED)
+            pen.rectangle(box, outline=RED, width=2 if span.is_new else 1)
         elif span.kind == "rewritten":
             pen.line((x, low, right, low), fill=RED, width=2)
         if span.is_new and span.kind != "back":
@@ -106,9 +108,9 @@ class _Canvas:
         pen.line((MARGIN, y - 5, MARGIN + done * (right - MARGIN), y - 5), fill=INK, width=3)
         words = f"step {frame.step}/{trace.steps}   NFE {frame.nfe}   open {frame.open}"
         pen.text((MARGIN, y), words, INK, self.font)
-        x = right - 8 * self.cell
-        pen.text((x + self.cell, y), "certain", FAINT, self.font)
+        x = right - 2 * self.cell
+        pen.text((x + self.cell, y), "1", FAINT, self.font)
         for shade in reversed(range(SHADES)):
             x -= self.cell
             pen.rectangle((x, y + 3, x + self.cell, y + SIZE), fill=shade_color(shade))
-        pen.text((x - 11 * self.cell, y), "improbable", FAINT, self.font)
+        pen.text((x - 17 * self.cell, y), "confidence 0.001", FAINT, self.font)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from mdlm.samplers.trace import RowTrace, Trace
-from mdlm.view.frames import Frame, Span, frames, text_of
+from mdlm.view.frames import COVERS, SHADES, Frame, Span, frames, text_of
 
 RAMP = (208, 214, 215, 222, 230, 195, 159, 123, 117, 111)
 """Backgrounds from improbable to certain, of the 256 colours; black text is readable on all."""
@@ -14,6 +14,7 @@ RAMP = (208, 214, 215, 222, 230, 195, 159, 123, 117, 111)
 RESET, HIDE, SHOW = "\x1b[0m", "\x1b[?25l", "\x1b[?25h"
 STYLES = {"given": "1", "open": "2", "back": "1;31", "noise": "2;3"}
 """Bold, faint, bold red, faint italics."""
+LEGEND_WIDTH = len("  confidence 0.001   1  x re-masked") + 2 * SHADES
 
 
 def summary(trace: Trace, row: RowTrace) -> Iterator[str]:
@@ -21,7 +22,7 @@ def summary(trace: Trace, row: RowTrace) -> Iterator[str]:
     yield f"{trace.sampler}: {len(row.start)} tokens, {trace.steps} steps, NFE {trace.nfe[-1]}"
     yield f"{'step':>6} {'NFE':>6} {'written':>8} {'re-masked':>10} {'open':>6}  confidence"
     for frame in frames(trace, row, columns=80):
-        sure = "" if math.isnan(frame.confidence) else f"{frame.confidence:11.2f}"
+        sure = "" if math.isnan(frame.confidence) else f"{frame.confidence:11.3f}"
         yield (
             f"{frame.step:6} {frame.nfe:6} {frame.written:8} {frame.back:10} {frame.open:6} {sure}"
         ).rstrip()
@@ -43,12 +44,14 @@ def replay(
     terminal is scrolled to where something happens. The last step stays."""
     height = max(1, lines - 3)
     drawn = top = 0
+    # A line that fills the last column would be cut by what clears the rest of it.
+    columns = max(1, columns - 1)
     out.write(HIDE)
     try:
         for frame in frames(trace, row, columns):
             top = _top(frame, top, height)
             shown = [painted(line) for line in frame.lines[top : top + height]]
-            shown += ["", *_caption(frame, trace, columns)]
+            shown += ["", _caption(frame, trace, columns)]
             back = f"\x1b[{drawn - 1}F" if drawn > 1 else "\r"
             # Each line is overwritten, not the screen wiped, so that nothing flickers.
             out.write(back + "\n".join(line + "\x1b[K" for line in shown) + "\x1b[J")
@@ -73,13 +76,13 @@ def _style(span: Span) -> str:
     return style + (";1;4" if span.is_new else "")
 
 
-def _caption(frame: Frame, trace: Trace, columns: int) -> list[str]:
-    bar = "".join(f"\x1b[48;5;{color}m  " for color in RAMP) + RESET
+def _caption(frame: Frame, trace: Trace, columns: int) -> str:
     words = f"step {frame.step}/{trace.steps}  NFE {frame.nfe}  open {frame.open}"
-    if trace.steps and len(words) + 50 < columns:
-        words += f"  improbable {bar} certain"
-        words += "  \x1b[1;31m\N{MULTIPLICATION SIGN}\x1b[0m re-masked"
-    return [words[: max(columns, 1)] if "\x1b" not in words else words]
+    if len(words) + LEGEND_WIDTH > columns:
+        return words[:columns]
+    bar = "".join(f"\x1b[48;5;{color}m  " for color in RAMP)
+    mark = f"\x1b[{STYLES['back']}m{COVERS['back']}{RESET}"
+    return f"{words}  confidence 0.001 {bar}{RESET} 1  {mark} re-masked"
 
 
 def _top(frame: Frame, top: int, height: int) -> int:
