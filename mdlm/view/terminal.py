@@ -8,7 +8,7 @@ from typing import TextIO
 from mdlm.samplers.trace import RowTrace, Trace
 from mdlm.view.frames import COVERS, SHADES, Frame, Span, frames, text_of
 
-RAMP = (208, 214, 215, 222, 230, 195, 159, 123, 117, 111)
+RAMP = (208, 215, 222, 223, 230, 195, 153, 117, 111, 75)
 """Backgrounds from improbable to certain, of the 256 colours; black text is readable on all."""
 
 RESET, HIDE, SHOW = "\x1b[0m", "\x1b[?25l", "\x1b[?25h"

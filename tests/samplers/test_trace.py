@@ -43,7 +43,8 @@ class TakesBack(Sampler):
         is_next = is_open & (is_open.cumsum(-1) <= 2)
         state = self.write(state, is_next, None, parameterization=parameterization, denoise=denoise)
         back = (state.step == 2) & (jnp.arange(LENGTH) == 1)[None] & ~state.is_fixed
-        state = removed(state, back, process.mask_id)
+        # It says nothing of its confidence: the trace knows what a mask's is.
+        state = replace(state, tokens=jnp.where(back, process.mask_id, state.tokens))
         return replace(state, done=~(process.is_masked(state.tokens) & ~state.is_fixed).any(-1))
 
     def finish(self, state, *, process, parameterization, denoise):
