@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -219,11 +218,7 @@ def run_view(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         _writable(args.gif).write_bytes(gif(trace, row, fps=args.fps))
         print(f"{args.gif}: {trace.steps} steps of text {args.row}")
     if args.html is None and args.gif is None:
-        if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-            columns, lines = shutil.get_terminal_size()
-            terminal.replay(trace, row, sys.stdout, fps=args.fps, columns=columns, lines=lines)
-        else:
-            print("\n".join(terminal.summary(trace, row)))
+        terminal.show(trace, row, sys.stdout, fps=args.fps)
     return 0
 
 

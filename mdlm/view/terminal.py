@@ -1,6 +1,8 @@
 """A trace in the terminal: replayed in colour, or told in a table."""
 
 import math
+import os
+import shutil
 import time
 from collections.abc import Iterator
 from typing import TextIO
@@ -17,8 +19,17 @@ STYLES = {"given": "1", "open": "2", "back": "1;31", "noise": "2;3"}
 LEGEND_WIDTH = len("  confidence 0.001   1  x re-masked") + 2 * SHADES
 
 
+def show(trace: Trace, row: RowTrace, out: TextIO, *, fps: float) -> None:
+    """The replay on a terminal, the table elsewhere and where NO_COLOR (no-color.org) is set."""
+    if out.isatty() and not os.environ.get("NO_COLOR"):
+        columns, lines = shutil.get_terminal_size()
+        replay(trace, row, out, fps=fps, columns=columns, lines=lines)
+    else:
+        out.writelines(f"{line}\n" for line in summary(trace, row))
+
+
 def summary(trace: Trace, row: RowTrace) -> Iterator[str]:
-    """The steps as a table, for where there is no terminal or no colour; then the text."""
+    """The steps as a table, then the text."""
     yield f"{trace.sampler}: {len(row.start)} tokens, {trace.steps} steps, NFE {trace.nfe[-1]}"
     yield f"{'step':>6} {'NFE':>6} {'written':>8} {'re-masked':>10} {'open':>6}  confidence"
     for frame in frames(trace, row, columns=80):

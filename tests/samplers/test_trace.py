@@ -14,6 +14,7 @@ from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
 from mdlm.samplers.ancestral import Ancestral
 from mdlm.samplers.base import Loop, Sampler, generate
+from mdlm.samplers.left_to_right import LeftToRight
 from mdlm.samplers.reverse import Reverse
 from mdlm.samplers.state import placed, removed
 from mdlm.samplers.trace import generate_traced, rows_of
@@ -87,6 +88,7 @@ def prompts(seed=0):
 SAMPLERS = {
     "ancestral": parts(Ancestral(steps=5, top_p=0.9)),
     "reverse": parts(Reverse(steps=4)),
+    "left to right": parts(LeftToRight()),
     "takes back": parts(TakesBack()),
     "uniform noise": parts(Reverse(steps=4), Uniform()),
 }

@@ -126,3 +126,18 @@ def test_a_small_terminal_is_scrolled_to_what_happens():
     assert all(frame.count("\n") < 4 for frame in drawn)
     assert "long" in drawn[1] and "×" in drawn[3] and "script" in drawn[4]
     assert "The" in drawn[0] + drawn[3] and "The" not in drawn[1] + drawn[4]
+
+
+def test_colour_is_for_terminals_that_want_it(monkeypatch):
+    trace = made_trace.trace()
+
+    def shown(is_terminal: bool) -> bool:
+        out = io.StringIO()
+        monkeypatch.setattr(out, "isatty", lambda: is_terminal)
+        terminal.show(trace, trace.rows[0], out, fps=1e6)
+        return "\x1b" in out.getvalue()
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert shown(True) and not shown(False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not shown(True)
