@@ -230,7 +230,7 @@ class Generator:
         """The records of the windows that led to these texts, as one of the texts."""
         mask_id = self.model.vocab.mask_id
         starts = [np.where(o, mask_id, text) for o, text in zip(is_open, texts, strict=True)]
-        nfe, rows = rows_of(windows, begins, self.window.text, starts)
+        nfe, rows = rows_of(windows, begins, self.window.text.start, starts)
         used = [ids for row in rows for ids in (row.start, row.token)]
         return Trace(
             sampler=repr(self.sampler),

@@ -103,7 +103,7 @@ def generate_traced(
         now, confidence, done, calls = jax.device_get(
             (state.tokens, state.confidence, state.done, state.nfe)
         )
-        rows, columns = np.nonzero((now != seen) & ~is_fixed)
+        rows, columns = np.nonzero(now != seen)
         drawn = now[rows, columns]
         p = np.where(drawn == mask_id, 0.0, np.clip(confidence[rows, columns], 0.0, 1.0))
         events.append((np.full(len(rows), len(nfe)), rows, columns, drawn, p))
@@ -133,29 +133,29 @@ def generate_traced(
 def rows_of(
     windows: Sequence[WindowTrace],
     begins: Int[np.ndarray, "windows b"],
-    text: slice,
+    first: int,
     starts: Sequence[Int[np.ndarray, " _"]],
 ) -> tuple[Int[np.ndarray, " steps_and_1"], tuple[RowTrace, ...]]:
     """Network calls by step, and the traces of texts that were written window by window.
 
     Args:
         windows: in the order in which they were written.
-        begins: the place in a row's text of the first token of a window's text; -1 where the row
-            had ended.
-        text: the columns of a window that hold text.
+        begins: the place in a row's text of the first token of a window's text; anything where
+            the window wrote nothing.
+        first: the column in which the text of a window begins.
         starts: each text before the first step, the mask where it is open. What windows wrote
             past its end is dropped.
     """
     before = np.cumsum([0, *(window.steps for window in windows)])
     calls = np.cumsum([0, *(window.nfe[-1] for window in windows)])
-    nfe = [np.zeros(1, np.int64), *(w.nfe[1:] + c for w, c in zip(windows, calls, strict=False))]
+    nfe = [windows[0].nfe[:1] if windows else np.zeros(1, np.int64)]
+    nfe += [window.nfe[1:] + call for window, call in zip(windows, calls[:-1], strict=True)]
     rows = []
     for row, start in enumerate(starts):
         parts = []
-        for window, begin, steps in zip(windows, begins[:, row], before, strict=False):
-            place = window.column - text.start + begin
-            is_own = (window.row == row) & (begin >= 0) & (window.column >= text.start)
-            is_own &= (window.column < text.stop) & (place < len(start))
+        for window, begin, steps in zip(windows, begins[:, row], before[:-1], strict=True):
+            place = window.column - first + begin
+            is_own = (window.row == row) & (place < len(start))
             values = (window.step + steps, place, window.token, window.confidence)
             parts.append([value[is_own] for value in values])
         if not parts:

@@ -102,7 +102,7 @@ def test_a_traced_run_draws_the_same_and_its_events_lead_there(key, name):
     assert (samples.tokens == expected.tokens).all() and samples.nfe == expected.nfe
     starts = list(np.where(is_fixed, tokens, VOCAB.mask_id))
     begins = np.zeros((1, ROWS), np.int32)
-    nfe, rows = rows_of([window], begins, slice(0, LENGTH), starts)
+    nfe, rows = rows_of([window], begins, 0, starts)
     for row, end, fixed in zip(rows, np.asarray(expected.tokens), is_fixed, strict=True):
         assert (row.after(window.steps) == end).all()
         assert not fixed[row.position].any()
@@ -174,7 +174,7 @@ def test_places_are_those_of_the_text_and_steps_count_on_from_window_to_window(k
         np.where(np.arange(len(text)) < len(prompt), text, VOCAB.mask_id)
         for text, prompt in zip(texts, known, strict=True)
     ]
-    nfe, rows = rows_of(windows, out.begins, window.text, starts)
+    nfe, rows = rows_of(windows, out.begins, window.text.start, starts)
     assert len(nfe) == 1 + sum(record.steps for record in windows) and nfe[-1] == out.nfe
     edges = np.cumsum([record.steps for record in windows])
     for row, text, start, begins in zip(rows, texts, starts, out.begins.T, strict=True):
@@ -186,5 +186,5 @@ def test_places_are_those_of_the_text_and_steps_count_on_from_window_to_window(k
 
 
 def test_nothing_to_do_is_a_trace_without_steps():
-    nfe, rows = rows_of([], np.zeros((0, 1), np.int32), slice(0, 4), [np.arange(3)])
+    nfe, rows = rows_of([], np.zeros((0, 1), np.int32), 0, [np.arange(3)])
     assert nfe.tolist() == [0] and rows[0].after(0).tolist() == [0, 1, 2]
