@@ -17,6 +17,6 @@ def page(trace: Trace, *, row: int = 1, fps: float = 8) -> str:
     before, after = template.split(PLACE)
     before = before.replace('data-row="1"', f'data-row="{row}"')
     before = before.replace('data-fps="8"', f'data-fps="{fps:g}"')
-    # Only these characters could end the script element that the document stands in.
-    document = dumps(trace).replace("<", "\\u003c").replace(">", "\\u003e")
+    # Without it no end of the script element, and no comment, can begin in the document.
+    document = dumps(trace).replace("<", "\\u003c")
     return f"{before}{document}{after}"
