@@ -29,11 +29,13 @@ def show(trace: Trace, row: RowTrace, out: TextIO, *, fps: float) -> None:
 
 
 def summary(trace: Trace, row: RowTrace) -> Iterator[str]:
-    """The steps as a table, then the text."""
+    """The steps as a table, those that changed nothing in this text left out; then the text."""
     yield f"{trace.sampler}: {len(row.start)} tokens, {trace.steps} steps, NFE {trace.nfe[-1]}"
     yield f"{'step':>6} {'NFE':>6} {'written':>8} {'re-masked':>10} {'open':>6}  confidence"
     for frame in frames(trace, row, columns=80):
-        sure = "" if math.isnan(frame.confidence) else f"{frame.confidence:11.3f}"
+        if not (frame.written or frame.back) and frame.step not in (0, trace.steps):
+            continue
+        sure = "" if math.isnan(frame.confidence) else f"{frame.confidence:11.2g}"
         yield (
             f"{frame.step:6} {frame.nfe:6} {frame.written:8} {frame.back:10} {frame.open:6} {sure}"
         ).rstrip()

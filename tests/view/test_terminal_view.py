@@ -84,9 +84,15 @@ def test_the_summary_has_a_line_for_each_step_and_no_colour():
     trace = made_trace.trace()
     lines = list(terminal.summary(trace, trace.rows[0]))
     assert "Made(by='hand')" in lines[0] and "NFE 5" in lines[0]
-    assert lines[5].split() == ["3", "3", "1", "1", "3", "0.500"]
+    assert lines[5].split() == ["3", "3", "1", "1", "3", "0.5"]
     assert lines[2].split() == ["0", "0", "0", "0", "5"]
     assert lines[-1].startswith("The日本 sat\n") and "\x1b" not in "".join(lines)
+
+
+def test_steps_that_changed_nothing_have_no_line():
+    trace = made_trace.trace()
+    steps = [line.split()[0] for line in list(terminal.summary(trace, trace.rows[1]))[2:-2]]
+    assert steps == ["0", "2", "5"]
 
 
 def replayed(lines=24, columns=60, row=0):
