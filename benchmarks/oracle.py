@@ -29,8 +29,9 @@ from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.score import Score
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import Sampler, generate
+from mdlm.samplers.base import Sampler
 from mdlm.samplers.catalogue import from_text
+from mdlm.samplers.loop import generate
 from mdlm.samplers.state import Samples
 from mdlm.schedules import LogLinear
 from mdlm.types import DenseLogits, InputError, NetInput, Vocab

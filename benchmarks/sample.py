@@ -26,7 +26,7 @@ from benchmarks import harness, setting
 from mdlm.experiment import Experiment, Model
 from mdlm.hardware import peak_flops
 from mdlm.models.network import Network
-from mdlm.samplers.base import generate
+from mdlm.samplers.loop import generate
 from mdlm.samplers.state import Samples
 from mdlm.samplers.windows import Windows, generate_long
 from mdlm.types import ArrayTree

@@ -23,9 +23,23 @@ examples:
   mdlm sample runs/quickstart --infill "A list is [MASK:8] that can be changed."
   mdlm sample runs/quickstart --temperature 1.0:0.3 --ban "!"
   mdlm sample runs/quickstart --sampler "Ancestral(steps=32, top_p=0.9)"
+  mdlm sample runs/quickstart --num 2 --trace sample.trace
 
 [MASK] is a blank of one token, [MASK:8] one of eight; all between blanks stays as it is given.
-`mdlm samplers` lists the samplers, and what they can be told."""
+`mdlm samplers` lists the samplers, and what they can be told. `mdlm view` shows what --trace
+records."""
+
+VIEW_HELP = """\
+examples:
+  mdlm sample runs/quickstart --num 2 --trace sample.trace
+  mdlm view sample.trace                        replay the first text in the terminal
+  mdlm view sample.trace --row 2 --fps 20       the second text, faster
+  mdlm view sample.trace --html sample.html     a page to scrub through, for any browser
+  mdlm view sample.trace --gif sample.gif       an animation
+
+Colours tell how probable the network found each token when it wrote it: orange improbable, blue
+certain; a red x is a token that was taken back. In a file, a pipe, or where NO_COLOR is set, a
+table of the steps is printed instead. The page needs no network and no other file."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -101,6 +115,15 @@ def parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--stride", type=int, help="new tokens per window (default: half of it)")
     sample.add_argument("--stop-at-eos", action="store_true", help="end a text at end-of-text")
+
+    sample.add_argument("--trace", metavar="FILE", help="record every step, for `mdlm view`")
+
+    view = command("view", "show how a text was denoised, from `mdlm sample --trace`", VIEW_HELP)
+    view.add_argument("trace", metavar="FILE", help="what `mdlm sample --trace FILE` wrote")
+    view.add_argument("--row", type=int, default=1, help="which of the texts (default: 1)")
+    view.add_argument("--html", metavar="OUT", help="write a page for the browser")
+    view.add_argument("--gif", metavar="OUT", help="write an animation")
+    view.add_argument("--fps", type=float, default=8.0, help="steps per second (default: 8)")
 
     convert = command("import", "make a run folder from published MDLM weights")
     convert.add_argument("weights", help=".safetensors in the layout of the MDLM repository")

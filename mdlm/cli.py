@@ -1,4 +1,4 @@
-"""The command line: `mdlm train | eval | sample | samplers | import | settings`.
+"""The command line: `mdlm train | eval | sample | view | samplers | import | settings`.
 
 What a command does is a few lines around `mdlm.load` and a training session; this file draws
 progress and turns what people can mend into one line on standard error.
@@ -144,6 +144,7 @@ def run_sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
 
     if args.num < 1:
         raise InputError(f"--num {args.num}: at least one text is needed")
+    trace = None if args.trace is None else _writable(args.trace)
     run = load(args.run_folder, step=args.step)
     sampler = from_text(args.sampler) if args.sampler else run.experiment.sampler
     names = ("steps", "top_p", "top_k", "top_p_rule")
@@ -162,7 +163,13 @@ def run_sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         raise InputError(str(error)) from error
     with Progress() as progress:
         if args.infill is not None:
-            out = run.infill(args.infill, num=args.num, seed=args.seed, sampler=sampler)
+            out = run.infill(
+                args.infill,
+                num=args.num,
+                seed=args.seed,
+                trace=trace is not None,
+                sampler=sampler,
+            )
         else:
             bar = progress.bar("generating", "windows")
             out = run.generate(
@@ -172,9 +179,15 @@ def run_sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
                 seed=args.seed,
                 stride=args.stride,
                 stop_at_eos=args.stop_at_eos,
+                trace=trace is not None,
                 report=lambda done: bar(done.window, done.windows),
                 sampler=sampler,
             )
+    if trace is not None and out.trace is not None:
+        from mdlm.view.document import dumps
+
+        trace.write_text(dumps(out.trace))
+        print(f"{trace}: {out.trace.steps} steps; next: mdlm view {trace}", file=sys.stderr)
     if args.json:
         summary = {
             "nfe": out.nfe,
@@ -189,6 +202,38 @@ def run_sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         print(text.text)
     print(f"({out})", file=sys.stderr)
     return 0
+
+
+def run_view(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from mdlm.view import terminal
+    from mdlm.view.document import loads
+    from mdlm.view.frames import row_of
+
+    if not 0 < args.fps <= 50:
+        raise InputError(f"--fps {args.fps:g}: between 0 and 50 steps a second can be shown")
+    trace = loads(Path(args.trace).read_bytes(), args.trace)
+    row = row_of(trace, args.row)
+    if args.html is not None:
+        from mdlm.view.page import page
+
+        _writable(args.html).write_text(page(trace, row=args.row, fps=args.fps), "utf-8")
+        print(f"{args.html}: {trace.steps} steps of {len(trace.rows)} texts; open it in a browser")
+    if args.gif is not None:
+        from mdlm.view.gif import gif
+
+        _writable(args.gif).write_bytes(gif(trace, row, fps=args.fps))
+        print(f"{args.gif}: {trace.steps} steps of text {args.row}")
+    if args.html is None and args.gif is None:
+        terminal.show(trace, row, sys.stdout, fps=args.fps)
+    return 0
+
+
+def _writable(name: str) -> Path:
+    """Where a file can be written; refused before the work is done rather than after it."""
+    path = Path(name)
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{name}: no file can be written there")
+    return path
 
 
 def run_import(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
@@ -225,6 +270,7 @@ RUN = {
     "train": run_train,
     "eval": run_eval,
     "sample": run_sample,
+    "view": run_view,
     "import": run_import,
     "samplers": run_samplers,
     "settings": run_settings,

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,11 +22,13 @@ from mdlm.data.encoding import Tokenizer
 from mdlm.data.packing import Packing, ends
 from mdlm.experiment import Model, check_sampler
 from mdlm.keys import by_row, stream
-from mdlm.samplers.base import Sampler, generate
+from mdlm.samplers.base import Sampler
+from mdlm.samplers.loop import Loop, generate
 from mdlm.samplers.prompts import check_prompt
 from mdlm.samplers.shaping import Annealed
 from mdlm.samplers.state import Samples
-from mdlm.samplers.windows import WindowDone, Windows, generate_long
+from mdlm.samplers.trace import Trace, WindowTrace, generate_traced, rows_of
+from mdlm.samplers.windows import Run, WindowDone, Windows, generate_long
 from mdlm.types import ArrayTree, InputError
 
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
@@ -41,13 +44,18 @@ class Text:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a call generated and what it took. `seconds` leaves compilation out."""
+    """What a call generated and what it took. `seconds` leaves compilation out.
+
+    `trace`, where it was asked for, has the texts' places as positions; following every step
+    takes time, which `seconds` then includes.
+    """
 
     texts: tuple[Text, ...]
     new_tokens: int
     nfe: int
     windows: int
     seconds: float
+    trace: Trace | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -84,19 +92,21 @@ class Generator:
         self.sampler = sampler or model.experiment.sampler
         check_sampler(self.sampler, model)
 
-        def run(params: ArrayTree, keys, tokens, is_fixed) -> Samples:
-            return generate(
-                keys,
-                tokens,
-                is_fixed,
+        def loop(params: ArrayTree) -> Loop:
+            return Loop(
                 sampler=self.sampler,
                 process=model.bound_process(params),
                 parameterization=model.parameterization,
                 denoise=model.denoise(params),
             )
 
-        self._run = jax.jit(run)
-        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._programs = {
+            "generate": jax.jit(lambda params, *row: generate(*row, **vars(loop(params)))),
+            "begin": jax.jit(lambda params, *row: loop(params).begin(*row)),
+            "advance": jax.jit(lambda params, state: loop(params).advance(state)),
+            "finish": jax.jit(lambda params, state: loop(params).finish(state)),
+        }
+        self._compiled: dict[tuple[Any, ...], Any] = {}
         self._compiling = 0.0
 
     def continue_from(
@@ -107,9 +117,12 @@ class Generator:
         seed: int = 0,
         stride: int | None = None,
         stop_at_eos: bool = False,
+        trace: bool = False,
         report: Callable[[WindowDone], None] | None = None,
     ) -> Generation:
         """Continues each prompt (which may be empty) until the text has `length` tokens.
+
+        With `trace` the result tells what happened in each step; the texts are the same.
 
         InputError for prompts that are too long or cannot be written in the vocabulary.
         """
@@ -124,13 +137,14 @@ class Generator:
             raise InputError("this tokenizer has no end-of-text token to stop at")
         ids = [row.tolist() for row in self.tokenizer.encode(list(prompts))]
         window = replace(self.window, stride=stride or self.window.stride)
+        run, windows = self._runner(trace)
         began, self._compiling = time.perf_counter(), 0.0
         out = generate_long(
             self._keys(seed, len(ids)),
             ids,
             length,
             window=window,
-            run=self._call,
+            run=run,
             vocab=self.model.vocab,
             stop_at=eos if stop_at_eos else None,
             report=report,
@@ -138,9 +152,21 @@ class Generator:
         seconds = time.perf_counter() - began - self._compiling
         rows = [row[:n] for row, n in zip(out.tokens, out.lengths, strict=True)]
         new = int(out.lengths.sum()) - sum(len(row) for row in ids)
-        return Generation(self._texts(rows), new, out.nfe, out.windows, seconds)
+        told = (
+            self._trace(
+                windows,
+                out.begins,
+                rows,
+                [np.arange(len(row)) >= len(known) for row, known in zip(rows, ids, strict=True)],
+            )
+            if trace
+            else None
+        )
+        return Generation(self._texts(rows), new, out.nfe, out.windows, seconds, told)
 
-    def infill(self, template: str, *, num: int = 1, seed: int = 0) -> Generation:
+    def infill(
+        self, template: str, *, num: int = 1, seed: int = 0, trace: bool = False
+    ) -> Generation:
         """Fills the blanks of a text, `num` times.
 
         InputError where there is no blank, or the text does not fit the window.
@@ -157,12 +183,15 @@ class Generator:
             if token is not None:
                 tokens[:, end], is_fixed[:, end] = token, True
         check_prompt(tokens, is_fixed, self.model.vocab)
+        run, windows = self._runner(trace)
         began, self._compiling = time.perf_counter(), 0.0
-        out = self._call(self._keys(seed, num), tokens, is_fixed)
-        written = np.asarray(out.tokens)[:, place]
+        out = run(self._keys(seed, num), tokens, is_fixed)
+        written = list(np.asarray(out.tokens)[:, place])
         seconds = time.perf_counter() - began - self._compiling
+        begins = np.zeros((1, num), np.int32)
+        told = self._trace(windows, begins, written, [is_open] * num) if trace else None
         return Generation(
-            self._texts(list(written)), num * int(is_open.sum()), int(out.nfe), 1, seconds
+            self._texts(written), num * int(is_open.sum()), int(out.nfe), 1, seconds, told
         )
 
     def _blanks(self, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -182,14 +211,48 @@ class Generator:
                 end = blank.end()
         return np.concatenate(ids), np.concatenate(is_open)
 
-    def _call(self, keys: Key[Array, " b"], tokens, is_fixed) -> Samples:
+    def _runner(self, trace: bool) -> tuple[Run, list[WindowTrace]]:
+        """What generates a window, and a list that gets a record of each if they are traced."""
+        windows: list[WindowTrace] = []
+
+        def traced(keys: Key[Array, " b"], tokens, is_fixed) -> Samples:
+            steps = {name: partial(self._call, name) for name in ("begin", "advance", "finish")}
+            mask_id = self.model.vocab.mask_id
+            samples, window = generate_traced(keys, tokens, is_fixed, **steps, mask_id=mask_id)
+            windows.append(window)
+            return samples
+
+        return (traced if trace else partial(self._call, "generate")), windows
+
+    def _trace(
+        self,
+        windows: list[WindowTrace],
+        begins: np.ndarray,
+        texts: list[np.ndarray],
+        is_open: list[np.ndarray],
+    ) -> Trace:
+        """The records of the windows that led to these texts, as one of the texts."""
+        mask_id = self.model.vocab.mask_id
+        starts = [np.where(o, mask_id, text) for o, text in zip(is_open, texts, strict=True)]
+        nfe, rows = rows_of(windows, begins, self.window.text.start, starts)
+        used = [ids for row in rows for ids in (row.start, row.token)]
+        return Trace(
+            sampler=repr(self.sampler),
+            mask_id=mask_id,
+            pieces=self.tokenizer.pieces({mask_id}.union(*(ids.tolist() for ids in used))),
+            nfe=nfe,
+            rows=rows,
+        )
+
+    def _call(self, name: str, *values: Any) -> Any:
         # Compiled apart from the run, so that tokens/s tells of generating alone.
-        if tokens.shape not in self._compiled:
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(values))
+        if (name, shapes) not in self._compiled:
             began = time.perf_counter()
-            lowered = self._run.lower(self.params, keys, tokens, is_fixed)
-            self._compiled[tokens.shape] = lowered.compile()
+            lowered = self._programs[name].lower(self.params, *values)
+            self._compiled[name, shapes] = lowered.compile()
             self._compiling += time.perf_counter() - began
-        return self._compiled[tokens.shape](self.params, keys, tokens, is_fixed)
+        return self._compiled[name, shapes](self.params, *values)
 
     def _keys(self, seed: int, rows: int) -> Key[Array, " b"]:
         key = stream(jax.random.key(seed), "sample")

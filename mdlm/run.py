@@ -94,6 +94,7 @@ class Run:
         seed: int = 0,
         stride: int | None = None,
         stop_at_eos: bool = False,
+        trace: bool = False,
         report: Callable[[Any], None] | None = None,
         sampler: Sampler | None = None,
         **settings: Any,
@@ -101,7 +102,7 @@ class Run:
         """Continues a prompt `num` times to `length` tokens (default: a row of the data).
 
         `settings` replace values of the sampler (by default the experiment's), e.g. `steps=64,
-        top_p=0.9`.
+        top_p=0.9`. With `trace` the result tells what happened in each step.
         """
         generator = self.generator(replace(sampler or self.experiment.sampler, **settings))
         return generator.continue_from(
@@ -110,6 +111,7 @@ class Run:
             seed=seed,
             stride=stride,
             stop_at_eos=stop_at_eos,
+            trace=trace,
             report=report,
         )
 
@@ -119,9 +121,10 @@ class Run:
         *,
         num: int = 1,
         seed: int = 0,
+        trace: bool = False,
         sampler: Sampler | None = None,
         **settings: Any,
     ) -> Generation:
         """Fills the blanks (`[MASK]`, `[MASK:n]`) of a text; the rest as in `generate`."""
         generator = self.generator(replace(sampler or self.experiment.sampler, **settings))
-        return generator.infill(text, num=num, seed=seed)
+        return generator.infill(text, num=num, seed=seed, trace=trace)

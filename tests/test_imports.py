@@ -29,13 +29,14 @@ MAY_IMPORT = {
     "generation": BASE | METHODS | OUTSIDE | {"experiment"},
     "train": BASE | NOISE | PARTS | METHODS | OUTSIDE | EXPERIMENT | {"evals", "interop", "train"},
     "progress": BASE | {"train"},
+    "view": BASE | {"samplers", "view"},
     "run": BASE | METHODS | OUTSIDE | EXPERIMENT | {"evals", "train"},
     "arguments": BASE,
     "cli": BASE
     | {"arguments", "samplers"}
     | OUTSIDE
     | EXPERIMENT
-    | {"evals", "train", "progress", "run"},
+    | {"evals", "train", "progress", "run", "view"},
     "__main__": {"cli"},
     "__init__": {"version", "run"},
 }

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +116,23 @@ class Tokenizer:
         return self.backend.decode(
             np.asarray(ids, np.int64).tolist(), skip_special_tokens=not keep_special
         )
+
+    def pieces(self, ids: Iterable[int]) -> dict[int, str]:
+        """The text that each token adds where it follows another; special tokens by their names.
+
+        Tokenizers drop the space of a text's first token, so each is read behind a word.
+        """
+        texts = ((i, self.decode([i])) for i in range(self.vocab.size))
+        word, before = next(((i, t) for i, t in texts if t.isascii() and t.isalpha()), (None, ""))
+
+        def piece(token: int) -> str:
+            if word is not None:
+                both = self.decode([word, token], keep_special=True)
+                if both.startswith(before):
+                    return both[len(before) :]
+            return self.decode([token], keep_special=True)
+
+        return {token: piece(token) for token in sorted(set(ids))}
 
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer.json` and `special_tokens.json`, each at once or not at all."""

@@ -1,11 +1,10 @@
-"""The one sampling loop, and what every sampler shares.
+"""What every sampler shares.
 
 A sequence starts as the process's prior, with some positions fixed: the prompt, an infilling's
 surroundings, padding. Each step decides *whether* each other position is written, then *which*
 token it gets, drawn from the network's law p(x_0 | z_t) itself. Drawing both at once from
 "tokens and mask" thins the law of the token by the number of steps, and float32 then loses its
-tail; apart they have the same joint law and no such loss. The loop runs `step` until every row
-is done, then `finish` once. NFE is the number of network calls, for the whole batch.
+tail; apart they have the same joint law and no such loss. `loop` runs the steps.
 """
 
 import abc
@@ -26,7 +25,7 @@ from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.guidance import Guidance
 from mdlm.samplers.shaping import Shaping
-from mdlm.samplers.state import Proposal, Samples, SampleState, State, placed, step_keys
+from mdlm.samplers.state import Proposal, SampleState, State, placed, step_keys
 from mdlm.types import Denoise, NetInput, Prediction, Sees
 
 CHUNK = 128
@@ -234,50 +233,3 @@ class Sampler(Shaping, abc.ABC):
 def entry(log_p: Float[Array, "n v"], token: Int[Array, " n"]) -> Float[Array, " n"]:
     """The entry of each row at its token."""
     return jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
-
-
-def generate(
-    keys: Key[Array, " b"],
-    tokens: Int[Array, "b l"],
-    is_fixed: Bool[Array, "b l"],
-    *,
-    sampler: Sampler,
-    process: Process,
-    parameterization: Parameterization,
-    denoise: Denoise,
-    is_valid: Bool[Array, "b l"] | None = None,
-    positions: Int[Array, "b l"] | None = None,
-    label: Int[Array, " b"] | None = None,
-) -> Samples:
-    """Draws one sequence per row; meant to be jitted whole, with the parameters as argument.
-
-    `tokens` counts where `is_fixed`, and never changes there; elsewhere it is ignored. Positions
-    that are not `is_valid` (padding of a shorter row) keep their token too and are hidden from
-    the network's attention. The network is told each row's `label`, where it takes labels.
-    With guidance, `nfe` counts every call that it makes of the network. Nothing is checked here:
-    see `prompts`.
-    """
-    if is_valid is not None:
-        is_fixed = is_fixed | ~is_valid
-
-    calls = 1
-    if sampler.guidance is not None:
-        calls = sampler.guidance.calls
-        denoise = sampler.guidance.wrap(
-            denoise, is_fixed, process=process, parameterization=parameterization
-        )
-
-    def ask(inputs: NetInput, *, key: Key[Array, ""] | None = None):
-        return denoise(
-            replace(inputs, is_valid=is_valid, positions=positions, label=label), key=key
-        )
-
-    def advance(state: SampleState) -> SampleState:
-        state = sampler.step(state, process=process, parameterization=parameterization, denoise=ask)
-        return replace(state, step=state.step + 1)
-
-    state = sampler.init(keys, tokens, is_fixed, process=process)
-    state = sampler.begin(state, process=process, parameterization=parameterization, denoise=ask)
-    state = jax.lax.while_loop(lambda state: ~state.done.all(), advance, state)
-    state = sampler.finish(state, process=process, parameterization=parameterization, denoise=ask)
-    return Samples(tokens=state.tokens, nfe=state.nfe * calls)

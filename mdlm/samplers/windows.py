@@ -83,12 +83,17 @@ class WindowDone:
 
 @dataclass(frozen=True, kw_only=True)
 class LongSamples:
-    """Row i is `tokens[i, :lengths[i]]`, prompt included, frame not; what follows is filler."""
+    """Row i is `tokens[i, :lengths[i]]`, prompt included, frame not; what follows is filler.
+
+    The text in window w of row i begins at place `begins[w, i]` of the row's text; -1 where the
+    row had ended before.
+    """
 
     tokens: Int[np.ndarray, "b total"]
     lengths: Int[np.ndarray, " b"]
     nfe: int
     windows: int
+    begins: Int[np.ndarray, "windows b"]
 
 
 def generate_long(
@@ -117,6 +122,7 @@ def generate_long(
     lengths = [total if start == total else None for start in starts]
     windows = max((window.count(start, total) for start in starts), default=0)
     nfe = done = 0
+    begins: list[list[int]] = []
     while any(length is None for length in lengths):
         tokens, is_fixed = _frame(texts, lengths, total, window, vocab)
         window_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, done)
@@ -124,10 +130,13 @@ def generate_long(
         nfe += int(samples.nfe)
         done += 1
         written = np.asarray(samples.tokens)[:, window.text]
+        begins.append([-1] * len(texts))
         for row, text in enumerate(texts):
             if lengths[row] is not None:
                 continue
-            text.extend(written[row, window.context(len(text), total) :].tolist())
+            context = window.context(len(text), total)
+            begins[-1][row] = len(text) - context
+            text.extend(written[row, context:].tolist())
             lengths[row] = _length(text, starts[row], total, stop_at)
         if report is not None:
             open_rows = sum(length is None for length in lengths)
@@ -136,7 +145,13 @@ def generate_long(
     result = np.full((len(texts), total), filler, np.int32)
     for row, text in enumerate(texts):
         result[row, : lengths[row]] = text[: lengths[row]]
-    return LongSamples(tokens=result, lengths=np.asarray(lengths, np.int32), nfe=nfe, windows=done)
+    return LongSamples(
+        tokens=result,
+        lengths=np.asarray(lengths, np.int32),
+        nfe=nfe,
+        windows=done,
+        begins=np.asarray(begins, np.int32).reshape(done, len(texts)),
+    )
 
 
 def _checked(prompt: Sequence[int], row: int, total: int, vocab: Vocab) -> list[int]:

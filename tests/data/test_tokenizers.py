@@ -196,3 +196,21 @@ def test_pretrained_that_is_not_there(tmp_path, monkeypatch):
         Pretrained(name="gpt9").build([])
     with pytest.raises(InputError, match="cannot be loaded"):
         Pretrained(name=str(tmp_path)).build([])
+
+
+@pytest.mark.parametrize("config", [Bytes(), Characters(), BPE(vocab_size=320)])
+def test_pieces_join_to_the_text(config):
+    tokenizer = config.build(TEXTS)
+    text = TEXTS[0] + TEXTS[1]
+    (ids,) = tokenizer.encode([text])
+    pieces = tokenizer.pieces(ids.tolist())
+    assert "".join(pieces[token] for token in ids.tolist()) == text
+    assert set(pieces) == set(ids.tolist())
+    mask_id = tokenizer.vocab.mask_id
+    assert tokenizer.pieces([mask_id])[mask_id].strip() == "[MASK]"
+
+
+def test_pieces_of_words_keep_the_space_that_a_first_token_loses(tmp_path):
+    bert_like(tmp_path)
+    tokenizer = Pretrained(name=str(tmp_path)).build([])
+    assert tokenizer.pieces([7, 6, 5]) == {5: " the", 6: " cat", 7: "s"}

@@ -104,7 +104,45 @@ def test_sample_prompts_infills_and_lengths(work):
     assert plain.returncode == 0 and re.search(r"NFE \d+.*tokens/s", plain.stderr)
 
 
+def test_a_trace_is_recorded_and_shown(work):
+    words = ("sample", "run", "--prompt", "the ", "--length", 40, "--num", 2, "--json")
+    out = mdlm(*words, "--trace", "long.trace", cwd=work)
+    assert out.returncode == 0 and "mdlm view long.trace" in out.stderr, out.stderr
+    texts = json.loads(out.stdout)["texts"]
+    found = json.loads((work / "long.trace").read_text())
+    assert found["nfe"][-1] == json.loads(out.stdout)["nfe"] and len(found["rows"]) == 2
+    for row, text in zip(found["rows"], texts, strict=True):
+        tokens = list(row["start"])
+        assert bytes(tokens[:4]) == b"the " and set(tokens[4:]) == {found["mask"]}
+        for _, position, token, confidence in row["events"]:
+            tokens[position] = token
+            assert 0 < confidence <= 1
+        assert tokens == text["tokens"]
+        assert "".join(found["pieces"][str(token)] for token in tokens) == text["text"]
+    # More windows than one: the steps of all of them.
+    assert found["steps"] > 16 and max(e[0] for e in found["rows"][0]["events"]) > 16
+    shown = mdlm("view", "long.trace", "--row", 2, cwd=work)
+    assert shown.returncode == 0 and shown.stdout.endswith(f"\n\n{texts[1]['text']}\n")
+    assert "\x1b" not in shown.stdout and "re-masked" in shown.stdout
+    shown = mdlm("view", "long.trace", "--html", "long.html", "--gif", "long.gif", cwd=work)
+    assert shown.returncode == 0 and shown.stdout.count("long.") == 2
+    assert (work / "long.html").read_text("utf-8").startswith("<!DOCTYPE html>")
+    assert (work / "long.gif").read_bytes().startswith(b"GIF89a")
+    infill = ("sample", "run", "--infill", "the [MASK:5] fox", "--num", 2, "--json")
+    texts = json.loads(mdlm(*infill, "--trace", "infill.trace", cwd=work).stdout)["texts"]
+    for row, text in zip(
+        json.loads((work / "infill.trace").read_text())["rows"], texts, strict=True
+    ):
+        assert sorted(event[1] for event in row["events"]) == [4, 5, 6, 7, 8]
+        tokens = dict(enumerate(row["start"])) | {e[1]: e[2] for e in row["events"]}
+        assert list(tokens.values()) == text["tokens"]
+
+
 def test_bad_input_is_one_line(work):
+    whole = {"mdlm_trace": 1, "sampler": "", "mask": 0, "pieces": {"0": ""}, "steps": 0}
+    whole |= {"nfe": [0], "rows": [{"start": [0], "events": []}]}
+    (work / "whole.trace").write_text(json.dumps(whole))
+    (work / "cut.trace").write_text(json.dumps(whole)[:-5])
     before = sorted(p.name for p in work.iterdir())
     cases = [
         (("train", "missing.py"), "no such experiment file"),
@@ -136,6 +174,10 @@ def test_bad_input_is_one_line(work):
         (("sample", "run", "--num", "0"), "at least one text"),
         (("sample", "run", "--sampler", "Ancestral(steps=0)"), "steps=0 is below 1"),
         (("sample", "run", "--sampler", "LeftToRight"), "needs a network that sees"),
+        (("sample", "run", "--trace", "nowhere/x.trace"), "no file can be written there"),
+        (("view", "no.trace"), "no.trace: No such file"),
+        (("view", "cut.trace"), "cut.trace is a trace, but cut short"),
+        (("view", "whole.trace", "--fps", "0"), "--fps 0"),
     ]
     for words, message in cases:
         assert message in refused(*words, cwd=work), words
@@ -246,6 +288,11 @@ def test_from_python(work):
     assert all(t.text.startswith("the ") for t in out.texts)
     again = run.generate("the ", length=40, num=2, top_p=0.9)
     assert out.texts == again.texts
+    # Followed step by step, this small network computes the same.
+    traced = run.generate("the ", length=40, num=2, top_p=0.9, trace=True)
+    assert traced.texts == out.texts and traced.nfe == out.nfe == traced.trace.nfe[-1]
+    assert traced.trace.rows[1].after(traced.trace.steps).tolist() == list(out.texts[1].tokens)
+    assert out.trace is None
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from law import Law
 from mdlm.keys import by_row, stream
 from mdlm.parameterizations.mean import Mean
 from mdlm.processes.interpolating import Interpolating
-from mdlm.samplers.base import generate
+from mdlm.samplers.loop import generate
 from mdlm.samplers.reverse import Reverse
 from mdlm.types import DenseLogits, Vocab
 

@@ -18,7 +18,7 @@ from mdlm.objectives.nelbo import Nelbo
 from mdlm.parameterizations.subs import Subs
 from mdlm.per_token_schedules import LearnedPolynomial, Spindle
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import generate
+from mdlm.samplers.loop import generate
 from mdlm.samplers.reverse import Reverse
 from mdlm.types import DenseLogits, NetInput
 

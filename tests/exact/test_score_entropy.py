@@ -14,7 +14,7 @@ from mdlm.parameterizations.score import Score
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
-from mdlm.samplers.base import generate
+from mdlm.samplers.loop import generate
 from mdlm.samplers.score import Euler, Tweedie
 from mdlm.schedules import Geometric, LogLinear
 from mdlm.types import DenseLogits, NetInput

@@ -19,8 +19,9 @@ from mdlm.models.dit import DiT
 from mdlm.models.network import denoiser
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import Sampler, generate
+from mdlm.samplers.base import Sampler
 from mdlm.samplers.left_to_right import LeftToRight
+from mdlm.samplers.loop import generate
 from mdlm.samplers.state import SampleState
 from mdlm.samplers.windows import Windows, generate_long
 from mdlm.schedules import LogLinear

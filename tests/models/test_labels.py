@@ -16,7 +16,7 @@ from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.network import bind, denoiser, init, shapes
 from mdlm.samplers.ancestral import Ancestral
-from mdlm.samplers.base import generate
+from mdlm.samplers.loop import generate
 from mdlm.types import Batch, NetInput, Vocab
 
 COLUMNS, B, L, KINDS = 13, 8, 6, 3

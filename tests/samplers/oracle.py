@@ -9,7 +9,7 @@ import numpy as np
 from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import generate
+from mdlm.samplers.loop import generate
 from mdlm.schedules import LogLinear
 from mdlm.types import DenseLogits, Vocab
 

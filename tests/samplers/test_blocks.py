@@ -11,8 +11,8 @@ from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
 from mdlm.per_token_schedules import LearnedPolynomial
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import generate
 from mdlm.samplers.blocks import BlockByBlock
+from mdlm.samplers.loop import generate
 from mdlm.schedules import Cosine, LogLinear
 from mdlm.types import DenseLogits, Vocab
 

@@ -9,8 +9,8 @@ from oracle import LENGTH, MASK, PARTS, SYMBOLS, posterior, sample
 from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import generate
 from mdlm.samplers.editing import Editing
+from mdlm.samplers.loop import generate
 from mdlm.schedules import Schedule
 from mdlm.types import DenseLogits
 

@@ -28,8 +28,8 @@ from mdlm.per_token_schedules import LearnedPolynomial
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
 from mdlm.samplers.ancestral import Ancestral
-from mdlm.samplers.base import generate
 from mdlm.samplers.first_hitting import FirstHitting, levels
+from mdlm.samplers.loop import generate
 from mdlm.schedules import Cosine, LogLinear, Schedule
 from mdlm.types import DenseLogits, Vocab
 

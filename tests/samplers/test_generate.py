@@ -25,7 +25,8 @@ from mdlm.md4_schedules import OneMinusSine
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.samplers.ancestral import Ancestral
-from mdlm.samplers.base import CHUNK, generate
+from mdlm.samplers.base import CHUNK
+from mdlm.samplers.loop import generate
 from mdlm.samplers.prompts import check_prompt
 from mdlm.schedules import Cosine, LogLinear
 from mdlm.types import DenseLogits, InputError, Prediction, Vocab

@@ -12,8 +12,8 @@ from mdlm.models.causal import CausalTransformer
 from mdlm.models.network import denoiser, init
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import generate
 from mdlm.samplers.left_to_right import LeftToRight
+from mdlm.samplers.loop import generate
 from mdlm.types import DenseLogits, NetInput, Vocab
 
 VOCAB = Vocab(size=5, mask_id=4, bos_id=0)

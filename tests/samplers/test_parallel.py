@@ -25,7 +25,7 @@ from mdlm.parameterizations.subs import Subs
 from mdlm.per_token_schedules import LearnedPolynomial
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
-from mdlm.samplers.base import generate
+from mdlm.samplers.loop import generate
 from mdlm.samplers.parallel import Parallel, margin, negative_entropy
 from mdlm.samplers.selection import (
     EntropyBound,

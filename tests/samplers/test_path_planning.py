@@ -12,7 +12,7 @@ from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
 from mdlm.per_token_schedules import LearnedPolynomial
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import generate
+from mdlm.samplers.loop import generate
 from mdlm.samplers.path_planning import PathPlanning, best, kept_of
 from mdlm.types import DenseLogits
 

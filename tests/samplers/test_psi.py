@@ -27,7 +27,7 @@ from mdlm.per_token_schedules import LearnedPolynomial
 from mdlm.processes.hybrid import LogSNRHybrid
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
-from mdlm.samplers.base import generate
+from mdlm.samplers.loop import generate
 from mdlm.samplers.psi import Psi, kappa_of, sigma_of
 from mdlm.samplers.remask import Remask, reveal_probability
 from mdlm.samplers.reverse import Reverse

@@ -25,7 +25,7 @@ from mdlm.parameterizations.subs import Subs
 from mdlm.per_token_schedules import LearnedPolynomial
 from mdlm.processes.masked import Masked
 from mdlm.samplers.ancestral import Ancestral
-from mdlm.samplers.base import generate
+from mdlm.samplers.loop import generate
 from mdlm.samplers.remask import (
     Remask,
     RemaskLoop,

@@ -13,7 +13,7 @@ from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
 from mdlm.samplers.ancestral import Ancestral
-from mdlm.samplers.base import generate
+from mdlm.samplers.loop import generate
 from mdlm.samplers.reverse import Reverse
 from mdlm.schedules import LogLinear
 from mdlm.types import DenseLogits

@@ -10,7 +10,7 @@ from mdlm.keys import by_row
 from mdlm.parameterizations.score import Score
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
-from mdlm.samplers.base import generate
+from mdlm.samplers.loop import generate
 from mdlm.samplers.score import Euler, Tweedie, clean_weights, tweedie_weights
 from mdlm.schedules import Geometric, LogLinear
 from mdlm.types import DenseLogits

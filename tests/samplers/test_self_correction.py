@@ -13,8 +13,8 @@ from mdlm.parameterizations.subs import Subs
 from mdlm.processes.hybrid import Hybrid, HybridSchedule
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
-from mdlm.samplers.base import generate
 from mdlm.samplers.grid import GridSampler
+from mdlm.samplers.loop import generate
 from mdlm.samplers.remask import Remask
 from mdlm.samplers.reverse import Reverse
 from mdlm.samplers.self_correction import SelfCorrection, agreement, moved

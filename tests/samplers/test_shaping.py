@@ -20,9 +20,10 @@ from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
 from mdlm.samplers.ancestral import Ancestral
-from mdlm.samplers.base import CHUNK, generate
+from mdlm.samplers.base import CHUNK
 from mdlm.samplers.blocks import BlockByBlock
 from mdlm.samplers.left_to_right import LeftToRight
+from mdlm.samplers.loop import generate
 from mdlm.samplers.reverse import Reverse
 from mdlm.samplers.score import Euler, Tweedie
 from mdlm.samplers.shaping import Annealed, Shaping

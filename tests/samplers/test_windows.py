@@ -9,7 +9,7 @@ from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.samplers.ancestral import Ancestral
-from mdlm.samplers.base import generate
+from mdlm.samplers.loop import generate
 from mdlm.samplers.state import Samples
 from mdlm.samplers.windows import Windows, generate_long
 from mdlm.types import DenseLogits, InputError, Vocab

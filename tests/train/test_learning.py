@@ -11,7 +11,7 @@ from mdlm.experiment import Model
 from mdlm.mesh import MeshShape, place
 from mdlm.models.dit import DiT
 from mdlm.optim import Muon
-from mdlm.samplers.base import generate
+from mdlm.samplers.loop import generate
 from mdlm.times import balanced_order
 from mdlm.train.loop import in_training
 from mdlm.train.step import compile_step, create_state

@@ -1,0 +1,111 @@
+"""The one sampling loop.
+
+It runs `step` until every row is done, then `finish` once. NFE is the number of network calls, for
+the whole batch.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+from jax import Array
+from jaxtyping import Bool, Int, Key
+
+from mdlm.parameterizations.base import Parameterization
+from mdlm.processes.base import Process
+from mdlm.samplers.base import Sampler
+from mdlm.samplers.state import Samples, SampleState
+from mdlm.types import Denoise, NetInput, Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """A sampler and all that its steps need. `generate` runs them in one program,
+    `trace.generate_traced` one after the other under the eyes of the host.
+
+    The network is told `is_valid`, `positions` and `label` with every question. With guidance,
+    `nfe` counts every call that it makes of the network.
+    """
+
+    sampler: Sampler
+    process: Process
+    parameterization: Parameterization
+    denoise: Denoise
+    is_valid: Any = None  # Bool[Array, "b l"]
+    positions: Any = None  # Int[Array, "b l"]
+    label: Any = None  # Int[Array, " b"]
+
+    def begin(
+        self, keys: Key[Array, " b"], tokens: Int[Array, "b l"], is_fixed: Bool[Array, "b l"]
+    ) -> SampleState:
+        """The state before the first step."""
+        state = self.sampler.init(keys, tokens, is_fixed, process=self.process)
+        return self._counted(state, self.sampler.begin(state, **self._parts(state)))
+
+    def advance(self, state: SampleState) -> SampleState:
+        """One step; wanted until every row is done."""
+        after = self._counted(state, self.sampler.step(state, **self._parts(state)))
+        return replace(after, step=state.step + 1)
+
+    def finish(self, state: SampleState) -> SampleState:
+        """What follows the last step, once."""
+        return self._counted(state, self.sampler.finish(state, **self._parts(state)))
+
+    def _parts(self, state: SampleState) -> dict[str, Any]:
+        parts: dict[str, Any] = {
+            "process": self.process,
+            "parameterization": self.parameterization,
+        }
+        denoise, guidance = self.denoise, self.sampler.guidance
+        if guidance is not None:
+            denoise = guidance.wrap(denoise, state.is_fixed, **parts)
+        known = dict(is_valid=self.is_valid, positions=self.positions, label=self.label)
+
+        # What guidance withholds is taken from what is known, so it is told before.
+        def ask(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
+            return denoise(replace(inputs, **known), key=key)
+
+        return {**parts, "denoise": ask}
+
+    def _counted(self, before: SampleState, after: SampleState) -> SampleState:
+        guidance = self.sampler.guidance
+        if guidance is None:
+            return after
+        return replace(after, nfe=before.nfe + guidance.calls * (after.nfe - before.nfe))
+
+
+def generate(
+    keys: Key[Array, " b"],
+    tokens: Int[Array, "b l"],
+    is_fixed: Bool[Array, "b l"],
+    *,
+    sampler: Sampler,
+    process: Process,
+    parameterization: Parameterization,
+    denoise: Denoise,
+    is_valid: Bool[Array, "b l"] | None = None,
+    positions: Int[Array, "b l"] | None = None,
+    label: Int[Array, " b"] | None = None,
+) -> Samples:
+    """Draws one sequence per row; meant to be jitted whole, with the parameters as argument.
+
+    `tokens` counts where `is_fixed`, and never changes there; elsewhere it is ignored. Positions
+    that are not `is_valid` (padding of a shorter row) keep their token too and are hidden from
+    the network's attention. The network is told each row's `label`, where it takes labels.
+    Nothing is checked here: see `prompts`.
+    """
+    if is_valid is not None:
+        is_fixed = is_fixed | ~is_valid
+    loop = Loop(
+        sampler=sampler,
+        process=process,
+        parameterization=parameterization,
+        denoise=denoise,
+        is_valid=is_valid,
+        positions=positions,
+        label=label,
+    )
+    state = loop.begin(keys, tokens, is_fixed)
+    state = jax.lax.while_loop(lambda state: ~state.done.all(), loop.advance, state)
+    state = loop.finish(state)
+    return Samples(tokens=state.tokens, nfe=state.nfe)

@@ -1,0 +1,33 @@
+"""The page as text: everything is in it, and nothing that is in it can end it early."""
+
+import json
+import re
+
+import made_trace
+import pytest
+
+from mdlm.view.document import dumps
+from mdlm.view.page import page
+
+
+def test_the_trace_is_in_it_whatever_its_tokens_spell():
+    trace = made_trace.trace()
+    html = page(trace, row=2, fps=12)
+    (block,) = re.findall(r'<script id="trace" type="application/json">(.*?)</script>', html, re.S)
+    assert json.loads(block) == json.loads(dumps(trace))
+    assert html.count("</script>") == 2 and "<b>&amp;" not in html
+    assert '<body data-row="2" data-fps="12" ' in html
+
+
+def test_it_needs_nothing_else():
+    html = page(made_trace.trace())
+    assert not re.search(r"https?:|//[a-z]|\bsrc=|\bhref=|url\(|@import|\bfetch\(", html)
+    assert "default-src 'none'" in html
+
+
+@pytest.mark.parametrize("theme", ["", "@media (prefers-color-scheme: dark)"])
+def test_both_themes_define_every_colour(theme):
+    html = page(made_trace.trace())
+    block = html.partition(theme)[2].partition("}")[0] if theme else html.partition("}")[0]
+    defined = set(re.findall(r"--([a-z0-9-]+):", block))
+    assert set(re.findall(r"var\(--([a-z0-9-]+)\)", html)) == defined
