@@ -179,13 +179,52 @@ def sample(oracle: Oracle, sampler: Sampler, rows: int, seed: int = 0) -> Sample
     return jax.device_get(run(by_row(jax.random.key(seed), jnp.arange(rows))))
 
 
+CALLS = (1, 2, 4, 8, 16, 32, 64)
 CURVES = {
     "ancestral": "Ancestral(steps={n})",
     "ancestral, cosine grid": "Ancestral(steps={n}, grid='cosine')",
+    "first hitting": "FirstHitting(per_call={k})",
     "Tweedie (score)": "Tweedie(steps={n})",
-    "Euler (score)": "Euler(steps={n}, grid='cosine')",
+    "entropy order": "Parallel(order='entropy', rule=FixedCount(per_call={k}))",
+    "confidence order": "Parallel(rule=FixedCount(per_call={k}))",
+    "ReMDM, cap 0.04": "Remask(eta=0.04, steps={n})",
+    "Psi, kappa 0.9": "Psi(kappa=0.9, steps={n})",
+    "P2, eta 1": "PathPlanning(steps={n})",
 }
-"""Curves of the picture: samplers with `{n}` steps."""
+"""Curves of the picture: samplers of `{n}` steps, or that write `{k}` tokens of a row at once."""
+
+
+def curve(oracle: Oracle, pattern: str, rows: int) -> list[tuple[int, float]]:
+    """Network calls and distance, for all numbers of steps that make a difference."""
+    points: dict[str, tuple[int, float]] = {}
+    for n in CALLS:
+        text = pattern.format(n=n, k=-(-oracle.length // n))
+        if text not in points:
+            out = sample(oracle, from_text(text), rows)
+            points[text] = int(out.nfe), oracle.distance(out.tokens)
+    return sorted(points.values())
+
+
+def draw(found: dict[str, dict[str, list[tuple[int, float]]]], floors: dict[str, float]) -> None:
+    """Distance against calls, a panel for each law, into docs/samplers.png."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(found))
+    for axes, (law, curves) in zip(panels, found.items(), strict=True):
+        for place, (name, points) in enumerate(curves.items()):
+            calls, distances = np.array(points).T
+            axes.plot(calls, distances, marker="osD^vP*Xd"[place], markersize=4, label=name)
+        axes.axhline(floors[law], color="grey", linestyle=":", label="rows of the law itself")
+        axes.set(xscale="log", yscale="log", title=law, xlabel="network calls")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.2, which="both")
+    panels[0].set_ylabel("total variation to the law")
+    panels[-1].legend(frameon=False, fontsize="small", loc="upper right", bbox_to_anchor=(1.45, 1))
+    figure.savefig(PICTURE, dpi=120)
+    print(f"\n({PICTURE})")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -198,16 +237,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samplers", nargs="+", metavar="TEXT", help="these alone; no picture")
     args = parser.parse_args(arguments)
     try:
-        chosen = {text: [from_text(text)] for text in args.samplers or ()}
+        chosen = {text: from_text(text) for text in args.samplers or ()}
     except InputError as error:
         parser.error(str(error))
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    floors: dict[str, float] = {}
     for oracle in (Enumerated(), HiddenMarkov()):
-        floor = oracle.distance(oracle.draw(args.rows, seed=0))
-        print(f"\n{oracle.name}: {args.rows:,} rows of the law itself are {floor:.4f} off\n")
-        print("| sampler | NFE | total variation |\n|---|---|---|")
-        for text, (sampler,) in chosen.items():
+        floors[oracle.name] = oracle.distance(oracle.draw(args.rows, seed=0))
+        print(
+            f"\n{oracle.name}: {args.rows:,} rows of the law itself are"
+            f" {floors[oracle.name]:.4f} off\n\n| sampler | NFE | total variation |\n|---|---|---|"
+        )
+        for text, sampler in chosen.items():
             out = sample(oracle, sampler, args.rows)
             print(f"| {text} | {int(out.nfe)} | {oracle.distance(out.tokens):.4f} |", flush=True)
+        if chosen:
+            continue
+        found[oracle.name] = {}
+        for name, pattern in CURVES.items():
+            points = found[oracle.name][name] = curve(oracle, pattern, args.rows)
+            calls = ", ".join(str(nfe) for nfe, _ in points)
+            distances = ", ".join(f"{distance:.4f}" for _, distance in points)
+            print(f"| {name} | {calls} | {distances} |", flush=True)
+    if found:
+        draw(found, floors)
     return 0
 
 
