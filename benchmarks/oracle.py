@@ -203,9 +203,8 @@ which they make as many calls."""
 def curve(oracle: Oracle, pattern: str, rows: int) -> list[tuple[int, float]]:
     """Steps and distance; where tokens are written at once, for as many steps as there can be."""
     points: list[tuple[int, float]] = []
-    for n in STEPS:
-        if "{k}" in pattern and n > oracle.length:
-            break
+    most = oracle.length if "{k}" in pattern else STEPS[-1]
+    for n in sorted({*(n for n in STEPS if n <= most), most}):
         out = sample(oracle, from_text(pattern.format(n=n, k=-(-oracle.length // n))), rows)
         points.append((n, oracle.distance(out.tokens)))
     return points

@@ -23,10 +23,31 @@ from mdlm.samplers.catalogue import from_text
 
 LAWS = {
     "FirstHitting()": "exact",
-    "Ancestral(steps=128)": "limit",
-    "Ancestral(steps=1000)": "limit",
+    "FirstHitting(per_call=4)": "limit",
     "Ancestral(steps=32)": "limit",
     "Ancestral(steps=32, grid='cosine')": "limit",
+    "Ancestral(steps=128)": "limit",
+    "Ancestral(steps=1000)": "limit",
+    "Reverse(steps=128)": "limit",
+    "Remask(steps=128)": "limit",
+    "Remask(steps=128, strategy='rescale')": "limit",
+    "Remask(steps=128, strategy='confidence')": "biased",
+    "Remask(steps=128, strategy='forward-backward')": "limit",
+    "Remask(steps=128, strategy='dfm')": "limit",
+    "RemaskLoop(steps=128)": "limit",
+    "Psi(steps=128)": "limit",
+    "Parallel(order='entropy')": "exact",
+    "Parallel(order='margin')": "exact",
+    "Parallel()": "biased",
+    "Parallel(rule=Share(steps=32), block_size=32)": "biased",
+    "Parallel(rule=MaskGIT(steps=32))": "biased",
+    "Parallel(rule=EntropyBound(gamma=0.5), order='entropy')": "biased",
+    "Parallel(rule=Threshold(tau=0.9), temperature=0.0)": "biased",
+    "Parallel(rule=Factor(factor=1.0), temperature=0.0)": "biased",
+    "PathPlanning(steps=128)": "biased",
+    "Editing()": "biased",
+    "Ancestral(steps=128, temperature=0.8)": "biased",
+    "Ancestral(steps=128, top_p=0.9)": "biased",
 }
 """Samplers of the table, and what their law is."""
 

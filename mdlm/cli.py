@@ -36,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"mdlm: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. Nothing is left to be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if args.traceback:
             raise

@@ -23,6 +23,7 @@ from mdlm.data.packing import Packing, ends
 from mdlm.experiment import Model, check_sampler
 from mdlm.keys import by_row, stream
 from mdlm.samplers.base import Sampler
+from mdlm.samplers.catalogue import to_text
 from mdlm.samplers.loop import Loop, generate
 from mdlm.samplers.prompts import check_prompt
 from mdlm.samplers.shaping import Annealed
@@ -237,7 +238,7 @@ class Generator:
         nfe, rows = rows_of(windows, begins, self.window.text.start, starts)
         used = [ids for row in rows for ids in (row.start, row.token)]
         return Trace(
-            sampler=repr(self.sampler),
+            sampler=to_text(self.sampler),
             mask_id=mask_id,
             pieces=self.tokenizer.pieces({mask_id}.union(*(ids.tolist() for ids in used))),
             nfe=nfe,

@@ -75,6 +75,17 @@ def from_text(text: str) -> Sampler:
     return made
 
 
+def to_text(sampler: Any) -> str:
+    """A sampler as it would be written: its name, and the fields that are not at their default."""
+    said = []
+    for field in dataclasses.fields(sampler):
+        value = getattr(sampler, field.name)
+        if value != field.default:
+            is_part = dataclasses.is_dataclass(value)
+            said.append(f"{field.name}={to_text(value) if is_part else repr(value)}")
+    return f"{type(sampler).__name__}({', '.join(said)})"
+
+
 def described() -> str:
     """Every sampler and what it may be made of: fields with their defaults, and what it is."""
     common = {field.name for field in dataclasses.fields(Sampler)}

@@ -9,7 +9,7 @@ import mdlm.samplers
 from mdlm.samplers.ancestral import Ancestral
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.blocks import BlockByBlock
-from mdlm.samplers.catalogue import PARTS, SAMPLERS, described, from_text
+from mdlm.samplers.catalogue import PARTS, SAMPLERS, described, from_text, to_text
 from mdlm.types import InputError
 
 
@@ -28,8 +28,18 @@ def test_what_a_sampler_prints_as_can_be_read_again(kind):
         for field in dataclasses.fields(kind)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
-    made = kind(**needed)
+    made = kind(**needed, top_p=0.5)
     assert from_text(repr(made)) == made
+    assert from_text(to_text(made)) == made
+    assert "top_p=0.5" in to_text(made) and "top_k" not in to_text(made)
+
+
+def test_parts_are_written_out_too():
+    made = from_text("Parallel(rule=Threshold(tau=0.5), temperature=Annealed(first=1, last=0))")
+    assert from_text(to_text(made)) == made
+    assert to_text(made) == (
+        "Parallel(temperature=Annealed(first=1, last=0), rule=Threshold(tau=0.5))"
+    )
 
 
 def test_every_sampler_is_in_the_catalogue():
