@@ -5,7 +5,7 @@
     python -m benchmarks.sample --total 256 --stride 64   # windows that slide along longer texts
     python -m benchmarks.sample --no-twin                 # without PyTorch
 
-`mdlm.samplers.base.generate` with `Ancestral`, as `mdlm sample` runs it, against the published
+`mdlm.samplers.loop.generate` with `Ancestral`, as `mdlm sample` runs it, against the published
 "ddpm_cache" on the twin, whose network has the same parameters; both sample the same law, with
 randomness of their own. They take turns, one generation each. NFE is the mean number of network
 calls. "executed TFLOP/s" counts the products that each must execute: of each call the blocks, all

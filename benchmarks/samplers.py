@@ -34,7 +34,7 @@ LAWS = {
     "Remask(steps=128, strategy='confidence')": "biased",
     "Remask(steps=128, strategy='forward-backward')": "limit",
     "Remask(steps=128, strategy='dfm')": "limit",
-    "RemaskLoop(steps=128)": "limit",
+    "RemaskLoop(steps=128)": "biased",
     "Psi(steps=128)": "limit",
     "Parallel(order='entropy')": "exact",
     "Parallel(order='margin')": "exact",

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mdlm import sampling_commands
 from mdlm.arguments import overrides, parser
 from mdlm.host_memory import keep_freed
 from mdlm.progress import Progress
@@ -141,105 +142,6 @@ def run_eval(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     return 0
 
 
-def run_sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
-    from mdlm.generation import banned_by, temperature_of
-    from mdlm.run import load
-    from mdlm.samplers.catalogue import from_text
-
-    if args.num < 1:
-        raise InputError(f"--num {args.num}: at least one text is needed")
-    trace = None if args.trace is None else _writable(args.trace)
-    run = load(args.run_folder, step=args.step)
-    sampler = from_text(args.sampler) if args.sampler else run.experiment.sampler
-    names = ("steps", "top_p", "top_k", "top_p_rule")
-    settings = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
-    if args.temperature is not None:
-        settings["temperature"] = temperature_of(args.temperature)
-    if args.ban or args.ban_id:
-        banned = (*banned_by(run.tokenizer, args.ban or ()), *(args.ban_id or ()))
-        settings["banned"] = (*sampler.banned, *banned)
-    if "steps" in settings and not hasattr(sampler, "steps"):
-        name = type(sampler).__name__
-        raise InputError(f"--steps: {name}(...) has no number of steps, see `mdlm samplers`")
-    try:
-        sampler = replace(sampler, **settings)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    with Progress() as progress:
-        if args.infill is not None:
-            out = run.infill(
-                args.infill,
-                num=args.num,
-                seed=args.seed,
-                trace=trace is not None,
-                sampler=sampler,
-            )
-        else:
-            bar = progress.bar("generating", "windows")
-            out = run.generate(
-                args.prompt,
-                num=args.num,
-                length=args.length,
-                seed=args.seed,
-                stride=args.stride,
-                stop_at_eos=args.stop_at_eos,
-                trace=trace is not None,
-                report=lambda done: bar(done.window, done.windows),
-                sampler=sampler,
-            )
-    if trace is not None and out.trace is not None:
-        from mdlm.view.document import dumps
-
-        trace.write_text(dumps(out.trace))
-        print(f"{trace}: {out.trace.steps} steps; next: mdlm view {trace}", file=sys.stderr)
-    if args.json:
-        summary = {
-            "nfe": out.nfe,
-            "seconds": out.seconds,
-            "tokens_per_second": out.tokens_per_second,
-        }
-        print(json.dumps({**summary, "texts": [vars(t) for t in out.texts]}))
-        return 0
-    for number, text in enumerate(out.texts, 1):
-        if len(out.texts) > 1:
-            print(f"=== {number} ===")
-        print(text.text)
-    print(f"({out})", file=sys.stderr)
-    return 0
-
-
-def run_view(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
-    from mdlm.view import terminal
-    from mdlm.view.document import loads
-    from mdlm.view.frames import row_of
-
-    if not 0 < args.fps <= 50:
-        raise InputError(f"--fps {args.fps:g}: between 0 and 50 steps a second can be shown")
-    trace = loads(Path(args.trace).read_bytes(), args.trace)
-    row = row_of(trace, args.row)
-    if args.html is not None:
-        from mdlm.view.page import page
-
-        _writable(args.html).write_text(page(trace, row=args.row, fps=args.fps), "utf-8")
-        print(f"{args.html}: {trace.steps} steps of {len(trace.rows)} texts; open it in a browser")
-    if args.gif is not None:
-        from mdlm.view.gif import gif
-
-        _writable(args.gif).write_bytes(gif(trace, row, fps=args.fps))
-        print(f"{args.gif}: {trace.steps} steps of text {args.row}")
-    if args.html is None and args.gif is None:
-        terminal.show(trace, row, sys.stdout, fps=args.fps)
-    return 0
-
-
-def _writable(name: str) -> Path:
-    """Where a file can be written; refused before the work is done rather than after it."""
-    path = Path(name)
-    if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"{name}: no file can be written there")
-    return path
-
-
 def run_import(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
     from mdlm.train.session import import_weights
 
@@ -255,13 +157,6 @@ def run_import(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
     return 0
 
 
-def run_samplers(_: argparse.Namespace, __: list[tuple[str, str]]) -> int:
-    from mdlm.samplers.catalogue import described
-
-    print(described())
-    return 0
-
-
 def run_settings(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
     from mdlm.overrides import expected, names
 
@@ -273,10 +168,10 @@ def run_settings(args: argparse.Namespace, changes: list[tuple[str, str]]) -> in
 RUN = {
     "train": run_train,
     "eval": run_eval,
-    "sample": run_sample,
-    "view": run_view,
+    "sample": sampling_commands.sample,
+    "view": sampling_commands.view,
     "import": run_import,
-    "samplers": run_samplers,
+    "samplers": sampling_commands.samplers,
     "settings": run_settings,
 }
 

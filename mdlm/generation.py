@@ -26,7 +26,6 @@ from mdlm.samplers.base import Sampler
 from mdlm.samplers.catalogue import to_text
 from mdlm.samplers.loop import Loop, generate
 from mdlm.samplers.prompts import check_prompt
-from mdlm.samplers.shaping import Annealed
 from mdlm.samplers.state import Samples
 from mdlm.samplers.trace import Trace, WindowTrace, generate_traced, rows_of
 from mdlm.samplers.windows import Run, WindowDone, Windows, generate_long
@@ -92,6 +91,11 @@ class Generator:
         self.model, self.params, self.tokenizer, self.window = model, params, tokenizer, window
         self.sampler = sampler or model.experiment.sampler
         check_sampler(self.sampler, model)
+        if getattr(self.sampler.guidance, "without", None) == "label":
+            raise InputError(
+                'guidance=ClassifierFree(without="label"): texts are generated without labels here;'
+                " mdlm.samplers.loop.generate takes them"
+            )
 
         def loop(params: ArrayTree) -> Loop:
             return Loop(
@@ -207,6 +211,11 @@ class Generator:
             is_open.append(np.zeros(len(known), bool))
             if blank:
                 n = int(blank.group(1) or 1)
+                if not 1 <= n <= self.window.room:
+                    raise InputError(
+                        f"{blank.group()}: a blank has 1 to {self.window.room} tokens, the window"
+                        " of this model"
+                    )
                 ids.append(np.zeros(n, np.int32))
                 is_open.append(np.ones(n, bool))
                 end = blank.end()
@@ -263,34 +272,6 @@ class Generator:
         return tuple(
             Text(self.tokenizer.decode(row.tolist()), tuple(int(i) for i in row)) for row in rows
         )
-
-
-def banned_by(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[int, ...]:
-    """The tokens that the texts are made of, each text encoded by itself, in rising order.
-
-    What a text is made of elsewhere may be other tokens: many tokenizers have one for a word and
-    another for the word after a space. InputError where a text has no tokens.
-    """
-    found: set[int] = set()
-    for text, ids in zip(texts, tokenizer.encode(list(texts)), strict=True):
-        if not len(ids):
-            raise InputError(f"--ban {text!r}: a text without tokens bans nothing")
-        found.update(int(i) for i in ids)
-    return tuple(sorted(found))
-
-
-def temperature_of(text: str) -> float | Annealed:
-    """`0.7`, or `1.0:0.3` for a temperature annealed from 1.0 to 0.3. InputError if neither."""
-    try:
-        numbers = [float(part) for part in text.split(":")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 2):
-        raise InputError(f"--temperature {text}: expected a number, or FIRST:LAST")
-    try:
-        return numbers[0] if len(numbers) == 1 else Annealed(first=numbers[0], last=numbers[1])
-    except ValueError as error:
-        raise InputError(f"--temperature {text}: {error}") from error
 
 
 def window_of(packing: Packing, model: Model) -> Windows:

@@ -201,8 +201,6 @@ class Sampler(Shaping, abc.ABC):
         def ask() -> Proposal:
             prediction = denoise(replace(self.inputs(state.tokens, t), late=True))
             many = min(CHUNK, b * l)
-            if not prediction.is_late:
-                return fill(prediction, many)
             return jax.lax.cond(
                 4 * is_asked.sum() <= b * l,
                 lambda: fill(prediction, min(max(FEW, 2 * b), many)),
@@ -213,6 +211,22 @@ class Sampler(Shaping, abc.ABC):
         proposal = jax.lax.cond(is_any, ask, lambda: nothing)
         proposal = jax.tree.map(lambda flat: flat.reshape(b, l), proposal)
         return replace(state, nfe=state.nfe + is_any), proposal
+
+    def ask_everywhere(
+        self,
+        state: SampleState,
+        t: Float[Array, "b 1"],
+        *,
+        process: Process,
+        parameterization: Parameterization,
+        denoise: Denoise,
+    ) -> Float[Array, "b l v"]:
+        """The network's laws of the clean tokens at all positions, held at once."""
+        logits = denoise(NetInput(tokens=state.tokens, t=t)).logits()
+        log_p0 = parameterization.log_p0(logits, state.tokens, t)
+        # A clean token is no noise, though D3PM's network may put mass there.
+        is_noise = process.is_noise(jnp.arange(log_p0.shape[-1]))
+        return jax.nn.log_softmax(jnp.where(is_noise[None, None], -jnp.inf, log_p0), axis=-1)
 
     def write(
         self,

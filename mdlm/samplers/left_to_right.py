@@ -31,8 +31,9 @@ class LeftToRight(Sampler):
     network has no law for it, and it would keep the prior's token. Other fixed positions are
     kept, but a causal network sees only those to the left of what it writes.
 
-    NFE is one call for the prompts, and one for each place from the end of the shortest prompt to
-    the last that is written (with a network that has no cache: for each place that is written).
+    NFE is one call for the prompts, and one for each place from the first that is open to the last
+    of the row where these are most (with a network that has no cache: one for each place at which
+    something is written).
     """
 
     sees: ClassVar[Sees] = "before"

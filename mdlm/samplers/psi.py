@@ -31,7 +31,7 @@ from mdlm.processes.interpolating import Interpolating
 from mdlm.processes.masked import Masked
 from mdlm.samplers.remask import Exchange, Remasking, reveal_probability
 from mdlm.samplers.state import SampleState, rewritten, step_keys
-from mdlm.types import Denoise, NetInput
+from mdlm.types import Denoise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +91,9 @@ class Psi(Remasking):
 
     def _mix(self, state, process, parameterization, denoise) -> SampleState:
         t, s = self.times(state)
-        logits = denoise(NetInput(tokens=state.tokens, t=t)).logits()
-        log_p0 = parameterization.log_p0(logits, state.tokens, t)
-        is_noise = process.is_noise(jnp.arange(log_p0.shape[-1]))
-        log_p0 = jax.nn.log_softmax(jnp.where(is_noise[None, None], -jnp.inf, log_p0), axis=-1)
+        log_p0 = self.ask_everywhere(
+            state, t, process=process, parameterization=parameterization, denoise=denoise
+        )
         shaped = self.shaped(log_p0, state, parameterization)
         known = process.given_all(shaped, state.tokens, jnp.broadcast_to(t, state.tokens.shape))
         x_0 = categorical_by_position(step_keys(state, "which"), known)

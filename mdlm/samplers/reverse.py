@@ -20,7 +20,7 @@ from mdlm.parameterizations.score import Score
 from mdlm.processes.base import Process
 from mdlm.samplers.grid import GridSampler
 from mdlm.samplers.state import SampleState, rewritten, step_keys
-from mdlm.types import Denoise, NetInput
+from mdlm.types import Denoise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,9 @@ class Reverse(GridSampler):
         denoise: Denoise,
     ) -> SampleState:
         t, s = self.times(state)
-        logits = denoise(NetInput(tokens=state.tokens, t=t)).logits()
-        log_p0 = parameterization.log_p0(logits, state.tokens, t)
-        # A clean token is no noise, though D3PM's network may put mass there.
-        is_noise = process.is_noise(jnp.arange(log_p0.shape[-1]))
-        log_p0 = jax.nn.log_softmax(jnp.where(is_noise[None, None], -jnp.inf, log_p0), axis=-1)
+        log_p0 = self.ask_everywhere(
+            state, t, process=process, parameterization=parameterization, denoise=denoise
+        )
         shaped = self.shaped(log_p0, state, parameterization)
         keys = step_keys(state, "reverse")
         written = jax.lax.cond(

@@ -30,7 +30,7 @@ from mdlm.samplers.base import Sampler
 from mdlm.samplers.grid import GridSampler
 from mdlm.samplers.reverse import Reverse
 from mdlm.samplers.state import SampleState, extended, ranks, rewritten
-from mdlm.types import Denoise, NetInput, pytree
+from mdlm.types import Denoise, Vocab, pytree
 
 
 @pytree
@@ -72,11 +72,22 @@ class SelfCorrection(Sampler):
 
     def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
         name = type(self.first).__name__
+        if self.first.guidance is not None:
+            return f"first={name}(...) has guidance; give it to SelfCorrection(...)"
         if not isinstance(process, self.first.processes):
             return f"first={name}(...) does not sample {type(process).__name__}(...)"
         if not isinstance(parameterization, self.first.parameterizations):
             return f"first={name}(...) does not read {type(parameterization).__name__}(...)"
-        return self.first.refuses(process, parameterization)
+        return self.first.refuses(process, parameterization) or self.first.misshapes(process)
+
+    def check_ids(self, vocab: Vocab) -> None:
+        super().check_ids(vocab)
+        self.first.check_ids(vocab)
+
+    @property
+    def _first(self) -> GridSampler:
+        """`first`, which writes no token that is banned here."""
+        return replace(self.first, banned=(*self.first.banned, *self.banned))
 
     def init(self, keys, tokens, is_fixed, *, process):
         first = self.first.init(keys, tokens, is_fixed, process=process)
@@ -100,7 +111,7 @@ class SelfCorrection(Sampler):
     ) -> CorrectionState:
         def sample() -> CorrectionState:
             first = replace(state.first, step=state.step)
-            first = self.first.step(
+            first = self._first.step(
                 first, process=process, parameterization=parameterization, denoise=denoise
             )
             return replace(
@@ -125,10 +136,9 @@ class SelfCorrection(Sampler):
     ) -> CorrectionState:
         """One round."""
         t = jnp.full((state.tokens.shape[0], 1), self.time)
-        logits = denoise(NetInput(tokens=state.tokens, t=t)).logits()
-        log_p0 = parameterization.log_p0(logits, state.tokens, t)
-        is_noise = process.is_noise(jnp.arange(log_p0.shape[-1]))
-        log_p0 = jax.nn.log_softmax(jnp.where(is_noise[None, None], -jnp.inf, log_p0), axis=-1)
+        log_p0 = self.ask_everywhere(
+            state, t, process=process, parameterization=parameterization, denoise=denoise
+        )
         law = self.shaped(log_p0, state, parameterization)
         # By the row's own rounds: the steps before depend on the rows beside it.
         keys = jax.vmap(lambda key, i: stream(jax.random.fold_in(key, i), "correct"))(

@@ -15,6 +15,10 @@ from jaxtyping import Bool, Float, Int, Key
 
 from mdlm.samplers.state import Samples, SampleState
 
+TINY = 1e-30
+"""The confidence told of a token that the network gave no mass, and that was written all the same
+(bans and hooks may leave no other): 0 would say that it is noise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WindowTrace:
@@ -105,7 +109,8 @@ def generate_traced(
         )
         rows, columns = np.nonzero(now != seen)
         drawn = now[rows, columns]
-        p = np.where(drawn == mask_id, 0.0, np.clip(confidence[rows, columns], 0.0, 1.0))
+        p = np.clip(confidence[rows, columns], TINY if events else 0.0, 1.0)
+        p = np.where(drawn == mask_id, 0.0, p)
         events.append((np.full(len(rows), len(nfe)), rows, columns, drawn, p))
         seen = now
         nfe.append(int(calls))

@@ -50,7 +50,7 @@ def loads(content: bytes, name: str) -> Trace:
     """The trace in a file. InputError, which names the file, where it holds none."""
     try:
         document = json.loads(content.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if content.lstrip().startswith(b'{"mdlm_trace"'):
             raise InputError(f"{name} is a trace, but cut short or damaged: {error}") from error
         raise InputError(f"{name} is no trace: mdlm sample --trace FILE writes one") from error

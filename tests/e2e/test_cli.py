@@ -166,6 +166,7 @@ def test_bad_input_is_one_line(work):
         (("sample", "run", "--prompt", "x" * 50, "--length", "10"), "more than the 10"),
         (("sample", "run", "--infill", "no blank"), "no [MASK]"),
         (("sample", "run", "--infill", "[MASK:99]"), "window of this model"),
+        (("sample", "run", "--infill", "a[MASK:0]"), "a blank has 1 to"),
         (("sample", "run", "--top-p", "1.5"), "top_p=1.5"),
         (("sample", "run", "--temperature", "warm"), "expected a number, or FIRST:LAST"),
         (("sample", "run", "--temperature", "1:-1"), "temperature.last=-1.0"),

@@ -18,6 +18,8 @@ def test_a_text_is_the_sampler_it_says():
     assert from_text(" Ancestral(steps=7, top_p=0.9, last='argmax') ") == Ancestral(
         steps=7, top_p=0.9, last="argmax"
     )
+    assert from_text("Parallel(rule=Threshold)") == from_text("Parallel(rule=Threshold())")
+    assert from_text("Ancestral(temperature=1)").temperature == 1
     assert from_text("BlockByBlock(block_size=4)") == BlockByBlock(block_size=4)
 
 
@@ -58,6 +60,14 @@ def test_every_sampler_is_in_the_catalogue():
     assert "steps=128" in described()
 
 
+def test_defaults_of_its_own_are_told():
+    lines = described().splitlines()
+    (editing,) = [line for line in lines if line.startswith("Editing(")]
+    (ancestral,) = [line for line in lines if line.startswith("Ancestral(")]
+    assert "temperature=0.0" in editing and "temperature" not in ancestral
+    assert "temperature=1.0" in lines[-1]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -71,6 +81,21 @@ def test_every_sampler_is_in_the_catalogue():
         ("Ancestral(", "not of the form"),
         ("BlockByBlock()", "block_size"),
         ("7", "not a sampler"),
+        ("Ancestrl", "neither a value nor"),
+        ("Ancestral(steps=2.5)", "steps=2.5: expected a whole number"),
+        ("Ancestral(steps={[]: 1})", "neither a value nor"),
+        ("Ancestral(steps=True)", "expected a whole number"),
+        ("Ancestral(top_p='much')", "top_p='much': expected a number"),
+        ("Ancestral(top_k=1.5)", "top_k=1.5: expected a whole number"),
+        ("Ancestral(banned=(1.5,))", "expected (a whole number, ...)"),
+        ("Ancestral(banned=3)", "expected (a whole number, ...)"),
+        ("Ancestral(grid='linear')", "expected 'uniform' or 'cosine'"),
+        ("Ancestral(hook=3)", "hook=3: expected"),
+        ("Ancestral(guidance=3)", "expected ClassifierFree(...) or None"),
+        ("Parallel(rule='Threshold')", "expected FixedCount(...) or Share(...)"),
+        ("Parallel(rule=Ancestral())", "expected FixedCount(...)"),
+        ("Parallel(rule=Share(steps=3.5))", "steps=3.5: expected a whole number"),
+        ("SelfCorrection(first=3)", "first=3: expected Ancestral(...) or"),
     ],
 )
 def test_texts_that_say_none_are_refused(text, reason):

@@ -11,7 +11,7 @@ import tiny
 
 from mdlm.data.tokenizers import Bytes
 from mdlm.experiment import Model, check_sampler
-from mdlm.generation import Generator, banned_by, temperature_of
+from mdlm.generation import Generator
 from mdlm.keys import by_row
 from mdlm.md4_schedules import Polynomial
 from mdlm.parameterizations.mean import Mean
@@ -19,15 +19,24 @@ from mdlm.parameterizations.score import Score
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
+from mdlm.samplers import catalogue
 from mdlm.samplers.ancestral import Ancestral
 from mdlm.samplers.base import CHUNK
 from mdlm.samplers.blocks import BlockByBlock
+from mdlm.samplers.editing import Editing
+from mdlm.samplers.first_hitting import FirstHitting
 from mdlm.samplers.left_to_right import LeftToRight
 from mdlm.samplers.loop import generate
+from mdlm.samplers.parallel import Parallel
+from mdlm.samplers.path_planning import PathPlanning
+from mdlm.samplers.psi import Psi
+from mdlm.samplers.remask import Remask, RemaskLoop
 from mdlm.samplers.reverse import Reverse
 from mdlm.samplers.score import Euler, Tweedie
+from mdlm.samplers.self_correction import SelfCorrection
 from mdlm.samplers.shaping import Annealed, Shaping
 from mdlm.samplers.windows import Windows
+from mdlm.sampling_commands import banned_by, temperature_of
 from mdlm.schedules import LogLinear
 from mdlm.types import DenseLogits, InputError, Vocab
 
@@ -46,7 +55,22 @@ SAMPLERS = {
     "reverse, uniform": (Reverse(steps=3), Uniform(schedule=CLEAN, **FIELDS), Mean(**FIELDS)),
     "tweedie": (Tweedie(steps=2), *SCORES),
     "euler": (Euler(steps=2), *SCORES),
+    "first hitting": (FirstHitting(per_call=2), *MASKED),
+    "parallel": (Parallel(order="entropy"), *MASKED),
+    "remask": (Remask(steps=3, eta=0.5), *MASKED),
+    "remask, loop": (RemaskLoop(steps=8, eta=0.1), *MASKED),
+    "psi": (Psi(steps=3, kappa=0.5), *MASKED),
+    "path planning": (PathPlanning(steps=3, eta=0.0, score="random"), *MASKED),
 }
+JUDGING = {
+    "editing": (Editing(edits=2), *MASKED),
+    "self-correction": (
+        SelfCorrection(first=Reverse(steps=2), rounds=2, temperature=1.0),
+        Uniform(schedule=CLEAN, **FIELDS),
+        Mean(**FIELDS),
+    ),
+}
+"""Samplers that prefer likely tokens, so that shares are not the law's."""
 
 
 def drawn(parts, rows=2000, law=LAW, first=None):
@@ -89,6 +113,17 @@ def test_banned_tokens_are_never_drawn_and_the_others_keep_their_shares(name):
     tokens = drawn((replace(sampler, banned=(0, 4)), *parts), first=0)
     assert (tokens[:, 0] == 0).all()  # what is fixed stays, banned or not
     assert_share(tokens[:, 1:], np.where([0, 1, 0, 1, 0, 1], LAW, 0))
+
+
+def test_no_sampler_is_left_out():
+    assert {type(parts[0]) for parts in (SAMPLERS | JUDGING).values()} == set(catalogue.SAMPLERS)
+
+
+@pytest.mark.parametrize("name", JUDGING)
+def test_samplers_that_judge_never_write_banned_tokens_either(name):
+    sampler, *parts = JUDGING[name]
+    tokens = drawn((replace(sampler, banned=(0, 4)), *parts), rows=500, first=0)
+    assert (tokens[:, 0] == 0).all() and not np.isin(tokens[:, 1:], (0, 4, MASK)).any()
 
 
 def shaped(**fields):

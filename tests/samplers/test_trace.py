@@ -14,8 +14,12 @@ from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
 from mdlm.samplers.ancestral import Ancestral
 from mdlm.samplers.base import Sampler
+from mdlm.samplers.editing import Editing
+from mdlm.samplers.first_hitting import FirstHitting
 from mdlm.samplers.left_to_right import LeftToRight
 from mdlm.samplers.loop import Loop, generate
+from mdlm.samplers.parallel import Parallel
+from mdlm.samplers.remask import Remask
 from mdlm.samplers.reverse import Reverse
 from mdlm.samplers.state import placed, removed
 from mdlm.samplers.trace import generate_traced, rows_of
@@ -90,6 +94,10 @@ SAMPLERS = {
     "ancestral": parts(Ancestral(steps=5, top_p=0.9)),
     "reverse": parts(Reverse(steps=4)),
     "left to right": parts(LeftToRight()),
+    "first hitting": parts(FirstHitting(per_call=2)),
+    "parallel": parts(Parallel(block_size=3)),
+    "remask": parts(Remask(steps=4, eta=0.5)),
+    "editing": parts(Editing(write_above=0.3, edit_above=0.3, temperature=1.0, edits=3)),
     "takes back": parts(TakesBack()),
     "uniform noise": parts(Reverse(steps=4), Uniform()),
 }
