@@ -9,7 +9,8 @@ Each run is `mdlm train experiments/family/METHOD.py` (of books: experiments/fam
 `mdlm eval`, as anyone would call them, on one core; the folder is runs/family/METHOD-SEED (of
 books: runs/family-books/), and runs that are done are not repeated. What is reported of each method
 is its own bound on the validation split (its protocol stands beside it). docs/family.json keeps
-scores and curves of all runs that were ever reported; those of a folder that is there go before.
+scores and curves of all runs that were ever reported (of some the score alone); those of a folder
+that is there go before.
 """
 
 import argparse
@@ -119,7 +120,7 @@ def table(ground: Ground, found: dict[str, list[dict[str, Any]]]) -> None:
     print("|---|---|---|---|---|---|")
     for method, runs in found.items():
         value, spread = mean(runs), error(runs)
-        speed = np.median([run["speed"] for run in runs])
+        speed = np.median([run["speed"] for run in runs if run["speed"]])
         protocol = runs[0]["score"]["protocol"].split(", ", 2)[-1].removesuffix(", EMA parameters")
         over = "seeds" if len(runs) > 1 else "sequences"
         print(
@@ -140,9 +141,10 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> None:
     for place, (method, runs) in enumerate(found.items()):
         colour = f"C{place}"
         left.errorbar(mean(runs), -place, xerr=error(runs), fmt="o", color=colour, capsize=3)
-        for run in runs:
-            steps, nats = np.array(run["curve"]).T
-            label = method if run is runs[0] else None
+        curves = [run["curve"] for run in runs if run["curve"]]
+        for curve in curves:
+            steps, nats = np.array(curve).T
+            label = method if curve is curves[0] else None
             right.plot(steps, nats, color=colour, linewidth=1, label=label)
     left.set_yticks([-place for place in range(len(found))], list(found))
     left.set_xlabel("bound on the validation split, nats per character")

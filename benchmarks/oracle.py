@@ -169,19 +169,20 @@ def sample(oracle: Oracle, sampler: Sampler, rows: int, seed: int = 0) -> Sample
         return DenseLogits(logits + np.log(oracle.symbols) if is_score else logits)
 
     @jax.jit
-    def run(keys):
-        nothing = jnp.zeros((rows, oracle.length), jnp.int32)
+    def run(keys, tokens, is_fixed):
         return generate(
             keys,
-            nothing,
-            nothing.astype(bool),
+            tokens,
+            is_fixed,
             sampler=sampler,
             process=Masked(schedule=LogLinear(eps=1e-4)).with_vocab(vocab),
             parameterization=parameterization.with_vocab(vocab),
             denoise=denoise,
         )
 
-    return jax.device_get(run(by_row(jax.random.key(seed), jnp.arange(rows))))
+    nothing = np.zeros((rows, oracle.length), np.int32)
+    keys = by_row(jax.random.key(seed), jnp.arange(rows))
+    return jax.device_get(run(keys, nothing, nothing.astype(bool)))
 
 
 STEPS = (1, 2, 4, 8, 16, 32, 64)
