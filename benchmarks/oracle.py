@@ -165,8 +165,10 @@ def sample(oracle: Oracle, sampler: Sampler, rows: int, seed: int = 0) -> Sample
 
     def denoise(inputs: NetInput, *, key: Any = None) -> DenseLogits:
         logits = oracle.denoise(inputs).logits()
-        # Scores take the law times the number of tokens.
-        return DenseLogits(logits + np.log(oracle.symbols) if is_score else logits)
+        if not is_score:
+            return DenseLogits(logits)
+        # A score's logits are not up to a constant: the law times the number of tokens.
+        return DenseLogits(jax.nn.log_softmax(logits, axis=-1) + np.log(oracle.symbols))
 
     @jax.jit
     def run(keys, tokens, is_fixed):
@@ -224,7 +226,9 @@ def draw(found: dict[str, dict[str, list[tuple[int, float]]]], floors: dict[str,
             steps, distances = np.array(points).T
             axes.plot(steps, distances, marker="osD^vP*Xd"[place], markersize=4, label=name)
         axes.axhline(floors[law], color="grey", linestyle=":", label="rows of the law itself")
-        axes.set(xscale="log", yscale="log", title=law, xlabel="steps")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(STEPS, [str(n) for n in STEPS])
+        axes.set(yscale="log", title=law, xlabel="steps")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2, which="both")
     panels[0].set_ylabel("total variation to the law")
