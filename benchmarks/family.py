@@ -58,13 +58,13 @@ def train(ground: Ground, method: str, seed: int, settings: Sequence[str], core:
 
     def mdlm(*words: str) -> str:
         command = [sys.executable, "-m", "mdlm", *words]
-        done = subprocess.run(
-            command,
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-        )
+        # What is started inherits the core.
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {core})
+        try:
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        finally:
+            os.sched_setaffinity(0, before)
         return done.stdout
 
     file = ground.experiments / f"{method}.py"

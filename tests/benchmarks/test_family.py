@@ -5,15 +5,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 
-from benchmarks import family, variance
+from benchmarks import family, oracle, samplers, variance
 from mdlm.experiment import load_file
 from mdlm.models.block import BlockDiT
 from mdlm.objectives.block import BlockNelbo
 from mdlm.run import load
 from mdlm.samplers.blocks import BlockByBlock
+from mdlm.samplers.catalogue import from_text
+from mdlm.types import InputError
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -54,6 +57,33 @@ def test_report(ground, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(family, "TEXT", replace(ground, out=tmp_path / ground.out.name))
     assert family.main(["report"]) == 0
     assert row in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_samplers_of_a_run(ground, tmp_path, capsys):
+    """Greedy texts of one kind are all alike; others have an entropy of their own."""
+    words = [str(ground.out / "mdlm-0"), "--num", "3", "--json", str(tmp_path / "table.json")]
+    texts = ["Ancestral(steps=2, temperature=0.0)", "FirstHitting(per_call=8)"]
+    greedy, drawn = samplers.run([*words, "--samplers", *texts])
+    assert (greedy["NFE"], drawn["NFE"]) == (2, 4)  # rows of 32 bytes
+    assert 0 <= greedy["entropy"] < drawn["entropy"] < np.log(256)
+    stored = json.loads((tmp_path / "table.json").read_text())
+    assert [row["sampler"] for row in stored] == texts and stored == [greedy, drawn]
+    assert f"| `{texts[1]}` |" in capsys.readouterr().out
+    with pytest.raises(InputError, match="there is no Nothing"):
+        samplers.run([*words, "--samplers", "Nothing()"])
+
+
+def test_entropy_of_single_tokens():
+    assert samplers.entropy(np.array([3, 3, 5, 5])) == pytest.approx(np.log(2))
+    assert samplers.entropy(np.zeros(7, int)) == 0
+
+
+def test_texts_of_the_tables_are_samplers():
+    for text in samplers.LAWS:
+        from_text(text)
+    for pattern in oracle.CURVES.values():
+        from_text(pattern.format(n=2, k=3))
 
 
 @pytest.mark.slow
