@@ -85,7 +85,7 @@ def results(ground: Ground) -> dict[str, list[dict[str, Any]]]:
         runs[method, int(seed)] = {
             "seed": int(seed),
             "score": json.loads(path.read_text())[0],
-            "speed": float(np.median(speeds[2:])),
+            "speed": float(np.median(speeds[2:] or speeds)) if speeds else None,
             "curve": [
                 (line["step"], line["nats per token"]) for line in lines if line["kind"] == "valid"
             ],
@@ -120,12 +120,13 @@ def table(ground: Ground, found: dict[str, list[dict[str, Any]]]) -> None:
     print("|---|---|---|---|---|---|")
     for method, runs in found.items():
         value, spread = mean(runs), error(runs)
-        speed = np.median([run["speed"] for run in runs if run["speed"]])
+        speeds = [run["speed"] for run in runs if run["speed"]]
+        speed = f"{np.median(speeds):,.0f}" if speeds else ""
         protocol = runs[0]["score"]["protocol"].split(", ", 2)[-1].removesuffix(", EMA parameters")
         over = "seeds" if len(runs) > 1 else "sequences"
         print(
             f"| {method} | {len(runs)} | {value:.4f} +- {spread:.4f} ({over}) |"
-            f" {value / np.log(2):.3f} | {speed:,.0f} | {protocol} |"
+            f" {value / np.log(2):.3f} | {speed} | {protocol} |"
         )
     print()
 

@@ -31,7 +31,8 @@ from mdlm.samplers.state import Samples
 from mdlm.samplers.windows import Windows, generate_long
 from mdlm.types import ArrayTree
 
-SIZES = {**setting.SIZES, "batch": 8, "steps": 128, "total": 128, "stride": 64}
+SIZES = {**setting.SIZES, "batch": 8, "steps": 128, "total": 0, "stride": 64}
+"""`total` is the tokens of a text, 0 for those of one row."""
 
 
 class Ours:
@@ -134,7 +135,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     twin = None if args.no_twin else setting.twin_for(args, others)
     model = setting.model(experiment, args.vocab)
     params = setting.moved(jax.jit(model.init)(jax.random.key(0)))
-    total = max(args.total, args.length)
+    total = args.total or args.length
     window = Windows(length=args.length, stride=min(args.stride, args.length))
     ours = Ours(model, params, args.batch, total, window)
     cases: dict[str, Any] = {"mdlm": ours}

@@ -191,6 +191,7 @@ def state(tokens, step):
         done=jnp.zeros(b, bool),
         keys=by_row(jax.random.key(3), jnp.arange(b)),
         nfe=jnp.asarray(0),
+        confidence=jnp.zeros(tokens.shape),
         due=jnp.full(tokens.shape, step),
     )
 

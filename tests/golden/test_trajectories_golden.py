@@ -214,4 +214,4 @@ def test_left_to_right(golden, key):
         )
     )(keys)
     np.testing.assert_array_equal(result.tokens, expected)
-    assert int(result.nfe) == l - 1
+    assert int(result.nfe) == 1 + l - 1  # the prompts, then every token but the first
