@@ -33,6 +33,8 @@ from mdlm.samplers.loop import generate
 from mdlm.schedules import Cosine, LogLinear, Schedule
 from mdlm.types import DenseLogits, Vocab
 
+pytestmark = pytest.mark.slow
+
 
 def recorded(rows, length, value, largest, *, sampler, key, schedule=None, is_fixed=None):
     """Runs the sampler with a network whose token is `value(inputs)`, a number for each row."""

@@ -38,6 +38,8 @@ from mdlm.samplers.selection import (
 from mdlm.schedules import Cosine, LogLinear, Schedule
 from mdlm.types import DenseLogits, Vocab
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("order", ["random", "left", "margin", "entropy"])
 def test_one_by_one_orders_that_do_not_see_the_token_draw_the_law(key, order):

@@ -16,6 +16,8 @@ from mdlm.samplers.loop import generate
 from mdlm.samplers.path_planning import PathPlanning, best, kept_of
 from mdlm.types import DenseLogits
 
+pytestmark = pytest.mark.slow
+
 
 def watched(key, sampler, denoise, length=10, rows=200):
     """What the network was asked in each step, and the samples."""

@@ -34,6 +34,8 @@ from mdlm.samplers.reverse import Reverse
 from mdlm.schedules import Cosine, LogLinear
 from mdlm.types import DenseLogits
 
+pytestmark = pytest.mark.slow
+
 MEAN = Mean().with_vocab(VOCAB)
 PAIR = np.random.default_rng(3).dirichlet(np.full(SYMBOLS**2, 0.5)).reshape(SYMBOLS, SYMBOLS)
 
