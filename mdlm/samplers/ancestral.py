@@ -24,6 +24,7 @@ from mdlm.keys import streams
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
+from mdlm.samplers.base import rates_differ
 from mdlm.samplers.grid import GridSampler
 from mdlm.samplers.state import SampleState, extended
 from mdlm.times import grid_of
@@ -57,12 +58,7 @@ class Ancestral(GridSampler):
             raise ValueError(f'last={self.last!r} is neither "draw" nor "argmax"')
 
     def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        if process.schedule.per_token:
-            return (
-                "it reveals all tokens at one rate, and the schedule has a rate for each;"
-                " use sampler=Reverse()"
-            )
-        return None
+        return rates_differ(process, "reveals")
 
     def init(
         self,

@@ -244,6 +244,16 @@ class Sampler(Shaping, abc.ABC):
         return placed(state, proposal, is_chosen)
 
 
+def rates_differ(process: Process, does: str) -> str | None:
+    """Why a sampler that treats all tokens alike cannot be used; None where their rates are one."""
+    if not process.schedule.per_token:
+        return None
+    return (
+        f"it {does} all tokens at one rate, and the schedule has a rate for each;"
+        " use sampler=Reverse()"
+    )
+
+
 def entry(log_p: Float[Array, "n v"], token: Int[Array, " n"]) -> Float[Array, " n"]:
     """The entry of each row at its token."""
     return jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]

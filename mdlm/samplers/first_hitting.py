@@ -32,7 +32,7 @@ from mdlm.keys import streams
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import Sampler
+from mdlm.samplers.base import Sampler, rates_differ
 from mdlm.samplers.state import SampleState, extended, ranks
 from mdlm.types import Denoise, pytree
 
@@ -64,10 +64,7 @@ class FirstHitting(Sampler):
 
     def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
         if process.schedule.per_token:
-            return (
-                "it reveals all tokens at one rate, and the schedule has a rate for each;"
-                " use sampler=Reverse()"
-            )
+            return rates_differ(process, "reveals")
         if not process.schedule.has_inverse:
             name = type(process.schedule).__name__
             return f"a level has a time only where the schedule has an inverse: {name} has none"

@@ -44,6 +44,7 @@ from mdlm.draws import uniforms
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
+from mdlm.samplers.base import rates_differ
 from mdlm.samplers.grid import GridSampler
 from mdlm.samplers.state import SampleState, removed, step_keys
 from mdlm.types import Denoise
@@ -77,12 +78,7 @@ class Remasking(GridSampler):
             raise ValueError(f'last={self.last!r} is neither "draw" nor "argmax"')
 
     def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        if process.schedule.per_token:
-            return (
-                "it removes all tokens at one rate, and the schedule has a rate for each;"
-                " use sampler=Reverse()"
-            )
-        return None
+        return rates_differ(process, "removes")
 
     @abc.abstractmethod
     def exchange(
