@@ -13,11 +13,11 @@ whatever the other rows do. The law is the same.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Bool, Int, Key
 
 from mdlm.draws import uniforms
 from mdlm.keys import streams
@@ -25,7 +25,7 @@ from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import rates_differ
-from mdlm.samplers.grid import GridSampler
+from mdlm.samplers.grid import ResolvingSampler
 from mdlm.samplers.state import SampleState, extended
 from mdlm.times import grid_of
 from mdlm.types import Denoise, pytree
@@ -39,23 +39,14 @@ class RevealState(SampleState):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ancestral(GridSampler):
+class Ancestral(ResolvingSampler):
     """NFE is that of the row with the most steps that reveal something. A row of L open positions,
     with alpha = 1 - t and a uniform grid, has steps * (1 - (1 - 1 / steps)^L) of them in the mean:
     at most `steps`, and near L where that is smaller.
 
-    `last` says how positions that are still masked at t = 0 (schedules with alpha(0) < 1) are
-    resolved, in one step and call more: "draw" from the same law, or "argmax", the likeliest
-    token, the papers' "noise removal". It is a step like the others, and no `finish`, so that the
-    network is compiled once.
+    The step that resolves what the grid leaves masked is one like the others, so that the network
+    is compiled once.
     """
-
-    last: Literal["draw", "argmax"] = "draw"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.last not in ("draw", "argmax"):
-            raise ValueError(f'last={self.last!r} is neither "draw" nor "argmax"')
 
     def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
         return rates_differ(process, "reveals")
@@ -97,15 +88,5 @@ class Ancestral(GridSampler):
         )
         return replace(state, done=(is_open == is_revealed).all(-1))
 
-    def choose(
-        self,
-        keys: Key[Array, " n"],
-        log_p: Float[Array, "n v"],
-        at: Int[Array, " n"],
-        state: RevealState,
-    ) -> Int[Array, " n"]:
-        drawn = super().choose(keys, log_p, at, state)
-        if self.last == "draw":
-            return drawn
-        is_over = state.due.reshape(-1)[at] % (self.steps + 1) == self.steps
-        return jnp.where(is_over, jnp.argmax(log_p, axis=-1), drawn)
+    def is_last(self, state: RevealState, at: Int[Array, " n"]) -> Bool[Array, "#n"]:
+        return state.due.reshape(-1)[at] % (self.steps + 1) == self.steps

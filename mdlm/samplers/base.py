@@ -254,6 +254,15 @@ def rates_differ(process: Process, does: str) -> str | None:
     )
 
 
+def no_inverse(process: Process, asks_at: str) -> str | None:
+    """Why a sampler that finds its times from something else cannot be used; None where the
+    schedule can tell them."""
+    if process.schedule.has_inverse:
+        return None
+    name = type(process.schedule).__name__
+    return f"it asks at the time of {asks_at}, and {name} has no inverse"
+
+
 def entry(log_p: Float[Array, "n v"], token: Int[Array, " n"]) -> Float[Array, " n"]:
     """The entry of each row at its token."""
     return jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import Sampler
+from mdlm.samplers.base import Sampler, no_inverse
 from mdlm.samplers.state import SampleState, extended, placed, ranks
 from mdlm.types import Denoise, pytree
 
@@ -56,10 +56,7 @@ class Editing(Sampler):
             raise ValueError(f"edits={self.edits} is below 0")
 
     def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        if not process.schedule.has_inverse:
-            name = type(process.schedule).__name__
-            return f"it asks at the time of a given share of masks, and {name} has no inverse"
-        return None
+        return no_inverse(process, "a given share of masks")
 
     def init(self, keys, tokens, is_fixed, *, process):
         state = super().init(keys, tokens, is_fixed, process=process)

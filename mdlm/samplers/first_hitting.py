@@ -32,7 +32,7 @@ from mdlm.keys import streams
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import Sampler, rates_differ
+from mdlm.samplers.base import Sampler, no_inverse, rates_differ
 from mdlm.samplers.state import SampleState, extended, ranks
 from mdlm.types import Denoise, pytree
 
@@ -63,12 +63,7 @@ class FirstHitting(Sampler):
             raise ValueError(f"left_first={self.left_first} is not in [0, 1)")
 
     def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        if process.schedule.per_token:
-            return rates_differ(process, "reveals")
-        if not process.schedule.has_inverse:
-            name = type(process.schedule).__name__
-            return f"a level has a time only where the schedule has an inverse: {name} has none"
-        return None
+        return rates_differ(process, "reveals") or no_inverse(process, "a given level")
 
     def init(
         self,

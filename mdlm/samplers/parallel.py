@@ -25,7 +25,7 @@ from mdlm.draws import uniforms
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import Sampler, Score, entry
+from mdlm.samplers.base import Sampler, Score, entry, no_inverse
 from mdlm.samplers.selection import FixedCount, Order, Rule, Turn
 from mdlm.samplers.state import SampleState, extended, placed, step_keys
 from mdlm.types import Denoise, pytree
@@ -68,10 +68,7 @@ class Parallel(Sampler):
                 "a number of masks tells no time where the schedule has a rate for each token;"
                 " use sampler=Reverse()"
             )
-        if not process.schedule.has_inverse:
-            name = type(process.schedule).__name__
-            return f"a number of masks tells the time by the schedule's inverse: {name} has none"
-        return None
+        return no_inverse(process, "a given number of masks")
 
     def init(
         self,

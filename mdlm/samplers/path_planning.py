@@ -79,7 +79,7 @@ class PathPlanning(GridSampler):
         kept = kept_of(is_open, share)
         if self.score == "random":
             p = uniforms(step_keys(state, "score"), state.tokens.shape[1])
-            is_kept = best(self.scores(p, p, is_masked), is_open, kept)
+            is_kept = highest(self.scores(p, p, is_masked), is_open, kept)
             state = self.write(
                 state,
                 is_masked & is_kept,
@@ -98,7 +98,7 @@ class PathPlanning(GridSampler):
                 unseen=process.mask_id,
             )
             scores = self.scores(proposal.confidence, proposal.present, is_masked)
-            is_kept = best(scores, is_open, kept)
+            is_kept = highest(scores, is_open, kept)
             state = placed(state, proposal, is_masked & is_kept)
         state = removed(state, is_open & ~is_masked & ~is_kept, process.mask_id)
         return replace(state, done=jnp.full_like(state.done, is_last))
@@ -122,7 +122,7 @@ def kept_of(is_open: Bool[Array, "b l"], share: Float[Array, "b 1"]) -> Float[Ar
     return count - jnp.floor(count * share + 1e-3)  # whole numbers may come out just below
 
 
-def best(
+def highest(
     scores: Float[Array, "b l"], is_open: Bool[Array, "b l"], kept: Float[Array, "b 1"]
 ) -> Bool[Array, "b l"]:
     """The `kept` open positions of each row with the highest scores."""

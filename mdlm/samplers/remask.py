@@ -38,14 +38,14 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Bool, Float, Int
 
 from mdlm.draws import uniforms
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import rates_differ
-from mdlm.samplers.grid import GridSampler
+from mdlm.samplers.base import no_inverse, rates_differ
+from mdlm.samplers.grid import ResolvingSampler
 from mdlm.samplers.state import SampleState, removed, step_keys
 from mdlm.types import Denoise
 
@@ -62,20 +62,9 @@ class Exchange(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remasking(GridSampler):
+class Remasking(ResolvingSampler):
     """A sampler that both reveals and removes tokens. The network is asked about revealed
-    positions only; NFE is at most `steps`, less steps that reveal nothing in any row.
-
-    `last` says how positions that are still masked at t = 0 (schedules with alpha(0) < 1) are
-    resolved, in one step and call more: "draw" from the same law, or "argmax".
-    """
-
-    last: Literal["draw", "argmax"] = "draw"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.last not in ("draw", "argmax"):
-            raise ValueError(f'last={self.last!r} is neither "draw" nor "argmax"')
+    positions only; NFE is at most `steps`, less steps that reveal nothing in any row."""
 
     def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
         return rates_differ(process, "removes")
@@ -112,17 +101,8 @@ class Remasking(GridSampler):
         is_left = ((is_masked & ~is_revealed) | is_removed).any(-1)
         return replace(state, done=(state.step >= self.steps - 1) & ~is_left)
 
-    def choose(
-        self,
-        keys: Key[Array, " n"],
-        log_p0: Float[Array, "n v"],
-        at: Int[Array, " n"],
-        state: SampleState,
-    ) -> Int[Array, " n"]:
-        drawn = super().choose(keys, log_p0, at, state)
-        if self.last == "draw":
-            return drawn
-        return jnp.where(state.step >= self.steps, jnp.argmax(log_p0, axis=-1), drawn)
+    def is_last(self, state: SampleState, at: Int[Array, " n"]) -> Bool[Array, "#n"]:
+        return jnp.atleast_1d(state.step >= self.steps)
 
 
 Strategy = Literal["cap", "rescale", "confidence", "forward-backward", "dfm"]
@@ -210,10 +190,8 @@ class RemaskLoop(Remasking):
             raise ValueError(f"eta={self.eta} is not in [0, {most:.3g}], what alpha_on allows")
 
     def refuses(self, process, parameterization):
-        if not process.schedule.per_token and not process.schedule.has_inverse:
-            name = type(process.schedule).__name__
-            return f"it asks at the time of a given alpha, and {name} has no inverse"
-        return super().refuses(process, parameterization)
+        reason = super().refuses(process, parameterization)
+        return reason or no_inverse(process, "a given alpha")
 
     def exchange(self, state, t, s, *, process):
         noised_t, noised_s = self.noised(t), self.noised(s)

@@ -237,4 +237,4 @@ def test_what_it_cannot_do_is_said():
     assert not issubclass(Uniform, sampler.processes)
     assert sampler.refuses(PARTS["process"], subs) is None
     assert "a rate for each" in sampler.refuses(Masked(schedule=LearnedPolynomial()), subs)
-    assert "Bare has none" in sampler.refuses(Masked(schedule=Bare()), subs)
+    assert "Bare has no inverse" in sampler.refuses(Masked(schedule=Bare()), subs)

@@ -13,7 +13,7 @@ from mdlm.parameterizations.subs import Subs
 from mdlm.per_token_schedules import LearnedPolynomial
 from mdlm.processes.masked import Masked
 from mdlm.samplers.loop import generate
-from mdlm.samplers.path_planning import PathPlanning, best, kept_of
+from mdlm.samplers.path_planning import PathPlanning, highest, kept_of
 from mdlm.types import DenseLogits
 
 pytestmark = pytest.mark.slow
@@ -137,7 +137,7 @@ def test_counts_and_choices():
     np.testing.assert_array_equal(kept_of(is_open, jnp.zeros((2, 1))), [[3], [4]])
     # 22 * (13 / 22) is just below 13 in float32.
     assert kept_of(jnp.ones((1, 22), bool), jnp.full((1, 1), 13 / 22)) == 9
-    chosen = best(jnp.array([[3.0, 1.0, 2.0, 9.0]]), is_open[:1], jnp.array([[2.0]]))
+    chosen = highest(jnp.array([[3.0, 1.0, 2.0, 9.0]]), is_open[:1], jnp.array([[2.0]]))
     np.testing.assert_array_equal(chosen, [[True, False, True, False]])
     # eta = 0 keeps what is there even beside certain proposals.
     scores = PathPlanning(eta=0.0).scores(
