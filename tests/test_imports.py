@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "mdlm"
 
 # Each layer may import itself and those that it names.
-BASE = {"types", "keys", "draws", "mesh", "hardware", "host_memory", "version"}
+BASE = {"types", "vocab", "keys", "draws", "mesh", "hardware", "host_memory", "version"}
 NOISE = {"schedules", "md4_schedules", "per_token_schedules", "change_of_variables", "times"}
 PARTS = {"processes", "parameterizations"}
 METHODS = {"objectives", "samplers"}

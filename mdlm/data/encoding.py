@@ -17,7 +17,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int32, Integer
 
-from mdlm.types import InputError, Vocab
+from mdlm.vocab import InputError, Vocab
 
 Report = Callable[[str, int, int], None]
 """Told what is going on, how much of it is done, and out of how much."""
