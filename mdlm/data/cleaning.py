@@ -10,8 +10,11 @@ before it left.
 
 import abc
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from mdlm.data.reading import Piece
 
 Rule = tuple[str, str]
 """A regular expression and what replaces it."""
@@ -131,3 +134,18 @@ class ScientificPapers(Cleaning):
 
     def __call__(self, text: str) -> str:
         return apply(LM1B_RULES, apply(WIKITEXT, text))
+
+
+def cleaned(pieces: Iterable[Piece], clean: Cleaning) -> Iterator[Piece]:
+    """Whole documents, cleaned (a rule may look across the place where one was cut)."""
+    parts: list[str] = []
+    dropped: Counter[str] = Counter()
+    piece = None
+    for piece in pieces:
+        parts.append(piece.text)
+        dropped.update(piece.dropped)
+        if piece.ends:
+            yield replace(piece, text=clean("".join(parts)), dropped=dict(dropped))
+            parts, dropped = [], Counter()
+    if piece is not None and dropped:
+        yield replace(piece, text="", dropped=dict(dropped))

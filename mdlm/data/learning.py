@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from mdlm.data.encoding import Report
-from mdlm.types import InputError
+from mdlm.vocab import InputError
 
 SPECIALS = ("[BOS]", "[EOS]", "[PAD]", "[MASK]")
 ALPHABET = 1000

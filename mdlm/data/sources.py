@@ -1,8 +1,8 @@
 """Where text comes from: files, the Hugging Face hub, or the reference that Python carries.
 
-A source gives each split (`train`, `valid`, `test`) as a list of documents, untouched: no
-cleaning, no shuffling, empty documents included. What is held out of the training text is held
-out by a fixed rule, so that every process and every later evaluation sees the same splits.
+A source gives each split (`train`, `valid`, `test`) as a list of documents, untouched unless
+`clean` is set: no shuffling, empty documents included. What is held out of the training text is
+held out by a fixed rule, so that every process and every later evaluation sees the same splits.
 """
 
 import abc
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mdlm.data import hub
+from mdlm.data.cleaning import Cleaning, cleaned
 from mdlm.data.held_out import check_fractions, held_out_topics, hold_out
 from mdlm.data.reading import NOT_UTF8, Form, Piece, gather, matching_files, read_pieces
 from mdlm.vocab import InputError
@@ -25,7 +26,10 @@ ROWS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Source(abc.ABC):
-    """Documents by split."""
+    """Documents by split. `clean` is applied to each (to what was held out of it, where it was
+    cut)."""
+
+    clean: Cleaning | None = None
 
     @property
     @abc.abstractmethod
@@ -44,12 +48,14 @@ class Source(abc.ABC):
     def documents(self, split: str) -> list[str]:
         """All documents of `split`. InputError where the split is absent or cannot be read."""
         self._check(split)
-        return self._documents(split)
+        documents = self._documents(split)
+        return documents if self.clean is None else [self.clean(text) for text in documents]
 
     def pieces(self, split: str, position: Any = None) -> Iterator[Piece]:
         """The same documents, piece by piece, from a `Piece.position` on. InputError as above."""
         self._check(split)
-        return self._pieces(split, position)
+        pieces = self._pieces(split, position)
+        return pieces if self.clean is None else cleaned(pieces, self.clean)
 
     def version(self) -> str | None:
         """What tells this state of the text from an earlier or later one, where something does."""
@@ -59,9 +65,7 @@ class Source(abc.ABC):
         """The pieces of a split that is known to be there; here a document each."""
         documents = self._documents(split)
         for i in range(position or 0, len(documents)):
-            yield Piece(
-                text=documents[i], ends=True, position=i + 1, done=(i + 1) / len(documents)
-            )
+            yield Piece(text=documents[i], ends=True, position=i + 1, done=(i + 1) / len(documents))
 
     def _check(self, split: str) -> None:
         if split not in SPLITS:
@@ -157,9 +161,7 @@ class TextFiles(Source):
         if position is None and dropped:
             yield Piece(text="", ends=False, position=0, dropped=dropped)
         for i in range(position or 0, len(documents)):
-            yield Piece(
-                text=documents[i], ends=True, position=i + 1, done=(i + 1) / len(documents)
-            )
+            yield Piece(text=documents[i], ends=True, position=i + 1, done=(i + 1) / len(documents))
 
     def _part(self, split: str) -> tuple[list[str], dict[str, int]]:
         """What the rule leaves a split of the training text, and what was dropped from all of it.
@@ -188,7 +190,8 @@ class TextFiles(Source):
 class HuggingFace(Source):
     """A data set of the Hugging Face hub, or a folder: parquet and the like, or `save_to_disk`.
 
-    `train`, `valid` and `test` name its splits (None: there is no such split). With
+    `data_dir` names a folder inside the data set, to read that alone. `train`, `valid` and `test`
+    name its splits (None: there is no such split). With
     `held_out_documents` the valid split is that many documents from the end of train, as is the
     custom for OpenWebText (the last 100,000), and `valid` is not looked at.
 
@@ -198,6 +201,7 @@ class HuggingFace(Source):
 
     path: str
     config: str | None = None
+    data_dir: str | None = None
     text_field: str = "text"
     train: str = "train"
     valid: str | None = "validation"
@@ -226,14 +230,15 @@ class HuggingFace(Source):
         else:
             there = self._open(
                 lambda: datasets.get_dataset_split_names(
-                    self.path, self.config, revision=self.revision
+                    self.path, self.config, data_dir=self.data_dir, revision=self.revision
                 )
             )
         return tuple(split for split in SPLITS if self._names[split] in there)
 
     @property
     def name(self) -> str:
-        return f"data set {self.path}" + (f" ({self.config})" if self.config else "")
+        part = self.config or self.data_dir
+        return f"data set {self.path}" + (f" ({part})" if part else "")
 
     def version(self) -> str | None:
         """Fingerprints of what was saved; the hub's commit; else the revision that was named."""
@@ -269,7 +274,12 @@ class HuggingFace(Source):
             name = self._names[split]
             if not self._is_saved:
                 return datasets.load_dataset(
-                    self.path, self.config, split=name, revision=self.revision, streaming=streaming
+                    self.path,
+                    self.config,
+                    data_dir=self.data_dir,
+                    split=name,
+                    revision=self.revision,
+                    streaming=streaming,
                 )
             stored = datasets.load_from_disk(self.path)
             return stored[name] if isinstance(stored, datasets.DatasetDict) else stored

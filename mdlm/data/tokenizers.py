@@ -16,7 +16,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from mdlm.data.encoding import Report, Tokenizer
 from mdlm.data.learning import SPECIALS, count_words, learn, reported, word_pieces
-from mdlm.types import InputError, Vocab
+from mdlm.vocab import InputError, Vocab
 
 USUAL = {
     "mask": ("[MASK]", "<mask>", "<|mask|>", "<|mdm_mask|>", "<MASK>"),
