@@ -1,4 +1,5 @@
-"""The command line: `mdlm train | eval | sample | view | samplers | import | settings`.
+"""The command line: `mdlm train | eval | sample | view | samplers | import | tokenizer |
+settings`.
 
 What a command does is a few lines around `mdlm.load` and a training session; this file draws
 progress and turns what people can mend into one line on standard error.
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mdlm import sampling_commands
+from mdlm import sampling_commands, tokenizer_commands
 from mdlm.arguments import overrides, parser
 from mdlm.host_memory import keep_freed
 from mdlm.progress import Progress
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args, rest = parser().parse_known_args(arguments)
     try:
         changes = overrides(rest)
-        if changes and args.command not in ("train", "import", "settings"):
+        if changes and args.command not in ("train", "import", "tokenizer", "settings"):
             raise InputError(f"--{changes[0][0]}: mdlm {args.command} has no such option")
         _prepare_jax()
         return RUN[args.command](args, changes)
@@ -172,6 +173,7 @@ RUN = {
     "view": sampling_commands.view,
     "import": run_import,
     "samplers": sampling_commands.samplers,
+    "tokenizer": tokenizer_commands.train,
     "settings": run_settings,
 }
 
