@@ -80,7 +80,7 @@ class Progress:
         self._spoken = time.monotonic()
         print(words, file=sys.stderr, flush=True)
 
-    def _open(self, task: str, total: int, done: int) -> Any:
+    def _open(self, task: str, total: int | None, done: int) -> Any:
         from tqdm import tqdm
 
         self._close()

@@ -31,7 +31,8 @@ def train(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
     pieces = source.pieces("valid" if held_out else "train")
     sample = _first(whole_words(pieces), SAMPLE)
     tokenizer.save(out)
-    print(_closing_words(out, config, tokenizer, sample, "held-out" if held_out else "training"))
+    whose = "held-out" if held_out else "training"
+    print(_closing_words(out, args.vocab_size, tokenizer, sample, whose))
     return 0
 
 
@@ -76,7 +77,7 @@ def _first(texts, characters: int) -> list[str]:
 
 
 def _closing_words(
-    out: Path, config: "TokenizerConfig", tokenizer: "Tokenizer", sample: list[str], whose: str
+    out: Path, wanted: int, tokenizer: "Tokenizer", sample: list[str], whose: str
 ) -> str:
     """What came out: its size, how well it packs text, how it cuts a sentence, what to do next."""
     encoded = tokenizer.encode(sample)

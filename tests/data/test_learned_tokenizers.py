@@ -125,7 +125,7 @@ def test_words_are_whole_wherever_pieces_are_cut(size):
         Piece(text=part, ends=i + 1 == len(parts), position=i) for i, part in enumerate(parts)
     ]
     found = list(whole_words([*pieces, Piece(text="", ends=True, position=0), *pieces]))
-    assert "".join(found) == text * 2 and len(found) > 6
+    assert "".join(found) == text * 2 and len(found) >= 6
     assert [part for part in found if part[0] != " "] == [found[0]] * 2
     for config in (BPE(vocab_size=300), WordPiece(vocab_size=60)):
         assert config.build(found).fingerprint == config.build([text, text]).fingerprint
