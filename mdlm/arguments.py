@@ -16,6 +16,21 @@ Any value of the experiment can be replaced by its dotted name; `mdlm settings F
 The same command continues a run that was interrupted, from its newest checkpoint. An experiment
 file is Python and is executed."""
 
+PREPARE_HELP = """\
+examples:
+  mdlm prepare experiments/books.py --out stores/books
+  mdlm prepare experiments/owt_small.py --out gs://bucket/owt --workers 32
+  mdlm prepare data.py --data.source.train 'books/*.parquet' --data.tokenizer.vocab_size 8192
+
+FILE is an experiment file, of which only the data matter, or a file with `data = TextData(...)`
+alone. The store holds the tokens of every split, an EOS after each document, and the tokenizer;
+the length of rows is chosen when it is read, so one store serves many experiments. Train on it with
+`TextData(..., store=STORE)`, or with `mdlm train FILE --data.store STORE`.
+
+Interrupted, by whatever, the same command goes on behind the last finished shard, and the store is
+the same to the byte in the end, with any number of workers. A finished store is read through, and
+left as it is. A store of another source or tokenizer is refused."""
+
 SAMPLE_HELP = """\
 examples:
   mdlm sample runs/quickstart --length 512
@@ -92,6 +107,21 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="trace N steps into RUN/profile and print where their time went",
+    )
+
+    prepare = command("prepare", "turn text into a token store, once", PREPARE_HELP)
+    prepare.add_argument("experiment", metavar="FILE", help="an experiment file (.py)")
+    prepare.add_argument(
+        "--out", metavar="STORE", help="folder, or a URL such as gs://... (default: data.store)"
+    )
+    prepare.add_argument(
+        "--workers", type=int, metavar="N", help="processes that tokenise (default: one per core)"
+    )
+    prepare.add_argument(
+        "--shard-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of a shard, about (default: 67 million); no more is lost when interrupted",
     )
 
     score = command("eval", "score a split: nats per token, bits per byte, perplexity")

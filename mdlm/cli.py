@@ -1,5 +1,4 @@
-"""The command line: `mdlm train | eval | sample | view | samplers | import | tokenizer |
-settings`.
+"""The command line: `mdlm train | prepare | eval | sample | view | ...`.
 
 What a command does is a few lines around `mdlm.load` and a training session; this file draws
 progress and turns what people can mend into one line on standard error.
@@ -17,11 +16,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mdlm import sampling_commands, tokenizer_commands
+from mdlm import data_commands, sampling_commands, tokenizer_commands
 from mdlm.arguments import overrides, parser
 from mdlm.host_memory import keep_freed
 from mdlm.progress import Progress
 from mdlm.types import InputError
+
+
+TAKES_SETTINGS = ("train", "prepare", "import", "tokenizer", "settings")
+"""Commands with an experiment, whose settings can be changed from outside."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,9 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args, rest = parser().parse_known_args(arguments)
     try:
         changes = overrides(rest)
-        if changes and args.command not in ("train", "import", "tokenizer", "settings"):
+        if changes and args.command not in TAKES_SETTINGS:
             raise InputError(f"--{changes[0][0]}: mdlm {args.command} has no such option")
-        _prepare_jax()
+        if args.command not in ("prepare", "tokenizer"):  # which compute nothing
+            _prepare_jax()
         return RUN[args.command](args, changes)
     except InputError as error:
         if args.traceback:
@@ -168,6 +172,7 @@ def run_settings(args: argparse.Namespace, changes: list[tuple[str, str]]) -> in
 
 RUN = {
     "train": run_train,
+    "prepare": data_commands.prepare,
     "eval": run_eval,
     "sample": sampling_commands.sample,
     "view": sampling_commands.view,

@@ -38,6 +38,22 @@ class Progress:
         """A reporter `(done, total)` for one task."""
         return lambda done, total: self.stage(f"{task} {unit}", done, total)
 
+    def share(self, task: str, done: float | None, words: str) -> None:
+        """Progress of a task that is known by its share, or not known."""
+        if not self.tty:
+            if time.monotonic() - self._spoken > 10:
+                self._say(f"{task}: {words}" if done is None else f"{task}: {done:.1%}, {words}")
+            return
+        bar = self._bar
+        if bar is None or self._task != task:
+            bar = self._open(task, 1000, 0)
+            bar.bar_format = "{desc}: {percentage:3.0f}%|{bar}| {postfix}"
+        if done is None:
+            bar.bar_format = "{desc}: {postfix}"
+        else:
+            bar.update(round(1000 * done) - bar.n)
+        bar.set_postfix_str(words)
+
     def show(self, event) -> None:
         """An event of the training loop."""
         from mdlm.train import loop

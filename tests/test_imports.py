@@ -33,9 +33,10 @@ MAY_IMPORT = {
     "run": BASE | METHODS | OUTSIDE | EXPERIMENT | {"evals", "train"},
     "arguments": BASE,
     "sampling_commands": BASE | {"samplers", "data", "progress", "run", "view"},
+    "data_commands": BASE | {"data", "experiment", "overrides", "progress"},
     "tokenizer_commands": BASE | {"data", "experiment", "overrides", "progress"},
     "cli": BASE
-    | {"arguments", "sampling_commands", "tokenizer_commands"}
+    | {"arguments", "data_commands", "sampling_commands", "tokenizer_commands"}
     | OUTSIDE
     | EXPERIMENT
     | {"evals", "train", "progress", "run"},

@@ -142,6 +142,7 @@ class TextData:
     source: Source
     tokenizer: TokenizerConfig
     packing: Packing
+    store: str | None = None
 
     def load(self, directory: Path | None = None, report: Report | None = None) -> Dataset:
         """The data, with the tokenizer of `directory` if it holds one, else a new one kept there.

@@ -241,17 +241,17 @@ class HuggingFace(Source):
         return f"data set {self.path}" + (f" ({part})" if part else "")
 
     def version(self) -> str | None:
-        """Fingerprints of what was saved; the hub's commit; else the revision that was named."""
+        """Fingerprints of what was saved, or the hub's commit, where it answers."""
         if self._is_saved:
             return ", ".join(self._rows(split)._fingerprint for split in self.splits)
         if Path(self.path).exists():
-            return self.revision
+            return None
         import huggingface_hub
 
         try:
             return huggingface_hub.HfApi().dataset_info(self.path, revision=self.revision).sha
         except Exception:  # a hub that does not answer is no reason to stop
-            return self.revision
+            return None
 
     @property
     def _is_saved(self) -> bool:
