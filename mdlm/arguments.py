@@ -57,6 +57,17 @@ certain; a red x is a token that was taken back. In a file, a pipe, or where NO_
 table of the steps is printed instead. The page needs no network and no other file."""
 
 
+EVAL_HELP = """\
+examples:
+  mdlm eval runs/owt_small
+  mdlm eval runs/owt_small --split test --passes 8
+  mdlm eval runs/owt_small --data letters.txt
+  mdlm eval runs/owt_small --on wikitext2
+  mdlm eval runs/owt_small --on ptb --data copies/ptb      where the hub cannot be reached
+
+NAME is one of wikitext2, wikitext103, ptb, lm1b, lambada, ag_news, arxiv, pubmed: cleaned as in the
+literature and strung together in rows as long as the run's (docs/data.md)."""
+
 TOKENIZER_HELP = """\
 examples:
   mdlm tokenizer train books/*.txt.gz --vocab-size 8192 --out tokenizers/books
@@ -124,10 +135,14 @@ def parser() -> argparse.ArgumentParser:
         help="tokens of a shard, about (default: 67 million); no more is lost when interrupted",
     )
 
-    score = command("eval", "score a split: nats per token, bits per byte, perplexity")
+    what = "score a split: nats per token, bits per byte, perplexity"
+    score = command("eval", what, EVAL_HELP)
     _a_run(score)
     score.add_argument("--split", choices=("train", "valid", "test"), help="default: the run's")
     score.add_argument("--data", metavar="FILE", nargs="+", help="score these text files instead")
+    score.add_argument(
+        "--on", metavar="NAME", help="score a well-known text, for zero-shot numbers"
+    )
     score.add_argument("--passes", type=int, help="independent passes over the split")
     score.add_argument("--batch-size", type=int, help="rows scored at a time")
 

@@ -193,7 +193,7 @@ class HuggingFace(Source):
     `data_dir` names a folder inside the data set, to read that alone. `train`, `valid` and `test`
     name its splits (None: there is no such split). With
     `held_out_documents` the valid split is that many documents from the end of train, as is the
-    custom for OpenWebText (the last 100,000), and `valid` is not looked at.
+    custom for OpenWebText (the last 100,000), or from its start, and `valid` is not looked at.
 
     With `streaming` nothing is downloaded to stay: rows come as they are read, and a connection
     that is lost is taken up again (`hub.stream`). What `save_to_disk` wrote is there already.
@@ -208,11 +208,14 @@ class HuggingFace(Source):
     test: str | None = "test"
     revision: str | None = None
     held_out_documents: int = 0
+    held_out_at: Literal["end", "start"] = "end"
     streaming: bool = False
 
     def __post_init__(self):
         if self.held_out_documents < 0:
             raise ValueError(f"held_out_documents={self.held_out_documents} is negative")
+        if self.held_out_at not in ("end", "start"):
+            raise ValueError(f"held_out_at={self.held_out_at!r} is neither 'end' nor 'start'")
 
     @property
     def _names(self) -> dict[str, str | None]:
@@ -298,17 +301,21 @@ class HuggingFace(Source):
         held_out = self.held_out_documents
         if not held_out or split == "test":
             return 0, total
+        at_start = self.held_out_at == "start"
         if total is None:
+            if at_start:
+                return (held_out, None) if split == "train" else (0, held_out)
             raise InputError(
                 f"{self.name} does not say how many rows it has, so streaming cannot tell the last "
-                f"{held_out}: set streaming=False"
+                f"{held_out}: set streaming=False, or held_out_at='start'"
             )
         if held_out >= total:
             raise InputError(
                 f"{self.name}: held_out_documents={held_out} of {total} documents "
                 "leaves none to train on"
             )
-        return (0, total - held_out) if split == "train" else (total - held_out, total)
+        at = held_out if at_start else total - held_out
+        return (0, at) if (split == "train") != at_start else (at, total)
 
     def _text(self, value: Any, split: str, row: int) -> str:
         if isinstance(value, str):
