@@ -82,12 +82,10 @@ def _closing_words(
     """What came out: its size, how well it packs text, how it cuts a sentence, what to do next."""
     encoded = tokenizer.encode(sample)
     size, tokens = sum(len(text.encode()) for text in sample), max(sum(map(len, encoded)), 1)
-    wanted = getattr(config, "vocab_size", tokenizer.vocab.size)
-    fewer = (
-        "" if tokenizer.vocab.size == wanted else f" ({wanted:,} asked for: the text has no more)"
-    )
+    there = tokenizer.vocab.size
+    fewer = "" if there == wanted else f" ({wanted:,} asked for: the text has no more)"
     lines = [
-        f"{out}: {tokenizer.vocab.size:,} tokens{fewer}",
+        f"{out}: {there:,} tokens{fewer}",
         f"  {size / tokens:.2f} bytes per token on {size / 1e6:.1f} MB of {whose} text",
     ]
     unknown = tokenizer.backend.token_to_id("[UNK]")
@@ -96,7 +94,8 @@ def _closing_words(
         lines.append(f"  {missed / tokens:.3%} of its tokens are [UNK]")
     sentences = (line.strip() for text in sample for line in text.splitlines())
     for sentence in islice((line for line in sentences if len(line) >= 40), 1):
-        [ids] = tokenizer.encode([sentence[:70]])
+        shown = sentence if len(sentence) <= 70 else sentence[:70].rsplit(" ", 1)[0]
+        [ids] = tokenizer.encode([shown])
         pieces = tokenizer.pieces(ids.tolist())
         lines.append("  " + "|".join(pieces[i] for i in ids.tolist()))
     lines.append(f'next: tokenizer=Pretrained(name="{out}") in an experiment')
