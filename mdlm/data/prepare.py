@@ -1,4 +1,4 @@
-"""From text to a token store, once: read in order, tokenised by several processes, written in order.
+"""From text to a token store: read in order, tokenised by several processes, written in order.
 
 What is written depends on the text, the tokenizer and `shard_tokens` alone: not on the number of
 processes, nor on how often the work was interrupted. Whatever ends it, finished shards stay, and
@@ -83,7 +83,8 @@ def prepare(
             setting = Setting(tokenizer=tokenizer.files(), eos=manifest.eos, dtype=dtype)
             pool = stack.enter_context(Pool(workers, setting))
             for split in todo:
-                yield from _write(data.source, split, folder, tokenizer, tallies, pool, shard_tokens)
+                tally = tallies[split]
+                yield from _write(data.source, split, folder, tokenizer, tally, pool, shard_tokens)
         manifest = _known(folder)
         assert manifest is not None
         for split in splits:
@@ -97,14 +98,14 @@ def _write(
     split: str,
     folder: Folder,
     tokenizer: Tokenizer,
-    tallies: dict[str, Tally],
+    tally: Tally,
     pool: Pool,
     shard_tokens: int,
 ) -> Iterator[Progressed]:
     """Writes what a split lacks, shard by shard."""
     manifest, writer = _known(folder), None
     assert manifest is not None
-    record, tally = manifest.splits[split], tallies[split]
+    record = manifest.splits[split]
     dropped, position = dict(record.dropped), record.position
     pieces = source.pieces(split, start_of(position))
     size = min(BLOCK, shard_tokens)
@@ -176,7 +177,7 @@ def _new(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifes
         )
     splits = data.source.splits
     texts = TrainingText(data.source) if data.tokenizer.needs_text else ()
-    tokenizer = data.tokenizer.build(texts, report)  # type: ignore[arg-type]
+    tokenizer = data.tokenizer.build(texts, report)
     if folder.exists("tokenizer.json"):
         _check_tokenizer(data, folder, tokenizer_of(folder))
     for name, text in tokenizer.files().items():

@@ -80,7 +80,11 @@ class Folder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise InputError(f"{self.url}: another process is preparing it") from error
-            yield
+            try:
+                yield
+            finally:
+                if self.names() == [".lock"]:  # nothing came of it
+                    shutil.rmtree(self.local)
 
 
 class ShardWriter:

@@ -59,9 +59,7 @@ class Source(abc.ABC):
         """The pieces of a split that is known to be there; here a document each."""
         documents = self._documents(split)
         for i in range(position or 0, len(documents)):
-            yield Piece(
-                text=documents[i], ends=True, position=i + 1, done=(i + 1) / len(documents)
-            )
+            yield Piece(text=documents[i], ends=True, position=i + 1, done=(i + 1) / len(documents))
 
     def _check(self, split: str) -> None:
         if split not in SPLITS:
@@ -157,9 +155,7 @@ class TextFiles(Source):
         if position is None and dropped:
             yield Piece(text="", ends=False, position=0, dropped=dropped)
         for i in range(position or 0, len(documents)):
-            yield Piece(
-                text=documents[i], ends=True, position=i + 1, done=(i + 1) / len(documents)
-            )
+            yield Piece(text=documents[i], ends=True, position=i + 1, done=(i + 1) / len(documents))
 
     def _part(self, split: str) -> tuple[list[str], dict[str, int]]:
         """What the rule leaves a split of the training text, and what was dropped from all of it.

@@ -6,6 +6,7 @@ none.
 """
 
 import abc
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -35,7 +36,7 @@ class TokenizerConfig(abc.ABC):
     """True where `build` learns from the training text."""
 
     @abc.abstractmethod
-    def build(self, texts: list[str], report: Report | None = None) -> Tokenizer:
+    def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
         """The tokenizer; `texts` (the training documents) is read only if `needs_text`."""
 
 
@@ -60,7 +61,7 @@ def byte_characters() -> list[str]:
 class Bytes(TokenizerConfig):
     """The bytes of the UTF-8 text, 0 to 255, then [BOS], [EOS], [PAD], [MASK]."""
 
-    def build(self, texts: list[str], report: Report | None = None) -> Tokenizer:
+    def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
         vocab = {character: byte for byte, character in enumerate(byte_characters())}
         backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -78,7 +79,7 @@ class Characters(TokenizerConfig):
     needs_text: ClassVar[bool] = True
     lowercase: bool = False
 
-    def build(self, texts: list[str], report: Report | None = None) -> Tokenizer:
+    def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
         lower = normalizers.Lowercase()
         alphabet: set[str] = set()
         for text in texts:
@@ -97,7 +98,7 @@ class Characters(TokenizerConfig):
 class Text8(TokenizerConfig):
     """a to z and space, in lower case, everything else [UNK]: 35 ids, as MDLM encodes text8."""
 
-    def build(self, texts: list[str], report: Report | None = None) -> Tokenizer:
+    def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
         special = ["[CLS]", "[SEP]", "[BOS]", "[EOS]", "[MASK]", "[PAD]", "[RESERVED]"]
         tokens = [*special, "[UNK]", *"abcdefghijklmnopqrstuvwxyz "]
         vocab = {token: i for i, token in enumerate(tokens)}
@@ -125,7 +126,7 @@ class BPE(TokenizerConfig):
         if self.vocab_size < least:
             raise ValueError(f"vocab_size={self.vocab_size}: bytes and specials alone are {least}")
 
-    def build(self, texts: list[str], report: Report | None = None) -> Tokenizer:
+    def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
         if not any(texts):
             raise InputError("no text to learn a tokenizer from")
         backend = tokenizers.Tokenizer(models.BPE())
@@ -162,7 +163,7 @@ class Pretrained(TokenizerConfig):
     pad: str | None = None
     revision: str = "main"
 
-    def build(self, texts: list[str], report: Report | None = None) -> Tokenizer:
+    def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
         backend = self._backend()
         ids = backend.get_vocab(with_added_tokens=True)
         if self._find(ids, "mask") is None:
