@@ -17,6 +17,7 @@ processes, and "x map per core" the same for processor time (medians of the roun
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def measured(args: Any, folder: Path) -> dict[str, Any]:
     import datasets
 
     datasets.disable_progress_bars()
+    # `datasets.map` forks; JAX, which only names the machine here, has threads.
+    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
     with harness.working("reading and training the tokenizer"):
         documents = list(cut(args.corpus, args.megabytes * 10**6, args.document))
         rows = datasets.Dataset.from_dict({"text": documents})
@@ -95,7 +98,7 @@ def measured(args: Any, folder: Path) -> dict[str, Any]:
     theirs_tokens = sum(len(ids) for ids in made["map"]["input_ids"])
     assert tokens == theirs_tokens, (tokens, theirs_tokens)
     table, mb = [], size / 1e6
-    for (kind, workers), case in zip(pairs, cases, strict=True):
+    for (kind, _), case in zip(pairs, cases, strict=True):
         rival = case.replace(kind, "datasets.map")
         seconds = harness.median(times[case])
         table.append({
