@@ -57,6 +57,33 @@ certain; a red x is a token that was taken back. In a file, a pipe, or where NO_
 table of the steps is printed instead. The page needs no network and no other file."""
 
 
+EVAL_HELP = """\
+examples:
+  mdlm eval runs/owt_small
+  mdlm eval runs/owt_small --split test --passes 8
+  mdlm eval runs/owt_small --data letters.txt
+  mdlm eval runs/owt_small --on wikitext2
+  mdlm eval runs/owt_small --on ptb --data copies/ptb      where the hub cannot be reached
+
+NAME is one of wikitext2, wikitext103, ptb, lm1b, lambada, ag_news, arxiv, pubmed: cleaned as in the
+literature and strung together in rows as long as the run's (docs/data.md)."""
+
+TOKENIZER_HELP = """\
+examples:
+  mdlm tokenizer train books/*.txt.gz --vocab-size 8192 --out tokenizers/books
+  mdlm tokenizer train experiments/owt_small.py --kind wordpiece --out tokenizers/owt
+  mdlm tokenizer train experiments/books.py --data.source.train 'mine/*.txt.gz' --out t
+
+It learns from text files (.txt, .jsonl, .parquet; the last 5% are held out to try it on), or from
+the training split of an experiment, read once. The vocabulary holds [BOS], [EOS], [PAD] and [MASK]
+beside what is learnt. An experiment uses the folder by its name:
+
+  tokenizer=Pretrained(name="tokenizers/books")
+
+bpe: byte pairs with GPT-2's word rule; every text can be written and comes back as it was.
+wordpiece: BERT's, in lower case unless --cased; spaces do not come back, rare signs are [UNK]."""
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their arguments; `command` holds the name of the one that was given."""
     main = argparse.ArgumentParser(
@@ -108,10 +135,14 @@ def parser() -> argparse.ArgumentParser:
         help="tokens of a shard, about (default: 67 million); no more is lost when interrupted",
     )
 
-    score = command("eval", "score a split: nats per token, bits per byte, perplexity")
+    what = "score a split: nats per token, bits per byte, perplexity"
+    score = command("eval", what, EVAL_HELP)
     _a_run(score)
     score.add_argument("--split", choices=("train", "valid", "test"), help="default: the run's")
     score.add_argument("--data", metavar="FILE", nargs="+", help="score these text files instead")
+    score.add_argument(
+        "--on", metavar="NAME", help="score a well-known text, for zero-shot numbers"
+    )
     score.add_argument("--passes", type=int, help="independent passes over the split")
     score.add_argument("--batch-size", type=int, help="rows scored at a time")
 
@@ -160,11 +191,22 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("experiment", help="an experiment file whose network has their sizes")
     convert.add_argument("--out", required=True, help="run folder to make")
 
+    _tokenizer(command("tokenizer", "learn a tokenizer from text", TOKENIZER_HELP))
+
     command("samplers", "list the samplers and what can be set in each")
 
     settings = command("settings", "list what can be set in an experiment")
     settings.add_argument("experiment", help="an experiment file (.py)")
     return main
+
+
+def _tokenizer(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("action", choices=("train",))
+    sub.add_argument("texts", metavar="FILE", nargs="+", help="text files, or one experiment (.py)")
+    sub.add_argument("--out", required=True, metavar="FOLDER", help="folder to make")
+    sub.add_argument("--kind", choices=("bpe", "wordpiece"), default="bpe", help="default: bpe")
+    sub.add_argument("--vocab-size", type=int, default=32768, metavar="N", help="default: 32768")
+    sub.add_argument("--cased", action="store_true", help="wordpiece: keep case and accents")
 
 
 def _a_run(sub: argparse.ArgumentParser) -> None:

@@ -108,8 +108,8 @@ def closing_words(prepared: "Prepared", store: str, seconds: float) -> str:
             f"{size:,} bytes ({size / max(tokens, 1):.2f} per token), {shards}"
         )
         notes = [f"{count:,} dropped: {reason}" for reason, count in record.dropped.items()]
-        if prepared.empty[split]:
-            notes.append(f"{prepared.empty[split]:,} empty, kept")
+        if record.total("empty"):
+            notes.append(f"{record.total('empty'):,} empty, kept")
         lines += [f"         {note}" for note in notes]
     after = "nothing" if manifest.eos is None else f"EOS ({manifest.eos})"
     lines.append(

@@ -25,14 +25,14 @@ class Progress:
         self._close()
 
     def stage(self, task: str, done: int, total: int) -> None:
-        """Progress of a named task."""
+        """Progress of a named task; a total of 0 is one that nobody knows."""
         if self.tty:
             bar = self._bar
             if bar is None or self._task != task:
                 bar = self._open(task, total, done)
             bar.update(done - bar.n)
-        elif done < total and time.monotonic() - self._spoken > 10:
-            self._say(f"{task}: {done}/{total}")
+        elif (done < total or not total) and time.monotonic() - self._spoken > 10:
+            self._say(f"{task}: {done}" + (f"/{total}" if total else ""))
 
     def bar(self, task: str, unit: str) -> Callable[[int, int], None]:
         """A reporter `(done, total)` for one task."""
@@ -96,12 +96,14 @@ class Progress:
         self._spoken = time.monotonic()
         print(words, file=sys.stderr, flush=True)
 
-    def _open(self, task: str, total: int, done: int) -> Any:
+    def _open(self, task: str, total: int | None, done: int) -> Any:
         from tqdm import tqdm
 
         self._close()
         self._task = task
-        self._bar = tqdm(total=total, initial=done, desc=task, dynamic_ncols=True, leave=False)
+        self._bar = tqdm(
+            total=total or None, initial=done, desc=task, dynamic_ncols=True, leave=False
+        )
         return self._bar
 
     def _close(self) -> None:

@@ -34,8 +34,9 @@ MAY_IMPORT = {
     "arguments": BASE,
     "sampling_commands": BASE | {"samplers", "data", "progress", "run", "view"},
     "data_commands": BASE | {"data", "experiment", "overrides", "progress"},
+    "tokenizer_commands": BASE | {"data", "experiment", "overrides", "progress"},
     "cli": BASE
-    | {"arguments", "data_commands", "sampling_commands"}
+    | {"arguments", "data_commands", "sampling_commands", "tokenizer_commands"}
     | OUTSIDE
     | EXPERIMENT
     | {"evals", "train", "progress", "run"},

@@ -1,8 +1,8 @@
 """Where text comes from: files, the Hugging Face hub, or the reference that Python carries.
 
-A source gives each split (`train`, `valid`, `test`) as a list of documents, untouched: no
-cleaning, no shuffling, empty documents included. What is held out of the training text is held
-out by a fixed rule, so that every process and every later evaluation sees the same splits.
+A source gives each split (`train`, `valid`, `test`) as a list of documents, untouched unless
+`clean` is set: no shuffling, empty documents included. What is held out of the training text is
+held out by a fixed rule, so that every process and every later evaluation sees the same splits.
 """
 
 import abc
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mdlm.data import hub
+from mdlm.data.cleaning import Cleaning, cleaned
 from mdlm.data.held_out import check_fractions, held_out_topics, hold_out
 from mdlm.data.reading import NOT_UTF8, Form, Piece, gather, matching_files, read_pieces
 from mdlm.vocab import InputError
@@ -25,7 +26,10 @@ ROWS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Source(abc.ABC):
-    """Documents by split."""
+    """Documents by split. `clean` is applied to each (to what was held out of it, where it was
+    cut)."""
+
+    clean: Cleaning | None = None
 
     @property
     @abc.abstractmethod
@@ -44,12 +48,14 @@ class Source(abc.ABC):
     def documents(self, split: str) -> list[str]:
         """All documents of `split`. InputError where the split is absent or cannot be read."""
         self._check(split)
-        return self._documents(split)
+        documents = self._documents(split)
+        return documents if self.clean is None else [self.clean(text) for text in documents]
 
     def pieces(self, split: str, position: Any = None) -> Iterator[Piece]:
         """The same documents, piece by piece, from a `Piece.position` on. InputError as above."""
         self._check(split)
-        return self._pieces(split, position)
+        pieces = self._pieces(split, position)
+        return pieces if self.clean is None else cleaned(pieces, self.clean)
 
     def version(self) -> str | None:
         """What tells this state of the text from an earlier or later one, where something does."""
@@ -184,9 +190,10 @@ class TextFiles(Source):
 class HuggingFace(Source):
     """A data set of the Hugging Face hub, or a folder: parquet and the like, or `save_to_disk`.
 
-    `train`, `valid` and `test` name its splits (None: there is no such split). With
+    `data_dir` names a folder inside the data set, to read that alone. `train`, `valid` and `test`
+    name its splits (None: there is no such split). With
     `held_out_documents` the valid split is that many documents from the end of train, as is the
-    custom for OpenWebText (the last 100,000), and `valid` is not looked at.
+    custom for OpenWebText (the last 100,000), or from its start, and `valid` is not looked at.
 
     With `streaming` nothing is downloaded to stay: rows come as they are read, and a connection
     that is lost is taken up again (`hub.stream`). What `save_to_disk` wrote is there already.
@@ -194,17 +201,21 @@ class HuggingFace(Source):
 
     path: str
     config: str | None = None
+    data_dir: str | None = None
     text_field: str = "text"
     train: str = "train"
     valid: str | None = "validation"
     test: str | None = "test"
     revision: str | None = None
     held_out_documents: int = 0
+    held_out_at: Literal["end", "start"] = "end"
     streaming: bool = False
 
     def __post_init__(self):
         if self.held_out_documents < 0:
             raise ValueError(f"held_out_documents={self.held_out_documents} is negative")
+        if self.held_out_at not in ("end", "start"):
+            raise ValueError(f"held_out_at={self.held_out_at!r} is neither 'end' nor 'start'")
 
     @property
     def _names(self) -> dict[str, str | None]:
@@ -222,14 +233,15 @@ class HuggingFace(Source):
         else:
             there = self._open(
                 lambda: datasets.get_dataset_split_names(
-                    self.path, self.config, revision=self.revision
+                    self.path, self.config, data_dir=self.data_dir, revision=self.revision
                 )
             )
         return tuple(split for split in SPLITS if self._names[split] in there)
 
     @property
     def name(self) -> str:
-        return f"data set {self.path}" + (f" ({self.config})" if self.config else "")
+        part = self.config or self.data_dir
+        return f"data set {self.path}" + (f" ({part})" if part else "")
 
     def version(self) -> str | None:
         """Fingerprints of what was saved, or the hub's commit, where it answers."""
@@ -265,7 +277,12 @@ class HuggingFace(Source):
             name = self._names[split]
             if not self._is_saved:
                 return datasets.load_dataset(
-                    self.path, self.config, split=name, revision=self.revision, streaming=streaming
+                    self.path,
+                    self.config,
+                    data_dir=self.data_dir,
+                    split=name,
+                    revision=self.revision,
+                    streaming=streaming,
                 )
             stored = datasets.load_from_disk(self.path)
             return stored[name] if isinstance(stored, datasets.DatasetDict) else stored
@@ -284,17 +301,21 @@ class HuggingFace(Source):
         held_out = self.held_out_documents
         if not held_out or split == "test":
             return 0, total
+        at_start = self.held_out_at == "start"
         if total is None:
+            if at_start:
+                return (held_out, None) if split == "train" else (0, held_out)
             raise InputError(
                 f"{self.name} does not say how many rows it has, so streaming cannot tell the last "
-                f"{held_out}: set streaming=False"
+                f"{held_out}: set streaming=False, or held_out_at='start'"
             )
         if held_out >= total:
             raise InputError(
                 f"{self.name}: held_out_documents={held_out} of {total} documents "
                 "leaves none to train on"
             )
-        return (0, total - held_out) if split == "train" else (total - held_out, total)
+        at = held_out if at_start else total - held_out
+        return (0, at) if (split == "train") != at_start else (at, total)
 
     def _text(self, value: Any, split: str, row: int) -> str:
         if isinstance(value, str):

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Key
 
-from mdlm.data.dataset import Dataset
+from mdlm.data.dataset import Dataset, TextData
 from mdlm.data.loader import evaluation_batches
 from mdlm.evals.ngrams import Baselines
 from mdlm.evals.nll import Metric, Perplexity, Report, summarise
@@ -25,6 +25,12 @@ from mdlm.types import ArrayTree, Batch, InputError
 
 TABLE_TOKENS = 2**24
 """Tokens of a stored training split that tables of counts are learnt from, all in memory."""
+
+
+def other_text(data: TextData, split: str) -> str:
+    """What is scored, where it is not the text of the run."""
+    clean = data.source.clean
+    return f"{data.source.name}{f', cleaned by {clean}' if clean else ''}, {split}"
 
 
 class Scorer:
@@ -61,8 +67,10 @@ class Scorer:
         n = len(rows)
         bound, count = how.score(score, batches, rows=n, seed=experiment.seed, report=report)
         share = "" if whole else f", first {n} rows"
-        packing = experiment.data.packing.protocol
-        protocol = f"{how.split}{share}, {packing}, {objective.protocol}, EMA parameters"
+        data = self.dataset.data
+        text = how.split if data.source == experiment.data.source else other_text(data, how.split)
+        packing = data.packing.protocol
+        protocol = f"{text}{share}, {packing}, {objective.protocol}, EMA parameters"
         units = {"byte": part.bytes, "character": part.characters} if whole else {}
         metrics = summarise(
             bound, count, protocol=protocol, is_exact=objective.is_exact, units=units

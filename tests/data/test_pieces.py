@@ -13,7 +13,11 @@ from mdlm.data.reading import NOT_UTF8, gather
 from mdlm.data.sources import HuggingFace, PythonReference, TextFiles
 from mdlm.types import InputError
 
-TEXT = "\ufeffπ one\r\n\n\n\n  \n\n\n\u3000\n\n\ntwo 𝄞𝄞\n\nstill two, long\n\n\n\n\n\nthrée\n\n\n"
+TEXT = (
+    "\ufeffπ one\r\n\n\n\n  \n\n\n\u3000\n\n\ntwo 𝄞𝄞\n\nstill two, long \t"
+    + " " * 30
+    + "\n\n\n\n\n\nthrée\n\n\n"
+)
 
 
 def write(path, text):

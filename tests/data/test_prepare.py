@@ -16,7 +16,7 @@ from mdlm.data.dataset import TextData
 from mdlm.data.encoding import Tokenizer
 from mdlm.data.manifest import Manifest
 from mdlm.data.packing import Wrap
-from mdlm.data.prepare import Prepared, Progressed, TrainingText, eos_of, prepare
+from mdlm.data.prepare import Prepared, Progressed, training_text, eos_of, prepare
 from mdlm.data.sources import TextFiles
 from mdlm.data.tokenizers import BPE, Bytes, Characters, Pretrained
 from mdlm.types import InputError
@@ -72,7 +72,9 @@ def test_a_store_holds_the_documents(config, where, source, tmp_path):
     url = tmp_path / "store" if where == "local" else f"memory://{tmp_path.name}"
     data = data_of(source, config)
     prepared = made(data, url, workers=2)
-    assert prepared.is_new and prepared.empty == {"train": 3, "valid": 1, "test": 0}
+    assert prepared.is_new
+    found = {split: r.total("empty") for split, r in prepared.manifest.splits.items()}
+    assert found == {"train": 3, "valid": 1, "test": 0}
     manifest = Manifest.read(str(url))
     assert manifest == prepared.manifest
     assert manifest.source == repr(source) and manifest.tokenizer == repr(config)
@@ -109,7 +111,7 @@ def test_a_store_without_eos(source, tmp_path):
     documents = source.documents("train")
     assert bytes(tokens.astype(np.uint8)).decode() == "".join(documents)
     assert ends.tolist() == np.cumsum([len(text.encode()) for text in documents]).tolist()
-    assert prepared.manifest.eos is None and prepared.empty["train"] == 3
+    assert prepared.manifest.eos is None and prepared.manifest.splits["train"].total("empty") == 3
     with pytest.raises(InputError, match="has no EOS after each document, .* asks for EOS 257"):
         made(data_of(source), tmp_path / "store")
 
@@ -148,7 +150,7 @@ def test_a_finished_store_is_verified_and_left_alone(source, tmp_path):
     before = {p.name: p.stat().st_mtime_ns for p in store.iterdir() if p.name != ".lock"}
     Path(source.train).unlink()  # the text is not needed any more
     again = made(data, store)
-    assert not again.is_new and again.empty == first.empty and again.manifest == first.manifest
+    assert not again.is_new and again.manifest == first.manifest
     assert before == {p.name: p.stat().st_mtime_ns for p in store.iterdir() if p.name != ".lock"}
 
 
@@ -339,8 +341,9 @@ def test_the_training_text_learns_the_same_tokenizer(source, monkeypatch):
     from mdlm.data import prepare as module
 
     monkeypatch.setattr(module, "TRAINING_BLOCK", 50)
-    parts = list(TrainingText(source))
-    assert len(parts) > 50 and "".join(parts) == "".join(source.documents("train"))
+    parts = list(training_text(source))
+    assert len(parts) > 50
+    assert "".join(parts) == "".join(source.documents("train"))
     config = BPE(vocab_size=350)
-    built = config.build(TrainingText(source))
+    built = config.build(training_text(source))
     assert built.fingerprint == config.build(source.documents("train")).fingerprint
