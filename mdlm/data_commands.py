@@ -1,6 +1,7 @@
 """`mdlm prepare`."""
 
 import argparse
+import shlex
 import signal
 import sys
 import time
@@ -18,10 +19,11 @@ if TYPE_CHECKING:  # what a `--help` need not wait for
 def prepare(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
     from mdlm.data.prepare import SHARD_TOKENS, Prepared
     from mdlm.data.prepare import prepare as prepared
-    from mdlm.experiment import load_data_file
+    from mdlm.experiment import Experiment, load_data_file
     from mdlm.overrides import apply
 
-    data = apply(load_data_file(args.experiment), changes).data
+    loaded = apply(load_data_file(args.experiment), changes)
+    data = loaded.data
     store = args.out or data.store
     if store is None:
         raise InputError(
@@ -48,7 +50,13 @@ def prepare(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
         print(f"mdlm: stopped; {kept(store)}; to continue: {again}", file=sys.stderr)
         return 128 + stopped.signal
     assert finished is not None
-    print(closing_words(finished, store, args.experiment, time.monotonic() - start))
+    print(closing_words(finished, store, time.monotonic() - start))
+    if isinstance(loaded, Experiment):
+        others = [word for name, value in changes for word in (f"--{name}", value)]
+        words = ["mdlm", "train", args.experiment, "--data.store", store, *others]
+        print(f"next: {shlex.join(words)}")
+    else:
+        print(f"next: an experiment with data=TextData(..., store={store!r})")
     return 0
 
 
@@ -85,8 +93,8 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def closing_words(prepared: "Prepared", store: str, file: str, seconds: float) -> str:
-    """What the store holds, what was left out, and what to do with it."""
+def closing_words(prepared: "Prepared", store: str, seconds: float) -> str:
+    """What the store holds, and what was left out."""
     manifest, lines = prepared.manifest, []
     if prepared.is_new:
         lines.append(f"{store} is complete ({duration(seconds)})")
@@ -100,14 +108,13 @@ def closing_words(prepared: "Prepared", store: str, file: str, seconds: float) -
             f"{size:,} bytes ({size / max(tokens, 1):.2f} per token), {shards}"
         )
         notes = [f"{count:,} dropped: {reason}" for reason, count in record.dropped.items()]
-        if prepared.empty[split]:
-            notes.append(f"{prepared.empty[split]:,} empty, kept")
+        if record.total("empty"):
+            notes.append(f"{record.total('empty'):,} empty, kept")
         lines += [f"         {note}" for note in notes]
     after = "nothing" if manifest.eos is None else f"EOS ({manifest.eos})"
     lines.append(
         f"  vocabulary of {manifest.vocab_size:,}, {manifest.dtype}, {after} after each document"
     )
-    lines.append(f"next: mdlm train {file} --data.store {store}")
     return "\n".join(lines)
 
 

@@ -68,16 +68,28 @@ class Pool:
                     pass  # something was on the way
 
     def encode(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, Encoded]]:
-        """Each block with its tokens, in order. InputError where its text is refused."""
+        """Each block with its tokens, in order. InputError where its text is refused.
+
+        Where the blocks end with an error, those before it come first.
+        """
         waiting: deque[tuple[Block, Future[Encoded]]] = deque()
-        for block in blocks:
-            waiting.append((block, self._threads.submit(self._ask, block)))
-            while waiting and (waiting[0][1].done() or len(waiting) > AHEAD * self.workers):
+        unread, failure = iter(blocks), None
+        while True:
+            try:
+                block = next(unread, None)
+            except Exception as error:
+                block, failure = None, error
+            if block is not None:
+                waiting.append((block, self._threads.submit(self._ask, block)))
+            while waiting and (
+                block is None or waiting[0][1].done() or len(waiting) > AHEAD * self.workers
+            ):
                 first, answer = waiting.popleft()
                 yield first, answer.result()
-        while waiting:
-            first, answer = waiting.popleft()
-            yield first, answer.result()
+            if failure is not None:
+                raise failure
+            if block is None:
+                return
 
     def _ask(self, block: Block) -> Encoded:
         process = self._free.get()

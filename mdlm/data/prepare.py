@@ -1,4 +1,4 @@
-"""From text to a token store, once: read in order, tokenised by several processes, written in order.
+"""From text to a token store: read in order, tokenised by several processes, written in order.
 
 What is written depends on the text, the tokenizer and `shard_tokens` alone: not on the number of
 processes, nor on how often the work was interrupted. Whatever ends it, finished shards stay, and
@@ -8,7 +8,7 @@ the next call goes on behind the last of them.
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +44,10 @@ class Progressed:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The store is complete. `is_new`: something was written. `empty` documents by split."""
+    """The store is complete. `is_new`: something was written."""
 
     manifest: Manifest
     is_new: bool
-    empty: dict[str, int]
 
 
 def prepare(
@@ -79,19 +78,17 @@ def prepare(
         tallies = {split: verify(folder, manifest, split, report) for split in splits}
         todo = [split for split in splits if not manifest.splits[split].complete]
         if todo:
-            dtype = "<u2" if manifest.dtype == "uint16" else "<u4"
+            dtype = manifest.stored_dtype.str
             setting = Setting(tokenizer=tokenizer.files(), eos=manifest.eos, dtype=dtype)
             pool = stack.enter_context(Pool(workers, setting))
             for split in todo:
-                yield from _write(
-                    data.source, split, folder, tokenizer, tallies, pool, shard_tokens
-                )
+                tally = tallies[split]
+                yield from _write(data.source, split, folder, tokenizer, tally, pool, shard_tokens)
         manifest = _known(folder)
         assert manifest is not None
         for split in splits:
             write_counts(folder, split, tallies[split].counts)
-        empty = {split: tally.empty for split, tally in tallies.items()}
-    yield Prepared(manifest=manifest, is_new=bool(todo), empty=empty)
+    yield Prepared(manifest=manifest, is_new=bool(todo))
 
 
 def _write(
@@ -99,14 +96,14 @@ def _write(
     split: str,
     folder: Folder,
     tokenizer: Tokenizer,
-    tallies: dict[str, Tally],
+    tally: Tally,
     pool: Pool,
     shard_tokens: int,
 ) -> Iterator[Progressed]:
     """Writes what a split lacks, shard by shard."""
     manifest, writer = _known(folder), None
     assert manifest is not None
-    record, tally = manifest.splits[split], tallies[split]
+    record = manifest.splits[split]
     dropped, position = dict(record.dropped), record.position
     pieces = source.pieces(split, start_of(position))
     size = min(BLOCK, shard_tokens)
@@ -127,8 +124,7 @@ def _write(
                 continue
             if writer is None:
                 writer = ShardWriter(folder, f"{split}-{len(record.shards):05d}")
-            writer.add(encoded, block.characters)
-            tally.add(encoded, manifest.eos)
+            writer.add(encoded, block.characters, tally.add(encoded, manifest.eos))
             yield Progressed(
                 split=split,
                 documents=record.total("documents") + writer.documents,
@@ -177,8 +173,8 @@ def _new(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifes
             "that is empty or is not there yet"
         )
     splits = data.source.splits
-    texts = TrainingText(data.source) if data.tokenizer.needs_text else ()
-    tokenizer = data.tokenizer.build(texts, report)  # type: ignore[arg-type]
+    texts = training_text(data.source) if data.tokenizer.needs_text else ()
+    tokenizer = data.tokenizer.build(texts, report)
     if folder.exists("tokenizer.json"):
         _check_tokenizer(data, folder, tokenizer_of(folder))
     for name, text in tokenizer.files().items():
@@ -227,16 +223,10 @@ def _check_tokenizer(data: TextData, folder: Folder, tokenizer: Tokenizer) -> No
         )
 
 
-class TrainingText(Iterable[str]):
-    """The training text for a tokenizer in the making, as often as it is wanted."""
-
-    def __init__(self, source: Source):
-        self.source = source
-
-    def __iter__(self) -> Iterator[str]:
-        pieces = self.source.pieces("train")
-        for block in blocks(pieces, WORDS, size=TRAINING_BLOCK, limit=2**60):
-            yield from block.texts
+def training_text(source: Source) -> Iterator[str]:
+    """The training text for a tokenizer in the making, in parts that end where words end."""
+    for block in blocks(source.pieces("train"), WORDS, size=TRAINING_BLOCK, limit=2**60):
+        yield from block.texts
 
 
 def eos_of(packing: Packing, vocab: Vocab) -> int | None:

@@ -8,6 +8,7 @@ split has been gone through, all of it lies there; the folder may be deleted at 
 """
 
 import abc
+import contextlib
 import functools
 import os
 import threading
@@ -162,7 +163,8 @@ class RemoteFiles(ShardFiles):
             draft.write_bytes(data)
             os.replace(draft, path)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                draft.unlink()
             raise InputError(
                 f"{path.parent} cannot keep what is fetched from {self.url} ({error}); "
                 "XDG_CACHE_HOME names another place"

@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from jaxtyping import Int64
 
 from mdlm.data.encoding import Report
-from mdlm.data.manifest import Manifest, Shard, SplitRecord
+from mdlm.data.manifest import REMEDY, Manifest, Shard, SplitRecord
 from mdlm.data.worker import Encoded
 from mdlm.vocab import InputError
 
@@ -80,7 +80,11 @@ class Folder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise InputError(f"{self.url}: another process is preparing it") from error
-            yield
+            try:
+                yield
+            finally:
+                if self.names() == [".lock"]:  # nothing came of it
+                    shutil.rmtree(self.local)
 
 
 class ShardWriter:
@@ -88,7 +92,7 @@ class ShardWriter:
 
     def __init__(self, folder: Folder, name: str):
         self.folder, self.name = folder, name
-        self.tokens = self.documents = self.bytes = self.characters = 0
+        self.tokens = self.documents = self.empty = self.bytes = self.characters = 0
         self._spool = None if folder.local else Path(tempfile.mkdtemp(prefix="mdlm-"))
         where = folder.local or self._spool
         assert where is not None
@@ -97,14 +101,15 @@ class ShardWriter:
         self._files = {kind: part.open("wb") for kind, part in self._parts.items()}
         self._sums = {kind: hashlib.sha256() for kind in self._parts}
 
-    def add(self, encoded: Encoded, characters: int) -> None:
-        """Tokens of the next text."""
+    def add(self, encoded: Encoded, characters: int, empty: int) -> None:
+        """Tokens of the next text, and how many of its documents are empty."""
         ends = (self.tokens + encoded.ends).astype("<u8")
         for kind, values in (("bin", encoded.tokens), ("ends", ends)):
             self._files[kind].write(memoryview(values).cast("B") if values.size else b"")
             self._sums[kind].update(memoryview(values).cast("B") if values.size else b"")
         self.tokens += len(encoded.tokens)
         self.documents += len(ends)
+        self.empty += empty
         self.bytes += encoded.bytes
         self.characters += characters
 
@@ -128,6 +133,7 @@ class ShardWriter:
             name=self.name,
             tokens=self.tokens,
             documents=self.documents,
+            empty=self.empty,
             bytes=self.bytes,
             characters=self.characters,
             sha256=self._sums["bin"].hexdigest(),
@@ -146,19 +152,18 @@ class ShardWriter:
 
 @dataclass(kw_only=True)
 class Tally:
-    """What the tokens of a split add up to. `empty` documents have no token but their EOS."""
+    """What the tokens of a split add up to."""
 
     counts: Int64[np.ndarray, " v"]
-    empty: int = 0
     since: int = 0  # tokens behind the last end
 
-    def add(self, encoded: Encoded, eos: int | None) -> None:
-        """Tokens that follow those before."""
+    def add(self, encoded: Encoded, eos: int | None) -> int:
+        """Tokens that follow those before; how many documents among them have but their EOS."""
         self.counts += np.bincount(encoded.tokens, minlength=len(self.counts))
         sizes = np.diff(encoded.ends, prepend=np.int64(-self.since))
-        self.empty += int((sizes == (eos is not None)).sum())
         last = int(encoded.ends[-1]) if len(encoded.ends) else -self.since
         self.since = len(encoded.tokens) - last
+        return int((sizes == (eos is not None)).sum())
 
 
 def verify(folder: Folder, manifest: Manifest, split: str, report: Report | None = None) -> Tally:
@@ -187,8 +192,7 @@ def verify(folder: Folder, manifest: Manifest, split: str, report: Report | None
 
 def _tokens(folder: Folder, manifest: Manifest, shard: Shard) -> Iterator[Any]:
     """The tokens of a shard in chunks; at the end they are known to be the right ones."""
-    name, state, kind = f"{shard.name}.bin", hashlib.sha256(), np.dtype(manifest.dtype)
-    kind = kind.newbyteorder("<")
+    name, state, kind = f"{shard.name}.bin", hashlib.sha256(), manifest.stored_dtype
     _check_size(folder, name, shard.tokens * kind.itemsize)
     with folder.open(name) as file:
         while data := file.read(CHUNK):
@@ -219,10 +223,7 @@ def _check_size(folder: Folder, name: str, size: int | None) -> None:
 
 
 def damaged(folder: Folder, name: str, what: str) -> InputError:
-    return InputError(
-        f"{folder.url}/{name} {what}; finished shards are never written again: bring the file "
-        "back, or delete the store and prepare it anew"
-    )
+    return InputError(f"{folder.url}: {name} {what}: {REMEDY}")
 
 
 def counts_name(split: str) -> str:
