@@ -119,7 +119,7 @@ def test_bases():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_words_are_whole_wherever_pieces_are_cut(size):
-    text = "ab  cd\n ef gh " + "x" * 30 + " y"
+    text = "ab   cd\n ef gh " + "x" * 30 + " y"
     parts = [text[i : i + size] for i in range(0, len(text), size)]
     pieces = [
         Piece(text=part, ends=i + 1 == len(parts), position=i) for i, part in enumerate(parts)
