@@ -18,7 +18,7 @@ SAMPLE = 2_000_000
 
 
 def train(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
-    from mdlm.data.learning import whole_words
+    from mdlm.data.prepare import training_text
 
     config, source, out = _config(args), _source(args.texts, changes), Path(args.out)
     if out.exists() and not out.is_dir():
@@ -26,10 +26,10 @@ def train(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
     if (out / "tokenizer.json").exists():
         raise InputError(f"--out {out} holds a tokenizer already: name another folder")
     with Progress() as progress:
-        tokenizer = config.build(whole_words(source.pieces("train")), progress.stage)
+        tokenizer = config.build(training_text(source), progress.stage)
     held_out = "valid" in source.splits
     pieces = source.pieces("valid" if held_out else "train")
-    sample = _first(whole_words(pieces), SAMPLE)
+    sample = _first((piece.text for piece in pieces), SAMPLE)
     tokenizer.save(out)
     whose = "held-out" if held_out else "training"
     print(_closing_words(out, args.vocab_size, tokenizer, sample, whose))

@@ -118,8 +118,6 @@ class Fasta(Source):
                     break
                 end = min(start + PIECE, len(text))
                 after = {"document": number, "base": end}
-                if end == len(text):
-                    after = {"document": number + 1, "base": 0}
                 yield Piece(text=text[start:end], ends=end == len(text), position=after)
         if number < 0:
             raise InputError(f"{self.name}: there is nothing in the {split} split")

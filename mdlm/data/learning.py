@@ -13,7 +13,6 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from mdlm.data.encoding import Report
-from mdlm.data.reading import Piece
 from mdlm.vocab import InputError
 
 SPECIALS = ("[BOS]", "[EOS]", "[PAD]", "[MASK]")
@@ -31,24 +30,6 @@ def reported(texts: Iterable[str], report: Report | None, message: str) -> Itera
             told = size // 10**6
             report(f"{message}, MB", told, 0)
         yield text
-
-
-def whole_words(pieces: Iterable[Piece]) -> Iterator[str]:
-    """The text of pieces, parted only between documents and before the space after a word, where
-    no word is found that a whole document would not show."""
-    waiting = ""
-    for piece in pieces:
-        waiting += piece.text
-        at = len(waiting)
-        while not piece.ends:
-            at = waiting.rfind(" ", 0, at)
-            if at <= 0 or not waiting[at - 1].isspace():
-                break
-        if at > 0:
-            yield waiting[:at]
-            waiting = waiting[at:]
-    if waiting:
-        yield waiting
 
 
 def learn(

@@ -7,8 +7,6 @@ import pytest
 
 from mdlm.data import encoding
 from mdlm.data.encoding import Tokenizer
-from mdlm.data.learning import whole_words
-from mdlm.data.reading import Piece
 from mdlm.data.tokenizers import BPE, Characters, Dna, Pretrained, WordPiece
 from mdlm.types import InputError, Vocab
 
@@ -115,17 +113,3 @@ def test_bases():
             tokenizer.encode([text])
     soft = Dna(soft_masked=True).build([])
     assert soft.vocab.size == 14 and soft.decode(soft.encode(["ACgtN"])[0]) == "ACgtN"
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_words_are_whole_wherever_pieces_are_cut(size):
-    text = "ab   cd\n ef gh " + "x" * 30 + " y"
-    parts = [text[i : i + size] for i in range(0, len(text), size)]
-    pieces = [
-        Piece(text=part, ends=i + 1 == len(parts), position=i) for i, part in enumerate(parts)
-    ]
-    found = list(whole_words([*pieces, Piece(text="", ends=True, position=0), *pieces]))
-    assert "".join(found) == text * 2 and len(found) >= 6
-    assert [part for part in found if part[0] != " "] == [found[0]] * 2
-    for config in (BPE(vocab_size=300), WordPiece(vocab_size=60)):
-        assert config.build(found).fingerprint == config.build([text, text]).fingerprint

@@ -16,7 +16,7 @@ from mdlm.data.dataset import TextData
 from mdlm.data.encoding import Tokenizer
 from mdlm.data.manifest import Manifest
 from mdlm.data.packing import Wrap
-from mdlm.data.prepare import Prepared, Progressed, training_text, eos_of, prepare
+from mdlm.data.prepare import Prepared, Progressed, eos_of, prepare, training_text
 from mdlm.data.sources import TextFiles
 from mdlm.data.tokenizers import BPE, Bytes, Characters, Pretrained
 from mdlm.types import InputError
