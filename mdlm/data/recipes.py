@@ -146,17 +146,20 @@ def genome(
     files: str = "hg38.ml.fa",
     *,
     intervals: str | None = "human-sequences.bed",
+    interval_length: int | None = 2**20,
     length: int = 1024,
-    reverse_complement: bool = True,
+    reverse_complement: bool = False,
     store: str | None = None,
 ) -> TextData:
     """The human genome by characters: the HG38 protocol of HyenaDNA, Caduceus and MDLM.
 
     The intervals of `human-sequences.bed` (34,021 to train, 2,213 valid, 1,937 test), each
-    stretched to 2^20 bases from its start, cut into rows; repeats in upper case. Rows are those
-    published where an interval does not reach the end of its chromosome. Two things are not: N
-    is a token like others (published losses skip it), and the other strand is read once in each
-    epoch (by a coin there).
+    stretched to 2^20 bases from its start, cut into rows; repeats in upper case. That is 35.7
+    billion bases to train on, many of them several times: a store of 71 GB, and twice that with
+    `reverse_complement`; with `interval_length=None` intervals are as they stand, 131,072 bases,
+    an eighth of it. Rows are those published where an interval does not reach the end of its
+    chromosome. Two things are not: N is a token like others (published losses skip it), and
+    `reverse_complement` adds the other strand to each epoch (Caduceus tosses a coin).
     *Published*, perplexity at 1024 bases: MDLM <= 3.199, SEDD <= 3.216, Plaid <= 3.240,
     autoregressive Mamba 3.067 (arXiv:2406.07524, table 6; networks of 0.5M parameters).
     Other genomes: `intervals=None`, and see `Fasta`.
@@ -164,7 +167,7 @@ def genome(
     source = Fasta(
         files=files,
         intervals=intervals,
-        interval_length=None if intervals is None else 2**20,
+        interval_length=None if intervals is None else interval_length,
         reverse_complement=reverse_complement,
     )
     packing = Wrap(length=length, row_specials=False, eos=intervals is None)

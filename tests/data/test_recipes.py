@@ -193,9 +193,10 @@ def test_genome(tmp_path):
     bases = "".join(np.random.default_rng(1).choice(list("ACGTacgtN"), 200))
     (tmp_path / "g.fa").write_text(f">chr1\n{bases}\n>chr2\n{bases[:50]}\n")
     (tmp_path / "i.bed").write_text("chr1\t96\t128\ttrain\nchr1\t8\t20\tvalid\nchr2\t0\t9\ttest\n")
-    data = recipes.genome(str(tmp_path / "g.fa"), intervals=str(tmp_path / "i.bed"))
-    assert data.source.interval_length == 2**20 and data.source.reverse_complement
-    data = replace(data, source=replace(data.source, interval_length=32))
+    files, intervals = str(tmp_path / "g.fa"), str(tmp_path / "i.bed")
+    real = recipes.genome(files, intervals=intervals).source
+    assert real.interval_length == 2**20 and not real.reverse_complement
+    data = recipes.genome(files, intervals=intervals, interval_length=32, reverse_complement=True)
     assert data.tokenizer == Dna() and data.packing.length == 1024
     found = replace(data, packing=replace(data.packing, length=16)).load()
     forth = bases[96:128].upper()
@@ -205,7 +206,7 @@ def test_genome(tmp_path):
     back = forth[::-1].translate(str.maketrans("ACGT", "TGCA"))
     assert "".join(train[2:]) == back
     assert found.valid.tokens == 32 and found.test.documents == 1
-    whole = recipes.genome(str(tmp_path / "g.fa"), intervals=None)
+    whole = recipes.genome(files, intervals=None)
     assert whole.packing.eos and whole.source.splits == ("train", "valid", "test")
 
 
