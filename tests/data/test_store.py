@@ -434,7 +434,7 @@ def test_index_of_twenty_billion_tokens_costs_what_a_small_one_does(packing, tmp
     monkeypatch.setattr(
         shard_files.ShardFiles,
         "_map",
-        lambda self, piece, dtype: mapped.append(piece[0].name) or plain(self, piece, dtype),
+        lambda self, piece: mapped.append(piece[0].name) or plain(self, piece),
     )
     rows = row_set(large, packing, vocab)
     assert len(rows) == len(many) and mapped == []
