@@ -15,6 +15,7 @@ from typing import Any
 from mdlm.data.blocks import BLOCK, blocks, start_of
 from mdlm.data.dataset import TextData
 from mdlm.data.encoding import Report, Tokenizer
+from mdlm.data.hub import may_pass
 from mdlm.data.manifest import NAME, Manifest, SplitRecord
 from mdlm.data.packing import Packing, ends
 from mdlm.data.pool import Pool, cores
@@ -249,11 +250,16 @@ def _known(folder: Folder) -> Manifest | None:
 
 @contextlib.contextmanager
 def _writing(folder: Folder) -> Iterator[None]:
-    """A disk that is full, or a folder that is not ours, in one line."""
+    """A disk that is full, a folder that is not ours, a far one out of reach: in one line."""
     try:
         yield
-    except OSError as error:
+    except InputError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and not may_pass(error):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
         raise InputError(
-            f"{folder.url} cannot be used: {error.strerror or error}; what is finished stays, and "
-            " the same command goes on from there"
+            f"{folder.url} cannot be used: {reason.splitlines()[0]}; what is finished stays, and "
+            "the same command goes on from there"
         ) from error

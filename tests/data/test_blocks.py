@@ -91,6 +91,13 @@ def test_cuts_change_no_token(config):
     assert np.array_equal(np.concatenate(parts), whole)
 
 
+def test_what_comes_behind_may_forbid_a_cut():
+    cut, texts = re.compile(r"(?<=\S) (?!t)"), ("aaaa bbbb ", "tttt cccc and so on and on")
+    for parts in (texts, ("".join(texts),)):
+        pieces = [Piece(text=t, ends=t == parts[-1], position=i) for i, t in enumerate(parts)]
+        assert next(blocks(pieces, cut, size=9)).texts == ("aaaa bbbb tttt",)
+
+
 def test_a_document_without_a_place_to_cut_is_refused():
     pieces = [Piece(text="x" * 50, ends=False, position=i) for i in range(9)]
     with pytest.raises(InputError, match=r"\(at 'xxxx.*has 250 characters .* more than the 200"):

@@ -116,6 +116,20 @@ def test_a_store_without_eos(source, tmp_path):
         made(data_of(source), tmp_path / "store")
 
 
+def test_rows_of_a_store_are_those_of_memory(source, tmp_path):
+    data = data_of(source, BPE(vocab_size=300))
+    made(data, tmp_path / "store", shard_tokens=300)
+    there, here = dataclasses.replace(data, store=str(tmp_path / "store")).load(), data.load()
+    assert there.tokenizer.fingerprint == here.tokenizer.fingerprint
+    for split in source.splits:
+        mine, other = getattr(there, split), getattr(here, split)
+        for name in ("tokens", "loss_mask", "is_valid"):
+            assert np.array_equal(getattr(mine.rows.all(), name), getattr(other.rows.all(), name))
+        assert (mine.documents, mine.bytes, mine.characters) == (
+            other.documents, other.bytes, other.characters,
+        )  # fmt: skip
+
+
 def test_eos_has_a_stand_in(source):
     vocab = Bytes().build([]).vocab
     assert eos_of(Wrap(length=8), vocab) == vocab.eos_id
@@ -301,6 +315,83 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(source, tmp_path, monkeypat
     made(data, store)
     made(data, tmp_path / "whole")
     assert content(store) == content(tmp_path / "whole")
+
+
+def test_a_store_out_of_reach_is_one_line(source, tmp_path, monkeypatch):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class ClientPayloadError(Exception):
+        pass
+
+    ClientPayloadError.__module__ = "aiohttp.client_exceptions"
+    data, url = data_of(source), f"memory://{tmp_path.name}-far"
+    put, calls = MemoryFileSystem.put_file, []
+
+    def flaky(self, *words, **more):
+        calls.append(words)
+        if len(calls) > 4:
+            raise ClientPayloadError("connection closed\nsomewhere")
+        return put(self, *words, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "put_file", flaky)
+        with pytest.raises(InputError, match="cannot be used: connection closed; what is fin"):
+            made(data, url)
+    assert len(Manifest.read(url).splits["train"].shards) == 2
+    made(data, url)
+    made(data, tmp_path / "whole")
+    assert content(url) == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("lost", [1, 9])
+def test_a_stream_that_is_lost_can_be_gone_on_with(lost, tmp_path, monkeypatch):
+    """Rows come from a real streamed data set whose connection breaks off `lost` times in a row."""
+    import datasets
+
+    from mdlm.data import hub
+    from mdlm.data.sources import HuggingFace
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(hub, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(hub, "STATE_EVERY", 3)
+    (tmp_path / "set").mkdir()
+    texts = [f"sentence {i} " * 20 for i in range(40)]
+    for i in (0, 1):
+        rows = datasets.Dataset.from_dict({"text": texts[i::2]})
+        rows.to_parquet(str(tmp_path / "set" / f"train-{i}.parquet"))
+    source = HuggingFace(path=str(tmp_path / "set"), valid=None, test=None, streaming=True)
+    data, store, left = data_of(source), tmp_path / "store", [lost]
+    iterate = datasets.IterableDataset.__iter__
+
+    def breaking(self):
+        for row in iterate(self):
+            if left[0] and row["text"].startswith("sentence 11 "):
+                left[0] -= 1
+                raise ConnectionResetError("reset by peer")
+            yield row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.IterableDataset, "__iter__", breaking)
+        if lost > 2:
+            with pytest.raises(InputError, match="connection lost behind row 25, and 2 attempts"):
+                made(data, store)
+            assert len(Manifest.read(str(store)).splits["train"].shards) > 1
+            left[0] = 0
+        made(data, store)
+    made(data, tmp_path / "whole")
+    assert content(store) == content(tmp_path / "whole")
+    tokens, _ = stream_of(store, "train")
+    expected = [text for part in (texts[0::2], texts[1::2]) for text in part]
+    assert bytes(tokens[tokens < 256].astype(np.uint8)).decode() == "".join(expected)
+
+
+def test_workers_import_no_jax():
+    import subprocess
+    import sys
+
+    words = "import sys, mdlm.data.worker as w; print(sorted(m for m in sys.modules if m == 'jax'))"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_two_at_once_are_refused(source, tmp_path):
