@@ -11,6 +11,8 @@ The random numbers are those of SplitMix64 (Steele, Lea, Flood 2014), read at an
 sequence. All arithmetic is on unsigned 64-bit integers: the same on every machine.
 """
 
+import math
+
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt64
 
@@ -61,7 +63,7 @@ def permuted(
 def _feistel(
     at: UInt64[np.ndarray, " n"], n: int, keys: UInt64[np.ndarray, " n"]
 ) -> UInt64[np.ndarray, " n"]:
-    a = _root_above(n)
+    a = math.isqrt(n - 1) + 1  # the root, rounded up
     bases = np.uint64(a), np.uint64(-(-n // a))
     digits = list(np.divmod(at, bases[1]))
     rounds = ROUNDS if n > SMALL else ROUNDS_OF_SMALL
@@ -75,16 +77,6 @@ def _feistel(
     # Additions alone are often even permutations only: a coin swaps 0 and 1, or does not.
     coin = _mixed(keys) & np.uint64(n > 1)
     return np.where(found < 2, found ^ coin, found)
-
-
-def _root_above(n: int) -> int:
-    """The smallest whole number whose square is not below `n`."""
-    root = int(n**0.5)
-    while root * root < n:
-        root += 1
-    while (root - 1) ** 2 >= n:
-        root -= 1
-    return root
 
 
 def _mixed(x: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:

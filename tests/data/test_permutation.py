@@ -52,6 +52,14 @@ def test_small_sizes_have_all_permutations_equally_often(n):
     assert abs(deviation(counts, draws / math.factorial(n))) < 4
 
 
+@pytest.mark.parametrize("n", [2, 7, 9, 25, 81])
+def test_half_of_the_permutations_are_odd(n):
+    draws = 1000
+    found = whole(n, seeds(draws))
+    inverted = sum((found[:, i] > found[:, j]) for i in range(n) for j in range(i + 1, n)) % 2
+    assert abs(inverted.mean() - 0.5) < 4 * 0.5 / math.sqrt(draws)
+
+
 @pytest.mark.parametrize("n", [7, 9, 24, 64, 65, 100])
 def test_any_two_places_go_to_any_two_equally_often(n):
     draws = 20_000
