@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Int
 
 from mdlm.data.encoding import Report, Tokenizer
-from mdlm.data.packing import Packing, Rows
+from mdlm.data.packing import Packing
+from mdlm.data.rows import RowSet
 from mdlm.data.sources import Source
 from mdlm.data.tokenizers import TokenizerConfig
 from mdlm.types import InputError, Vocab
@@ -26,19 +27,40 @@ from mdlm.types import InputError, Vocab
 class Split:
     """The rows of one split and what they stand for.
 
-    `tokens` counts what is scored, inserted special tokens included; `bytes` (of UTF-8) and
-    `characters` count the source's own text in the rows, the units of bits per byte or per
-    character. Where the packing drops a part of the text both are scaled by the share of tokens
-    kept, and `approximate_bytes` says so.
+    `text_bytes` (of UTF-8) and `text_characters` count the source's text, of which a packing may
+    drop a part. `text_fingerprint` tells texts apart.
     """
 
-    rows: Rows
+    rows: RowSet
     documents: int
-    tokens: int
-    bytes: float
-    characters: float
-    approximate_bytes: bool
+    text_bytes: int
+    text_characters: int
     text_fingerprint: str
+
+    @functools.cached_property
+    def tokens(self) -> int:
+        """What is scored, inserted special tokens included."""
+        return self.rows.scored()
+
+    @functools.cached_property
+    def kept(self) -> float:
+        """The share of the text's tokens that is in rows."""
+        return self.rows.placed / max(self.rows.placed + self.rows.dropped, 1)
+
+    @property
+    def approximate_bytes(self) -> bool:
+        """Whether `bytes` and `characters` are scaled, for the packing drops a part of the text."""
+        return self.rows.dropped > 0
+
+    @property
+    def bytes(self) -> float:
+        """UTF-8 bytes of the text in the rows, the unit of bits per byte."""
+        return self.kept * self.text_bytes
+
+    @property
+    def characters(self) -> float:
+        """Characters of the text in the rows."""
+        return self.kept * self.text_characters
 
 
 class Dataset:
@@ -47,6 +69,7 @@ class Dataset:
     def __init__(self, data: "TextData", tokenizer: Tokenizer, report: Report | None = None):
         self.data = data
         self.tokenizer = tokenizer
+        self.store = None
         self._report = report
 
     @property
@@ -73,8 +96,10 @@ class Dataset:
     @functools.cached_property
     def counts(self) -> Int[np.ndarray, " v"]:
         """How often each token occurs among the scored ones of the training split."""
-        rows = self.train.rows
-        return np.bincount(rows.tokens[rows.loss_mask], minlength=self.vocab.size)
+        counts = np.zeros(self.vocab.size, np.int64)
+        for rows in self.train.rows.chunks():
+            counts += np.bincount(rows.tokens[rows.loss_mask], minlength=self.vocab.size)
+        return counts
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -89,17 +114,14 @@ class Dataset:
         documents = self.data.source.documents(split)
         encoded = self.tokenizer.encode(documents, self._report, f"tokenizing {split}")
         try:
-            rows = self.data.packing.rows(encoded, self.vocab)
+            rows = self.data.packing.of(encoded, self.vocab)
         except InputError as error:
             raise InputError(f"{self.data.source.name}, {split} split: {error}") from error
-        share = rows.placed / max(rows.placed + rows.dropped, 1)
         return Split(
             rows=rows,
             documents=len(documents),
-            tokens=int(rows.loss_mask.sum()),
-            bytes=share * sum(len(text.encode()) for text in documents),
-            characters=share * sum(map(len, documents)),
-            approximate_bytes=rows.dropped > 0,
+            text_bytes=sum(len(text.encode()) for text in documents),
+            text_characters=sum(map(len, documents)),
             text_fingerprint=text_fingerprint(documents),
         )
 

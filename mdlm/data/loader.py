@@ -13,12 +13,13 @@ from collections.abc import Generator, Iterator
 
 import numpy as np
 
-from mdlm.data.packing import Rows
+from mdlm.data.rows import RowSet
 from mdlm.types import InputError
 
 HostBatch = dict[str, np.ndarray]
 """The fields of `types.Batch` by name: tokens, loss_mask, row, rows; is_valid where rows of the
-split are padded, for attention costs less without a mask."""
+split are padded, for attention costs less without a mask; segment_ids where documents are to be
+kept apart."""
 
 AHEAD = 2
 """Batches prepared in advance."""
@@ -34,14 +35,19 @@ def process_part(batch_size: int, process_index: int, process_count: int) -> sli
     return slice(process_index * part, (process_index + 1) * part)
 
 
-def check_rows(rows: Rows) -> None:
+def check_rows(rows: RowSet) -> None:
     if len(rows) == 0:
         raise InputError("there are no rows to make batches of")
 
 
-def _fields(rows: Rows, at: np.ndarray) -> HostBatch:
-    fields = {"tokens": rows.tokens[at].astype(np.int32), "loss_mask": rows.loss_mask[at]}
-    return {**fields, "is_valid": rows.is_valid[at]} if rows.is_padded else fields
+def _fields(rows: RowSet, at: np.ndarray) -> HostBatch:
+    found = rows.take(at)
+    fields = {"tokens": found.tokens.astype(np.int32), "loss_mask": found.loss_mask}
+    if rows.is_padded:
+        fields["is_valid"] = found.is_valid
+    if found.segment_ids is not None:
+        fields["segment_ids"] = found.segment_ids
+    return fields
 
 
 class TrainLoader:
@@ -49,7 +55,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: RowSet,
         batch_size: int,
         seed: int,
         process_index: int = 0,
@@ -127,7 +133,7 @@ class TrainLoader:
 
 
 def evaluation_batches(
-    rows: Rows, batch_size: int, process_index: int = 0, process_count: int = 1
+    rows: RowSet, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[HostBatch]:
     """Every row once, in order, in batches of one shape; `row` is the place in the split.
 
@@ -140,7 +146,7 @@ def evaluation_batches(
     return _evaluation_batches(rows, batch_size, part)
 
 
-def _evaluation_batches(rows: Rows, batch_size: int, part: slice) -> Iterator[HostBatch]:
+def _evaluation_batches(rows: RowSet, batch_size: int, part: slice) -> Iterator[HostBatch]:
     last = len(rows) - 1
     for start in range(0, len(rows), batch_size):
         place = np.arange(start, start + batch_size, dtype=np.int64)[part]

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from held import Held
 
 from mdlm.data.loader import TrainLoader, evaluation_batches
-from mdlm.data.packing import Rows
+from mdlm.data.rows import Rows
 from mdlm.types import Batch, InputError
 
 
@@ -18,12 +19,12 @@ def make_rows(n, length=4):
     is_valid = draw.random((n, length)) < 0.9
     is_valid[:, 0] = True
     is_valid[:1, -1] = False  # so that there is padding, however few the rows
-    return Rows(
-        tokens=tokens,
-        loss_mask=is_valid & (draw.random((n, length)) < 0.8),
-        is_valid=is_valid,
-        placed=n * length,
-        dropped=0,
+    return Held(
+        Rows(
+            tokens=tokens,
+            loss_mask=is_valid & (draw.random((n, length)) < 0.8),
+            is_valid=is_valid,
+        )
     )
 
 
@@ -69,9 +70,9 @@ def test_a_batch_is_the_rows_it_names():
     loader = TrainLoader(rows, 6, seed=0, process_index=1, process_count=2)
     batch = loader.batch_at(12)
     indices = loader.indices_at(12)
-    np.testing.assert_array_equal(batch["tokens"], rows.tokens[indices])
-    np.testing.assert_array_equal(batch["loss_mask"], rows.loss_mask[indices])
-    np.testing.assert_array_equal(batch["is_valid"], rows.is_valid[indices])
+    np.testing.assert_array_equal(batch["tokens"], rows.rows.tokens[indices])
+    np.testing.assert_array_equal(batch["loss_mask"], rows.rows.loss_mask[indices])
+    np.testing.assert_array_equal(batch["is_valid"], rows.rows.is_valid[indices])
     assert batch["tokens"].dtype == np.int32
     assert batch["row"].tolist() == [3, 4, 5] and batch["rows"] == 6
     Batch(**batch)
@@ -132,7 +133,7 @@ def test_evaluation_sees_every_row_once(processes, n):
     assert all(batch["tokens"].shape == (8, 4) for batch in batches)
     assert all(batch["rows"] == n for batch in batches)
     for name in ("tokens", "loss_mask", "is_valid"):
-        np.testing.assert_array_equal(whole[name][:n], getattr(rows, name))
+        np.testing.assert_array_equal(whole[name][:n], getattr(rows.rows, name))
     np.testing.assert_array_equal(whole["row"][:n], np.arange(n))
     filled = slice(n, None)
     assert not whole["loss_mask"][filled].any()
@@ -142,7 +143,7 @@ def test_evaluation_sees_every_row_once(processes, n):
 
 def test_rows_without_padding_come_without_a_mask():
     rows = make_rows(8)
-    whole = replace(rows, is_valid=np.ones_like(rows.is_valid))
+    whole = Held(replace(rows.rows, is_valid=np.ones_like(rows.rows.is_valid)))
     assert rows.is_padded and not whole.is_padded
     assert "is_valid" not in TrainLoader(whole, 4, 0).batch_at(0)
     assert all("is_valid" not in batch for batch in evaluation_batches(whole, 3))
