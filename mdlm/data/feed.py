@@ -1,5 +1,6 @@
 """Things made ahead of time by a thread, and how long whoever uses them stood still for want."""
 
+import contextlib
 import queue
 import threading
 import time
@@ -50,14 +51,17 @@ class Feed(Iterator[T], Generic[T]):
         return item
 
     def _wait(self) -> "T | _Failed":
+        with contextlib.suppress(queue.Empty):
+            return self._ready.get_nowait()
         idle_since = None
         while True:
+            if idle_since is None and self._is_idle():
+                idle_since = time.perf_counter()
             try:
-                item = self._ready.get(timeout=LOOK) if idle_since is None else self._ready.get()
+                item = self._ready.get(timeout=LOOK if idle_since is None else None)
                 break
             except queue.Empty:
-                if self._is_idle():
-                    idle_since = time.perf_counter()
+                continue
         if idle_since is not None:
             self.stalled += time.perf_counter() - idle_since
         return item

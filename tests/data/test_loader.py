@@ -165,5 +165,5 @@ def test_errors():
         TrainLoader(rows, 4, 0, 2, 2)
     with pytest.raises(ValueError, match="position=-1"):
         TrainLoader(rows, 4, 0).batch_at(-1)
-    with pytest.raises(ValueError, match="seed=-1"):
+    with pytest.raises(ValueError, match="seed=-1 is not in"):
         TrainLoader(rows, 4, -1)
