@@ -5,6 +5,7 @@ without having gone through those before, in memory that does not grow with the 
 nothing of batches or processes: the number of samples consumed is all there is to remember.
 """
 
+import functools
 from typing import Protocol
 
 import numpy as np
@@ -45,8 +46,9 @@ class Shuffled:
 class Mixed:
     """Rows of several parts, so many of each in every `PERIOD` samples, in shuffled order.
 
-    Parts follow one another in the numbers of the rows. Each part is gone through in shuffled
-    epochs of its own, whatever the others do: its first epoch ends where all of it was seen.
+    Parts follow one another in the numbers of the rows. Each part is gone through in the order
+    that it would have alone, whatever the others do; a mixture of one part has the order of that.
+    What is kept in memory are two periods.
 
     Args:
         sizes: rows of each part.
@@ -56,24 +58,33 @@ class Mixed:
     def __init__(self, sizes: tuple[int, ...], counts: tuple[int, ...], seed: int):
         if len(sizes) != len(counts) or sum(counts) != PERIOD:
             raise ValueError(f"counts={counts} of {len(sizes)} parts do not sum to {PERIOD}")
-        self.seed = seed
-        self.counts = np.array(counts, np.int64)
-        self.bounds = np.cumsum(self.counts)
+        self.seed, self.counts = seed, counts
         self.starts = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
         self.orders = [Shuffled(n, seed, ROWS + part) for part, n in enumerate(sizes)]
+        self._period = functools.lru_cache(maxsize=2)(self._dealt)
+
+    def _dealt(self, period: int) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+        """Of the samples of a period: parts, and how many of the part the period had before."""
+        places = np.arange(PERIOD, dtype=np.int64)
+        dealt = permuted(places, PERIOD, key(self.seed, PARTS, period))
+        part = np.searchsorted(np.cumsum(self.counts), dealt, side="right")
+        before = np.empty(PERIOD, np.int64)
+        for k, count in enumerate(self.counts):
+            before[part == k] = np.arange(count)
+        return part, before
 
     def parts(
         self, samples: Int64[np.ndarray, " n"]
     ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-        """Which part each sample is from, and how many samples of that part have lower places.
-
-        The places of a part in a period are numbered in the order of the shuffle, not of time.
-        """
+        """Which part each sample is from, and how many samples of that part come before it."""
         periods, places = np.divmod(samples, PERIOD)
-        slots = permuted(places, PERIOD, key(self.seed, PARTS, periods))
-        part = np.searchsorted(self.bounds, slots, side="right")
-        within = slots - (self.bounds - self.counts)[part]
-        return part, periods * self.counts[part] + within
+        part, number = np.empty_like(samples), np.empty_like(samples)
+        for period in np.unique(periods).tolist():
+            here = periods == period
+            its_parts, before = self._period(period)
+            part[here] = its_parts[places[here]]
+            number[here] = before[places[here]]
+        return part, number + periods * np.array(self.counts, np.int64)[part]
 
     def at(self, samples: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         part, number = self.parts(samples)
@@ -91,8 +102,7 @@ def shares(weights: tuple[float, ...], period: int = PERIOD) -> tuple[int, ...]:
     none is off by one or more. ValueError where a weight comes to none.
     """
     exact = np.array(weights, np.float64) / sum(weights) * period
-    # A hair above: what is a whole number but for rounding shall count as that number.
-    found = np.floor(exact + 1e-9).astype(np.int64)
+    found = np.floor(exact).astype(np.int64)
     largest = np.argsort(-(exact - found), kind="stable")
     found[largest[: period - int(found.sum())]] += 1
     if not found.all():
