@@ -115,6 +115,7 @@ def run_train(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
 
 
 def run_eval(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from mdlm.data.dataset import TextData
     from mdlm.data.sources import TextFiles
     from mdlm.run import load
 
@@ -124,7 +125,12 @@ def run_eval(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         raise InputError(f"--passes {args.passes}: at least one pass is needed")
     if args.data:
         files = tuple(args.data)
-        data = replace(run.experiment.data, source=TextFiles(train=files, valid=files, test=files))
+        mine = run.experiment.data
+        data = TextData(
+            source=TextFiles(train=files, valid=files, test=files),
+            tokenizer=mine.tokenizer,
+            packing=mine.packing,
+        )
         how = replace(how, ngrams=False)
     how = replace(
         how,

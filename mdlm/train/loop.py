@@ -127,7 +127,7 @@ def train(
         saved, nelbo = checkpoints.latest, None
         profiler = Profiler(folder.path, profile, step, folder.writes)
         pending: tuple[int, dict[str, jax.Array]] | None = None
-        running: dict[str, jax.Array] | None = None
+        running: dict[str, Any] | None = None
 
         def on_device(rows: HostBatch) -> Batch:
             batch = Batch(**place(mesh, in_training(rows, order)))

@@ -61,7 +61,7 @@ class Scorer:
         n = len(rows)
         bound, count = how.score(score, batches, rows=n, seed=experiment.seed, report=report)
         share = "" if whole else f", first {n} rows"
-        packing = experiment.data.packing.protocol
+        packing = self.dataset.protocol(how.split)
         protocol = f"{how.split}{share}, {packing}, {objective.protocol}, EMA parameters"
         units = {"byte": part.bytes, "character": part.characters} if whole else {}
         metrics = summarise(
