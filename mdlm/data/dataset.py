@@ -1,8 +1,8 @@
 """Text data of an experiment: a source, a tokenizer, a packing, and what they give together.
 
-Splits are read and encoded when first asked for, each by itself. With a folder, the tokenizer is
-written there once and taken from there ever after, so that evaluation and sampling of a run use
-the very one it was trained with.
+Splits are read and encoded when first asked for, each by itself, or cut from a token store that
+`mdlm prepare` made. With a folder, the tokenizer is written there once and taken from there ever
+after, so that evaluation and sampling of a run use the very one it was trained with.
 """
 
 import functools
@@ -19,6 +19,7 @@ from mdlm.data.encoding import Report, Tokenizer
 from mdlm.data.packing import Packing
 from mdlm.data.rows import RowSet
 from mdlm.data.sources import Source
+from mdlm.data.store import Store
 from mdlm.data.tokenizers import TokenizerConfig
 from mdlm.types import InputError, Vocab
 
@@ -64,12 +65,21 @@ class Split:
 
 
 class Dataset:
-    """Loaded text data: `train`, `valid`, `test` (each read when first used), `tokenizer`."""
+    """Loaded text data: `train`, `valid`, `test` (each read when first used), `tokenizer`.
 
-    def __init__(self, data: "TextData", tokenizer: Tokenizer, report: Report | None = None):
+    `store` is where splits are read from, None where they are encoded from the source.
+    """
+
+    def __init__(
+        self,
+        data: "TextData",
+        tokenizer: Tokenizer,
+        report: Report | None = None,
+        store: Store | None = None,
+    ):
         self.data = data
         self.tokenizer = tokenizer
-        self.store = None
+        self.store = store
         self._report = report
 
     @property
@@ -79,7 +89,7 @@ class Dataset:
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits that there are."""
-        return self.data.source.splits
+        return self.data.source.splits if self.store is None else self.store.splits
 
     @functools.cached_property
     def train(self) -> Split:
@@ -95,22 +105,39 @@ class Dataset:
 
     @functools.cached_property
     def counts(self) -> Int[np.ndarray, " v"]:
-        """How often each token occurs among the scored ones of the training split."""
+        """How often each token occurs among the scored ones of the training split.
+
+        Of a store they are those of all its tokens and of what the rows insert: tokens that rows
+        drop are counted too.
+        """
+        rows = self.train.rows
+        if self.store is not None:
+            counts = self.store.counts("train")
+            for token, n in rows.inserted.items():
+                counts[token] += n
+            return counts
         counts = np.zeros(self.vocab.size, np.int64)
-        for rows in self.train.rows.chunks():
-            counts += np.bincount(rows.tokens[rows.loss_mask], minlength=self.vocab.size)
+        for some in rows.chunks():
+            counts += np.bincount(some.tokens[some.loss_mask], minlength=self.vocab.size)
         return counts
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Checksum of the text of all splits, the tokenizer and the packing (reads all text)."""
-        texts = {
-            split: text_fingerprint(self.data.source.documents(split)) for split in self.splits
-        }
+        """Checksum of the text of all splits, the tokenizer and the packing (reads all text,
+        where it is not in a store)."""
+        texts = {split: self._text_fingerprint(split) for split in self.splits}
         parts = [texts, self.tokenizer.fingerprint, repr(self.data.packing)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
+    def _text_fingerprint(self, split: str) -> str:
+        if self.store is not None:
+            return self.store.fingerprint(split)
+        return text_fingerprint(self.data.source.documents(split))
+
     def _load(self, split: str) -> Split:
+        return self._encoded(split) if self.store is None else self._stored(self.store, split)
+
+    def _encoded(self, split: str) -> Split:
         documents = self.data.source.documents(split)
         encoded = self.tokenizer.encode(documents, self._report, f"tokenizing {split}")
         try:
@@ -125,6 +152,20 @@ class Dataset:
             text_fingerprint=text_fingerprint(documents),
         )
 
+    def _stored(self, store: Store, split: str) -> Split:
+        record = store.record(split)
+        try:
+            rows = self.data.packing.over(store.stream(split), self.vocab)
+        except InputError as error:
+            raise InputError(f"{store.url}, {split} split: {error}") from error
+        return Split(
+            rows=rows,
+            documents=record.total("documents"),
+            text_bytes=record.total("bytes"),
+            text_characters=record.total("characters"),
+            text_fingerprint=store.fingerprint(split),
+        )
+
 
 def text_fingerprint(documents: Iterable[str]) -> str:
     """Checksum of documents, their boundaries included."""
@@ -137,26 +178,55 @@ def text_fingerprint(documents: Iterable[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TextData:
-    """The data of an experiment."""
+    """The data of an experiment.
+
+    With `store`, the folder of a token store (any that fsspec opens), splits are read from there;
+    `mdlm prepare` makes it. Without, the text is encoded anew each time and held in memory.
+    """
 
     source: Source
     tokenizer: TokenizerConfig
     packing: Packing
+    store: str | None = None
 
     def load(self, directory: Path | None = None, report: Report | None = None) -> Dataset:
         """The data, with the tokenizer of `directory` if it holds one, else a new one kept there.
 
         `report(message, done, total)` is called now and then where work takes long. InputError
-        where the folder holds a tokenizer of another configuration.
+        where the folder holds a tokenizer of another configuration, or the store was made from
+        another source or with another tokenizer.
         """
+        store = None if self.store is None else self.open_store(self.store)
         if directory is not None and (directory / "tokenizer.json").exists():
-            return Dataset(self, self.load_tokenizer(directory), report)
-        needs_text = self.tokenizer.needs_text
-        texts = self.source.documents("train") if needs_text else []
-        tokenizer = self.tokenizer.build(texts, report)
+            tokenizer = self.load_tokenizer(directory)
+            if store is not None and store.manifest.fingerprint != tokenizer.fingerprint:
+                raise InputError(
+                    f"{store.url} was made with another tokenizer than the one in {directory} "
+                    f"(fingerprint {store.manifest.fingerprint[:12]}, here "
+                    f"{tokenizer.fingerprint[:12]}): use another store, or another folder"
+                )
+            return Dataset(self, tokenizer, report, store)
+        if store is not None:
+            tokenizer = store.tokenizer()
+        else:
+            needs_text = self.tokenizer.needs_text
+            texts = self.source.documents("train") if needs_text else []
+            tokenizer = self.tokenizer.build(texts, report)
         if directory is not None:
             tokenizer.save(directory)
-        return Dataset(self, tokenizer, report)
+        return Dataset(self, tokenizer, report, store)
+
+    def open_store(self, url: str) -> Store:
+        """The store of this data. InputError where it was made from something else."""
+        store = Store.open(url)
+        made, due = store.manifest, (repr(self.source), repr(self.tokenizer))
+        for there, wanted in zip((made.source, made.tokenizer), due, strict=True):
+            if there != wanted:
+                raise InputError(
+                    f"{store.url} was made of {there}, this experiment has {wanted}: name another "
+                    "store, or make one with: mdlm prepare FILE"
+                )
+        return store
 
     def load_tokenizer(self, directory: Path) -> Tokenizer:
         """The tokenizer kept in `directory`; needs no text."""

@@ -24,6 +24,8 @@ from mdlm.types import InputError
 FORMAT = 1
 NAME = "manifest.json"
 DTYPES = ("uint16", "uint32")
+REMEDY = "put it back from a copy, or delete the folder and make it anew with: mdlm prepare FILE"
+"""What to do about a file that is not as it should be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Shard:
     `bytes` (of UTF-8) and `characters` are those of its text. The checksums are SHA-256 of the
     two files."""
 
-    name: str
+    name: str  # SPLIT-00000, without the endings of its two files
     tokens: int
     documents: int
     empty: int
@@ -124,7 +126,4 @@ class Manifest:
 
 def damaged(url: str, error: Exception) -> InputError:
     reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-    return InputError(
-        f"{url}/{NAME} is damaged ({reason}): put the file back from a copy, or delete the folder "
-        "and make the store anew with: mdlm prepare FILE"
-    )
+    return InputError(f"{url}/{NAME} is damaged ({reason}): {REMEDY}")
