@@ -122,6 +122,7 @@ def run_train(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
 
 
 def run_eval(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from mdlm.data.dataset import TextData
     from mdlm.data.sources import TextFiles
     from mdlm.run import load
 
@@ -130,12 +131,16 @@ def run_eval(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     if args.passes is not None and args.passes < 1:
         raise InputError(f"--passes {args.passes}: at least one pass is needed")
     if args.on:
-        data, split = _well_known(args, run.experiment.data)
+        data, split = _well_known(args, run.experiment)
         how = replace(how, split=split, ngrams=False)
     elif args.data:
         files = tuple(args.data)
-        source = TextFiles(train=files, valid=files, test=files)
-        data = replace(run.experiment.data, source=source, store=None)
+        mine = run.experiment.data
+        data = TextData(
+            source=TextFiles(train=files, valid=files, test=files),
+            tokenizer=mine.tokenizer,
+            packing=mine.packing,
+        )
         how = replace(how, ngrams=False)
     how = replace(
         how,
@@ -153,7 +158,7 @@ def run_eval(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     return 0
 
 
-def _well_known(args: argparse.Namespace, data: "TextData") -> "tuple[TextData, str]":
+def _well_known(args: argparse.Namespace, run: "Experiment") -> "tuple[TextData, str]":
     """The text that `--on` names, and its split."""
     from mdlm.data.zero_shot import zero_shot
 
@@ -161,7 +166,8 @@ def _well_known(args: argparse.Namespace, data: "TextData") -> "tuple[TextData, 
         raise InputError(f"--split {args.split}: --on says which split is scored")
     if len(args.data or ()) > 1:
         raise InputError("--data: with --on, one folder with a copy of that data set")
-    return zero_shot(args.on, data, args.data[0] if args.data else None)
+    path = args.data[0] if args.data else None
+    return zero_shot(args.on, run.data.tokenizer, run.data.packing, path)
 
 
 def run_import(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:

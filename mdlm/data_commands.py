@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what a `--help` need not wait for
 
 
 def prepare(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
+    from mdlm.data.mixture import Mixture
     from mdlm.data.prepare import SHARD_TOKENS, Prepared
     from mdlm.data.prepare import prepare as prepared
     from mdlm.experiment import Experiment, load_data_file
@@ -24,6 +25,11 @@ def prepare(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
 
     loaded = apply(load_data_file(args.experiment), changes)
     data = loaded.data
+    if isinstance(data, Mixture):
+        raise InputError(
+            f"{args.experiment}: its data are a mixture; prepare each part from a file of its own, "
+            "which defines data = TextData(...)"
+        )
     store = args.out or data.store
     if store is None:
         raise InputError(

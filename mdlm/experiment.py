@@ -16,6 +16,7 @@ from jax import Array
 from jaxtyping import Int, Key
 
 from mdlm.data.dataset import Dataset, TextData
+from mdlm.data.mixture import Mixture
 from mdlm.evals.nll import Perplexity
 from mdlm.keys import stream
 from mdlm.mesh import MeshShape
@@ -90,7 +91,7 @@ class Experiment:
     """
 
     name: str
-    data: TextData
+    data: TextData | Mixture
     network: Network
     process: Process = Masked()
     parameterization: Parameterization = Subs()

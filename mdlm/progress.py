@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+WORTH_SAYING = 0.03
+"""Share of the time spent waiting for data from which on it is said."""
+
 
 class Progress:
     """Progress on standard error: a bar on a terminal, now and then a line elsewhere."""
@@ -73,6 +76,8 @@ class Progress:
                 words += f", {values['tokens_per_second']:,.0f} tokens/s"
             if "mfu" in values:
                 words += f", MFU {values['mfu']:.1%}"
+            if values.get("data_wait", 0) > WORTH_SAYING:
+                words += f", waiting for data {values['data_wait']:.0%}"
             if self.tty and self._bar is not None:
                 self._bar.update(event.step - self._bar.n)
                 self._bar.set_postfix_str(words)

@@ -56,10 +56,16 @@ def _source(names: list[str], changes: list[tuple[str, str]]) -> "Source":
     if any(Path(name).suffix == ".py" for name in names):
         if len(names) > 1:
             raise InputError(f"{len(names)} names: give text files, or one experiment")
+        from mdlm.data.mixture import Mixture
         from mdlm.experiment import load_data_file
         from mdlm.overrides import apply
 
-        return apply(load_data_file(names[0]), changes).data.source
+        data = apply(load_data_file(names[0]), changes).data
+        if isinstance(data, Mixture):
+            raise InputError(
+                f"{names[0]}: its data are a mixture; name the file of one part, or text files"
+            )
+        return data.source
     if changes:
         raise InputError(f"--{changes[0][0]}: only the settings of an experiment can be changed")
     return TextFiles(train=tuple(names), test_fraction=0.0)

@@ -129,6 +129,10 @@ class Dataset:
         parts = [texts, self.tokenizer.fingerprint, repr(self.data.packing)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
+    def protocol(self, split: str) -> str:
+        """How a split becomes rows, in a few words, for the line in which a perplexity is given."""
+        return self.data.packing.protocol
+
     def _text_fingerprint(self, split: str) -> str:
         if self.store is not None:
             return self.store.fingerprint(split)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64, Integer
 
+from mdlm.data.order import Order, Shuffled
+
 CHUNK = 2**22
 """Tokens at a time where all rows are gone through."""
 
@@ -75,6 +77,10 @@ class RowSet(abc.ABC):
         step = max(1, CHUNK // self.length)
         for start in range(0, len(self), step):
             yield self.take(np.arange(start, min(start + step, len(self)), dtype=np.int64))
+
+    def order(self, seed: int) -> Order:
+        """In which order training takes the rows, epoch after epoch."""
+        return Shuffled(len(self), seed)
 
     def first(self, n: int) -> "RowSet":
         """The first `n` rows, for a quick look (`placed`, `dropped` and `inserted` still tell of

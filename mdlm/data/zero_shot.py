@@ -7,13 +7,12 @@ OpenWebText.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mdlm.data import recipes
 from mdlm.data.dataset import TextData
-from mdlm.data.packing import Wrap
-from mdlm.data.recipes import running
-from mdlm.data.sources import HuggingFace
+from mdlm.data.packing import Packing, Wrap
+from mdlm.data.tokenizers import TokenizerConfig
 from mdlm.vocab import InputError
 
 
@@ -41,8 +40,10 @@ TEXTS = {
 }
 
 
-def zero_shot(name: str, run: TextData, path: str | None = None) -> tuple[TextData, str]:
-    """The text of that name, with the tokens and the rows of a run's data, and the split to score.
+def zero_shot(
+    name: str, tokenizer: TokenizerConfig, packing: Packing, path: str | None = None
+) -> tuple[TextData, str]:
+    """The text of that name, with the tokens of a run and rows like its, and the split to score.
 
     `path` is a folder with a copy of the data set. InputError for a name that is none.
     """
@@ -50,8 +51,5 @@ def zero_shot(name: str, run: TextData, path: str | None = None) -> tuple[TextDa
         raise InputError(f"--on {name}: there is {', '.join(TEXTS)}")
     chosen = TEXTS[name]
     source = chosen.recipe(path).source
-    assert isinstance(source, HuggingFace)
-    data = running(source, run.tokenizer, run.packing.length)
-    assert isinstance(data.packing, Wrap)
-    rows = replace(data.packing, row_specials=run.packing.frame[0])
-    return replace(data, packing=rows), chosen.split
+    rows = Wrap(length=packing.length, row_specials=packing.frame[0], eos=False)
+    return TextData(source=source, tokenizer=tokenizer, packing=rows), chosen.split

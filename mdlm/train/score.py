@@ -12,6 +12,7 @@ from jaxtyping import Key
 
 from mdlm.data.dataset import Dataset, TextData
 from mdlm.data.loader import evaluation_batches
+from mdlm.data.mixture import Mixture
 from mdlm.evals.ngrams import Baselines
 from mdlm.evals.nll import Metric, Perplexity, Report, summarise
 from mdlm.experiment import Model
@@ -27,10 +28,12 @@ TABLE_TOKENS = 2**24
 """Tokens of a stored training split that tables of counts are learnt from, all in memory."""
 
 
-def other_text(data: TextData, split: str) -> str:
-    """What is scored, where it is not the text of the run."""
-    clean = data.source.clean
-    return f"{data.source.name}{f', cleaned by {clean}' if clean else ''}, {split}"
+def other_text(data: TextData | Mixture) -> str:
+    """What is scored, where it is not the data of the run."""
+    if isinstance(data, Mixture):
+        return "other data, "
+    source = data.source
+    return f"{source.name}, cleaned by {source.clean}, " if source.clean else f"{source.name}, "
 
 
 class Scorer:
@@ -67,10 +70,9 @@ class Scorer:
         n = len(rows)
         bound, count = how.score(score, batches, rows=n, seed=experiment.seed, report=report)
         share = "" if whole else f", first {n} rows"
-        data = self.dataset.data
-        text = how.split if data.source == experiment.data.source else other_text(data, how.split)
-        packing = data.packing.protocol
-        protocol = f"{text}{share}, {packing}, {objective.protocol}, EMA parameters"
+        text = "" if self.dataset.data == experiment.data else other_text(self.dataset.data)
+        packing = self.dataset.protocol(how.split)
+        protocol = f"{text}{how.split}{share}, {packing}, {objective.protocol}, EMA parameters"
         units = {"byte": part.bytes, "character": part.characters} if whole else {}
         metrics = summarise(
             bound, count, protocol=protocol, is_exact=objective.is_exact, units=units

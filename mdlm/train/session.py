@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from mdlm.data.dataset import Dataset
+from mdlm.data.dataset import Dataset, TextData
 from mdlm.evals.nll import Metric
 from mdlm.experiment import Experiment, Model
 from mdlm.generation import Generation, Generator, window_of
@@ -185,7 +185,8 @@ def import_weights(
     if not isinstance(network, DiT | CausalTransformer):
         raise InputError(f"no published layout is known for network={type(network).__name__}(...)")
     data = experiment.data
-    if not data.tokenizer.needs_text:  # then the text has no part in this, prepared or not
+    if isinstance(data, TextData) and not data.tokenizer.needs_text:
+        # The text has no part in this, prepared or not.
         data = replace(data, store=None)
     tokenizer = data.load(None).tokenizer
     model = Model(experiment, tokenizer.vocab)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mdlm.data import recipes, text8, zero_shot
-from mdlm.data.cleaning import LM1B, PTB, Lambada, ScientificPapers, WikiText
+from mdlm.data.cleaning import LM1B, PTB, Lambada, ScientificPapers
 from mdlm.data.packing import Pad, Wrap
 from mdlm.data.sources import HuggingFace
 from mdlm.data.tokenizers import BPE, Bytes, Dna, Pretrained, Text8
@@ -213,22 +213,21 @@ def test_genome(tmp_path):
 def test_zero_shot_takes_the_tokens_and_rows_of_the_run(tmp_path):
     run = recipes.tinystories("nowhere", length=48, store="a store")
     path = saved(tmp_path / "lambada", test={"text": ["He sat"]})
-    data, split = zero_shot.zero_shot("lambada", run, path)
+    data, split = zero_shot.zero_shot("lambada", run.tokenizer, run.packing, path)
     assert split == "test" and data.tokenizer == run.tokenizer and data.store is None
     assert data.packing == Wrap(length=48, eos=False)
     assert data.source.documents("test") == ["\nHe sat"]
     plain = recipes.text8("nowhere")
-    assert zero_shot.zero_shot("ptb", plain)[0].packing == Wrap(
+    assert zero_shot.zero_shot("ptb", plain.tokenizer, plain.packing)[0].packing == Wrap(
         length=256, eos=False, row_specials=False
     )
     with pytest.raises(InputError, match="--on wikitext: there is ptb, wikitext2, wikitext103"):
-        zero_shot.zero_shot("wikitext", run)
+        zero_shot.zero_shot("wikitext", run.tokenizer, run.packing)
     splits = {name: text.split for name, text in zero_shot.TEXTS.items()}
     assert splits == {
         **dict.fromkeys(("ptb", "wikitext2", "wikitext103", "pubmed", "arxiv"), "valid"),
         **dict.fromkeys(("lm1b", "lambada", "ag_news"), "test"),
     }
     for name in splits:
-        assert isinstance(zero_shot.zero_shot(name, run)[0].source, HuggingFace)
-        assert zero_shot.zero_shot(name, run)[0].source.clean is not None
-    assert zero_shot.zero_shot("wikitext2", run)[0].source.clean == WikiText()
+        found, _ = zero_shot.zero_shot(name, run.tokenizer, run.packing)
+        assert isinstance(found.source, HuggingFace) and found.source.clean is not None
