@@ -75,7 +75,7 @@ def run(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     samplers = [from_text(text) for text in texts]
     opened = load(args.run_folder)
     rows = []
-    valid = opened.dataset.valid.rows
+    valid = opened.dataset.valid.rows.all()
     data = valid.tokens[valid.loss_mask]
     print(f"validation split: unigram entropy {entropy(data):.3f} nats\n")
     print("| sampler | law | NFE | tokens/s | unigram entropy |\n|---|---|---|---|---|")

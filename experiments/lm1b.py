@@ -1,19 +1,18 @@
 """One Billion Words, padded sentences: the setting of MDLM's table 1.
 
+    mdlm prepare experiments/lm1b.py              # once: tokens to data/lm1b
     mdlm train experiments/lm1b.py --mesh.fsdp 1
 
-Data: `lm1b` of the Hugging Face hub, bert-base-uncased tokens, one sentence per row of 128,
-[CLS] sentence [SEP], padded; `pad="as_published"`: the network sees the padding, the loss does
-not. Batch 512, constant rate 3e-4 after 2,500 steps, 1M steps ("33B tokens").
+Data: `recipes.lm1b_padded`: `dvruette/lm1b` of the Hugging Face hub, cleaned, bert-base-uncased
+tokens, one sentence per row of 128, [CLS] sentence [SEP], padded; `pad="as_published"`: the network
+sees the padding, the loss does not. Batch 512, constant rate 3e-4 after 2,500 steps, 1M steps
+("33B tokens").
 Hardware: 8 GPUs of 80 GB, about four days.
 Expected, *published* (test perplexity, padded): MDLM <= 27.04, SEDD <= 32.79, autoregressive
-22.32 (arXiv:2406.07524, table 1). Wrapped rows are another task: MDLM <= 31.78 there (BD3-LM).
+22.32 (arXiv:2406.07524, table 1). Packed rows are another task: see `lm1b_packed.py`.
 """
 
-from mdlm.data.dataset import TextData
-from mdlm.data.packing import Pad
-from mdlm.data.sources import HuggingFace
-from mdlm.data.tokenizers import Pretrained
+from mdlm.data.recipes import lm1b_padded
 from mdlm.evals.nll import Perplexity
 from mdlm.experiment import Experiment, Training
 from mdlm.models.dit import DiT
@@ -23,11 +22,7 @@ from mdlm.samplers.ancestral import Ancestral
 
 experiment = Experiment(
     name="lm1b",
-    data=TextData(
-        source=HuggingFace(path="lm1b", valid=None, test="test"),
-        tokenizer=Pretrained(name="bert-base-uncased"),
-        packing=Pad(length=128, pad="as_published"),
-    ),
+    data=lm1b_padded(store="data/lm1b"),
     network=DiT(width=768, depth=12, heads=12, dropout=0.1),
     objective=Nelbo(reconstruction=False),
     optimizer=AdamW(learning_rate=3e-4, warmup_steps=2500),

@@ -1,5 +1,6 @@
 """OpenWebText, autoregressive: the baseline of MDLM's table 2, everything else as in owt_small.
 
+    mdlm prepare experiments/owt_ar.py      # once, for owt_small.py too: tokens to data/openwebtext
     mdlm train experiments/owt_ar.py
 
 Data: as in `owt_small.py`, the protocol too. Half as many steps, 0.5M, for the same number of
@@ -8,10 +9,7 @@ Hardware: 8 GPUs of 80 GB, about three days; 162M parameters.
 Expected, *published* (valid perplexity): 17.54 (arXiv:2406.07524, table 2).
 """
 
-from mdlm.data.dataset import TextData
-from mdlm.data.packing import Wrap
-from mdlm.data.sources import HuggingFace
-from mdlm.data.tokenizers import Pretrained
+from mdlm.data.recipes import openwebtext
 from mdlm.experiment import Experiment, Training
 from mdlm.models.causal import CausalTransformer
 from mdlm.objectives.autoregressive import Autoregressive
@@ -20,11 +18,7 @@ from mdlm.samplers.left_to_right import LeftToRight
 
 experiment = Experiment(
     name="owt_ar",
-    data=TextData(
-        source=HuggingFace(path="Skylion007/openwebtext", held_out_documents=100_000, test=None),
-        tokenizer=Pretrained(name="gpt2"),
-        packing=Wrap(length=1024, remainder="drop"),
-    ),
+    data=openwebtext(store="data/openwebtext"),
     network=CausalTransformer(width=768, depth=12, heads=12, dropout=0.1),
     objective=Autoregressive(),
     optimizer=AdamW(learning_rate=3e-4, warmup_steps=2500),

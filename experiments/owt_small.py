@@ -1,21 +1,19 @@
 """OpenWebText with 12 layers of 768: the setting of MDLM's table 2.
 
+    mdlm prepare experiments/owt_small.py                     # once: tokens to data/openwebtext
     mdlm train experiments/owt_small.py                       # one machine, all its devices
     mdlm train experiments/owt_small.py --mesh.fsdp 8         # parameters split over 8
 
-Data: `Skylion007/openwebtext` of the Hugging Face hub, GPT-2 BPE with a mask appended (50,258
-columns), documents joined by EOS and wrapped to rows of 1024 with BOS and EOS at their ends, the
-last 100,000 documents held out. Batch 512, constant rate 3e-4 after 2,500 steps, dropout 0.1,
-1M steps ("262B tokens": half of all positions are masked).
+Data: `recipes.openwebtext`: `Skylion007/openwebtext` of the Hugging Face hub, GPT-2 BPE with a mask
+appended (50,258 columns), documents joined by EOS and wrapped to rows of 1024 with BOS and EOS at
+their ends, the last 100,000 documents held out. Batch 512, constant rate 3e-4 after 2,500 steps,
+dropout 0.1, 1M steps ("262B tokens": half of all positions are masked).
 Hardware: 8 GPUs of 80 GB, about a week; 170M parameters.
 Expected, *published* (valid perplexity): MDLM <= 23.21 (<= 22.98 as re-measured by BD3-LM),
 SEDD <= 24.10, autoregressive 17.54 (arXiv:2406.07524, table 2; arXiv:2503.09573, table 4).
 """
 
-from mdlm.data.dataset import TextData
-from mdlm.data.packing import Wrap
-from mdlm.data.sources import HuggingFace
-from mdlm.data.tokenizers import Pretrained
+from mdlm.data.recipes import openwebtext
 from mdlm.experiment import Experiment, Training
 from mdlm.models.dit import DiT
 from mdlm.objectives.nelbo import Nelbo
@@ -24,11 +22,7 @@ from mdlm.samplers.ancestral import Ancestral
 
 experiment = Experiment(
     name="owt_small",
-    data=TextData(
-        source=HuggingFace(path="Skylion007/openwebtext", held_out_documents=100_000, test=None),
-        tokenizer=Pretrained(name="gpt2"),
-        packing=Wrap(length=1024, remainder="drop"),
-    ),
+    data=openwebtext(store="data/openwebtext"),
     network=DiT(width=768, depth=12, heads=12, dropout=0.1),
     objective=Nelbo(reconstruction=False),
     optimizer=AdamW(learning_rate=3e-4, warmup_steps=2500),

@@ -1,20 +1,17 @@
 """text8: 27 symbols, bits per character.
 
-    mdlm train experiments/text8.py --data.source.train text8-train.txt \\
-        --data.source.valid text8-valid.txt --data.source.test text8-test.txt
+    mdlm prepare experiments/text8.py             # once: characters to data/text8
+    mdlm train experiments/text8.py
 
-Data: the first 90M characters of text8 to train, the next 5M valid, the last 5M test, as three
-files of one document each. Rows of 256 characters of the running text: nothing is inserted but
-the one EOS after each file. 12 layers of 768, 1M steps of 512 rows.
+Data: `recipes.text8`: http://mattmahoney.net/dc/text8.zip in the working folder; the first 90M
+characters to train, the next 5M valid, the last 5M test. Rows of 256 characters of the running
+text, nothing inserted. 12 layers of 768, 1M steps of 512 rows.
 Hardware: 8 GPUs, or a TPU slice of 16; about two days.
 Expected, *published* (test, bits per character): MD4 1.37, SEDD 1.39, D3PM absorbing 1.45,
 autoregressive 1.23 (arXiv:2406.04329, table 2).
 """
 
-from mdlm.data.dataset import TextData
-from mdlm.data.packing import Wrap
-from mdlm.data.sources import TextFiles
-from mdlm.data.tokenizers import Text8
+from mdlm.data.recipes import text8
 from mdlm.experiment import Experiment, Training
 from mdlm.models.dit import DiT
 from mdlm.optim import AdamW
@@ -22,11 +19,7 @@ from mdlm.samplers.ancestral import Ancestral
 
 experiment = Experiment(
     name="text8",
-    data=TextData(
-        source=TextFiles(train="text8-train.txt", valid="text8-valid.txt", test="text8-test.txt"),
-        tokenizer=Text8(),
-        packing=Wrap(length=256, row_specials=False),
-    ),
+    data=text8(store="data/text8"),
     network=DiT(width=768, depth=12, heads=12, dropout=0.05),
     optimizer=AdamW(learning_rate=5e-4, warmup_steps=2000, schedule="cosine", weight_decay=0.03),
     sampler=Ancestral(steps=1000),

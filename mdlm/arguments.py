@@ -16,6 +16,21 @@ Any value of the experiment can be replaced by its dotted name; `mdlm settings F
 The same command continues a run that was interrupted, from its newest checkpoint. An experiment
 file is Python and is executed."""
 
+PREPARE_HELP = """\
+examples:
+  mdlm prepare experiments/books.py --out stores/books
+  mdlm prepare experiments/owt_small.py --out gs://bucket/owt --workers 32
+  mdlm prepare data.py --data.source.train 'books/*.parquet' --data.tokenizer.vocab_size 8192
+
+FILE is an experiment file, of which only the data matter, or a file with `data = TextData(...)`
+alone. The store holds the tokens of every split, an EOS after each document, and the tokenizer;
+the length of rows is chosen when it is read, so one store serves many experiments. Train on it with
+`TextData(..., store=STORE)`, or with `mdlm train FILE --data.store STORE`.
+
+Interrupted, by whatever, the same command goes on behind the last finished shard, and the store is
+the same to the byte in the end, with any number of workers. A finished store is read through, and
+left as it is. A store of another source or tokenizer is refused."""
+
 SAMPLE_HELP = """\
 examples:
   mdlm sample runs/quickstart --length 512
@@ -40,6 +55,33 @@ examples:
 Colours tell how probable the network found each token when it wrote it: orange improbable, blue
 certain; a red x is a token that was taken back. In a file, a pipe, or where NO_COLOR is set, a
 table of the steps is printed instead. The page needs no network and no other file."""
+
+
+EVAL_HELP = """\
+examples:
+  mdlm eval runs/owt_small
+  mdlm eval runs/owt_small --split test --passes 8
+  mdlm eval runs/owt_small --data letters.txt
+  mdlm eval runs/owt_small --on wikitext2
+  mdlm eval runs/owt_small --on ptb --data copies/ptb      where the hub cannot be reached
+
+NAME is one of wikitext2, wikitext103, ptb, lm1b, lambada, ag_news, arxiv, pubmed: cleaned as in the
+literature and strung together in rows as long as the run's (docs/data.md)."""
+
+TOKENIZER_HELP = """\
+examples:
+  mdlm tokenizer train books/*.txt.gz --vocab-size 8192 --out tokenizers/books
+  mdlm tokenizer train experiments/owt_small.py --kind wordpiece --out tokenizers/owt
+  mdlm tokenizer train experiments/books.py --data.source.train 'mine/*.txt.gz' --out t
+
+It learns from text files (.txt, .jsonl, .parquet; the last 5% are held out to try it on), or from
+the training split of an experiment, read once. The vocabulary holds [BOS], [EOS], [PAD] and [MASK]
+beside what is learnt. An experiment uses the folder by its name:
+
+  tokenizer=Pretrained(name="tokenizers/books")
+
+bpe: byte pairs with GPT-2's word rule; every text can be written and comes back as it was.
+wordpiece: BERT's, in lower case unless --cased; spaces do not come back, rare signs are [UNK]."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,10 +120,29 @@ def parser() -> argparse.ArgumentParser:
         help="trace N steps into RUN/profile and print where their time went",
     )
 
-    score = command("eval", "score a split: nats per token, bits per byte, perplexity")
+    prepare = command("prepare", "turn text into a token store, once", PREPARE_HELP)
+    prepare.add_argument("experiment", metavar="FILE", help="an experiment file (.py)")
+    prepare.add_argument(
+        "--out", metavar="STORE", help="folder, or a URL such as gs://... (default: data.store)"
+    )
+    prepare.add_argument(
+        "--workers", type=int, metavar="N", help="processes that tokenise (default: one per core)"
+    )
+    prepare.add_argument(
+        "--shard-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of a shard, about (default: 67 million); no more is lost when interrupted",
+    )
+
+    what = "score a split: nats per token, bits per byte, perplexity"
+    score = command("eval", what, EVAL_HELP)
     _a_run(score)
     score.add_argument("--split", choices=("train", "valid", "test"), help="default: the run's")
     score.add_argument("--data", metavar="FILE", nargs="+", help="score these text files instead")
+    score.add_argument(
+        "--on", metavar="NAME", help="score a well-known text, for zero-shot numbers"
+    )
     score.add_argument("--passes", type=int, help="independent passes over the split")
     score.add_argument("--batch-size", type=int, help="rows scored at a time")
 
@@ -130,11 +191,22 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("experiment", help="an experiment file whose network has their sizes")
     convert.add_argument("--out", required=True, help="run folder to make")
 
+    _tokenizer(command("tokenizer", "learn a tokenizer from text", TOKENIZER_HELP))
+
     command("samplers", "list the samplers and what can be set in each")
 
     settings = command("settings", "list what can be set in an experiment")
     settings.add_argument("experiment", help="an experiment file (.py)")
     return main
+
+
+def _tokenizer(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("action", choices=("train",))
+    sub.add_argument("texts", metavar="FILE", nargs="+", help="text files, or one experiment (.py)")
+    sub.add_argument("--out", required=True, metavar="FOLDER", help="folder to make")
+    sub.add_argument("--kind", choices=("bpe", "wordpiece"), default="bpe", help="default: bpe")
+    sub.add_argument("--vocab-size", type=int, default=32768, metavar="N", help="default: 32768")
+    sub.add_argument("--cased", action="store_true", help="wordpiece: keep case and accents")
 
 
 def _a_run(sub: argparse.ArgumentParser) -> None:

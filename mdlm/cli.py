@@ -1,4 +1,4 @@
-"""The command line: `mdlm train | eval | sample | view | samplers | import | settings`.
+"""The command line: `mdlm train | prepare | eval | sample | view | ...`.
 
 What a command does is a few lines around `mdlm.load` and a training session; this file draws
 progress and turns what people can mend into one line on standard error.
@@ -15,12 +15,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mdlm import sampling_commands
+from mdlm import data_commands, sampling_commands, tokenizer_commands
 from mdlm.arguments import overrides, parser
 from mdlm.host_memory import keep_freed
 from mdlm.progress import Progress
 from mdlm.types import InputError
+
+if TYPE_CHECKING:  # what a `--help` need not wait for
+    from mdlm.data.dataset import TextData
+TAKES_SETTINGS = ("train", "prepare", "import", "tokenizer", "settings")
+"""Commands with an experiment, whose settings can be changed from outside."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,9 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args, rest = parser().parse_known_args(arguments)
     try:
         changes = overrides(rest)
-        if changes and args.command not in ("train", "import", "settings"):
+        if changes and args.command not in TAKES_SETTINGS:
             raise InputError(f"--{changes[0][0]}: mdlm {args.command} has no such option")
-        _prepare_jax()
+        if args.command not in ("prepare", "tokenizer"):  # which compute nothing
+            _prepare_jax()
         return RUN[args.command](args, changes)
     except InputError as error:
         if args.traceback:
@@ -115,6 +122,7 @@ def run_train(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
 
 
 def run_eval(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from mdlm.data.dataset import TextData
     from mdlm.data.sources import TextFiles
     from mdlm.run import load
 
@@ -122,9 +130,17 @@ def run_eval(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     how, data = run.experiment.evaluation, None
     if args.passes is not None and args.passes < 1:
         raise InputError(f"--passes {args.passes}: at least one pass is needed")
-    if args.data:
+    if args.on:
+        data, split = _well_known(args, run.experiment)
+        how = replace(how, split=split, ngrams=False)
+    elif args.data:
         files = tuple(args.data)
-        data = replace(run.experiment.data, source=TextFiles(train=files, valid=files, test=files))
+        mine = run.experiment.data
+        data = TextData(
+            source=TextFiles(train=files, valid=files, test=files),
+            tokenizer=mine.tokenizer,
+            packing=mine.packing,
+        )
         how = replace(how, ngrams=False)
     how = replace(
         how,
@@ -140,6 +156,18 @@ def run_eval(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         print(f"{args.run_folder}, step {run.step}")
         print("\n".join(f"  {metric}" for metric in metrics))
     return 0
+
+
+def _well_known(args: argparse.Namespace, run: "Experiment") -> "tuple[TextData, str]":
+    """The text that `--on` names, and its split."""
+    from mdlm.data.zero_shot import zero_shot
+
+    if args.split:
+        raise InputError(f"--split {args.split}: --on says which split is scored")
+    if len(args.data or ()) > 1:
+        raise InputError("--data: with --on, one folder with a copy of that data set")
+    path = args.data[0] if args.data else None
+    return zero_shot(args.on, run.data.tokenizer, run.data.packing, path)
 
 
 def run_import(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
@@ -167,11 +195,13 @@ def run_settings(args: argparse.Namespace, changes: list[tuple[str, str]]) -> in
 
 RUN = {
     "train": run_train,
+    "prepare": data_commands.prepare,
     "eval": run_eval,
     "sample": sampling_commands.sample,
     "view": sampling_commands.view,
     "import": run_import,
     "samplers": sampling_commands.samplers,
+    "tokenizer": tokenizer_commands.train,
     "settings": run_settings,
 }
 

@@ -16,6 +16,7 @@ from jax import Array
 from jaxtyping import Int, Key
 
 from mdlm.data.dataset import Dataset, TextData
+from mdlm.data.mixture import Mixture
 from mdlm.evals.nll import Perplexity
 from mdlm.keys import stream
 from mdlm.mesh import MeshShape
@@ -90,7 +91,7 @@ class Experiment:
     """
 
     name: str
-    data: TextData
+    data: TextData | Mixture
     network: Network
     process: Process = Masked()
     parameterization: Parameterization = Subs()
@@ -285,6 +286,33 @@ def load_file(path: str | Path) -> Experiment:
 
     InputError, naming the line, where the file is missing, raises, or defines no experiment.
     """
+    experiment = _executed(path).get("experiment")
+    if not isinstance(experiment, Experiment):
+        raise InputError(f"{path}: defines no `experiment = Experiment(...)`")
+    return experiment
+
+
+def load_data_file(path: str | Path) -> "Experiment | DataOnly":
+    """The same; a file that defines `data = TextData(...)` and no experiment will do."""
+    space = _executed(path)
+    if isinstance(space.get("experiment"), Experiment):
+        return space["experiment"]
+    if not isinstance(space.get("data"), TextData):
+        raise InputError(
+            f"{path}: defines neither `experiment = Experiment(...)` nor `data = TextData(...)`"
+        )
+    return DataOnly(data=space["data"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOnly:
+    """What a file of data says, under the name that its values have in an experiment."""
+
+    data: TextData
+
+
+def _executed(path: str | Path) -> dict[str, Any]:
+    """What a file of Python defines."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such experiment file")
@@ -299,7 +327,4 @@ def load_file(path: str | Path) -> Experiment:
         ]
         where = f", line {lines[-1]}" if lines else ""
         raise InputError(f"{path}{where}: {type(error).__name__}: {error}") from error
-    experiment = space.get("experiment")
-    if not isinstance(experiment, Experiment):
-        raise InputError(f"{path}: defines no `experiment = Experiment(...)`")
-    return experiment
+    return space

@@ -19,7 +19,8 @@ from jax import Array
 from jaxtyping import Key
 
 from mdlm.data.encoding import Tokenizer
-from mdlm.data.packing import Packing, ends
+from mdlm.data.framing import ends
+from mdlm.data.packing import Packing
 from mdlm.experiment import Model, check_sampler
 from mdlm.keys import by_row, stream
 from mdlm.samplers.base import Sampler

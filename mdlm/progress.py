@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+WORTH_SAYING = 0.03
+"""Share of the time spent waiting for data from which on it is said."""
+
 
 class Progress:
     """Progress on standard error: a bar on a terminal, now and then a line elsewhere."""
@@ -25,18 +28,34 @@ class Progress:
         self._close()
 
     def stage(self, task: str, done: int, total: int) -> None:
-        """Progress of a named task."""
+        """Progress of a named task; a total of 0 is one that nobody knows."""
         if self.tty:
             bar = self._bar
             if bar is None or self._task != task:
                 bar = self._open(task, total, done)
             bar.update(done - bar.n)
-        elif done < total and time.monotonic() - self._spoken > 10:
-            self._say(f"{task}: {done}/{total}")
+        elif (done < total or not total) and time.monotonic() - self._spoken > 10:
+            self._say(f"{task}: {done}" + (f"/{total}" if total else ""))
 
     def bar(self, task: str, unit: str) -> Callable[[int, int], None]:
         """A reporter `(done, total)` for one task."""
         return lambda done, total: self.stage(f"{task} {unit}", done, total)
+
+    def share(self, task: str, done: float | None, words: str) -> None:
+        """Progress of a task that is known by its share, or not known."""
+        if not self.tty:
+            if time.monotonic() - self._spoken > 10:
+                self._say(f"{task}: {words}" if done is None else f"{task}: {done:.1%}, {words}")
+            return
+        bar = self._bar
+        if bar is None or self._task != task:
+            bar = self._open(task, 1000, 0)
+            bar.bar_format = "{desc}: {percentage:3.0f}%|{bar}| {postfix}"
+        if done is None:
+            bar.bar_format = "{desc}: {postfix}"
+        else:
+            bar.update(round(1000 * done) - bar.n)
+        bar.set_postfix_str(words)
 
     def show(self, event) -> None:
         """An event of the training loop."""
@@ -57,6 +76,8 @@ class Progress:
                 words += f", {values['tokens_per_second']:,.0f} tokens/s"
             if "mfu" in values:
                 words += f", MFU {values['mfu']:.1%}"
+            if values.get("data_wait", 0) > WORTH_SAYING:
+                words += f", waiting for data {values['data_wait']:.0%}"
             if self.tty and self._bar is not None:
                 self._bar.update(event.step - self._bar.n)
                 self._bar.set_postfix_str(words)
@@ -80,12 +101,14 @@ class Progress:
         self._spoken = time.monotonic()
         print(words, file=sys.stderr, flush=True)
 
-    def _open(self, task: str, total: int, done: int) -> Any:
+    def _open(self, task: str, total: int | None, done: int) -> Any:
         from tqdm import tqdm
 
         self._close()
         self._task = task
-        self._bar = tqdm(total=total, initial=done, desc=task, dynamic_ncols=True, leave=False)
+        self._bar = tqdm(
+            total=total or None, initial=done, desc=task, dynamic_ncols=True, leave=False
+        )
         return self._bar
 
     def _close(self) -> None:

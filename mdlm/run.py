@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from mdlm.data.dataset import Dataset, TextData
+from mdlm.data.mixture import Mixture
 from mdlm.evals.nll import Metric, Perplexity, Report
 from mdlm.experiment import Experiment, Model
 from mdlm.generation import Generation, Generator, window_of
@@ -58,7 +59,7 @@ class Run:
         self,
         how: Perplexity | None = None,
         *,
-        data: TextData | None = None,
+        data: TextData | Mixture | None = None,
         report: Report = lambda done, rows: None,
     ) -> list[Metric]:
         """Scores a split of the run's data, or of other data with the run's tokenizer."""

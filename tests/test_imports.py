@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "mdlm"
 
 # Each layer may import itself and those that it names.
-BASE = {"types", "keys", "draws", "mesh", "hardware", "host_memory", "version"}
+BASE = {"types", "vocab", "keys", "draws", "mesh", "hardware", "host_memory", "version"}
 NOISE = {"schedules", "md4_schedules", "per_token_schedules", "change_of_variables", "times"}
 PARTS = {"processes", "parameterizations"}
 METHODS = {"objectives", "samplers"}
@@ -33,8 +33,10 @@ MAY_IMPORT = {
     "run": BASE | METHODS | OUTSIDE | EXPERIMENT | {"evals", "train"},
     "arguments": BASE,
     "sampling_commands": BASE | {"samplers", "data", "progress", "run", "view"},
+    "data_commands": BASE | {"data", "experiment", "overrides", "progress"},
+    "tokenizer_commands": BASE | {"data", "experiment", "overrides", "progress"},
     "cli": BASE
-    | {"arguments", "sampling_commands"}
+    | {"arguments", "data_commands", "sampling_commands", "tokenizer_commands"}
     | OUTSIDE
     | EXPERIMENT
     | {"evals", "train", "progress", "run"},

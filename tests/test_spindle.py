@@ -225,7 +225,7 @@ def test_run_folder_keeps_the_counts(text, tmp_path):
     session = run_of(tmp_path / "run", text, **BERT)
     list(session.train())
     counts = np.load(tmp_path / "run" / "data" / "token_counts.npy")
-    rows = session.dataset.train.rows
+    rows = session.dataset.train.rows.all()
     np.testing.assert_array_equal(
         counts, np.bincount(rows.tokens[rows.loss_mask], minlength=len(counts))
     )

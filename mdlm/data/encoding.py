@@ -10,14 +10,14 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 from jaxtyping import Int32, Integer
 
-from mdlm.types import InputError, Vocab
+from mdlm.vocab import InputError, Vocab
 
 Report = Callable[[str, int, int], None]
 """Told what is going on, how much of it is done, and out of how much."""
@@ -50,7 +50,7 @@ class Tokenizer:
         self.vocab = vocab
         self.made_by = made_by
         self.alphabet = set(backend.get_vocab(with_added_tokens=False)) if closed_alphabet else None
-        self._cut_before = safe_cut(backend)
+        self.cut_before = safe_cut(backend)
 
     @property
     def mask_token(self) -> str:
@@ -134,27 +134,35 @@ class Tokenizer:
 
         return {token: piece(token) for token in sorted(set(ids))}
 
+    def files(self) -> dict[str, str]:
+        """All of it as the texts of two files, by their names."""
+        return {"special_tokens.json": self._special(), "tokenizer.json": self.backend.to_str()}
+
+    @staticmethod
+    def from_files(files: Mapping[str, str]) -> "Tokenizer":
+        """From what `files` gave. Raises whatever is wrong with them."""
+        special = json.loads(files["special_tokens.json"])
+        return Tokenizer(
+            tokenizers.Tokenizer.from_str(files["tokenizer.json"]),
+            Vocab(**special["vocab"]),
+            closed_alphabet=special["closed_alphabet"],
+            made_by=special["made_by"],
+        )
+
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer.json` and `special_tokens.json`, each at once or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "special_tokens.json", self._special())
-        replace_file(folder / "tokenizer.json", self.backend.to_str())
+        for name, text in self.files().items():
+            replace_file(folder / name, text)
 
     @staticmethod
     def load(folder: str | Path) -> "Tokenizer":
         """What `save` wrote. InputError where it is missing or damaged."""
         folder = Path(folder)
         try:
-            special = json.loads((folder / "special_tokens.json").read_text(encoding="utf-8"))
-            return Tokenizer(
-                tokenizers.Tokenizer.from_str(
-                    (folder / "tokenizer.json").read_text(encoding="utf-8")
-                ),
-                Vocab(**special["vocab"]),
-                closed_alphabet=special["closed_alphabet"],
-                made_by=special["made_by"],
-            )
+            names = ("special_tokens.json", "tokenizer.json")
+            return Tokenizer.from_files({n: (folder / n).read_text("utf-8") for n in names})
         except Exception as error:  # the library raises bare Exceptions
             raise InputError(f"no tokenizer can be read in {folder}: {error}") from error
 
@@ -172,8 +180,8 @@ class Tokenizer:
     def _pieces(self, text: str) -> Iterator[str]:
         """The text, cut where that cannot change a token."""
         start = 0
-        while self._cut_before and len(text) - start > PIECE:
-            found = self._cut_before.search(text, start + PIECE)
+        while self.cut_before and len(text) - start > PIECE:
+            found = self.cut_before.search(text, start + PIECE)
             if found is None:
                 break
             yield text[start : found.start()]

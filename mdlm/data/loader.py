@@ -1,27 +1,28 @@
 """Rows to batches: an endless shuffled order for training, every row once for evaluation.
 
-Training walks through the rows in a new order each epoch, `permutation(seed, epoch)`. The whole
-order is known beforehand, so that the loader's state is one number: the samples consumed so far.
-Batches run on over the end of an epoch. A process takes its contiguous part of each global batch,
-which is the same however many processes there are.
+Training takes the rows in their order (`RowSet.order`), which is computed for any sample by its
+number: the state of a loader is one number, the samples consumed so far, and what it holds does
+not grow with the data. Batches run on over the end of an epoch. A process takes its contiguous
+part of each global batch, which is the same however many processes there are, so a run may go on
+with another number of them.
 """
 
-import functools
-import queue
-import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
+from jaxtyping import Int64
 
-from mdlm.data.packing import Rows
+from mdlm.data.feed import Feed
+from mdlm.data.rows import RowSet
 from mdlm.types import InputError
+
+T = TypeVar("T")
 
 HostBatch = dict[str, np.ndarray]
 """The fields of `types.Batch` by name: tokens, loss_mask, row, rows; is_valid where rows of the
-split are padded, for attention costs less without a mask."""
-
-AHEAD = 2
-"""Batches prepared in advance."""
+split are padded, for attention costs less without a mask; segment_ids where documents are to be
+kept apart."""
 
 
 def process_part(batch_size: int, process_index: int, process_count: int) -> slice:
@@ -34,14 +35,19 @@ def process_part(batch_size: int, process_index: int, process_count: int) -> sli
     return slice(process_index * part, (process_index + 1) * part)
 
 
-def check_rows(rows: Rows) -> None:
+def check_rows(rows: RowSet) -> None:
     if len(rows) == 0:
         raise InputError("there are no rows to make batches of")
 
 
-def _fields(rows: Rows, at: np.ndarray) -> HostBatch:
-    fields = {"tokens": rows.tokens[at].astype(np.int32), "loss_mask": rows.loss_mask[at]}
-    return {**fields, "is_valid": rows.is_valid[at]} if rows.is_padded else fields
+def _fields(rows: RowSet, at: Int64[np.ndarray, " n"]) -> HostBatch:
+    found = rows.take(at)
+    fields = {"tokens": found.tokens.astype(np.int32), "loss_mask": found.loss_mask}
+    if rows.is_padded:
+        fields["is_valid"] = found.is_valid
+    if found.segment_ids is not None:
+        fields["segment_ids"] = found.segment_ids.astype(np.int32)
+    return fields
 
 
 class TrainLoader:
@@ -49,35 +55,23 @@ class TrainLoader:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: RowSet,
         batch_size: int,
         seed: int,
         process_index: int = 0,
         process_count: int = 1,
     ):
         check_rows(rows)
-        if seed < 0:
-            raise ValueError(f"seed={seed} is negative")
         self.rows = rows
         self.batch_size = batch_size
-        self.seed = seed
         self.part = process_part(batch_size, process_index, process_count)
-        self._order = functools.lru_cache(maxsize=2)(self._shuffled)
+        self.order = rows.order(seed)
 
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
-
-    def indices_at(self, position: int) -> np.ndarray:
+    def indices_at(self, position: int) -> Int64[np.ndarray, " n"]:
         """Which rows of the split this process's part of the batch at `position` consists of."""
         if position < 0:
             raise ValueError(f"position={position} is negative")
-        place = np.arange(self.batch_size, dtype=np.int64)[self.part]
-        epochs, offsets = np.divmod(position + place, len(self.rows))
-        indices = np.empty(len(place), np.int64)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            indices[here] = self._order(epoch)[offsets[here]]
-        return indices
+        return self.order.at(position + np.arange(self.batch_size, dtype=np.int64)[self.part])
 
     def batch_at(self, position: int) -> HostBatch:
         """This process's part of the batch that starts at sample `position`."""
@@ -88,46 +82,30 @@ class TrainLoader:
             "rows": np.array(self.batch_size, np.int32),
         }
 
-    def iterate(self, position: int) -> Generator[tuple[int, HostBatch], None, None]:
-        """Endless `(position after the batch, batch)`, made ahead by a thread of its own.
+    def iterate(
+        self,
+        position: int,
+        prepare: Callable[[HostBatch], T] = lambda batch: batch,
+        is_idle: Callable[[], bool] = lambda: True,
+    ) -> Feed[tuple[int, T]]:
+        """Endless `(position after the batch, prepare(batch))`, made ahead by a thread of its own.
 
-        Closing the iterator ends the thread; what fails in the thread is raised here.
+        `prepare` runs in that thread: placing a batch on devices belongs there. `is_idle` tells
+        whether a batch that is waited for is missed (see `Feed`). Close what this returns.
         """
-        ready: queue.Queue[tuple[int, HostBatch] | Exception] = queue.Queue(maxsize=AHEAD)
-        closed = threading.Event()
 
-        def put(item: tuple[int, HostBatch] | Exception):
-            while not closed.is_set():
-                try:
-                    return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
-
-        def work():
+        def made() -> Iterator[tuple[int, T]]:
             at = position
-            try:
-                while not closed.is_set():
-                    batch = self.batch_at(at)
-                    at += self.batch_size
-                    put((at, batch))
-            except Exception as error:
-                put(error)
-
-        thread = threading.Thread(target=work, name="batches", daemon=True)
-        thread.start()
-        try:
             while True:
-                item = ready.get()
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-        finally:
-            closed.set()
-            thread.join()
+                batch = prepare(self.batch_at(at))
+                at += self.batch_size
+                yield at, batch
+
+        return Feed(made(), is_idle)
 
 
 def evaluation_batches(
-    rows: Rows, batch_size: int, process_index: int = 0, process_count: int = 1
+    rows: RowSet, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[HostBatch]:
     """Every row once, in order, in batches of one shape; `row` is the place in the split.
 
@@ -140,7 +118,7 @@ def evaluation_batches(
     return _evaluation_batches(rows, batch_size, part)
 
 
-def _evaluation_batches(rows: Rows, batch_size: int, part: slice) -> Iterator[HostBatch]:
+def _evaluation_batches(rows: RowSet, batch_size: int, part: slice) -> Iterator[HostBatch]:
     last = len(rows) - 1
     for start in range(0, len(rows), batch_size):
         place = np.arange(start, start + batch_size, dtype=np.int64)[part]

@@ -17,21 +17,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
+import numpy as np
 
 from mdlm.types import InputError
 
 FORMAT = 1
 NAME = "manifest.json"
+DTYPES = ("uint16", "uint32")
+REMEDY = "put it back from a copy, or delete the folder and make it anew with: mdlm prepare FILE"
+"""What to do about a file that is not as it should be."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One finished shard. `documents` end in it; `bytes` (of UTF-8) and `characters` are those of
-    its text. The checksums are SHA-256 of the two files."""
+    """One finished shard. `documents` end in it, `empty` of which have no token (but their EOS);
+    `bytes` (of UTF-8) and `characters` are those of its text. The checksums are SHA-256 of the
+    two files."""
 
-    name: str
+    name: str  # SPLIT-00000, without the endings of its two files
     tokens: int
     documents: int
+    empty: int
     bytes: int
     characters: int
     sha256: str
@@ -52,7 +58,8 @@ class SplitRecord:
     dropped: dict[str, int] = field(default_factory=dict)
 
     def total(self, what: str) -> int:
-        """Sum of a count over the shards: tokens (EOS included), documents, bytes, characters."""
+        """Sum of a count over the shards: tokens (EOS included), documents, empty, bytes,
+        characters."""
         return sum(getattr(shard, what) for shard in self.shards)
 
 
@@ -74,6 +81,17 @@ class Manifest:
     splits: dict[str, SplitRecord] = field(default_factory=dict)
     format: int = FORMAT
 
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
+        if not 0 < self.vocab_size <= np.iinfo(self.dtype).max + 1:
+            raise ValueError(f"vocab_size={self.vocab_size} does not fit {self.dtype}")
+
+    @property
+    def stored_dtype(self) -> np.dtype:
+        """The type of the tokens in the shards' files, little-endian on every machine."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
     def write(self, url: str) -> None:
         """Writes the manifest, at once or not at all."""
         text = json.dumps(dataclasses.asdict(self), indent=1)
@@ -84,18 +102,28 @@ class Manifest:
 
     @staticmethod
     def read(url: str) -> "Manifest | None":
-        """The manifest of a store; None where there is none. InputError where it is damaged."""
+        """The manifest of a store; None where there is none. InputError where it is damaged, or of
+        another version's format."""
         fs, path = fsspec.core.url_to_fs(url)
         if not fs.exists(f"{path}/{NAME}"):
             return None
         try:
             values = json.loads(fs.cat_file(f"{path}/{NAME}"))
-            if values["format"] != FORMAT:
-                raise InputError(f"format {values['format']}, this version reads {FORMAT}")
+            version = values["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise damaged(url, error) from error
+        if version != FORMAT:
+            raise InputError(f"{url}/{NAME} has format {version!r}, this version reads {FORMAT}")
+        try:
             values["splits"] = {
                 name: SplitRecord(**{**split, "shards": tuple(Shard(**s) for s in split["shards"])})
                 for name, split in values["splits"].items()
             }
             return Manifest(**values)
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{url}/{NAME} is damaged: {error}") from error
+        except (AttributeError, ValueError, KeyError, TypeError) as error:
+            raise damaged(url, error) from error
+
+
+def damaged(url: str, error: Exception) -> InputError:
+    reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return InputError(f"{url}/{NAME} is damaged ({reason}): {REMEDY}")

@@ -3,49 +3,23 @@
 `Wrap` strings all documents together, an EOS after each, and cuts the stream into rows; `Pad`
 gives each document a row of its own. Which of the two is used changes the task and therefore the
 perplexity, and is part of the name of a number (LM1B: 27.0 padded, 31.8 wrapped for MDLM).
+
+A packing says how rows are to be cut. The rows themselves (`cut_rows`) are made when they are
+asked for, from a stream in memory or in a store alike.
 """
 
 import abc
-import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Int32, Integer
+from jaxtyping import Int32
 
+from mdlm.data.cut_rows import PaddedRows, WrappedRows
+from mdlm.data.framing import ends, padding, storage
+from mdlm.data.rows import RowSet
+from mdlm.data.stream import ArrayStream, TokenStream
 from mdlm.types import InputError, Vocab
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Rows:
-    """Rows of tokens. `loss_mask`: scored and counted. `is_valid`: seen by the network.
-
-    Tokens are stored in 16 bits where the vocabulary fits. `dropped` counts the documents' own
-    tokens that are in no row, `placed` those that are.
-    """
-
-    tokens: Integer[np.ndarray, "n l"]
-    loss_mask: Bool[np.ndarray, "n l"]
-    is_valid: Bool[np.ndarray, "n l"]
-    placed: int
-    dropped: int
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @functools.cached_property
-    def is_padded(self) -> bool:
-        """Whether any row holds padding. Where none does, a network needs no mask."""
-        return not self.is_valid.all()
-
-    def first(self, n: int) -> "Rows":
-        """The first `n` rows, for a quick look (`placed` and `dropped` still tell of all)."""
-        return replace(
-            self,
-            tokens=self.tokens[:n],
-            loss_mask=self.loss_mask[:n],
-            is_valid=self.is_valid[:n],
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,28 +43,17 @@ class Packing(abc.ABC):
         """Whether every row begins with BOS, and whether every (full) row ends with EOS."""
 
     @abc.abstractmethod
-    def rows(self, documents: list[Int32[np.ndarray, "..."]], vocab: Vocab) -> Rows:
-        """Rows of encoded documents. InputError where there is too little text for one row."""
+    def separator(self, vocab: Vocab) -> int | None:
+        """What a stream that is made for this packing has after each document; None: nothing."""
 
+    @abc.abstractmethod
+    def over(self, stream: TokenStream, vocab: Vocab) -> RowSet:
+        """The rows of a stream. InputError where it is not made for this packing, or has too
+        little text for one row."""
 
-def ends(vocab: Vocab) -> tuple[int, int]:
-    """BOS and EOS; where there is no BOS, EOS stands in for it (as with GPT-2), and vice versa."""
-    bos = vocab.eos_id if vocab.bos_id is None else vocab.bos_id
-    eos = vocab.bos_id if vocab.eos_id is None else vocab.eos_id
-    if bos is None or eos is None:
-        raise InputError(
-            "the tokenizer has no token that ends a text: name one, as in Pretrained(eos=...)"
-        )
-    return bos, eos
-
-
-def padding(vocab: Vocab) -> int:
-    """What stands at padding: PAD, or else EOS, as is usual where there is no PAD."""
-    return ends(vocab)[1] if vocab.pad_id is None else vocab.pad_id
-
-
-def storage(vocab: Vocab) -> type[np.integer]:
-    return np.uint16 if vocab.size <= 2**16 else np.int32
+    def of(self, documents: list[Int32[np.ndarray, "..."]], vocab: Vocab) -> RowSet:
+        """The rows of encoded documents."""
+        return self.over(ArrayStream(documents, self.separator(vocab), storage(vocab)), vocab)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +63,10 @@ class Wrap(Packing):
     With `row_specials` each row starts with BOS and ends with EOS around `length - 2` tokens of
     the stream (MDLM, arXiv:2406.07524); without, it is `length` tokens (BD3-LM's
     `insert_special_tokens: false`). All tokens count, the inserted ones too. An empty document
-    leaves its EOS, as published.
+    leaves its EOS, as published. With `eos=False` nothing stands between documents (text8).
+
+    With `segments` attention stays inside each document. A document's EOS belongs to it, a row's
+    BOS to the first document in the row, a row's EOS to the last.
 
     The last tokens, too few for a row, have a row of their own, padded, with `is_valid` False at
     the padding (`remainder="pad"`: every token counts once), or are dropped, as published.
@@ -108,6 +74,8 @@ class Wrap(Packing):
 
     row_specials: bool = True
     remainder: Literal["pad", "drop"] = "pad"
+    eos: bool = True
+    segments: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -116,53 +84,46 @@ class Wrap(Packing):
 
     @property
     def protocol(self) -> str:
-        rows = f"wrapped rows of {self.length}"
+        rows = f"{'packed' if self.segments else 'wrapped'} rows of {self.length}"
+        rows += ", attention inside documents" if self.segments else ""
         rows += ", BOS and EOS in each" if self.row_specials else ""
+        rows += "" if self.eos else ", no EOS between documents"
         return rows + (", remainder dropped" if self.remainder == "drop" else "")
 
     @property
     def frame(self) -> tuple[bool, bool]:
         return self.row_specials, self.row_specials
 
-    def rows(self, documents: list[Int32[np.ndarray, "..."]], vocab: Vocab) -> Rows:
-        bos, eos = ends(vocab)
-        kind = storage(vocab)
-        sizes = np.array([len(document) for document in documents], np.int64)
-        after = np.cumsum(sizes + 1)  # where the stream stands after each document's EOS
-        total = int(after[-1]) if len(documents) else 0
-        inside = self.length - 2 if self.row_specials else self.length
-        if total < inside:
+    def separator(self, vocab: Vocab) -> int | None:
+        return ends(vocab)[1] if self.eos else None
+
+    def over(self, stream: TokenStream, vocab: Vocab) -> RowSet:
+        due = self.separator(vocab)
+        if stream.eos != due:
+            there, wanted = (
+                "nothing" if token is None else f"token {token}" for token in (stream.eos, due)
+            )
             raise InputError(
-                f"the text has {total} tokens, too few for one row of length={self.length} "
+                f"the text was made with {there} after each document, Wrap(eos={self.eos}) is for "
+                f"{wanted}: use Wrap(eos={stream.eos is not None}), or make the text anew"
+            )
+        if self.row_specials:
+            ends(vocab)
+        if self.remainder == "pad":
+            padding(vocab)
+        inside = self.length - 2 if self.row_specials else self.length
+        if stream.total < inside:
+            raise InputError(
+                f"the text has {stream.total} tokens, too few for one row of length={self.length} "
                 f"({inside} needed): give more text or a smaller length"
             )
-        stream = np.empty(total, kind)
-        stop = np.array([eos], kind)
-        np.concatenate(
-            [part for doc in documents for part in (doc, stop)], out=stream, casting="unsafe"
-        )
-        full, rest = divmod(total, inside)
-        padded = bool(rest) and self.remainder == "pad"
-        tokens = np.full((full + padded, self.length), padding(vocab), kind)
-        is_valid = np.ones(tokens.shape, bool)
-        first = 1 if self.row_specials else 0
-        tokens[:full, first : first + inside] = stream[: full * inside].reshape(full, inside)
-        if padded:
-            tokens[full, first : first + rest] = stream[full * inside :]
-            is_valid[full, first + rest + first :] = False
-        if self.row_specials:
-            tokens[:, 0] = bos
-            tokens[:full, -1] = eos
-            tokens[full:, first + rest] = eos
-        dropped = 0
-        if not padded:
-            dropped = rest - int((after > full * inside).sum())
-        return Rows(
-            tokens=tokens,
-            loss_mask=is_valid.copy(),
-            is_valid=is_valid,
-            placed=int(sizes.sum()) - dropped,
-            dropped=dropped,
+        return WrappedRows(
+            stream,
+            vocab,
+            length=self.length,
+            row_specials=self.row_specials,
+            keeps_rest=self.remainder == "pad",
+            segments=self.segments,
         )
 
 
@@ -193,30 +154,20 @@ class Pad(Packing):
     def frame(self) -> tuple[bool, bool]:
         return self.specials, False
 
-    def rows(self, documents: list[Int32[np.ndarray, "..."]], vocab: Vocab) -> Rows:
-        documents = [document for document in documents if len(document)]
-        if not documents:
-            raise InputError("no document has a token: there is nothing to make rows of")
-        kind = storage(vocab)
-        first = 1 if self.specials else 0
-        sizes = np.array([len(document) for document in documents], np.int64)
-        kept = np.minimum(sizes, self.length - 2 * first)
-        tokens = np.full((len(documents), self.length), padding(vocab), kind)
-        place = np.arange(self.length, dtype=np.int64)[None, :]
-        inside = (place >= first) & (place < (first + kept)[:, None])
-        tokens[inside] = np.concatenate(
-            [document[:n] for document, n in zip(documents, kept, strict=True)]
-        )
+    def separator(self, vocab: Vocab) -> int | None:
+        """EOS, so that one store serves all packings; rows do not need it and leave it out."""
+        return vocab.bos_id if vocab.eos_id is None else vocab.eos_id
+
+    def over(self, stream: TokenStream, vocab: Vocab) -> RowSet:
         if self.specials:
-            bos, eos = ends(vocab)
-            tokens[:, 0] = bos
-            tokens[np.arange(len(tokens)), first + kept] = eos
-        loss_mask = place < (kept + 2 * first)[:, None]
-        is_valid = np.ones_like(loss_mask) if self.pad == "as_published" else loss_mask.copy()
-        return Rows(
-            tokens=tokens,
-            loss_mask=loss_mask,
-            is_valid=is_valid,
-            placed=int(kept.sum()),
-            dropped=int((sizes - kept).sum()),
+            ends(vocab)
+        padding(vocab)
+        if not stream.filled:
+            raise InputError("no document has a token: there is nothing to make rows of")
+        return PaddedRows(
+            stream,
+            vocab,
+            length=self.length,
+            specials=self.specials,
+            sees_padding=self.pad == "as_published",
         )

@@ -1,60 +1,95 @@
 """A split as one stream of tokens with documents marked in it: what packings cut rows from."""
 
-from typing import Protocol
+import abc
+import functools
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Int32, Int64, Integer
 
+CHUNK = 2**20
+"""Documents at a time where all are gone through."""
 
-class TokenStream(Protocol):
+
+class TokenStream(abc.ABC):
     """The documents of a split, one after the other, `eos` after each (None: nothing between).
 
-    `total` counts all tokens. `ends` says where each document ends: just behind its EOS, or its
-    last token where there is none. It may be mapped from a file: index it, do not copy it.
+    `total` counts all tokens, `documents` all documents, of which `filled` have tokens of their
+    own. Documents are numbered from 0. What is asked of a stream is answered by reading a little
+    of it: nothing here goes through all of it but `sizes`.
     """
 
     eos: int | None
+    total: int
+    documents: int
+    filled: int
 
-    @property
-    def total(self) -> int: ...
+    @abc.abstractmethod
+    def ends(self, numbers: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """Where documents end: just behind their EOS, or their last token where there is none."""
 
-    @property
-    def documents(self) -> int: ...
+    @abc.abstractmethod
+    def ended(self, places: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """How many documents end at or before each place of the stream."""
 
-    def ends(self, first: int, last: int) -> Int64[np.ndarray, " n"]:
-        """The ends of the documents number `first` to `last` (excluded)."""
-        ...
+    @abc.abstractmethod
+    def with_tokens(self, at: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """The numbers of the documents that are the `at`-th, from 0, of those with tokens."""
 
+    @abc.abstractmethod
     def read(self, starts: Int64[np.ndarray, " n"], length: int) -> Integer[np.ndarray, "n l"]:
         """`length` tokens from each start. All must lie inside the stream."""
-        ...
+
+    def spans(
+        self, numbers: Int64[np.ndarray, " n"]
+    ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+        """Where the own tokens of documents begin and end."""
+        starts = np.where(numbers > 0, self.ends(np.maximum(numbers - 1, 0)), 0)
+        return starts, self.ends(numbers) - (self.eos is not None)
+
+    def sizes(self) -> Iterator[Int64[np.ndarray, " n"]]:
+        """How many tokens of their own all documents have, in order, some documents at a time."""
+        for first in range(0, self.documents, CHUNK):
+            last = min(first + CHUNK, self.documents)
+            starts, stops = self.spans(np.arange(first, last, dtype=np.int64))
+            yield stops - starts
 
 
-class ArrayStream:
+class ArrayStream(TokenStream):
     """A stream held in memory."""
 
     def __init__(
         self, documents: list[Int32[np.ndarray, "..."]], eos: int | None, dtype: type[np.integer]
     ):
         stop = np.array([] if eos is None else [eos], np.int32)
-        sizes = np.array([len(document) + len(stop) for document in documents], np.int64)
+        sizes = np.array([len(document) for document in documents], np.int64)
         self.eos = eos
-        self._ends = np.cumsum(sizes)
-        self.tokens = np.empty(self._ends[-1] if len(documents) else 0, dtype)
+        self.documents, self.filled = len(sizes), int(np.count_nonzero(sizes))
+        self._ends = np.cumsum(sizes + len(stop))
+        self._with_tokens = functools.cache(lambda: np.flatnonzero(sizes))
+        self.total = int(self._ends[-1]) if len(sizes) else 0
+        self.tokens = np.empty(self.total, dtype)
         parts = [part for document in documents for part in (document, stop)]
         if parts:
             np.concatenate(parts, out=self.tokens, casting="unsafe")
 
-    @property
-    def total(self) -> int:
-        return len(self.tokens)
+    def ends(self, numbers: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        return self._ends[numbers]
 
-    @property
-    def documents(self) -> int:
-        return len(self._ends)
+    def ended(self, places: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        return np.searchsorted(self._ends, places, side="right")
 
-    def ends(self, first: int, last: int) -> Int64[np.ndarray, " n"]:
-        return self._ends[first:last]
+    def with_tokens(self, at: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        return at if self.filled == self.documents else self._with_tokens()[at]
 
     def read(self, starts: Int64[np.ndarray, " n"], length: int) -> Integer[np.ndarray, "n l"]:
-        return self.tokens[starts[:, None] + np.arange(length, dtype=np.int64)]
+        return windows(self.tokens, starts, length)
+
+
+def windows(
+    tokens: Integer[np.ndarray, " m"], starts: Int64[np.ndarray, " n"], length: int
+) -> Integer[np.ndarray, "n l"]:
+    """`length` tokens from each start, copied."""
+    if not len(starts):
+        return np.empty((0, length), tokens.dtype)
+    return np.lib.stride_tricks.sliding_window_view(tokens, length)[starts]

@@ -1,11 +1,12 @@
-"""Which tokenizer: bytes, characters, byte pairs learnt on the spot, or a published one.
+"""Which tokenizer: bytes, characters, one learnt from the training text, or a published one.
 
 Each configuration builds an `encoding.Tokenizer`. Those of the house have four special tokens,
 [BOS], [EOS], [PAD] and [MASK]; those of others keep what they have and get a mask where they have
-none.
+none. What learns from text reads it once, as it comes, and keeps none of it.
 """
 
 import abc
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,9 +15,9 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mdlm.data.encoding import Report, Tokenizer
-from mdlm.types import InputError, Vocab
+from mdlm.data.learning import SPECIALS, count_words, learn, reported, word_pieces
+from mdlm.vocab import InputError, Vocab
 
-SPECIALS = ("[BOS]", "[EOS]", "[PAD]", "[MASK]")
 USUAL = {
     "mask": ("[MASK]", "<mask>", "<|mask|>", "<|mdm_mask|>", "<MASK>"),
     "bos": ("[BOS]", "<bos>", "<s>", "<|begin_of_text|>", "<|startoftext|>")
@@ -35,8 +36,9 @@ class TokenizerConfig(abc.ABC):
     """True where `build` learns from the training text."""
 
     @abc.abstractmethod
-    def build(self, texts: list[str], report: Report | None = None) -> Tokenizer:
-        """The tokenizer; `texts` (the training documents) is read only if `needs_text`."""
+    def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
+        """The tokenizer; `texts` (the training documents, or pieces of them) is read, once, only
+        if `needs_text`. `report` is told what is done, the total 0 where nobody knows it."""
 
 
 def finish(backend: tokenizers.Tokenizer, config: TokenizerConfig, closed: bool) -> Tokenizer:
@@ -60,7 +62,7 @@ def byte_characters() -> list[str]:
 class Bytes(TokenizerConfig):
     """The bytes of the UTF-8 text, 0 to 255, then [BOS], [EOS], [PAD], [MASK]."""
 
-    def build(self, texts: list[str], report: Report | None = None) -> Tokenizer:
+    def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
         vocab = {character: byte for byte, character in enumerate(byte_characters())}
         backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -78,10 +80,10 @@ class Characters(TokenizerConfig):
     needs_text: ClassVar[bool] = True
     lowercase: bool = False
 
-    def build(self, texts: list[str], report: Report | None = None) -> Tokenizer:
+    def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
         lower = normalizers.Lowercase()
         alphabet: set[str] = set()
-        for text in texts:
+        for text in reported(texts, report, "collecting the alphabet"):
             alphabet |= set(lower.normalize_str(text) if self.lowercase else text)
         if not alphabet:
             raise InputError("no text to collect an alphabet from")
@@ -97,7 +99,7 @@ class Characters(TokenizerConfig):
 class Text8(TokenizerConfig):
     """a to z and space, in lower case, everything else [UNK]: 35 ids, as MDLM encodes text8."""
 
-    def build(self, texts: list[str], report: Report | None = None) -> Tokenizer:
+    def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
         special = ["[CLS]", "[SEP]", "[BOS]", "[EOS]", "[MASK]", "[PAD]", "[RESERVED]"]
         tokens = [*special, "[UNK]", *"abcdefghijklmnopqrstuvwxyz "]
         vocab = {token: i for i, token in enumerate(tokens)}
@@ -125,9 +127,7 @@ class BPE(TokenizerConfig):
         if self.vocab_size < least:
             raise ValueError(f"vocab_size={self.vocab_size}: bytes and specials alone are {least}")
 
-    def build(self, texts: list[str], report: Report | None = None) -> Tokenizer:
-        if not any(texts):
-            raise InputError("no text to learn a tokenizer from")
+    def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
@@ -138,12 +138,66 @@ class BPE(TokenizerConfig):
             min_frequency=2,
             show_progress=False,
         )
-        if report:
-            report("training the tokenizer", 0, 1)
-        backend.train_from_iterator(texts, trainer)
-        if report:
-            report("training the tokenizer", 1, 1)
+        learn(backend, trainer, texts, report)
         return finish(backend, self, closed=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordPiece(TokenizerConfig):
+    """BERT's kind of tokenizer, learnt from the training text: words, and parts of words in `##`.
+
+    Words are parted at spaces and around punctuation; with `lowercase` they lose their case and
+    their accents first. `vocab_size` counts everything: [BOS], [EOS], [PAD], [MASK], [UNK] (ids 0
+    to 4), up to 1000 characters, twice (as a word and as a part of one), and what is put together
+    from them. Decoding does not bring back the spaces as they were, and a character that the
+    vocabulary lacks makes its word [UNK]: bits per byte of such text are no lossless code's.
+
+    InputError where `vocab_size` is too small for the characters of the text.
+    """
+
+    needs_text: ClassVar[bool] = True
+    vocab_size: int = 8192
+    lowercase: bool = True
+
+    def __post_init__(self):
+        least = len(SPECIALS) + 3  # [UNK], and one character as a word and as a part
+        if self.vocab_size < least:
+            raise ValueError(f"vocab_size={self.vocab_size}: not even {least}, which is one letter")
+
+    def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
+        normalizer = normalizers.BertNormalizer(lowercase=self.lowercase)
+        words = count_words(texts, normalizer, pre_tokenizers.BertPreTokenizer(), report)
+        vocab = word_pieces(words, self.vocab_size, report)
+        if len(vocab) > self.vocab_size:
+            raise InputError(
+                f"vocab_size={self.vocab_size} is too small: the characters of the text alone "
+                f"take {len(vocab)}"
+            )
+        backend = tokenizers.Tokenizer(models.WordPiece(vocab=vocab, unk_token="[UNK]"))
+        backend.normalizer = normalizer
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.decoder = decoders.WordPiece()
+        backend.add_special_tokens([AddedToken("[UNK]", special=True)])
+        return finish(backend, self, closed=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dna(TokenizerConfig):
+    """One token per base: A, C, G, T and N (unknown), then [BOS], [EOS], [PAD], [MASK].
+
+    With `soft_masked` the lower-case letters, by which genomes mark repeats, are tokens of their
+    own (`Fasta(soft_masked="keep")` leaves them in the text). Any other character cannot be
+    encoded (InputError).
+    """
+
+    soft_masked: bool = False
+
+    def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
+        letters = "ACGTN" + ("acgtn" if self.soft_masked else "")
+        vocab = {letter: i for i, letter in enumerate(letters)}
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+        backend.decoder = decoders.Fuse()
+        return finish(backend, self, closed=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +216,7 @@ class Pretrained(TokenizerConfig):
     pad: str | None = None
     revision: str = "main"
 
-    def build(self, texts: list[str], report: Report | None = None) -> Tokenizer:
+    def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
         backend = self._backend()
         ids = backend.get_vocab(with_added_tokens=True)
         if self._find(ids, "mask") is None:

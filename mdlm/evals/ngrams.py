@@ -7,30 +7,31 @@ each count, the bigram by interpolation with the unigram, p(x | y) = (c(y, x) + 
 
 import numpy as np
 
+STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
-def baselines(
-    train: tuple[np.ndarray, np.ndarray], valid: tuple[np.ndarray, np.ndarray], size: int
-) -> dict[str, float]:
-    """Nats in all of `valid` under each model, `{"unigram": ..., "bigram": ...}`.
 
-    `train` and `valid` are `(tokens [n l], loss_mask [n l])`; only masked-in tokens are scored,
-    exactly those a network is scored on. A row's first token is scored by the unigram.
-    """
-    tokens, mask = valid
-    unigram = _unigram(*train, size)
-    p = unigram[tokens]
-    tenth = max(1, len(train[0]) // 10)
-    held = (train[0][:tenth], train[1][:tenth])
-    rest = (train[0][tenth:], train[1][tenth:]) if len(train[0]) > 1 else train
-    strengths = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-    rest_unigram = _unigram(*rest, size)
-    pairs = _pairs(*rest, size)
-    costs = [_bigram_nats(*held, pairs, rest_unigram, m) for m in strengths]
-    best = strengths[int(np.argmin(costs))]
-    return {
-        "unigram": float(-np.log(p[mask]).sum()),
-        "bigram": _bigram_nats(tokens, mask, _pairs(*train, size), unigram, best),
-    }
+class Baselines:
+    """Tables learnt from training rows, `tokens` and `loss_mask` of `[n l]`."""
+
+    def __init__(self, tokens: np.ndarray, mask: np.ndarray, size: int):
+        tenth = max(1, len(tokens) // 10)
+        held = (tokens[:tenth], mask[:tenth])
+        rest = (tokens[tenth:], mask[tenth:]) if len(tokens) > 1 else (tokens, mask)
+        unigram, pairs = _unigram(*rest, size), _pairs(*rest, size)
+        costs = [_bigram_nats(*held, pairs, unigram, m) for m in STRENGTHS]
+        self.strength = STRENGTHS[int(np.argmin(costs))]
+        self.unigram, self.pairs = _unigram(tokens, mask, size), _pairs(tokens, mask, size)
+
+    def nats(self, tokens: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+        """Nats in all of these rows under each model, `{"unigram": ..., "bigram": ...}`.
+
+        Only masked-in tokens are scored, exactly those a network is scored on. A row's first
+        token is scored by the unigram.
+        """
+        return {
+            "unigram": float(-np.log(self.unigram[tokens][mask]).sum()),
+            "bigram": _bigram_nats(tokens, mask, self.pairs, self.unigram, self.strength),
+        }
 
 
 def _unigram(tokens: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 It is a generator of events; whoever iterates draws them (the command line as a progress bar) and
 may stop it at any step through `should_stop`, upon which a checkpoint is saved first. Metrics are
-fetched one step late, so the host hands the device its next step before it reads the last one.
+fetched one step late, so the host hands the device its next step before it reads the last one;
+batches are put on the devices ahead of time, by the loader's thread.
 """
 
 import time
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 
 from mdlm.data.dataset import Dataset
-from mdlm.data.loader import TrainLoader
+from mdlm.data.loader import HostBatch, TrainLoader
 from mdlm.evals.nll import Metric
 from mdlm.experiment import Experiment, Model
 from mdlm.hardware import peak_flops
@@ -125,22 +126,30 @@ def train(
         quick = replace(experiment.evaluation, passes=1, ngrams=False)
         saved, nelbo = checkpoints.latest, None
         profiler = Profiler(folder.path, profile, step, folder.writes)
-        meter = Meter(model, mesh)
         pending: tuple[int, dict[str, jax.Array]] | None = None
-        batches = loader.iterate(position)
+        running: dict[str, Any] | None = None
+
+        def on_device(rows: HostBatch) -> Batch:
+            batch = Batch(**place(mesh, in_training(rows, order)))
+            return jax.block_until_ready(batch)
+
+        def is_idle() -> bool:
+            return running is None or running["loss"].is_ready()
+
+        batches = loader.iterate(position, on_device, is_idle)
+        meter = Meter(model, mesh, lambda: batches.stalled)
         try:
             while step < settings.steps and not should_stop():
-                position, rows = next(batches)
-                batch = Batch(**place(mesh, in_training(rows, order)))
+                position, batch = next(batches)
                 profiler.before(step, train_step, state, batch)
-                state, metrics = train_step(state, batch)
+                state, running = train_step(state, batch)
                 step += 1
                 last = step == settings.steps
                 if pending is not None:
                     yield meter.read(folder, *pending)
                     pending = None
                 if step % settings.log_every == 0 or last:
-                    pending = (step, metrics)
+                    pending = (step, running)
                 meter.steps += 1
                 if (traced := profiler.after(step, state)) is not None:
                     yield Profiled(step, traced)
@@ -207,21 +216,29 @@ class Meter:
 
     `tokens_per_second` are scored tokens. `flops_per_second` are the model's own operations in
     matrix products: three times those of a forward pass, nothing that is done twice; `mfu` is
-    their share of the devices' peak, left out where that is not known.
+    their share of the devices' peak, left out where that is not known. `data_wait` is the share
+    of the time in which this process's devices had nothing to do, and waited for a batch.
+
+    Args:
+        stalled: seconds so far of such waiting.
     """
 
-    def __init__(self, model: Model, mesh: jax.sharding.Mesh):
+    def __init__(self, model: Model, mesh: jax.sharding.Mesh, stalled: Callable[[], float]):
         experiment = model.experiment
         self.network, self.columns = experiment.network, model.columns
         self.rows, self.length = experiment.train.batch_size, experiment.data.packing.length
         dtype = compute_dtype(getattr(self.network, "dtype", "float32"))
+        self.stalled = stalled
         # On a CPU this measures, so it comes before anything is timed.
         self.peak = peak_flops(dtype.name, list(mesh.devices.flat)).flops
         self.skip()
 
     def skip(self) -> None:
         """Forgets the time since the last reading: it went into something else than training."""
-        self.steps, self.since = 0, time.perf_counter()
+        self._start(time.perf_counter())
+
+    def _start(self, now: float) -> None:
+        self.steps, self.since, self.stalled_before = 0, now, self.stalled()
 
     def read(self, folder: RunFolder, step: int, metrics: dict[str, jax.Array]) -> Stepped:
         """Waits for the metrics of a step, logs them."""
@@ -234,6 +251,7 @@ class Meter:
             values["flops_per_second"] = 3 * forward * rate
             if self.peak is not None:
                 values["mfu"] = values["flops_per_second"] / self.peak
-        self.steps, self.since = 0, now
+            values["data_wait"] = (self.stalled() - self.stalled_before) / (now - self.since)
+        self._start(now)
         folder.log("train", step, values)
         return Stepped(step, values)

@@ -1,6 +1,7 @@
 """Scoring a split with a set of parameters: an evaluator, a compiled score and the data, joined."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 
@@ -9,9 +10,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Key
 
-from mdlm.data.dataset import Dataset
+from mdlm.data.dataset import Dataset, TextData
 from mdlm.data.loader import evaluation_batches
-from mdlm.evals.ngrams import baselines
+from mdlm.data.mixture import Mixture
+from mdlm.evals.ngrams import Baselines
 from mdlm.evals.nll import Metric, Perplexity, Report, summarise
 from mdlm.experiment import Model
 from mdlm.mesh import check_batch, place
@@ -21,6 +23,17 @@ from mdlm.processes.masked import Masked
 from mdlm.times import balanced_order
 from mdlm.train.step import compile_score
 from mdlm.types import ArrayTree, Batch, InputError
+
+TABLE_TOKENS = 2**24
+"""Tokens of a stored training split that tables of counts are learnt from, all in memory."""
+
+
+def other_text(data: TextData | Mixture) -> str:
+    """What is scored, where it is not the data of the run."""
+    if isinstance(data, Mixture):
+        return "other data, "
+    source = data.source
+    return f"{source.name}, cleaned by {source.clean}, " if source.clean else f"{source.name}, "
 
 
 class Scorer:
@@ -39,7 +52,7 @@ class Scorer:
     ) -> list[Metric]:
         """Metrics of a split, or of its first `limit` rows (then per token only)."""
         part = getattr(self.dataset, how.split)
-        whole = not 0 < limit < len(part.rows.tokens)
+        whole = not 0 < limit < len(part.rows)
         rows = part.rows if whole else part.rows.first(limit)
         experiment, objective = self.model.experiment, self.model.reported
         size = how.batch_size or experiment.train.batch_size
@@ -54,11 +67,12 @@ class Scorer:
         def batches():
             return evaluation_batches(rows, size, jax.process_index(), jax.process_count())
 
-        n = len(rows.tokens)
+        n = len(rows)
         bound, count = how.score(score, batches, rows=n, seed=experiment.seed, report=report)
         share = "" if whole else f", first {n} rows"
-        packing = experiment.data.packing.protocol
-        protocol = f"{how.split}{share}, {packing}, {objective.protocol}, EMA parameters"
+        text = "" if self.dataset.data == experiment.data else other_text(self.dataset.data)
+        packing = self.dataset.protocol(how.split)
+        protocol = f"{text}{how.split}{share}, {packing}, {objective.protocol}, EMA parameters"
         units = {"byte": part.bytes, "character": part.characters} if whole else {}
         metrics = summarise(
             bound, count, protocol=protocol, is_exact=objective.is_exact, units=units
@@ -90,20 +104,25 @@ class Scorer:
         )
 
     def ngrams(self, split: str) -> list[Metric]:
-        """What count tables of the training split alone score on a split."""
+        """What count tables of the training split alone score on a split.
+
+        Of a training split in a store they are learnt from its first `TABLE_TOKENS` tokens.
+        """
         train, part = self.dataset.train.rows, getattr(self.dataset, split)
-        nats = baselines(
-            (train.tokens, train.loss_mask),
-            (part.rows.tokens, part.rows.loss_mask),
-            self.model.vocab.size,
-        )
-        tokens = int(part.rows.loss_mask.sum())
+        n = max(1, TABLE_TOKENS // train.length)
+        cut = self.dataset.store is not None and n < len(train)
+        learnt = (train.first(n) if cut else train).all()
+        tables = Baselines(learnt.tokens, learnt.loss_mask, self.model.vocab.size)
+        nats: Counter[str] = Counter()
+        for rows in part.rows.chunks():
+            nats.update(tables.nats(rows.tokens, rows.loss_mask))
         out = []
+        counted = f"first {n} rows of the training split" if cut else "training split"
         for name, total in nats.items():
-            protocol = f"{split}, counts of the training split"
-            for unit, n in (
-                (f"{name} nats per token", tokens),
+            protocol = f"{split}, counts of the {counted}"
+            for unit, of in (
+                (f"{name} nats per token", part.tokens),
                 (f"{name} bits per byte", math.log(2) * part.bytes),
             ):
-                out.append(Metric(unit, total / n, None, None, tokens, protocol))
+                out.append(Metric(unit, total / of, None, None, part.tokens, protocol))
         return out

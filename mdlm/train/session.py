@@ -7,11 +7,12 @@ and the writers of metrics up to date along the way.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 
-from mdlm.data.dataset import Dataset
+from mdlm.data.dataset import Dataset, TextData
 from mdlm.evals.nll import Metric
 from mdlm.experiment import Experiment, Model
 from mdlm.generation import Generation, Generator, window_of
@@ -183,7 +184,11 @@ def import_weights(
     network = experiment.network
     if not isinstance(network, DiT | CausalTransformer):
         raise InputError(f"no published layout is known for network={type(network).__name__}(...)")
-    tokenizer = experiment.data.load(None).tokenizer
+    data = experiment.data
+    if isinstance(data, TextData) and not data.tokenizer.needs_text:
+        # The text has no part in this, prepared or not.
+        data = replace(data, store=None)
+    tokenizer = data.load(None).tokenizer
     model = Model(experiment, tokenizer.vocab)
     params = reference.params_from(reference.read(weights), network, model.columns)
     folder.begin(source, overrides, experiment)

@@ -49,7 +49,7 @@ def test_counts_are_exact_when_nothing_is_dropped():
     assert not valid.approximate_bytes
     stream = valid.bytes + 30
     assert valid.tokens == stream + 2 * len(valid.rows)
-    assert valid.tokens == valid.rows.loss_mask.sum()
+    assert valid.tokens == valid.rows.all().loss_mask.sum()
 
 
 @pytest.mark.parametrize("packing", [Wrap(length=32, remainder="drop"), Pad(length=16)])
@@ -58,7 +58,7 @@ def test_counts_are_scaled_when_text_is_dropped(packing):
     valid = dataset.valid
     assert valid.approximate_bytes
     special = [dataset.vocab.bos_id, dataset.vocab.eos_id, dataset.vocab.pad_id]
-    shown = (~np.isin(valid.rows.tokens, special)).sum()  # a token of Bytes is a byte
+    shown = (~np.isin(valid.rows.all().tokens, special)).sum()  # a token of Bytes is a byte
     assert valid.bytes == pytest.approx(shown)
     assert valid.characters < valid.bytes < 30 * len("valid 10 the cat sat on the mat") + 30
 
@@ -124,7 +124,7 @@ def test_reference_end_to_end():
     hash(data)
     dataset = data.load()
     assert dataset.vocab.size == 1024
-    train = dataset.train.rows
+    train = dataset.train.rows.all()
     text = "".join(dataset.tokenizer.decode(row) for row in train.tokens)
     assert text == "".join(PythonReference().documents("train"))
     assert dataset.train.bytes == len(text.encode())

@@ -1,15 +1,19 @@
 """Loaders: the same global batches for any number of processes, from any position."""
 
+import contextlib
 import itertools
 import threading
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from held import Held
 
 from mdlm.data.loader import TrainLoader, evaluation_batches
-from mdlm.data.packing import Rows
-from mdlm.types import Batch, InputError
+from mdlm.data.packing import Wrap
+from mdlm.data.rows import Rows, RowSet
+from mdlm.types import Batch, InputError, Vocab
 
 
 def make_rows(n, length=4):
@@ -18,12 +22,12 @@ def make_rows(n, length=4):
     is_valid = draw.random((n, length)) < 0.9
     is_valid[:, 0] = True
     is_valid[:1, -1] = False  # so that there is padding, however few the rows
-    return Rows(
-        tokens=tokens,
-        loss_mask=is_valid & (draw.random((n, length)) < 0.8),
-        is_valid=is_valid,
-        placed=n * length,
-        dropped=0,
+    return Held(
+        Rows(
+            tokens=tokens,
+            loss_mask=is_valid & (draw.random((n, length)) < 0.8),
+            is_valid=is_valid,
+        )
     )
 
 
@@ -69,9 +73,9 @@ def test_a_batch_is_the_rows_it_names():
     loader = TrainLoader(rows, 6, seed=0, process_index=1, process_count=2)
     batch = loader.batch_at(12)
     indices = loader.indices_at(12)
-    np.testing.assert_array_equal(batch["tokens"], rows.tokens[indices])
-    np.testing.assert_array_equal(batch["loss_mask"], rows.loss_mask[indices])
-    np.testing.assert_array_equal(batch["is_valid"], rows.is_valid[indices])
+    np.testing.assert_array_equal(batch["tokens"], rows.rows.tokens[indices])
+    np.testing.assert_array_equal(batch["loss_mask"], rows.rows.loss_mask[indices])
+    np.testing.assert_array_equal(batch["is_valid"], rows.rows.is_valid[indices])
     assert batch["tokens"].dtype == np.int32
     assert batch["row"].tolist() == [3, 4, 5] and batch["rows"] == 6
     Batch(**batch)
@@ -89,6 +93,97 @@ def test_resumes_anywhere():
             assert_same(joined([first, second]), batches[position])
         for part in parts:
             part.close()
+
+
+@pytest.mark.parametrize("before, after", [(4, 2), (4, 3), (2, 3), (1, 6)])
+def test_a_run_goes_on_with_another_number_of_processes(before, after):
+    """Bitwise the same global batches as one that nothing happened to."""
+    rows = make_rows(31)
+    straight = dict(itertools.islice(TrainLoader(rows, 12, seed=3).iterate(0), 9))
+    position = 0
+    for processes, steps in ((before, 4), (after, 5)):
+        parts = [TrainLoader(rows, 12, 3, i, processes).iterate(position) for i in range(processes)]
+        for _ in range(steps):
+            found = [next(part) for part in parts]
+            (position,) = {position for position, _ in found}  # what a checkpoint keeps
+            assert_same(joined([batch for _, batch in found]), straight[position])
+        for part in parts:
+            part.close()
+    assert position == 108
+
+
+class Endless(RowSet):
+    """Rows made of their own numbers, as many as one likes."""
+
+    placed, dropped, inserted, is_padded, length = 0, 0, {}, False, 1024
+
+    def __init__(self, n):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def scored(self):
+        return self.n * self.length
+
+    def take(self, at):
+        self.check(at)
+        tokens = np.broadcast_to((at % 50_000).astype(np.uint16)[:, None], (len(at), self.length))
+        full = np.ones(tokens.shape, bool)
+        return Rows(tokens=tokens, loss_mask=full, is_valid=full)
+
+
+def test_what_a_loader_holds_does_not_grow_with_the_data():
+    """At 20 billion tokens, and 100,000 times that, no more than at a few."""
+    peaks = []
+    for n in (1000, 20_000_000, 2**41):
+        tracemalloc.start()
+        loader = TrainLoader(Endless(n), 8, seed=0)
+        for position in (0, n - 3, 7 * n + 5):
+            batch = loader.batch_at(position)
+        assert batch["tokens"].shape == (8, 1024)
+        if n < 2**31:  # an evaluation numbers rows in 32 bits
+            next(evaluation_batches(loader.rows, 8))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert max(peaks) < 300_000 and max(peaks) < 1.5 * min(peaks), peaks
+
+
+def test_prepared_in_the_thread():
+    main = threading.get_ident()
+
+    def prepare(batch):
+        return threading.get_ident(), batch["tokens"].sum()
+
+    loader = TrainLoader(make_rows(10), 4, seed=0)
+    with contextlib.closing(loader.iterate(8, prepare)) as feed:
+        position, (thread, total) = next(feed)
+    assert position == 12 and thread != main and total == loader.batch_at(8)["tokens"].sum()
+
+
+def test_segments_come_along_where_there_are_any():
+    plain = make_rows(9)
+    ids = np.arange(36).reshape(9, 4).astype(np.int16)
+    rows = Held(replace(plain.rows, segment_ids=ids))
+    loader = TrainLoader(rows, 4, seed=0)
+    batch = loader.batch_at(0)
+    np.testing.assert_array_equal(batch["segment_ids"], ids[loader.indices_at(0)])
+    assert batch["segment_ids"].dtype == np.int32
+    found = [batch["segment_ids"] for batch in evaluation_batches(rows, 4)]
+    np.testing.assert_array_equal(np.concatenate(found)[:9], ids)
+    assert "segment_ids" not in TrainLoader(plain, 4, 0).batch_at(0)
+
+
+@pytest.mark.parametrize("remainder, scored", [("pad", 61), ("drop", 56)])
+def test_evaluation_has_every_token_of_a_stream_once(remainder, scored):
+    tokens = np.arange(10, 70, dtype=np.int32)
+    vocab = Vocab(size=100, mask_id=3, bos_id=0, eos_id=1, pad_id=2)
+    rows = Wrap(length=8, row_specials=False, remainder=remainder).of([tokens], vocab)
+    for processes in (1, 3):
+        streams = [evaluation_batches(rows, 3, i, processes) for i in range(processes)]
+        batches = [joined(list(parts)) for parts in zip(*streams, strict=True)]
+        seen = np.concatenate([b["tokens"][b["loss_mask"]] for b in batches])
+        assert seen.tolist() == [*tokens, 1][:scored]
 
 
 def test_prefetching_stops_when_closed():
@@ -132,7 +227,7 @@ def test_evaluation_sees_every_row_once(processes, n):
     assert all(batch["tokens"].shape == (8, 4) for batch in batches)
     assert all(batch["rows"] == n for batch in batches)
     for name in ("tokens", "loss_mask", "is_valid"):
-        np.testing.assert_array_equal(whole[name][:n], getattr(rows, name))
+        np.testing.assert_array_equal(whole[name][:n], getattr(rows.rows, name))
     np.testing.assert_array_equal(whole["row"][:n], np.arange(n))
     filled = slice(n, None)
     assert not whole["loss_mask"][filled].any()
@@ -142,7 +237,7 @@ def test_evaluation_sees_every_row_once(processes, n):
 
 def test_rows_without_padding_come_without_a_mask():
     rows = make_rows(8)
-    whole = replace(rows, is_valid=np.ones_like(rows.is_valid))
+    whole = Held(replace(rows.rows, is_valid=np.ones_like(rows.rows.is_valid)))
     assert rows.is_padded and not whole.is_padded
     assert "is_valid" not in TrainLoader(whole, 4, 0).batch_at(0)
     assert all("is_valid" not in batch for batch in evaluation_batches(whole, 3))
@@ -164,5 +259,5 @@ def test_errors():
         TrainLoader(rows, 4, 0, 2, 2)
     with pytest.raises(ValueError, match="position=-1"):
         TrainLoader(rows, 4, 0).batch_at(-1)
-    with pytest.raises(ValueError, match="seed=-1"):
+    with pytest.raises(ValueError, match="seed=-1 is not in"):
         TrainLoader(rows, 4, -1)

@@ -1,5 +1,7 @@
 """Packing: every token where it belongs, and masks that say the truth about padding."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -15,11 +17,21 @@ def documents(*sizes, seed=0):
     return [draw.integers(4, 100, size).astype(np.int32) for size in sizes]
 
 
+def made(packing, docs, vocab):
+    """All rows, and what their set counts."""
+    rows = packing.of(docs, vocab)
+    whole = rows.all()
+    assert rows.scored() == whole.loss_mask.sum()
+    assert rows.is_padded == (not whole.is_valid.all())
+    assert rows.length == packing.length and len(rows) == len(whole)
+    return SimpleNamespace(**vars(whole), placed=rows.placed, dropped=rows.dropped)
+
+
 @pytest.mark.parametrize("row_specials", [True, False])
 @pytest.mark.parametrize("vocab", [VOCAB, GPT2])
 def test_wrap_keeps_every_token_once(row_specials, vocab):
     docs = documents(5, 0, 17, 1, 40, 2)
-    rows = Wrap(length=8, row_specials=row_specials).rows(docs, vocab)
+    rows = made(Wrap(length=8, row_specials=row_specials), docs, vocab)
     stream = [token for doc in docs for token in [*doc.tolist(), 1]]
     found = []
     for tokens, is_valid in zip(rows.tokens, rows.is_valid, strict=True):
@@ -39,8 +51,8 @@ def test_wrap_keeps_every_token_once(row_specials, vocab):
 @pytest.mark.parametrize("row_specials", [True, False])
 def test_wrap_drops_the_remainder_as_published(row_specials):
     docs = documents(10, 3, 9, 2)
-    kept = Wrap(length=8, row_specials=row_specials).rows(docs, VOCAB)
-    dropped = Wrap(length=8, row_specials=row_specials, remainder="drop").rows(docs, VOCAB)
+    kept = made(Wrap(length=8, row_specials=row_specials), docs, VOCAB)
+    dropped = made(Wrap(length=8, row_specials=row_specials, remainder="drop"), docs, VOCAB)
     np.testing.assert_array_equal(kept.tokens[:-1], dropped.tokens)
     assert dropped.is_valid.all() and dropped.loss_mask.all()
     # 28 tokens of stream: 4 x 6 + 4 (of which 2 EOS are not the documents'), or 3 x 8 + 4.
@@ -48,56 +60,56 @@ def test_wrap_drops_the_remainder_as_published(row_specials):
 
 
 def test_wrap_that_fits_has_no_padding():
-    rows = Wrap(length=8).rows(documents(5, 5), VOCAB)
+    rows = made(Wrap(length=8), documents(5, 5), VOCAB)
     assert rows.tokens.shape == (2, 8) and rows.is_valid.all()
 
 
 @pytest.mark.parametrize("remainder", ["pad", "drop"])
 def test_wrap_needs_one_row(remainder):
     with pytest.raises(InputError, match=r"has 9 tokens, .* length=12 \(10 needed\)"):
-        Wrap(length=12, remainder=remainder).rows(documents(8), VOCAB)
+        Wrap(length=12, remainder=remainder).of(documents(8), VOCAB)
     with pytest.raises(InputError, match="has 0 tokens"):
-        Wrap(length=12, remainder=remainder).rows([], VOCAB)
-    assert len(Wrap(length=12, remainder=remainder).rows(documents(9), VOCAB)) == 1
+        Wrap(length=12, remainder=remainder).of([], VOCAB)
+    assert len(Wrap(length=12, remainder=remainder).of(documents(9), VOCAB)) == 1
 
 
 def test_pad_by_hand():
     docs = [np.array(doc, np.int32) for doc in ([4, 5], [], [6, 7, 8], [9, 10, 11, 12])]
-    rows = Pad(length=5).rows(docs, VOCAB)
+    rows = made(Pad(length=5), docs, VOCAB)
     assert rows.tokens.tolist() == [[0, 4, 5, 1, 2], [0, 6, 7, 8, 1], [0, 9, 10, 11, 1]]
     assert rows.loss_mask.tolist() == [[True] * 4 + [False], [True] * 5, [True] * 5]
     np.testing.assert_array_equal(rows.is_valid, rows.loss_mask)
     assert (rows.placed, rows.dropped) == (8, 1)
-    published = Pad(length=5, pad="as_published").rows(docs, VOCAB)
+    published = made(Pad(length=5, pad="as_published"), docs, VOCAB)
     np.testing.assert_array_equal(published.tokens, rows.tokens)
     np.testing.assert_array_equal(published.loss_mask, rows.loss_mask)
     assert published.is_valid.all()
-    plain = Pad(length=3, specials=False).rows(docs, VOCAB)
+    plain = made(Pad(length=3, specials=False), docs, VOCAB)
     assert plain.tokens.tolist() == [[4, 5, 2], [6, 7, 8], [9, 10, 11]]
     assert plain.loss_mask.tolist() == [[True, True, False], [True] * 3, [True] * 3]
 
 
 def test_pad_against_a_loop():
     docs = documents(*np.random.default_rng(1).integers(0, 30, 200))
-    rows = Pad(length=16).rows(docs, VOCAB)
+    rows = made(Pad(length=16), docs, VOCAB)
     expected = [[0, *doc[:14].tolist(), 1] for doc in docs if len(doc)]
     assert [row[m].tolist() for row, m in zip(rows.tokens, rows.loss_mask, strict=True)] == expected
     assert (rows.tokens[~rows.loss_mask] == 2).all()
 
 
 def test_pad_without_bos():
-    rows = Pad(length=5).rows([np.array([4], np.int32)], GPT2)
+    rows = made(Pad(length=5), [np.array([4], np.int32)], GPT2)
     assert rows.tokens.tolist() == [[1, 4, 1, 1, 1]]
     assert rows.loss_mask.tolist() == [[True, True, True, False, False]]
     with pytest.raises(InputError, match="no document has a token"):
-        Pad(length=5).rows(documents(0, 0), VOCAB)
+        Pad(length=5).of(documents(0, 0), VOCAB)
 
 
 def test_a_vocabulary_without_an_end():
     bare = Vocab(size=9, mask_id=0)
     for packing in (Wrap(length=4), Pad(length=4)):
         with pytest.raises(InputError, match="no token that ends a text"):
-            packing.rows(documents(9), bare)
+            packing.of(documents(9), bare)
 
 
 def test_settings_are_checked():

@@ -350,5 +350,9 @@ def test_import_reproduces_the_logits_of_published_weights(work, golden, golden_
     logits = run.model.denoise(run.params)(NetInput(tokens=jnp.asarray(data["x"], jnp.int32)))
     np.testing.assert_allclose(logits.logits(), data["logits_notime"], rtol=1e-5, atol=2e-5)
     assert mdlm("sample", "published", "--steps", "4", cwd=work).returncode == 0
-    refused("import", weights, "tiny.py", "--out", "wrong", cwd=work)
+    # The sizes are what is wrong; a store that is not there would not be, for bytes need no text.
+    said = refused(
+        *("import", weights, "tiny.py", "--data.store", "nowhere", "--out", "wrong"), cwd=work
+    )
+    assert "nowhere" not in said
     assert not (work / "wrong").exists()

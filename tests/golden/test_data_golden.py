@@ -19,12 +19,12 @@ def test_wrap(golden, case):
     vocab = Vocab(size=64, mask_id=63, bos_id=case["bos"], eos_id=case["eos"])
     documents = [np.array(ids[:-1], np.int32) for ids in case["docs_with_eos"]]
     if case["input_ids"]:
-        rows = packing.rows(documents, vocab)
+        rows = packing.of(documents, vocab).all()
         assert rows.tokens.tolist() == case["input_ids"]
         assert rows.loss_mask.all() and rows.is_valid.all()
     else:
         with pytest.raises(InputError, match="too few for one row"):
-            packing.rows(documents, vocab)
+            packing.of(documents, vocab)
 
 
 def test_text8_tokenizer(golden):

@@ -1,0 +1,37 @@
+"""One Billion Words, packed sentences: the setting of BD3-LM's and DUO's tables.
+
+    mdlm prepare experiments/lm1b_packed.py       # once: tokens to data/lm1b-packed
+    mdlm train experiments/lm1b_packed.py
+
+Data: `recipes.lm1b_packed`: as in `lm1b.py`, but the sentences strung together, [SEP] after each,
+and cut into rows of 128 with [CLS] and [SEP] at their ends. Batch 512, constant rate 3e-4 after
+2,500 steps, 1M steps of 65,536 tokens.
+Hardware: 8 GPUs of 80 GB, about four days.
+Expected, *published* (test perplexity, packed): MDLM <= 31.78, SEDD <= 32.68, autoregressive 22.83
+(arXiv:2503.09573, "65B tokens"). Padded sentences are another task: see `lm1b.py`.
+"""
+
+from mdlm.data.recipes import lm1b_packed
+from mdlm.evals.nll import Perplexity
+from mdlm.experiment import Experiment, Training
+from mdlm.models.dit import DiT
+from mdlm.objectives.nelbo import Nelbo
+from mdlm.optim import AdamW
+from mdlm.samplers.ancestral import Ancestral
+
+experiment = Experiment(
+    name="lm1b_packed",
+    data=lm1b_packed(store="data/lm1b-packed"),
+    network=DiT(width=768, depth=12, heads=12, dropout=0.1),
+    objective=Nelbo(reconstruction=False),
+    optimizer=AdamW(learning_rate=3e-4, warmup_steps=2500),
+    sampler=Ancestral(steps=1000),
+    train=Training(
+        steps=1_000_000,
+        batch_size=512,
+        log_every=100,
+        sample_every=50_000,
+        checkpoint_every=10_000,
+    ),
+    evaluation=Perplexity(split="test", passes=4),
+)
