@@ -1,8 +1,9 @@
 """From text to a token store: read in order, tokenised by several processes, written in order.
 
 What is written depends on the text, the tokenizer and `shard_tokens` alone: not on the number of
-processes, nor on how often the work was interrupted. Whatever ends it, finished shards stay, and
-the next call goes on behind the last of them.
+processes, nor on how often the work was interrupted (but for `position` in the manifest, where a
+stream of the hub may say the same place in other words). Whatever ends it, finished shards stay,
+and the next call goes on behind the last of them.
 """
 
 import contextlib
