@@ -177,10 +177,6 @@ def _new(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifes
     splits = data.source.splits
     texts = training_text(data.source) if data.tokenizer.needs_text else ()
     tokenizer = data.tokenizer.build(texts, report)
-    if folder.exists("tokenizer.json"):
-        _check_tokenizer(data, folder, tokenizer_of(folder))
-    for name, text in tokenizer.files().items():
-        folder.write(name, text.encode())
     manifest = Manifest(
         source=repr(data.source),
         revision=data.source.version(),
@@ -191,6 +187,10 @@ def _new(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifes
         dtype="uint16" if tokenizer.vocab.size <= 2**16 else "uint32",
         splits={split: SplitRecord() for split in splits},
     )
+    if folder.exists("tokenizer.json"):
+        _check_tokenizer(data, folder, tokenizer_of(folder))
+    for name, text in tokenizer.files().items():
+        folder.write(name, text.encode())
     manifest.write(folder.url)
     return manifest, tokenizer
 

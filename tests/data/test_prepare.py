@@ -12,14 +12,16 @@ import pytest
 import tiny
 
 from mdlm.data import shards
+from mdlm.data.blocks import Block
 from mdlm.data.dataset import TextData
 from mdlm.data.encoding import Tokenizer
 from mdlm.data.manifest import Manifest
 from mdlm.data.packing import Wrap
+from mdlm.data.pool import Pool
 from mdlm.data.prepare import Prepared, Progressed, eos_of, prepare, training_text
 from mdlm.data.sources import TextFiles
 from mdlm.data.tokenizers import BPE, Bytes, Characters, Pretrained
-from mdlm.data.worker import Encoded
+from mdlm.data.worker import Encoded, Setting
 from mdlm.types import InputError
 
 SHARD = 2000
@@ -246,7 +248,7 @@ def test_what_an_interrupted_writer_leaves_is_swept_up(source, tmp_path):
     data, store = data_of(source), tmp_path / "store"
     begun(data, store, 1)
     (store / ".manifest.json").write_text('{"format": 1, "sour')  # half-written, not in place
-    (store / ".train-00001.bin.part").write_bytes(b"half a shard")
+    (store / ".train-00009.bin.part").write_bytes(b"half a shard")
     (store / "train-00001.bin").write_bytes(b"in place, but not in the manifest")
     made(data, store)
     made(data, tmp_path / "whole")
@@ -445,6 +447,22 @@ def test_a_worker_that_dies_is_named(source, tmp_path, monkeypatch):
     started[0].kill()
     with pytest.raises(InputError, match=r"process ended \(signal 9\); if memory ran out"):
         list(events)
+
+
+def test_what_was_read_before_an_error_comes_first(source):
+    tokenizer = Bytes().build([])
+    setting = Setting(tokenizer=tokenizer.files(), eos=None, dtype="<u2")
+
+    def found():
+        for text in ("a", "b"):
+            yield Block(texts=(text,), open=False, position=None)
+        raise InputError("lost")
+
+    answers = []
+    with Pool(1, setting) as pool, pytest.raises(InputError, match="lost"):
+        for block, encoded in pool.encode(found()):
+            answers.append((block.texts, encoded.tokens.tolist()))
+    assert answers == [(("a",), [97]), (("b",), [98])]
 
 
 def test_settings_are_checked(source, tmp_path):
