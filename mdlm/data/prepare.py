@@ -1,8 +1,9 @@
 """From text to a token store: read in order, tokenised by several processes, written in order.
 
 What is written depends on the text, the tokenizer and `shard_tokens` alone: not on the number of
-processes, nor on how often the work was interrupted. Whatever ends it, finished shards stay, and
-the next call goes on behind the last of them.
+processes, nor on how often the work was interrupted (but for `position` in the manifest, where a
+stream of the hub may say the same place in other words). Whatever ends it, finished shards stay,
+and the next call goes on behind the last of them.
 """
 
 import contextlib
@@ -176,10 +177,6 @@ def _new(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifes
     splits = data.source.splits
     texts = training_text(data.source) if data.tokenizer.needs_text else ()
     tokenizer = data.tokenizer.build(texts, report)
-    if folder.exists("tokenizer.json"):
-        _check_tokenizer(data, folder, tokenizer_of(folder))
-    for name, text in tokenizer.files().items():
-        folder.write(name, text.encode())
     manifest = Manifest(
         source=repr(data.source),
         revision=data.source.version(),
@@ -190,6 +187,10 @@ def _new(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifes
         dtype="uint16" if tokenizer.vocab.size <= 2**16 else "uint32",
         splits={split: SplitRecord() for split in splits},
     )
+    if folder.exists("tokenizer.json"):
+        _check_tokenizer(data, folder, tokenizer_of(folder))
+    for name, text in tokenizer.files().items():
+        folder.write(name, text.encode())
     manifest.write(folder.url)
     return manifest, tokenizer
 

@@ -91,6 +91,14 @@ def test_cuts_change_no_token(config):
     assert np.array_equal(np.concatenate(parts), whole)
 
 
+def test_what_was_dropped_before_a_document_is_counted_once():
+    pieces = [Piece(text="aaa bbb ccc ddd eee fff", ends=True, position=1, dropped={"bad": 1})]
+    first = list(blocks(pieces, WORDS, size=5))
+    assert [block.dropped for block in first] == [{"bad": 1}, {}, {}]
+    rest = list(blocks(pieces, WORDS, first[0].position, size=5))
+    assert [(b.texts, b.dropped) for b in rest] == [(b.texts, {}) for b in first[1:]]
+
+
 def test_what_comes_behind_may_forbid_a_cut():
     cut, texts = re.compile(r"(?<=\S) (?!t)"), ("aaaa bbbb ", "tttt cccc and so on and on")
     for parts in (texts, ("".join(texts),)):

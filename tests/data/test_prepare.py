@@ -12,13 +12,16 @@ import pytest
 import tiny
 
 from mdlm.data import shards
+from mdlm.data.blocks import Block
 from mdlm.data.dataset import TextData
 from mdlm.data.encoding import Tokenizer
 from mdlm.data.manifest import Manifest
 from mdlm.data.packing import Wrap
+from mdlm.data.pool import Pool
 from mdlm.data.prepare import Prepared, Progressed, eos_of, prepare, training_text
 from mdlm.data.sources import TextFiles
 from mdlm.data.tokenizers import BPE, Bytes, Characters, Pretrained
+from mdlm.data.worker import Encoded, Setting
 from mdlm.types import InputError
 
 SHARD = 2000
@@ -114,6 +117,28 @@ def test_a_store_without_eos(source, tmp_path):
     assert prepared.manifest.eos is None and prepared.manifest.splits["train"].total("empty") == 3
     with pytest.raises(InputError, match="has no EOS after each document, .* asks for EOS 257"):
         made(data_of(source), tmp_path / "store")
+
+
+def test_a_document_that_ends_in_another_block_is_not_empty(source, tmp_path):
+    tally = shards.Tally(counts=np.zeros(4, np.int64))
+
+    def add(tokens, ends):
+        kind = {"tokens": np.array(tokens, np.uint16), "ends": np.array(ends, np.int64)}
+        return tally.add(Encoded(**kind, bytes=0), 3)
+
+    # Of the fourth document, begun in the first block, the second holds but the EOS.
+    assert [add([1, 3, 3, 3, 2], [2, 3, 4]), add([3, 3], [1, 2]), add([0], [])] == [2, 1, 0]
+    assert tally.counts.tolist() == [1, 1, 1, 5] and tally.since == 1
+
+    store = tmp_path / "store"
+    begun(data_of(source), store, 1)
+    assert Manifest.read(str(store)).splits["train"].shards[0].documents == 0
+    begun(data_of(source), store, 3)
+    assert Manifest.read(str(store)).splits["train"].shards[2].documents == 0
+    tokens, ends = stream_of(store, "train")
+    read = shards.verify(shards.Folder(str(store)), Manifest.read(str(store)), "train")
+    assert len(ends) and read.since == len(tokens) - ends[-1] > 2000
+    assert read.counts.tolist() == np.bincount(tokens, minlength=260).tolist()
 
 
 def test_rows_of_a_store_are_those_of_memory(source, tmp_path):
@@ -223,7 +248,7 @@ def test_what_an_interrupted_writer_leaves_is_swept_up(source, tmp_path):
     data, store = data_of(source), tmp_path / "store"
     begun(data, store, 1)
     (store / ".manifest.json").write_text('{"format": 1, "sour')  # half-written, not in place
-    (store / ".train-00001.bin.part").write_bytes(b"half a shard")
+    (store / ".train-00009.bin.part").write_bytes(b"half a shard")
     (store / "train-00001.bin").write_bytes(b"in place, but not in the manifest")
     made(data, store)
     made(data, tmp_path / "whole")
@@ -379,7 +404,10 @@ def test_a_stream_that_is_lost_can_be_gone_on_with(lost, tmp_path, monkeypatch):
             left[0] = 0
         made(data, store)
     made(data, tmp_path / "whole")
-    assert content(store) == content(tmp_path / "whole")
+    found, whole = content(store), content(tmp_path / "whole")
+    # The library may say in other words where a stream stands.
+    records = [json.loads(files.pop("manifest.json"))["splits"] for files in (found, whole)]
+    assert found == whole and records[0]["train"]["shards"] == records[1]["train"]["shards"]
     tokens, _ = stream_of(store, "train")
     expected = [text for part in (texts[0::2], texts[1::2]) for text in part]
     assert bytes(tokens[tokens < 256].astype(np.uint8)).decode() == "".join(expected)
@@ -419,6 +447,22 @@ def test_a_worker_that_dies_is_named(source, tmp_path, monkeypatch):
     started[0].kill()
     with pytest.raises(InputError, match=r"process ended \(signal 9\); if memory ran out"):
         list(events)
+
+
+def test_what_was_read_before_an_error_comes_first(source):
+    tokenizer = Bytes().build([])
+    setting = Setting(tokenizer=tokenizer.files(), eos=None, dtype="<u2")
+
+    def found():
+        for text in ("a", "b"):
+            yield Block(texts=(text,), open=False, position=None)
+        raise InputError("lost")
+
+    answers = []
+    with Pool(1, setting) as pool, pytest.raises(InputError, match="lost"):
+        for block, encoded in pool.encode(found()):
+            answers.append((block.texts, encoded.tokens.tolist()))
+    assert answers == [(("a",), [97]), (("b",), [98])]
 
 
 def test_settings_are_checked(source, tmp_path):
