@@ -18,12 +18,11 @@ from mdlm.data.dataset import TextData
 from mdlm.data.encoding import Report, Tokenizer
 from mdlm.data.hub import may_pass
 from mdlm.data.manifest import NAME, Manifest, SplitRecord
-from mdlm.data.packing import Packing, ends
 from mdlm.data.pool import Pool, cores
 from mdlm.data.shards import Folder, ShardWriter, Tally, verify, write_counts
 from mdlm.data.sources import Source
 from mdlm.data.worker import Setting
-from mdlm.vocab import InputError, Vocab
+from mdlm.vocab import InputError
 
 SHARD_TOKENS = 2**26
 """Tokens of a shard, about."""
@@ -183,7 +182,7 @@ def _new(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifes
         tokenizer=repr(data.tokenizer),
         fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab.size,
-        eos=eos_of(data.packing, tokenizer.vocab),
+        eos=data.packing.separator(tokenizer.vocab),
         dtype="uint16" if tokenizer.vocab.size <= 2**16 else "uint32",
         splits={split: SplitRecord() for split in splits},
     )
@@ -208,7 +207,7 @@ def _check(data: TextData, folder: Folder, manifest: Manifest, tokenizer: Tokeni
             f"{folder.url}: its tokenizer is not the one that its tokens were made with "
             f"(fingerprint {tokenizer.fingerprint[:12]}, not {manifest.fingerprint[:12]})"
         )
-    eos = eos_of(data.packing, tokenizer.vocab)
+    eos = data.packing.separator(tokenizer.vocab)
     if eos != manifest.eos:
         there, here = ("no EOS" if e is None else f"EOS {e}" for e in (manifest.eos, eos))
         raise InputError(
@@ -229,11 +228,6 @@ def training_text(source: Source) -> Iterator[str]:
     """The training text for a tokenizer in the making, in parts that end where words end."""
     for block in blocks(source.pieces("train"), WORDS, size=TRAINING_BLOCK, limit=2**60):
         yield from block.texts
-
-
-def eos_of(packing: Packing, vocab: Vocab) -> int | None:
-    """What stands after each document: EOS or its stand-in, or nothing where none is wanted."""
-    return ends(vocab)[1] if getattr(packing, "eos", True) else None
 
 
 def tokenizer_of(folder: Folder) -> Tokenizer:

@@ -15,14 +15,11 @@ import fsspec
 import numpy as np
 from jaxtyping import Int64
 
-from mdlm.data.encoding import Report, Tokenizer
+from mdlm.data.encoding import Tokenizer
 from mdlm.data.manifest import REMEDY, Manifest, SplitRecord
 from mdlm.data.shard_files import StoredFile, files_of
 from mdlm.data.stored_stream import StoredStream, files
 from mdlm.types import InputError
-
-BLOCK = 2**22
-"""Bytes read at a time for a checksum."""
 
 
 class Store:
@@ -113,39 +110,6 @@ class Store:
         """Checksum of the checksums of a split's shards."""
         sums = [(shard.sha256, shard.ends_sha256) for shard in self.record(split).shards]
         return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
-
-    def verify(self, report: Report | None = None) -> None:
-        """Reads all files of all finished shards and compares their checksums with the manifest.
-
-        `report` is told the bytes done, of all. InputError naming the files that differ.
-        """
-        every = [
-            file
-            for record in self.manifest.splits.values()
-            for shard in record.shards
-            for file in files(shard, self.manifest)
-        ]
-        fs, path = fsspec.core.url_to_fs(self.url)
-        done, total = 0, sum(file.bytes for file in every)
-        wrong = []
-        for file in every:
-            state = hashlib.sha256()
-            try:
-                with fs.open(f"{path}/{file.name}", "rb", cache_type="none") as opened:
-                    while block := opened.read(BLOCK):
-                        state.update(block)
-                        done += len(block)
-                        if report:
-                            report(f"checking {self.url}", done, total)
-            except OSError as error:
-                raise InputError(f"{self.url}: {file.name} cannot be read: {error}") from error
-            if state.hexdigest() != file.sha256:
-                wrong.append(file.name)
-        if wrong:
-            raise InputError(
-                f"{self.url}: {', '.join(wrong)}: not what was written (its checksum differs "
-                f"from the manifest's): {REMEDY}"
-            )
 
 
 def check_size(url: str, file: StoredFile, found: int | None) -> None:

@@ -18,7 +18,7 @@ from mdlm.data.encoding import Tokenizer
 from mdlm.data.manifest import Manifest
 from mdlm.data.packing import Wrap
 from mdlm.data.pool import Pool
-from mdlm.data.prepare import Prepared, Progressed, eos_of, prepare, training_text
+from mdlm.data.prepare import Prepared, Progressed, prepare, training_text
 from mdlm.data.sources import TextFiles
 from mdlm.data.tokenizers import BPE, Bytes, Characters, Pretrained
 from mdlm.data.worker import Encoded, Setting
@@ -157,8 +157,8 @@ def test_rows_of_a_store_are_those_of_memory(source, tmp_path):
 
 def test_eos_has_a_stand_in(source):
     vocab = Bytes().build([]).vocab
-    assert eos_of(Wrap(length=8), vocab) == vocab.eos_id
-    assert eos_of(Wrap(length=8), dataclasses.replace(vocab, eos_id=None)) == vocab.bos_id
+    assert Wrap(length=8).separator(vocab) == vocab.eos_id
+    assert Wrap(length=8).separator(dataclasses.replace(vocab, eos_id=None)) == vocab.bos_id
 
 
 def test_workers_and_interruptions_change_nothing(source, tmp_path):

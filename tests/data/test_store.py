@@ -127,7 +127,7 @@ def test_tokenizer_is_the_store_s(tmp_path):
     ("changes", "message"),
     [
         ({"tokenizer": BPE(vocab_size=280)}, r"made of Bytes\(\), this experiment has BPE\(vocab"),
-        ({"source": Told(word="x")}, r"made of Told\(word='mät'\), this experiment has Told\(word"),
+        ({"source": Told(word="x")}, r"made of Told\(.*word='mät'\), this experiment has Told\("),
         ({"packing": Wrap(length=16, eos=False)}, r"train split: .*use Wrap\(eos=True\)"),
         ({"store": "memory://nowhere"}, "nowhere holds no token store; make it with: mdlm prepare"),
     ],
@@ -251,22 +251,6 @@ def test_tokens_outside_the_vocabulary_are_refused(place, tmp_path):
     rows.take(np.array([0, len(rows) - 1]))  # in other shards
     with pytest.raises(InputError, match=f"{BIN} holds the token 60000, outside the vocabulary of"):
         rows.all()
-
-
-@pytest.mark.parametrize("place", ["local", "memory"])
-def test_checksums_find_what_sizes_do_not(place, tmp_path):
-    url = str(tmp_path / "store") if place == "local" else f"memory://{tmp_path.name}"
-    store = Store.open(prepared(DATA, url).store)
-    told = []
-    store.verify(lambda *call: told.append(call))
-    sizes = [
-        shard.tokens * 2 + shard.documents * 8 for shard in store.manifest.splits["train"].shards
-    ]
-    assert told[-1][1] == told[-1][2] > sum(sizes) and len(told) > len(sizes)
-    for name in (BIN, "valid-00000.ends"):
-        edit(url, name, lambda data: bytes([data[0] ^ 1]) + data[1:])
-    with pytest.raises(InputError, match=f"{BIN}, valid-00000.ends: not what was written"):
-        store.verify()
 
 
 def test_pieces_are_fetched_once(far, cache, monkeypatch):
