@@ -27,10 +27,18 @@ FREE_TRAINING = tuple(
 )
 
 
+def without_stores(data: Any) -> Any:
+    """A description of data without where their tokens are kept: they are the source's own."""
+    if isinstance(data, dict):
+        return {k: without_stores(v) for k, v in data.items() if k != "store"}
+    return [without_stores(part) for part in data] if isinstance(data, list) else data
+
+
 def identity(experiment: Experiment) -> dict:
     """What must not change when a run goes on: all but where, how long, by which of several
     equal computations, and how often it looks."""
     values = {k: v for k, v in describe(experiment).items() if k not in FREE}
+    values["data"] = without_stores(values["data"])
     values["network"] = {k: v for k, v in values["network"].items() if k not in FREE_NETWORK}
     values["train"] = {k: v for k, v in values["train"].items() if k not in FREE_TRAINING}
     return values

@@ -123,6 +123,7 @@ def test_identity_leaves_out_where_how_long_and_how_often(experiment):
         experiment,
         name="other",
         mesh=MeshShape(data=2),
+        data=replace(experiment.data, store="elsewhere"),
         train=replace(experiment.train, steps=99, eval_every=3),
     )
     assert fingerprint(same) == fingerprint(experiment)

@@ -8,6 +8,7 @@ split has been gone through, all of it lies there; the folder may be deleted at 
 """
 
 import abc
+import contextlib
 import functools
 import os
 import threading
@@ -34,11 +35,13 @@ OPEN = 512
 """Files that are kept mapped."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StoredFile:
-    """A file of the store's folder; `bytes` and the SHA-256 are what the manifest says."""
+    """A file of the store's folder, numbers of one type; `bytes` and the SHA-256 are what the
+    manifest says."""
 
     name: str
+    dtype: np.dtype
     bytes: int
     sha256: str
 
@@ -63,24 +66,24 @@ class ShardFiles(abc.ABC):
     def path(self, piece: Piece) -> Path:
         """Where a piece that is at hand lies."""
 
-    def array(self, piece: Piece, dtype: np.dtype) -> np.ndarray:
+    def array(self, piece: Piece) -> np.ndarray:
         """A piece that is at hand, not to be written to. InputError where it cannot be read."""
-        return self._mapped(piece, dtype)
+        return self._mapped(piece)
 
-    def whole(self, file: StoredFile, dtype: np.dtype) -> np.ndarray:
+    def whole(self, file: StoredFile) -> np.ndarray:
         """All of a file."""
         if file.bytes == 0:
-            return np.empty(0, dtype)  # which cannot be mapped
+            return np.empty(0, file.dtype)  # which cannot be mapped
         self.need([(file, None)])
-        return self.array((file, None), dtype)
+        return self.array((file, None))
 
     def size(self, piece: Piece) -> int:
         """Bytes of a piece."""
         file, number = piece
         return file.bytes if number is None else min(self.piece, file.bytes - number * self.piece)
 
-    def _map(self, piece: Piece, dtype: np.dtype) -> np.ndarray:
-        path = self.path(piece)
+    def _map(self, piece: Piece) -> np.ndarray:
+        path, dtype = self.path(piece), piece[0].dtype
         try:
             mapped = np.memmap(path, dtype, mode="r", shape=(self.size(piece) // dtype.itemsize,))
         except (OSError, ValueError) as error:
@@ -162,7 +165,8 @@ class RemoteFiles(ShardFiles):
             draft.write_bytes(data)
             os.replace(draft, path)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                draft.unlink()
             raise InputError(
                 f"{path.parent} cannot keep what is fetched from {self.url} ({error}); "
                 "XDG_CACHE_HOME names another place"

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int64, Integer
 
 from mdlm.data.manifest import REMEDY, Manifest, Shard
-from mdlm.data.shard_files import ShardFiles, StoredFile
+from mdlm.data.shard_files import Piece, ShardFiles, StoredFile
 from mdlm.data.stream import TokenStream
 from mdlm.types import InputError
 
@@ -62,31 +62,45 @@ class StoredStream(TokenStream):
         if len(starts) and not 0 <= starts.min() <= starts.max() <= self.total - length:
             raise IndexError(f"{length} tokens from {starts.max()} of {self.total}")
         found = np.empty((len(starts), length), self.dtype.newbyteorder("="))
-        parts = list(self._parts(starts.tolist(), length))
-        self.files.need((self._named[k][0], number) for _, _, k, number, _, _ in parts)
-        for row, column, k, number, place, count in parts:
-            piece = self.files.array((self._named[k][0], number), self.dtype)
-            found[row, column : column + count] = piece[place : place + count]
+        shard = np.searchsorted(self._tokens[:-1], starts, side="right") - 1
+        number, place = np.divmod(starts - self._tokens[shard], self._piece)
+        within = (place + length <= self._piece) & (starts + length <= self._tokens[shard + 1])
+        pieces = [
+            (self._named[k][0], n) for k, n in zip(shard.tolist(), number.tolist(), strict=True)
+        ]
+        cut = [
+            part
+            for row in np.flatnonzero(~within).tolist()
+            for part in self._parts(row, int(starts[row]), length)
+        ]
+        self.files.need([*pieces, *(piece for piece, *_ in cut)])
+        for row, (piece, at, whole) in enumerate(
+            zip(pieces, place.tolist(), within.tolist(), strict=True)
+        ):
+            if whole:
+                found[row] = self.files.array(piece)[at : at + length]
+        for piece, at, count, row, column in cut:
+            found[row, column : column + count] = self.files.array(piece)[at : at + count]
         self._check(found, starts)
         return found
 
     def _parts(
-        self, starts: list[int], length: int
-    ) -> Iterator[tuple[int, int, int, int, int, int]]:
-        """Row and column in what is read; shard, piece, place in the piece; how many tokens."""
-        for row, start in enumerate(starts):
-            done = 0
-            while done < length:
-                k = bisect.bisect_right(self._firsts, start + done) - 1
-                first = start + done - self._firsts[k]
-                number, place = divmod(first, self._piece)
-                there = self._firsts[k + 1] - self._firsts[k] - first
-                count = min(length - done, self._piece - place, there)
-                yield row, done, k, number, place, count
-                done += count
+        self, row: int, start: int, length: int
+    ) -> Iterator[tuple[Piece, int, int, int, int]]:
+        """What a row that several pieces share is put together from: piece, place in it, how many
+        tokens, row, column."""
+        done = 0
+        while done < length:
+            k = bisect.bisect_right(self._firsts, start + done) - 1
+            first = start + done - self._firsts[k]
+            number, place = divmod(first, self._piece)
+            there = self._firsts[k + 1] - self._firsts[k] - first
+            count = min(length - done, self._piece - place, there)
+            yield (self._named[k][0], number), place, count, row, done
+            done += count
 
     def _ends(self, k: int) -> np.ndarray:
-        return self.files.whole(self._named[k][1], ENDS)
+        return self.files.whole(self._named[k][1])
 
     def _empty_in(self, k: int) -> Int64[np.ndarray, " n"]:
         """For each empty document of a shard, how many documents before it are not."""
@@ -132,11 +146,17 @@ def by_shard(
 
 def files(shard: Shard, manifest: Manifest) -> tuple[StoredFile, StoredFile]:
     """The tokens of a shard, and the ends of its documents."""
-    width = manifest.stored_dtype.itemsize
+    dtype = manifest.stored_dtype
     return (
-        StoredFile(name=f"{shard.name}.bin", bytes=shard.tokens * width, sha256=shard.sha256),
+        StoredFile(
+            name=f"{shard.name}.bin",
+            dtype=dtype,
+            bytes=shard.tokens * dtype.itemsize,
+            sha256=shard.sha256,
+        ),
         StoredFile(
             name=f"{shard.name}.ends",
+            dtype=ENDS,
             bytes=shard.documents * ENDS.itemsize,
             sha256=shard.ends_sha256,
         ),
