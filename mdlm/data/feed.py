@@ -1,6 +1,5 @@
 """Things made ahead of time by a thread, and how long whoever uses them stood still for want."""
 
-import contextlib
 import queue
 import threading
 import time
@@ -51,8 +50,6 @@ class Feed(Iterator[T], Generic[T]):
         return item
 
     def _wait(self) -> "T | _Failed":
-        with contextlib.suppress(queue.Empty):
-            return self._ready.get_nowait()
         idle_since = None
         while True:
             if idle_since is None and self._is_idle():

@@ -56,6 +56,7 @@ def test_a_slow_loader_is_reported_and_changes_nothing_else(tmp_path, monkeypatc
     assert [m["loss"] for m in found] == [m["loss"] for m in fast]
 
 
+@pytest.mark.slow
 def test_the_thread_places_batches_on_the_mesh(tmp_path, monkeypatch):
     """On all eight devices; the step finds them where they are due."""
 
