@@ -8,7 +8,8 @@ import datasets
 import pytest
 
 from mdlm.data.cleaning import LM1B, PTB, Cleaning, Lambada, ScientificPapers, WikiText
-from mdlm.data.sources import HuggingFace, TextFiles
+from mdlm.data.hugging_face import HuggingFace
+from mdlm.data.sources import TextFiles
 
 NAMES = {
     "wt": WikiText(),

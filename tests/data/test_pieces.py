@@ -8,9 +8,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from mdlm.data import hub, reading, sources, text_pieces
+from mdlm.data import hub, hugging_face, reading, text_pieces
+from mdlm.data.hugging_face import HuggingFace
 from mdlm.data.reading import NOT_UTF8, gather
-from mdlm.data.sources import HuggingFace, PythonReference, TextFiles
+from mdlm.data.sources import PythonReference, TextFiles
 from mdlm.types import InputError
 
 TEXT = (
@@ -37,7 +38,7 @@ def hub_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(hub, "WAITS", (0.0, 0.0))
     monkeypatch.setattr(hub, "STATE_EVERY", 4)
-    monkeypatch.setattr(sources, "ROWS", 4)
+    monkeypatch.setattr(hugging_face, "ROWS", 4)
     monkeypatch.setattr(reading, "BATCH", 2)
 
 

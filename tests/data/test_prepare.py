@@ -374,7 +374,7 @@ def test_a_stream_that_is_lost_can_be_gone_on_with(lost, tmp_path, monkeypatch):
     import datasets
 
     from mdlm.data import hub
-    from mdlm.data.sources import HuggingFace
+    from mdlm.data.hugging_face import HuggingFace
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(hub, "WAITS", (0.0, 0.0))

@@ -9,8 +9,8 @@ import pytest
 
 from mdlm.data import recipes, text8, zero_shot
 from mdlm.data.cleaning import LM1B, PTB, Lambada, ScientificPapers
+from mdlm.data.hugging_face import HuggingFace
 from mdlm.data.packing import Pad, Wrap
-from mdlm.data.sources import HuggingFace
 from mdlm.data.tokenizers import BPE, Bytes, Dna, Pretrained, Text8
 from mdlm.types import InputError
 

@@ -7,7 +7,8 @@ import datasets
 import pytest
 
 from mdlm.data.held_out import quoting_groups
-from mdlm.data.sources import HuggingFace, PythonReference, TextFiles
+from mdlm.data.hugging_face import HuggingFace
+from mdlm.data.sources import PythonReference, TextFiles
 from mdlm.types import InputError
 
 
