@@ -123,7 +123,7 @@ def equal(args: argparse.Namespace, whole: dict, parts: tuple[dict, dict], param
     print("|---|---|---|---|---|---|")
     is_equal = set(parts[0]) | set(parts[1]) == set(whole)
     for hosts, part in zip(args.hosts, parts, strict=True):
-        same = sum(part[position] == whole[position] for position in part)
+        same = sum(part[position] == whole.get(position) for position in part)
         is_equal &= same == len(part)
         at = sorted(part)
         steps = f"{at[0] // args.batch + 1}-{at[-1] // args.batch + 1}"
