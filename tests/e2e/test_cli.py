@@ -138,62 +138,71 @@ def test_a_trace_is_recorded_and_shown(work):
         assert list(tokens.values()) == text["tokens"]
 
 
-def test_bad_input_is_one_line(work):
+@pytest.fixture
+def bad(work):
+    """Files beside those of `work` that are not what they should be."""
     whole = {"mdlm_trace": 1, "sampler": "", "mask": 0, "pieces": {"0": ""}, "steps": 0}
     whole |= {"nfe": [0], "rows": [{"start": [0], "events": []}]}
-    (work / "whole.trace").write_text(json.dumps(whole))
-    (work / "cut.trace").write_text(json.dumps(whole)[:-5])
-    before = sorted(p.name for p in work.iterdir())
-    cases = [
-        (("train", "missing.py"), "no such experiment file"),
-        (("train", "tiny.py", "--train.stpes", "3"), "did you mean --train.steps?"),
-        (("train", "tiny.py", "--train.steps", "many"), "expected a whole number"),
-        (("train", "tiny.py", "--train.steps"), "a value is missing"),
-        (("train", "tiny.py", "--train.steps", "0"), "not positive"),
-        (("train", "tiny.py", "--out", "x", "--data.source.train", "no.txt"), "no.txt"),
-        (("train", "tiny.py", "--out", "x", "--data.packing.length", "9999999"), "too few"),
-        (("train", "tiny.py", "--out", "x", "--mesh.fsdp", "3"), "does not fit 1 devices"),
-        (("train", "tiny.py", "--out", "run", "--network.width", "64"), "network.width: 32 there"),
-        (("train", "tiny.py", "--out", "x", "--profile", "0"), "at least one step"),
-        (("train", "tiny.py", "--out", "x", "--profile", "18"), "20 steps are left"),
-        (("train", "tiny.py", "--out", "x", "--init-from", "nowhere"), "not a run folder"),
-        (("eval", "nowhere"), "not a run folder"),
-        (("eval", "run", "--step", "7"), "no checkpoint of step 7"),
-        (("eval", "run", "--passes", "0"), "at least one pass"),
-        (("eval", "run", "--stpes", "3"), "no such option"),
-        (("eval", "run", "--data", "no.txt"), "no.txt"),
-        (("sample", "run", "--length", "0"), "0 tokens"),
-        (("sample", "run", "--prompt", "x" * 50, "--length", "10"), "more than the 10"),
-        (("sample", "run", "--infill", "no blank"), "no [MASK]"),
-        (("sample", "run", "--infill", "[MASK:99]"), "window of this model"),
-        (("sample", "run", "--infill", "a[MASK:0]"), "a blank has 1 to"),
-        (("sample", "run", "--top-p", "1.5"), "top_p=1.5"),
-        (("sample", "run", "--temperature", "warm"), "expected a number, or FIRST:LAST"),
-        (("sample", "run", "--temperature", "1:-1"), "temperature.last=-1.0"),
-        (("sample", "run", "--ban", ""), "bans nothing"),
-        (("sample", "run", "--ban-id", "260"), "outside the vocabulary of 260"),
-        (("sample", "run", "--num", "0"), "at least one text"),
-        (("sample", "run", "--sampler", "Ancestral(steps=0)"), "steps=0 is below 1"),
-        (("sample", "run", "--sampler", "LeftToRight"), "needs a network that sees"),
-        (("sample", "run", "--trace", "nowhere/x.trace"), "no file can be written there"),
-        (("view", "no.trace"), "no.trace: No such file"),
-        (("view", "cut.trace"), "cut.trace is a trace, but cut short"),
-        (("view", "whole.trace", "--fps", "0"), "--fps 0"),
-    ]
-    for words, message in cases:
-        assert message in refused(*words, cwd=work), words
-    (work / "bad.txt").write_bytes(b"good text \xff\xfe")
-    assert "bad.txt" in refused(
-        "train", "tiny.py", "--out", "x", "--data.source.train", "bad.txt", cwd=work
-    )
-    (work / "empty.txt").write_text("")
-    assert "empty.txt is empty" in refused(
-        "train", "tiny.py", "--out", "x", "--data.source.train", "empty.txt", cwd=work
-    )
-    (work / "raises.py").write_text("1 / 0\n")
-    assert "line 1: ZeroDivisionError" in refused("train", "raises.py", cwd=work)
-    for name in ("bad.txt", "empty.txt", "raises.py"):
+    contents = {
+        "whole.trace": json.dumps(whole).encode(),
+        "cut.trace": json.dumps(whole).encode()[:-5],
+        "bad.txt": b"good text \xff\xfe",
+        "empty.txt": b"",
+        "raises.py": b"1 / 0\n",
+    }
+    for name, content in contents.items():
+        (work / name).write_bytes(content)
+    yield
+    for name in contents:
         (work / name).unlink()
+
+
+TRAIN = ("train", "tiny.py", "--out", "x")
+BAD_INPUT = [
+    (("train", "missing.py"), "no such experiment file"),
+    (("train", "tiny.py", "--train.stpes", "3"), "did you mean --train.steps?"),
+    (("train", "tiny.py", "--train.steps", "many"), "expected a whole number"),
+    (("train", "tiny.py", "--train.steps"), "a value is missing"),
+    (("train", "tiny.py", "--train.steps", "0"), "not positive"),
+    ((*TRAIN, "--data.source.train", "no.txt"), "no.txt"),
+    ((*TRAIN, "--data.packing.length", "9999999"), "too few"),
+    ((*TRAIN, "--mesh.fsdp", "3"), "does not fit 1 devices"),
+    (("train", "tiny.py", "--out", "run", "--network.width", "64"), "network.width: 32 there"),
+    ((*TRAIN, "--profile", "0"), "at least one step"),
+    ((*TRAIN, "--profile", "18"), "20 steps are left"),
+    ((*TRAIN, "--init-from", "nowhere"), "not a run folder"),
+    (("eval", "nowhere"), "not a run folder"),
+    (("eval", "run", "--step", "7"), "no checkpoint of step 7"),
+    (("eval", "run", "--passes", "0"), "at least one pass"),
+    (("eval", "run", "--stpes", "3"), "no such option"),
+    (("eval", "run", "--data", "no.txt"), "no.txt"),
+    (("sample", "run", "--length", "0"), "0 tokens"),
+    (("sample", "run", "--prompt", "x" * 50, "--length", "10"), "more than the 10"),
+    (("sample", "run", "--infill", "no blank"), "no [MASK]"),
+    (("sample", "run", "--infill", "[MASK:99]"), "window of this model"),
+    (("sample", "run", "--infill", "a[MASK:0]"), "a blank has 1 to"),
+    (("sample", "run", "--top-p", "1.5"), "top_p=1.5"),
+    (("sample", "run", "--temperature", "warm"), "expected a number, or FIRST:LAST"),
+    (("sample", "run", "--temperature", "1:-1"), "temperature.last=-1.0"),
+    (("sample", "run", "--ban", ""), "bans nothing"),
+    (("sample", "run", "--ban-id", "260"), "outside the vocabulary of 260"),
+    (("sample", "run", "--num", "0"), "at least one text"),
+    (("sample", "run", "--sampler", "Ancestral(steps=0)"), "steps=0 is below 1"),
+    (("sample", "run", "--sampler", "LeftToRight"), "needs a network that sees"),
+    (("sample", "run", "--trace", "nowhere/x.trace"), "no file can be written there"),
+    (("view", "no.trace"), "no.trace: No such file"),
+    (("view", "cut.trace"), "cut.trace is a trace, but cut short"),
+    (("view", "whole.trace", "--fps", "0"), "--fps 0"),
+    ((*TRAIN, "--data.source.train", "bad.txt"), "bad.txt"),
+    ((*TRAIN, "--data.source.train", "empty.txt"), "empty.txt is empty"),
+    (("train", "raises.py"), "line 1: ZeroDivisionError"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD_INPUT)
+def test_bad_input_is_one_line(work, bad, words, message):
+    before = sorted(p.name for p in work.iterdir())
+    assert message in refused(*words, cwd=work)
     assert sorted(p.name for p in work.iterdir()) == before  # nothing half-written
 
 
@@ -264,6 +273,7 @@ def test_interrupt_saves_and_the_same_command_continues(work, number, code):
     assert out.returncode == 0 and f"step {step} of {step + 2}" in out.stderr, out.stderr
 
 
+@pytest.mark.slow
 def test_tokens_that_are_banned_are_not_written(work):
     words = ("sample", "run", "--num", 4, "--temperature", "1.0:0.5", "--json")
     tokens = lambda out: [bytes(text["tokens"]) for text in json.loads(out.stdout)["texts"]]

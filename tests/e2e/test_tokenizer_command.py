@@ -46,6 +46,7 @@ def test_byte_pairs_of_files(folder):
     assert "--out t/bpe holds a tokenizer already" in said
 
 
+@pytest.mark.slow
 def test_word_pieces_of_an_experiment_which_then_trains(folder):
     out = mdlm(
         *("tokenizer", "train", "tiny.py", "--kind", "wordpiece", "--vocab-size", 90),

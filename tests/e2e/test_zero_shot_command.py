@@ -51,6 +51,7 @@ def scored(work, *words) -> dict[str, dict]:
     return {metric["name"]: metric for metric in json.loads(out.stdout)}
 
 
+@pytest.mark.slow
 def test_well_known_texts(work):
     found = scored(work, "--on", "wikitext2", "--data", "wiki")["bits per byte"]
     assert found["protocol"].startswith(
@@ -63,6 +64,7 @@ def test_well_known_texts(work):
     assert found["n"] == len('\n"one two"\n' + ("three four five " * 20).strip())
 
 
+@pytest.mark.slow
 def test_own_texts_and_the_store(work):
     found = scored(work)["bits per byte"]
     assert found["protocol"].startswith("valid, wrapped rows of 32")

@@ -88,6 +88,7 @@ def cached_and_whole(key, columns):
     return denoise, whole
 
 
+@pytest.mark.slow
 def test_a_token_read_with_the_cache_says_what_the_whole_row_says(key):
     rng = np.random.default_rng(0)
     b, l, columns = 3, 7, 11

@@ -41,6 +41,7 @@ def trained(tmp_path, name: str, steps: int = 12) -> list[dict[str, float]]:
     return [metrics for metrics in found[1:] if "tokens_per_second" in metrics]
 
 
+@pytest.mark.slow
 def test_a_slow_loader_is_reported_and_changes_nothing_else(tmp_path, monkeypatch, one_device):
     fast = trained(tmp_path, "fast")
     assert fast and all(0 <= metrics["data_wait"] < 0.1 for metrics in fast), fast

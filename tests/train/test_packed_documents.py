@@ -39,6 +39,7 @@ def packed(vocab, changed=None):
     return Wrap(length=32, row_specials=False, segments=True).of(documents, vocab)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["dit", "causal"])
 def test_a_document_does_not_see_its_neighbours(experiment, network, key):
     dit = DiT(width=32, depth=1, heads=2, cond_dim=16)

@@ -56,6 +56,7 @@ def experiment(tmp_path):
     return tiny.experiment(tiny.write_text(tmp_path / "text.txt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 1), (1, 8), (4, 2)])
 def test_sharded_is_unsharded(experiment, shape):
     # Large enough for its matrices to be split, without dropout, which depends on nothing else.
