@@ -14,7 +14,11 @@ examples:
 
 Any value of the experiment can be replaced by its dotted name; `mdlm settings FILE` lists them.
 The same command continues a run that was interrupted, from its newest checkpoint. An experiment
-file is Python and is executed."""
+file is Python and is executed.
+
+Ctrl-C and SIGTERM save the run, then end it: exit code 130 and 143. 3: too many steps in a row had
+a loss or gradient that is not finite (--train.max_skipped); starting it again unchanged will not
+help. 2: a mistake in what was asked."""
 
 PREPARE_HELP = """\
 examples:

@@ -2,8 +2,8 @@
 
 What a command does is a few lines around `mdlm.load` and a training session; this file draws
 progress and turns what people can mend into one line on standard error.
-Exit codes: 0 done, 2 a mistake in what was asked, 130 interrupted (state saved), 143 terminated
-(state saved).
+Exit codes: 0 done, 2 a mistake in what was asked, 3 a run that diverged (its checkpoints are
+intact, the same again will not help), 130 interrupted (state saved), 143 terminated (state saved).
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.traceback:
             raise
         print(f"mdlm: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except BrokenPipeError:
         # Whoever read the output has seen enough. Nothing is left to be flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

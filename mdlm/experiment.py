@@ -60,6 +60,13 @@ class Training:
         sample_length: tokens of such a sample (0: a row of the data).
         checkpoint_every: steps between checkpoints (0: only at the end).
         keep: newest checkpoints that are kept; the best by validation is kept too.
+        keep_every: checkpoints at multiples of so many steps are kept for good (0: none is).
+        max_skipped: steps in a row whose loss or gradient is not finite after which the run ends.
+            Such a step changes nothing but the count of steps. Looked at with each line of the log.
+        spike: what the loss of a logged step may be above the median of the 50 lines before it,
+            nats per token, without being called a spike (None: it may be anything).
+        rewinds: how often, at most, a spike sends the run back to its newest checkpoint, from where
+            it goes on with the batches after the spike. Further ones are noted only.
     """
 
     steps: int = 1000
@@ -73,11 +80,20 @@ class Training:
     sample_length: int = 0
     checkpoint_every: int = 0
     keep: int = 2
+    keep_every: int = 0
+    max_skipped: int = 10
+    spike: float | None = None
+    rewinds: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "keep", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)} is not positive")
+        for name in ("keep_every", "rewinds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name}={getattr(self, name)} is negative")
+        if self.spike is not None and not self.spike > 0:
+            raise ValueError(f"train.spike={self.spike} is not positive")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay={self.ema_decay} is not in [0, 1)")
 

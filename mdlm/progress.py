@@ -76,6 +76,8 @@ class Progress:
                 words += f", {values['tokens_per_second']:,.0f} tokens/s"
             if "mfu" in values:
                 words += f", MFU {values['mfu']:.1%}"
+            if values["skipped"]:
+                words += f", {values['skipped']:.0f} skipped"
             if values.get("data_wait", 0) > WORTH_SAYING:
                 words += f", waiting for data {values['data_wait']:.0%}"
             if self.tty and self._bar is not None:
@@ -86,6 +88,12 @@ class Progress:
         elif isinstance(event, loop.Evaluated):
             value = event.metrics[0].value
             self._write(f"step {event.step}: validation {value:.4f} nats per token")
+        elif isinstance(event, loop.Spiked):
+            found = event.spike
+            words = f"step {event.step}: loss {found.loss:.3f}, median {found.median:.3f}"
+            if event.back_to is not None:
+                words += f"; back to step {event.back_to}, without the batches since"
+            self._write(words)
         elif isinstance(event, loop.Profiled):
             self._write(f"{event.profile}\n", sys.stdout)
 

@@ -106,7 +106,7 @@ class LossTerms:
     `total` is what is trained: a differentiable sum over the batch. `values` is that same sum by
     token, `bound` the terms of the NELBO that is reported; both are reports (no gradient).
     `count` is 1 for each token that the sums are to be divided by, else 0; `scored` is 1 for each
-    whose logits were made.
+    whose logits were made. `t` is the noise level at which they were asked for, by row or token.
     """
 
     total: Any  # Float[Array, ""]
@@ -115,6 +115,7 @@ class LossTerms:
     count: Any  # Float[Array, "b l"]
     scored: Any  # Float[Array, "b l"]
     scalars: Any  # dict[str, Float[Array, ""]], further figures for the log
+    t: Any = None  # Float[Array, "b #l"], diffusion time; None where nothing is noised
 
 
 class Prediction(abc.ABC):

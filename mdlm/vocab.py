@@ -9,6 +9,8 @@ from dataclasses import dataclass
 class InputError(ValueError):
     """What the person at the keyboard can mend: the command line prints it as one line."""
 
+    exit_code = 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Vocab:

@@ -45,7 +45,7 @@ class Autoregressive(Objective):
         rows, length = batch.tokens.shape
         keys = by_row(stream(key, "prior"), batch.row)
         hidden = process.prior(keys, length)
-        return weighted_cross_entropy(
+        terms = weighted_cross_entropy(
             prediction,
             scored,
             parameterization=parameterization,
@@ -53,3 +53,4 @@ class Autoregressive(Objective):
             t=jnp.ones((rows, 1)),
             weight=jnp.ones(batch.tokens.shape),
         )
+        return replace(terms, t=None)

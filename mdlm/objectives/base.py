@@ -107,7 +107,7 @@ def weighted_cross_entropy(
     def cross_entropy(logits, rows, _):
         return -parameterization.log_p0_of(rows["x_0"], logits, rows["z_t"], rows["t"])
 
-    return weighted_sum(prediction, batch, cross_entropy, rows, weight)
+    return weighted_sum(prediction, batch, cross_entropy, rows, weight, t)
 
 
 def weighted_sum(
@@ -116,10 +116,11 @@ def weighted_sum(
     loss: Callable[..., Float[Array, " n"]],
     rows: ArrayTree,
     weight: Float[Array, "b #l"],
+    t: Float[Array, "b #l"],
 ) -> LossTerms:
     """`sum w * loss(logits, rows, None)` over the scored tokens; the bound is the same sum.
 
-    As in `Prediction.reduce_rows`, of which `loss` and `rows` are the arguments.
+    As in `Prediction.reduce_rows`, of which `loss` and `rows` are the arguments; `t` is noted.
     """
     count = batch.loss_mask.astype(jnp.float32)
     weight = jnp.broadcast_to(weight, count.shape).astype(jnp.float32) * count
@@ -127,7 +128,7 @@ def weighted_sum(
         total, values = prediction.reduce_rows(loss, rows, weight)
     scored = (weight != 0).astype(jnp.float32)
     return LossTerms(
-        total=total, values=values, bound=values, count=count, scored=scored, scalars={}
+        total=total, values=values, bound=values, count=count, scored=scored, scalars={}, t=t
     )
 
 

@@ -161,7 +161,7 @@ def score_step(
 
     weight = jnp.where(process.is_masked(z_t), scale * gap / noised_t, 0.0)
     prediction = ask(denoise, batch, tokens=z_t, t=t, key=key)
-    return weighted_sum(prediction, batch, divergence, rows, weight)
+    return weighted_sum(prediction, batch, divergence, rows, weight, t)
 
 
 def score_clean(

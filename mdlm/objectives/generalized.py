@@ -165,6 +165,7 @@ class PerTokenBound(Objective):
             count=count,
             scored=(weight != 0).astype(jnp.float32).sum(1),
             scalars=schedule.figures(),
+            t=at.t,
         )
 
 

@@ -138,7 +138,7 @@ class InterpolatingNelbo(Objective):
         ratio = jnp.where(trained > 0, bound_weight / jnp.where(trained > 0, trained, 1.0), 0.0)
         bound = values * ratio + count * self.prior_term(process)
         return LossTerms(
-            total=total, values=values, bound=bound, count=count, scored=count, scalars={}
+            total=total, values=values, bound=bound, count=count, scored=count, scalars={}, t=t
         )
 
 

@@ -92,21 +92,20 @@ def score_noised(
     key: Key[Array, ""] | None = None,
 ) -> LossTerms:
     """The score entropy of given noised rows, per unit of time."""
-    shape = z_t.shape
-    t = jnp.broadcast_to(t, shape)
-    rows = {"x_0": batch.tokens, "z_t": z_t, "sigma": process.schedule.sigma(t)}
+    by_token = jnp.broadcast_to(t, z_t.shape)
+    rows = {"x_0": batch.tokens, "z_t": z_t, "sigma": process.schedule.sigma(by_token)}
     if isinstance(process, Masked):
-        weight = jnp.where(process.is_masked(z_t), process.schedule.weight(t), 0.0)
+        weight = jnp.where(process.is_masked(z_t), process.schedule.weight(by_token), 0.0)
         entropy = _absorbing(parameterization, process)
     else:
-        token, _ = process.noise(t)
-        alpha = process.schedule.alpha(t)
+        token, _ = process.noise(by_token)
+        alpha = process.schedule.alpha(by_token)
         # log q(y | x_0) / q(x_0 | x_0) for any other y: of having moved against having stayed
         rows["log_moved"] = jnp.log(token) - jnp.log(alpha + token)
-        weight, _ = process.rate(t)
+        weight, _ = process.rate(by_token)
         entropy = _uniform(parameterization)
-    prediction = ask(denoise, batch, tokens=z_t, t=t, key=key)
-    return weighted_sum(prediction, batch, entropy, rows, weight)
+    prediction = ask(denoise, batch, tokens=z_t, t=by_token, key=key)
+    return weighted_sum(prediction, batch, entropy, rows, weight, t)
 
 
 def _absorbing(parameterization: Score, process: Masked):

@@ -1,10 +1,11 @@
 """Checkpoints: the whole state and the data position, written in the background by orbax.
 
-A save is atomic: a checkpoint is complete or it does not exist. The newest few are kept, and the
-best by validation. Restoring places every array as the present mesh wants it.
+A save is atomic: a checkpoint is complete or it does not exist. The newest few are kept, the best
+by validation, and some for good. Restoring places every array as the present mesh wants it.
 """
 
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -26,23 +27,28 @@ def _metric(metrics: dict[str, float]) -> float:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder`. A context manager: leaving it waits for writes."""
+    """The checkpoints of one run, in `folder`. A context manager: leaving it waits for writes.
 
-    def __init__(self, folder: Path, keep: int = 2):
+    Args:
+        keep: newest ones that are kept.
+        keep_every: those at multiples of so many steps are kept for good (0: none is).
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, keep_every: int = 0):
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = folder.absolute()
-        policy = managers.AnyPreservationPolicy(
-            [
-                managers.LatestN(keep),
-                managers.BestN(get_metric_fn=_metric, reverse=True, n=1),
-            ]
-        )
+        policies: list[managers.PreservationPolicy] = [
+            managers.LatestN(keep),
+            managers.BestN(get_metric_fn=_metric, reverse=True, n=1),
+        ]
+        if keep_every:
+            policies.append(managers.EveryNSteps(keep_every))
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 best_fn=_metric,
                 best_mode="min",
-                preservation_policy=policy,
+                preservation_policy=managers.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=True,
             ),
         )
@@ -65,13 +71,13 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     def save(
-        self, step: int, state: ArrayTree, data: dict[str, int], nelbo: float | None = None
+        self, step: int, state: ArrayTree, data: dict[str, Any], nelbo: float | None = None
     ) -> None:
         """Starts writing a checkpoint; returns once the arrays have left the devices.
 
         InputError where the disk does not take it.
         """
-        metrics = {} if nelbo is None else {METRIC: nelbo}
+        metrics = {METRIC: nelbo} if nelbo is not None and math.isfinite(nelbo) else {}
         with _disk(self.folder):
             self.manager.save(
                 step,
@@ -86,8 +92,8 @@ class Checkpoints:
         with _disk(self.folder):
             self.manager.wait_until_finished()
 
-    def restore(self, abstract: ArrayTree, step: int | None = None) -> tuple[Any, dict[str, int]]:
-        """State and data position. `abstract` gives shapes, types and shardings.
+    def restore(self, abstract: ArrayTree, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """State, and what was saved as `data`. `abstract` gives shapes, types and shardings.
 
         InputError where there is no checkpoint, or one of other shapes.
         """

@@ -1,4 +1,4 @@
-"""The picture of a run: loss, learning rate and speed over the steps."""
+"""The picture of a run: loss, learning rate and speed over the steps, loss over noise levels."""
 
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,23 @@ def draw(
     valid = [e for e in entries if e["kind"] == "valid"]
     figure = Figure(figsize=(9, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(2, 2, height_ratios=(2, 1))
+    levels = [e["loss_by_time"] for e in train if "loss_by_time" in e]
+    columns = 3 if levels else 2
+    grid = figure.add_gridspec(2, columns, height_ratios=(2, 1))
     loss, rate, speed = (
         figure.add_subplot(grid[0, :]),
         figure.add_subplot(grid[1, 0]),
         figure.add_subplot(grid[1, 1]),
     )
-    if train:
-        steps = np.array([e["step"] for e in train])
-        nelbo = np.array([e["nelbo"] for e in train])
+    if levels:
+        _by_time(figure.add_subplot(grid[1, 2]), np.array(levels, float))
+    finite = [(e["step"], e["nelbo"]) for e in train if e["nelbo"] is not None]
+    if finite:
+        steps, nelbo = (np.array(column) for column in zip(*finite, strict=True))
         loss.plot(steps, nelbo, color=BLUE, alpha=0.25, linewidth=0.8)
         loss.plot(steps, smooth(nelbo), color=BLUE, linewidth=1.6, label="training batches")
+    if train:
+        steps = [e["step"] for e in train]
         rate.plot(steps, [e["learning_rate"] for e in train], color=GREEN)
         timed = [(e["step"], e["tokens_per_second"]) for e in train if "tokens_per_second" in e]
         if timed:
@@ -43,7 +49,7 @@ def draw(
     if valid:
         loss.plot(
             [e["step"] for e in valid],
-            [e["nats per token"] for e in valid],
+            np.array([e["nats per token"] for e in valid], float),
             "o-",
             color=ORANGE,
             markersize=4,
@@ -62,7 +68,7 @@ def draw(
         )
     loss.set_ylabel("nats per token")
     loss.set_title(title, loc="left", fontsize=11)
-    if train or valid:
+    if finite or valid:
         loss.legend(frameon=False)
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
@@ -70,9 +76,28 @@ def draw(
     speed.set_ylim(bottom=0)
     for axes in (loss, rate, speed):
         axes.set_xlabel("step")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.2)
+        _plain(axes)
     figure.savefig(path, dpi=120)
+
+
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.2)
+
+
+def _by_time(axes: Any, levels: np.ndarray) -> None:
+    """Loss over the noise level: means over the first and over the last fifth of the lines."""
+    few = max(1, len(levels) // 5)
+    edges = np.linspace(0, 1, levels.shape[1] + 1)
+    for part, color, label in ((levels[:few], GREY, "first"), (levels[-few:], BLUE, "last fifth")):
+        met = np.isfinite(part)
+        mean = np.where(met, part, 0.0).sum(0) / np.maximum(met.sum(0), 1)
+        axes.stairs(np.where(met.any(0), mean, np.nan), edges, color=color, label=label)
+    axes.set_xlabel("noise level t")
+    axes.set_ylabel("nats per token")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+    _plain(axes)
 
 
 def smooth(values: np.ndarray, share: float = 0.05) -> np.ndarray:

@@ -3,11 +3,11 @@
 It is a generator of events; whoever iterates draws them (the command line as a progress bar) and
 may stop it at any step through `should_stop`, upon which a checkpoint is saved first. Metrics are
 fetched one step late, so the host hands the device its next step before it reads the last one;
-batches are put on the devices ahead of time, by the loader's thread.
+batches are put on the devices ahead of time, by the loader's thread. Metrics that are read may end
+the run, or send it back to a checkpoint (see `mdlm.train.guard`).
 """
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,16 +18,17 @@ from mdlm.data.dataset import Dataset
 from mdlm.data.loader import HostBatch, TrainLoader
 from mdlm.evals.nll import Metric
 from mdlm.experiment import Experiment, Model
-from mdlm.hardware import peak_flops
 from mdlm.mesh import check_batch, place
-from mdlm.models.layers import compute_dtype
 from mdlm.models.network import count_parameters
 from mdlm.times import balanced_order
+from mdlm.train import guard
 from mdlm.train.checkpoint import Checkpoints
+from mdlm.train.guard import Diverged, Guard, Spike
+from mdlm.train.meter import Meter
 from mdlm.train.profile import Profile, Profiler
 from mdlm.train.record import RunFolder
 from mdlm.train.score import Scorer
-from mdlm.train.step import abstract_state, compile_step, create_state
+from mdlm.train.step import State, abstract_state, compile_step, create_state
 from mdlm.types import ArrayTree, Batch, InputError
 
 
@@ -56,6 +57,15 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Spiked:
+    """The loss of a logged step was a spike. Step `back_to` follows, if that is not None."""
+
+    step: int
+    spike: Spike
+    back_to: int | None
+
+
+@dataclass(frozen=True)
 class Profiled:
     """The steps that were to be traced are, up to this one."""
 
@@ -75,7 +85,7 @@ class Stopped:
     step: int
 
 
-Event = Began | Stepped | Evaluated | Profiled | Saved | Stopped
+Event = Began | Stepped | Evaluated | Spiked | Profiled | Saved | Stopped
 Look = Callable[[int, ArrayTree], None]
 """Called with (step, averaged parameters) when it is time to sample."""
 
@@ -93,7 +103,8 @@ def train(
     """Trains to the last step, from the folder's newest checkpoint if it has one.
 
     `initial` replaces the fresh parameters of a run that has none; `profile` steps are traced.
-    InputError where mesh, batch, checkpoint or data do not fit.
+    InputError where mesh, batch, checkpoint or data do not fit; Diverged where too many steps in a
+    row were not finite.
     """
     settings = experiment.train
     mesh = experiment.mesh.build()
@@ -107,15 +118,18 @@ def train(
         jax.process_index(),
         jax.process_count(),
     )
-    with Checkpoints(folder.checkpoints, settings.keep) as checkpoints:
+    abstract = abstract_state(model, tx, mesh)
+    state: State
+    with Checkpoints(folder.checkpoints, settings.keep, settings.keep_every) as checkpoints:
         if checkpoints.latest is None:
-            state, position = create_state(model, tx, mesh, jax.random.key(experiment.seed)), 0
+            state = create_state(model, tx, mesh, jax.random.key(experiment.seed))
+            data: dict[str, Any] = {"position": 0}
             if initial is not None:
                 state = started_from(state, initial)
         else:
-            state, data = checkpoints.restore(abstract_state(model, tx, mesh))
-            position = data["position"]
-        step = int(state["step"])
+            state, data = restored(checkpoints, abstract)
+        step, position = int(state["step"]), data["position"]
+        judge = Guard(settings, data)
         folder.rewind(step)
         parameters = count_parameters(state["params"])
         yield Began(step, settings.steps, parameters, mesh.size)
@@ -126,7 +140,7 @@ def train(
         quick = replace(experiment.evaluation, passes=1, ngrams=False)
         saved, nelbo = checkpoints.latest, None
         profiler = Profiler(folder.path, profile, step, folder.writes)
-        pending: tuple[int, dict[str, jax.Array]] | None = None
+        pending: tuple[int, dict[str, jax.Array], int] | None = None
         running: dict[str, Any] | None = None
 
         def on_device(rows: HostBatch) -> Batch:
@@ -138,18 +152,56 @@ def train(
 
         batches = loader.iterate(position, on_device, is_idle)
         meter = Meter(model, mesh, lambda: batches.stalled)
+
+        def save() -> None:
+            nonlocal saved, nelbo
+            checkpoints.save(step, state, {"position": position, **judge.memory}, nelbo)
+            saved, nelbo = step, None
+
+        def look() -> Generator[Event, None, bool]:
+            """Reads what is pending. True where that sent the run back."""
+            nonlocal pending, state, step, position, saved, nelbo, judge, batches
+            if pending is None:
+                return False
+            at, metrics, after = pending
+            pending = None
+            stepped = Stepped(at, meter.read(folder, at, metrics))
+            yield stepped
+            if judge.has_given_up(stepped.metrics):
+                checkpoints.wait()
+                raise Diverged(given_up(stepped, checkpoints))
+            spike = judge.spike(stepped.metrics["loss"])
+            if spike is None:
+                return False
+            back_to = checkpoints.latest if judge.may_rewind else None
+            yield Spiked(at, spike, back_to)
+            if back_to is None:
+                folder.log("spike", at, vars(spike))
+                return False
+            checkpoints.wait()
+            batches.close()
+            state = {}  # before another takes its memory
+            state, data = restored(checkpoints, abstract)
+            judge = Guard(settings, {**data, "rewinds": judge.rewinds + 1})
+            step, position, saved, nelbo = back_to, after, back_to, None
+            folder.rewind(step)
+            # Of the first step that is made anew: gone again where a stopped run does it again.
+            folder.log("rewind", step + 1, {"from": at, **vars(spike)})
+            batches = loader.iterate(position, on_device, is_idle)
+            meter.skip()
+            return True
+
         try:
             while step < settings.steps and not should_stop():
                 position, batch = next(batches)
                 profiler.before(step, train_step, state, batch)
                 state, running = train_step(state, batch)
                 step += 1
+                if (yield from look()):
+                    continue
                 last = step == settings.steps
-                if pending is not None:
-                    yield meter.read(folder, *pending)
-                    pending = None
                 if step % settings.log_every == 0 or last:
-                    pending = (step, running)
+                    pending = (step, running, position)
                 meter.steps += 1
                 if (traced := profiler.after(step, state)) is not None:
                     yield Profiled(step, traced)
@@ -164,13 +216,13 @@ def train(
                     sample(step, state["ema"])
                     meter.skip()
                 if last or due(step, settings.checkpoint_every):
-                    checkpoints.save(step, state, {"position": position}, nelbo)
-                    saved, nelbo = step, None
+                    if (yield from look()):  # before a spike is saved
+                        continue
+                    save()
                     yield Saved(step)
-            if pending is not None:
-                yield meter.read(folder, *pending)
+            yield from look()
             if saved != step:
-                checkpoints.save(step, state, {"position": position}, nelbo)
+                save()
                 yield Saved(step)
             checkpoints.wait()
             if step < settings.steps:
@@ -178,6 +230,28 @@ def train(
         finally:
             profiler.close()
             batches.close()
+
+
+def restored(checkpoints: Checkpoints, abstract: State) -> tuple[State, dict[str, Any]]:
+    """State and data of the newest checkpoint; fresh counters where it is older than those."""
+    if checkpoints.has("watch"):
+        return checkpoints.restore(abstract)
+    state, data = checkpoints.restore({k: v for k, v in abstract.items() if k != "watch"})
+    places = jax.tree.map(lambda a: a.sharding, abstract["watch"])
+    fresh = jax.tree.map(np.asarray, guard.fresh())
+    return {**state, "watch": jax.device_put(fresh, places)}, data
+
+
+def given_up(stepped: Stepped, checkpoints: Checkpoints) -> str:
+    """Why the run ends, and what is left of it."""
+    newest = checkpoints.latest
+    left = "no checkpoint was saved"
+    if newest is not None:
+        left = f"the last good checkpoint is {checkpoints.folder / str(newest)}"
+    return (
+        f"{stepped.metrics['skipped_in_a_row']:.0f} steps in a row, up to step {stepped.step}, had"
+        f" a loss or gradient that is not finite and were skipped; {left}"
+    )
 
 
 def due(step: int, every: int) -> bool:
@@ -209,49 +283,3 @@ def started_from(state: dict[str, Any], initial: ArrayTree) -> dict[str, Any]:
     params = {**state["params"], **jax.tree.map(take, fresh, initial)}
     # The step donates its input, so the average needs arrays of its own.
     return {**state, "params": params, "ema": jax.tree.map(lambda a: a.copy(), params)}
-
-
-class Meter:
-    """Turns fetched metrics into a log line with the speed since the line before.
-
-    `tokens_per_second` are scored tokens. `flops_per_second` are the model's own operations in
-    matrix products: three times those of a forward pass, nothing that is done twice; `mfu` is
-    their share of the devices' peak, left out where that is not known. `data_wait` is the share
-    of the time in which this process's devices had nothing to do, and waited for a batch.
-
-    Args:
-        stalled: seconds so far of such waiting.
-    """
-
-    def __init__(self, model: Model, mesh: jax.sharding.Mesh, stalled: Callable[[], float]):
-        experiment = model.experiment
-        self.network, self.columns = experiment.network, model.columns
-        self.rows, self.length = experiment.train.batch_size, experiment.data.packing.length
-        dtype = compute_dtype(getattr(self.network, "dtype", "float32"))
-        self.stalled = stalled
-        # On a CPU this measures, so it comes before anything is timed.
-        self.peak = peak_flops(dtype.name, list(mesh.devices.flat)).flops
-        self.skip()
-
-    def skip(self) -> None:
-        """Forgets the time since the last reading: it went into something else than training."""
-        self._start(time.perf_counter())
-
-    def _start(self, now: float) -> None:
-        self.steps, self.since, self.stalled_before = 0, now, self.stalled()
-
-    def read(self, folder: RunFolder, step: int, metrics: dict[str, jax.Array]) -> Stepped:
-        """Waits for the metrics of a step, logs them."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        now = time.perf_counter()
-        if self.steps:
-            rate = self.steps / (now - self.since)
-            values["tokens_per_second"] = values["tokens"] * rate
-            forward = self.network.flops(self.rows, self.length, values["scored"], self.columns)
-            values["flops_per_second"] = 3 * forward * rate
-            if self.peak is not None:
-                values["mfu"] = values["flops_per_second"] / self.peak
-            values["data_wait"] = (self.stalled() - self.stalled_before) / (now - self.since)
-        self._start(now)
-        folder.log("train", step, values)
-        return Stepped(step, values)

@@ -191,7 +191,7 @@ class Profiler:
 
     def before(self, step: int, train_step: Any, state: Any, batch: Any) -> None:
         """To be told that `step` steps are done and the next one follows."""
-        if step != self.first:
+        if step != self.first or self.compiled is not None:  # a run may come by a step twice
             return
         # The text of the very program that runs: JAX has it compiled already.
         self.compiled = train_step.lower(state, batch).compile()

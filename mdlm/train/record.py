@@ -7,11 +7,13 @@ data/           the tokenizer, token counts               checkpoints/
 """
 
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -104,14 +106,19 @@ class RunFolder:
         overrides = [(name, text) for name, text in self.config()["overrides"]]
         return apply(load_file(self.path / "experiment.py"), overrides)
 
-    def log(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Appends a line to metrics.jsonl: `{"kind", "step", "time", ...values}`."""
+    def log(self, kind: str, step: int, values: Mapping[str, float | list[float]]) -> None:
+        """Appends a line to metrics.jsonl: `{"kind", "step", "time", ...values}`.
+
+        What is not finite stands there as null.
+        """
         if self.writes:
             line = {"kind": kind, "step": step, "time": round(time.time() - self.started, 2)}
+            said = {name: _in_json(value) for name, value in values.items()}
             with open(self.path / "metrics.jsonl", "a") as file:
-                file.write(json.dumps({**line, **values}) + "\n")
+                file.write(json.dumps({**line, **said}) + "\n")
+            single = _singly(values)
             for writer in self.writers:
-                writer.log(kind, step, values)
+                writer.log(kind, step, single)
 
     def close(self) -> None:
         """Lets the writers finish."""
@@ -142,6 +149,23 @@ class RunFolder:
         new = self.path / f".{name}.new"
         new.write_text(text)
         os.replace(new, self.path / name)
+
+
+def _in_json(value: float | list[float]) -> Any:
+    if isinstance(value, list):
+        return [_in_json(one) for one in value]
+    return value if math.isfinite(value) else None
+
+
+def _singly(values: Mapping[str, float | list[float]]) -> dict[str, float]:
+    """Every number under a name of its own: the i-th of several as `name/i`."""
+    out: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            out |= {f"{name}/{i}": one for i, one in enumerate(value)}
+        else:
+            out[name] = value
+    return out
 
 
 def environment() -> dict[str, Any]:

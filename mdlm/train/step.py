@@ -2,9 +2,12 @@
 
     gradient of  sum of losses / tokens -> clip -> optimizer -> moving average of the parameters
 
-The state is a plain dictionary `{step, params, opt_state, ema}`. Its randomness follows from the
-run's key, the step, and each row's place in the global batch, so neither the mesh nor the number
-of micro-batches changes what is drawn (dropout excepted, which belongs to the micro-batch).
+The state is a plain dictionary `{step, params, opt_state, ema, watch}`. Its randomness follows
+from the run's key, the step, and each row's place in the global batch, so neither the mesh nor the
+number of micro-batches changes what is drawn (dropout excepted, which belongs to the micro-batch).
+
+A step whose loss or gradient is not finite leaves all of it as it was but `step` and the counters
+in `watch` (see `mdlm.train.guard`). Learning rate and average go by the updates that were made.
 """
 
 from collections.abc import Callable
@@ -21,6 +24,7 @@ from jaxtyping import Float, Int, Key
 from mdlm.experiment import Model
 from mdlm.keys import stream
 from mdlm.mesh import ROWS, on, parameter_sharding, replicated
+from mdlm.train import guard
 from mdlm.types import ArrayTree, Batch, LossTerms
 
 State = dict[str, Any]
@@ -35,6 +39,7 @@ def init(model: Model, tx: optax.GradientTransformation, key: Key[Array, ""]) ->
         "params": params,
         "opt_state": tx.init(params),
         "ema": params,
+        "watch": guard.fresh(),
     }
 
 
@@ -72,26 +77,39 @@ def compile_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> 
         run_key = jax.random.key(model.experiment.seed)
         key = jax.random.fold_in(stream(run_key, "train"), state["step"])
         with on(mesh):
-            terms, gradient = summed(model, mesh, settings.accumulate, state["params"], key, batch)
+            terms, by_time, gradient = summed(
+                model, mesh, settings.accumulate, state["params"], key, batch
+            )
         count = jnp.maximum(terms.count, 1.0)
         gradient = jax.tree.map(lambda g: g / count, gradient)
+        grad_norm = optax.tree.norm(gradient)
+        is_sound = jnp.isfinite(terms.total) & jnp.isfinite(grad_norm)
+        made = state["step"] - state["watch"]["skipped"]
         with jax.named_scope("optimizer"):
             updates, opt_state = tx.update(gradient, state["opt_state"], state["params"])
+            opt_state = guard.choose(is_sound, opt_state, state["opt_state"])
             params = optax.apply_updates(state["params"], updates)
+            params = guard.choose(is_sound, params, state["params"])
         with jax.named_scope("ema"):
-            decay = ema_decay(settings.ema_decay, state["step"] + 1)
+            decay = ema_decay(settings.ema_decay, made + 1)
             ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state["ema"], params)
+            ema = guard.choose(is_sound, ema, state["ema"])
+        is_first = state["step"] % settings.log_every == 0
+        watch = guard.counted(state["watch"], is_sound, by_time, is_first)
         metrics = {
             "loss": terms.total / count,
             "nelbo": terms.bound / count,
             "tokens": terms.count,
             "scored": terms.scored,
-            "grad_norm": optax.tree.norm(gradient),
-            "learning_rate": jnp.asarray(rate(state["step"]), jnp.float32),
+            "grad_norm": grad_norm,
+            "update_norm": jnp.where(is_sound, optax.tree.norm(updates), 0.0),
+            "param_norm": optax.tree.norm(params),
+            "learning_rate": jnp.asarray(rate(made), jnp.float32),
+            **guard.figures(watch, by_time),
             **{name: value / settings.accumulate for name, value in terms.scalars.items()},
         }
-        step = state["step"] + 1
-        return {"step": step, "params": params, "opt_state": opt_state, "ema": ema}, metrics
+        new = {"params": params, "opt_state": opt_state, "ema": ema, "watch": watch}
+        return {"step": state["step"] + 1, **new}, metrics
 
     return jax.jit(
         train_step,
@@ -108,8 +126,9 @@ def summed(
     params: ArrayTree,
     key: Key[Array, ""],
     batch: Batch,
-) -> tuple[LossTerms, ArrayTree]:
-    """Loss terms (as scalars) and the gradient of `total`, summed over the whole batch."""
+) -> tuple[LossTerms, Float[Array, "2 n"] | None, ArrayTree]:
+    """Loss terms (as scalars), those by noise level, and the gradient of `total`, summed over the
+    whole batch."""
 
     def loss(params, part, micro):
         terms = model.loss(params, key, micro, part)
@@ -121,12 +140,12 @@ def summed(
             scored=terms.scored.sum(),
             scalars=terms.scalars,
         )
-        return terms.total, sums
+        return terms.total, (sums, guard.by_time(terms))
 
     gradient = jax.grad(loss, has_aux=True)
     if accumulate == 1:
-        grads, terms = gradient(params, 0, batch)
-        return terms, grads
+        grads, (terms, by_time) = gradient(params, 0, batch)
+        return terms, by_time, grads
     micros = split(mesh, accumulate, batch)
 
     def add(carry, part_and_micro):
@@ -135,8 +154,8 @@ def summed(
 
     shapes = jax.eval_shape(gradient, params, 0, jax.tree.map(lambda x: x[0], micros))
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (shapes[1], shapes[0]))
-    (terms, grads), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micros))
-    return terms, grads
+    ((terms, by_time), grads), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micros))
+    return terms, by_time, grads
 
 
 def split(mesh: Mesh, accumulate: int, batch: Batch) -> Batch:

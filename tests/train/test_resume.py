@@ -183,6 +183,16 @@ def test_newest_and_best_are_kept(tmp_path):
         np.testing.assert_array_equal(restored["w"], np.ones(4))
 
 
+def test_some_are_kept_for_good(tmp_path):
+    state = {"w": jax.numpy.ones((4,))}
+    with Checkpoints(tmp_path / "c", keep=1, keep_every=4) as checkpoints:
+        for step in range(1, 11):
+            nelbo = float("nan") if step == 9 else abs(step - 3.0)  # a validation gone wrong
+            checkpoints.save(step, state, {"position": step}, nelbo)
+        checkpoints.wait()
+        assert checkpoints.steps == [3, 4, 8, 10]
+
+
 def test_full_disk_is_one_line_and_loses_nothing(tmp_path):
     """A limit on file size stands in for a disk that is full."""
     code = f"""
