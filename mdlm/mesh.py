@@ -39,15 +39,19 @@ class MeshShape:
     def build(self, devices: Sequence[Any] | None = None) -> Mesh:
         """The mesh over `devices` (default: all). InputError where the sizes do not fit."""
         devices = jax.devices() if devices is None else devices
+        shape = self.sizes(len(devices))
+        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+    def sizes(self, devices: int) -> tuple[int, ...]:
+        """The axes' sizes on so many devices. InputError where they do not fit."""
         fixed = math.prod(size for size in (self.data, self.fsdp) if size != -1)
         open_axis = -1 in (self.data, self.fsdp)
-        if len(devices) % fixed or (not open_axis and len(devices) != fixed):
+        if devices % fixed or (not open_axis and devices != fixed):
             raise InputError(
-                f"mesh data={self.data} fsdp={self.fsdp} does not fit {len(devices)} devices"
+                f"mesh data={self.data} fsdp={self.fsdp} does not fit {devices} devices"
             )
-        rest = len(devices) // fixed
-        shape = tuple(rest if size == -1 else size for size in (self.data, self.fsdp))
-        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+        rest = devices // fixed
+        return tuple(rest if size == -1 else size for size in (self.data, self.fsdp))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -87,6 +91,20 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
 def on(mesh: Mesh) -> AbstractContextManager:
     """Within it, what is traced may ask which mesh it is for (`divides_rows`, `shard_map`)."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def platform() -> str:
+    """Where the program that is being traced will run: "cpu", "gpu" or "tpu".
+
+    A mesh that is set (`on`, `jax.set_mesh`) decides, also one of devices that are not here and are
+    only compiled for.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        return jax.default_backend()
+    # All that JAX 0.10.0 knows of the device is its kind.
+    kind = device.device_kind.lower()
+    return "tpu" if kind.startswith("tpu") else "cpu" if kind == "cpu" else "gpu"
 
 
 def divides_rows(rows: int) -> bool:
