@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mdlm.types import ArrayTree, InputError
 
@@ -54,17 +54,17 @@ class MeshShape:
         return tuple(rest if size == -1 else size for size in (self.data, self.fsdp))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def by_rows(mesh: Mesh) -> NamedSharding:
+def by_rows(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """First dimension split over all devices."""
     return NamedSharding(mesh, ROWS)
 
 
-def parameter_sharding(mesh: Mesh, shapes: ArrayTree) -> ArrayTree:
+def parameter_sharding(mesh: Mesh | AbstractMesh, shapes: ArrayTree) -> ArrayTree:
     """A sharding for each array of a tree: the largest dimension that `fsdp` divides is split."""
     parts = mesh.shape[FSDP]
 
@@ -79,7 +79,7 @@ def parameter_sharding(mesh: Mesh, shapes: ArrayTree) -> ArrayTree:
     return jax.tree.map(rule, shapes)
 
 
-def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulate: int = 1) -> None:
     """InputError unless every device gets the same number of rows in every micro-batch."""
     if batch_size < 1 or batch_size % (mesh.size * accumulate):
         micro = f" in {accumulate} micro-batches" if accumulate > 1 else ""
@@ -88,7 +88,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
         )
 
 
-def on(mesh: Mesh) -> AbstractContextManager:
+def on(mesh: Mesh | AbstractMesh) -> AbstractContextManager:
     """Within it, what is traced may ask which mesh it is for (`divides_rows`, `shard_map`)."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 

@@ -15,7 +15,6 @@ are several implementations of this one function, which differ in speed and memo
 
 from typing import Literal
 
-import jax
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
