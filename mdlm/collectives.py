@@ -70,16 +70,16 @@ def collectives(text: str) -> dict[str, Traffic]:
     """Traffic by kind, of a program in HLO text as `compiled.as_text()` gives it."""
     computations, roots, entry = parsed(text)
     found: dict[str, Traffic] = defaultdict(Traffic)
-    # TPUs cut one collective into parts that run beside other work. All parts show it, with the
-    # same channel, in computations of their own.
+    # TPUs cut one collective into parts that are fused with other work. All parts show it, with
+    # the same channel.
     seen: set[tuple[str, str]] = set()
 
-    def visit(name: str, times: int) -> None:
+    def visit(name: str, times: int, fused: bool = False) -> None:
         computation = computations.get(name, {})
         for line in computation.values():
             kind = line.opcode.removesuffix("-start")
             if kind in KINDS:
-                if line.channel is not None:
+                if fused and line.channel is not None:
                     if (kind, line.channel) in seen:
                         continue
                     seen.add((kind, line.channel))
@@ -94,7 +94,7 @@ def collectives(text: str) -> dict[str, Traffic]:
             for branches in BRANCHES.findall(line.rest):
                 names += [branch.strip().lstrip("%") for branch in branches.split(",")]
             for called in names:
-                visit(called, times)
+                visit(called, times, fused or line.opcode == "fusion")
 
     visit(entry, 1)
     return dict(found)

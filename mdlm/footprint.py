@@ -65,18 +65,14 @@ def on_each(tree: ArrayTree) -> float:
     return float(sum(size(leaf) for leaf in jax.tree.leaves(tree)))
 
 
-def state_bytes(model: Model, mesh: Mesh | AbstractMesh) -> tuple[dict[str, float], float]:
-    """Bytes on one device of the state by part, and of one gradient."""
-    sizes: Any = mesh  # typed as one with devices there, which it need not be
+def given_bytes(model: Model, mesh: Mesh | AbstractMesh) -> tuple[dict[str, float], float]:
+    """Bytes on one device of what a step is given, by part, and of one gradient."""
     tx = model.experiment.optimizer.build(model.experiment.train.steps)
-    state = abstract_state(model, tx, sizes)
+    state = abstract_state(model, tx, mesh)
     names = {"parameters": "params", "optimizer": "opt_state", "average": "ema"}
-    parts = {part: on_each(state[name]) for part, name in names.items()}
+    parts = {part: on_each(state.pop(name)) for part, name in names.items()}
+    parts["other"] = on_each((state, abstract_batch(model, mesh)))
     return parts, parts["parameters"]
-
-
-def batch_bytes(model: Model, mesh: Mesh | AbstractMesh) -> float:
-    return on_each(abstract_batch(model, mesh))
 
 
 class Unread(Prediction):
@@ -130,7 +126,7 @@ def estimated_temporaries(model: Model, mesh: AbstractMesh) -> float:
     """
     e = model.experiment
     rows = e.train.batch_size // (mesh.size * e.train.accumulate)
-    _, gradients = state_bytes(model, mesh)
+    _, gradients = given_bytes(model, mesh)
     if e.train.accumulate > 1:
         gradients *= 2
     kept = kept_bytes(model, mesh, rows)

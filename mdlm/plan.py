@@ -21,11 +21,10 @@ from mdlm.collectives import Traffic, collectives, sent
 from mdlm.experiment import Model
 from mdlm.footprint import (
     abstract_batch,
-    batch_bytes,
     estimated_temporaries,
+    given_bytes,
     scored_share,
     shapes,
-    state_bytes,
 )
 from mdlm.hardware import datasheet
 from mdlm.mesh import AXES, check_batch, on
@@ -173,23 +172,22 @@ def plan(
     e = model.experiment
     mesh = topology.sizes(e.mesh)
     check_batch(mesh, e.train.batch_size, e.train.accumulate)
-    state, gradients = state_bytes(model, mesh)
-    handed = batch_bytes(model, mesh)
+    given, gradients = given_bytes(model, mesh)
     if compiled is None:
         method, temporaries = "estimated", estimated_temporaries(model, mesh)
     elif on_smaller is None:
         method, temporaries = "compiled", compiled.temporaries
         if compiled.arguments is not None:
-            handed = compiled.arguments - sum(state.values())
+            # Arrays are padded there.
+            given["other"] += compiled.arguments - sum(given.values())
     else:
         method, temporaries = f"extrapolated from {on_smaller.text}", compiled.temporaries
         if temporaries is not None:
             # Gradients are in smaller parts on more devices, all else as large.
-            smaller = state_bytes(model, on_smaller.sizes(e.mesh))[1]
+            smaller = given_bytes(model, on_smaller.sizes(e.mesh))[1]
             temporaries += gradients - smaller
     memory = Memory(
-        **state,
-        other=handed,
+        **given,
         temporaries=math.nan if temporaries is None else temporaries,
         program=compiled.program if compiled else 0.0,
     )

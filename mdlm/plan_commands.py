@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # what a `--help` need not wait for
     from mdlm.topology import Topology
 
 Changes = list[tuple[str, str]]
+GIB = 2**30
 
 
 def plan(args: argparse.Namespace, changes: Changes) -> int:
@@ -223,8 +224,7 @@ def verdict(p: "Plan") -> str:
 
 def memory_words(p: "Plan") -> list[str]:
     """The memory of a chip, by part."""
-    made = "estimated" if p.method == "estimated" else "as XLA says"
-    unknown = p.memory.total != p.memory.total
+    source = "estimated" if p.method == "estimated" else "as XLA says"
     rows = [
         ("parameters", p.memory.parameters, ""),
         ("optimizer state", p.memory.optimizer, ""),
@@ -233,15 +233,17 @@ def memory_words(p: "Plan") -> list[str]:
         (
             "temporaries",
             p.memory.temporaries,
-            f"{made}: gradients ({p.gradients / 2**30:.2f}), activations, workspace",
+            f"{source}: gradients ({p.gradients / GIB:.2f}), activations, workspace",
         ),
         ("program", p.memory.program, ""),
+        ("all", p.memory.total, f"of {p.available / GIB:.2f}"),
     ]
-    lines = ["memory of a chip, GiB"]
-    lines += [f"  {name:16s} {size / 2**30:8.2f}  {note}".rstrip() for name, size, note in rows]
-    share = "" if unknown else f", {p.memory.total / p.available:.0%}"
-    total = f"{p.memory.total / 2**30:8.2f}"
-    return [*lines, f"  {'all':16s} {total}  of {p.available / 2**30:.2f}{share}"]
+    return ["memory of a chip, GiB", *(f"  {name:16s} {gib(n)}  {note}" for name, n, note in rows)]
+
+
+def gib(size: float) -> str:
+    """Eight places wide; a number that is not known is a question mark."""
+    return f"{'?':>8s}" if size != size else f"{size / GIB:8.2f}"
 
 
 def seconds(value: float) -> str:
