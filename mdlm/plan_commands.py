@@ -203,6 +203,11 @@ def words(p: "Plan") -> str:
             "collectives of a step, on each chip",
             *(f"  {k:16s} {t.count:8,}  {amount(t.bytes)}" for k, t in sorted(p.traffic.items())),
         ]
+    elif p.method != "estimated" and p.refused is None:
+        lines.append(
+            "collectives: not known, for jax cannot read the program of this libtpu: "
+            "pip install 'mdlm[tpu]' installs the one that belongs to it"
+        )
     hours = p.days * 24 * p.chips
     money = "" if p.dollars is None else f", ${p.dollars:,.0f} at ${p.price:g} a chip-hour"
     lines.append(
