@@ -7,7 +7,6 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mdlm.progress import Progress
 from mdlm.vocab import InputError, Vocab
 
 if TYPE_CHECKING:  # what a `--help` need not wait for
@@ -40,7 +39,9 @@ def plan(args: argparse.Namespace, changes: Changes) -> int:
     settings = experiment.train
     check_batch(topology.sizes(experiment.mesh), settings.batch_size, settings.accumulate)
     if smaller is not None:
-        changes = [*changes, ("train.batch_size", str(rows_of(experiment, topology, smaller)))]
+        rows = rows_of(experiment, topology, smaller)
+        check_batch(smaller.sizes(experiment.mesh), rows, settings.accumulate)
+        changes = [*changes, ("train.batch_size", str(rows))]
     vocab, columns_from = vocabulary(experiment, args.vocab)
     compiled, on = None, smaller or topology
     if on.is_compiled_for and not args.estimate:
@@ -128,26 +129,25 @@ def compiled_apart(
     process = context.Process(
         target=_compile, args=(path, changes, vocab, topology, there), daemon=True
     )
-    with Progress() as progress:
-        progress.stage(f"compiling for {topology.text}", 0, 0)
-        process.start()
-        there.close()
-        try:
-            if not here.poll(limit):
-                raise InputError(
-                    f"compiling for {topology.text} took longer than --timeout {limit:g} s; "
-                    "--extrapolate-from a smaller slice, or --estimate"
-                )
-            answer = here.recv()
-        except EOFError:
-            process.join()
+    print(f"compiling for {topology.text}: a minute or more", file=sys.stderr)
+    process.start()
+    there.close()
+    try:
+        if not here.poll(limit):
             raise InputError(
-                f"the compiler for {topology.text} ended without an answer (exit code "
-                f"{process.exitcode}); its last words are above"
-            ) from None
-        finally:
-            process.kill()
-            process.join()
+                f"compiling for {topology.text} took longer than --timeout {limit:g} s; "
+                "--extrapolate-from a smaller slice, or --estimate"
+            )
+        answer = here.recv()
+    except EOFError:
+        process.join()
+        raise InputError(
+            f"the compiler for {topology.text} ended without an answer (exit code "
+            f"{process.exitcode}); its last words are above"
+        ) from None
+    finally:
+        process.kill()
+        process.join()
     if isinstance(answer, InputError):
         raise answer
     return answer

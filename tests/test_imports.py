@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "run": BASE | METHODS | OUTSIDE | EXPERIMENT | {"evals", "train"},
     "footprint": BASE | {"experiment", "models", "train"},
     "plan": BASE | {"collectives", "experiment", "footprint", "models", "topology", "train"},
-    "plan_commands": BASE | {"data", "experiment", "overrides", "plan", "progress", "topology"},
+    "plan_commands": BASE | {"data", "experiment", "overrides", "plan", "topology"},
     "arguments": BASE,
     "sampling_commands": BASE | {"samplers", "data", "progress", "run", "view"},
     "data_commands": BASE | {"data", "experiment", "overrides", "progress"},
