@@ -40,7 +40,13 @@ class MeshShape:
         """The mesh over `devices` (default: all). InputError where the sizes do not fit."""
         devices = jax.devices() if devices is None else devices
         shape = self.sizes(len(devices))
-        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+        try:
+            return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+        except NotImplementedError as error:  # on a torus of TPUs
+            raise InputError(
+                f"mesh data={shape[0]} fsdp={shape[1]} cannot be laid on this slice: each size is "
+                "a product of some of the slice's own, as 256 is in 16x16x16 and 64 is not"
+            ) from error
 
     def sizes(self, devices: int) -> tuple[int, ...]:
         """The axes' sizes on so many devices. InputError where they do not fit."""

@@ -76,6 +76,8 @@ class Topology:
             "TPU_SKIP_MDS_QUERY": "1",
             "TPU_ACCELERATOR_TYPE": f"{kind}-{cores * self.chips}",
             "TPU_WORKER_HOSTNAMES": "localhost",
+            # One process at a time may have a TPU; compiling takes none.
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         }
 
     def sizes(self, shape: MeshShape) -> AbstractMesh:
