@@ -20,6 +20,22 @@ Ctrl-C and SIGTERM save the run, then end it: exit code 130 and 143. 3: too many
 a loss or gradient that is not finite (--train.max_skipped); starting it again unchanged will not
 help. 2: a mistake in what was asked."""
 
+PLAN_HELP = """\
+examples:
+  mdlm plan experiments/owt_small.py --topology v5e:4x4 --mesh.fsdp 16 --price 1.2
+  mdlm plan experiments/owt_small.py --topology gpu:8xH100 --mfu 0.35
+  mdlm plan experiments/quickstart.py --topology v6e:2x2 --vocab 70 --json
+  mdlm plan big.py --topology v5p:16x16x16 --extrapolate-from v5p:4x4x4
+
+WHERE is a slice of TPUs by the chips along each of its axes (v5e:4x4, v5p:2x2x4, v6e:8x8,
+v4:4x4x4), or a number of GPUs (gpu:8xH100, gpu:8xH200, gpu:8xA100).
+
+For v5e, v5p and v6e the very step that would be trained is compiled, by the TPU's compiler and with
+no TPU (pip install 'mdlm[tpu]'): half a minute to some minutes. What is printed of memory and
+collectives is then what the compiler said. For v4 and GPUs memory is estimated; --estimate does
+the same for all. No data are read. Time and money follow from the number of operations, the chips'
+peak, and the MFU that you expect; they are no measurement."""
+
 PREPARE_HELP = """\
 examples:
   mdlm prepare experiments/books.py --out stores/books
@@ -123,6 +139,31 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="trace N steps into RUN/profile and print where their time went",
     )
+
+    plan = command("plan", "what a run would take on hardware that is not here", PLAN_HELP)
+    plan.add_argument("experiment", help="an experiment file (.py)")
+    plan.add_argument("--topology", metavar="WHERE", required=True, help="such as v5e:4x4")
+    plan.add_argument(
+        "--vocab", type=int, metavar="N", help="tokens there are, where only the text could tell"
+    )
+    plan.add_argument(
+        "--mfu", type=float, default=0.4, help="share of the peak to reckon with (default: 0.4)"
+    )
+    plan.add_argument("--price", type=float, metavar="USD", help="dollars per chip and hour")
+    plan.add_argument(
+        "--timeout",
+        type=float,
+        default=600,
+        metavar="S",
+        help="seconds after which compiling is given up (default: 600)",
+    )
+    plan.add_argument(
+        "--extrapolate-from",
+        metavar="WHERE",
+        help="compile for this smaller slice instead, as many rows on each chip",
+    )
+    plan.add_argument("--estimate", action="store_true", help="compile nothing")
+    plan.add_argument("--json", action="store_true", help="print JSON")
 
     prepare = command("prepare", "turn text into a token store, once", PREPARE_HELP)
     prepare.add_argument("experiment", metavar="FILE", help="an experiment file (.py)")

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdlm import data_commands, sampling_commands, tokenizer_commands
+from mdlm import data_commands, plan_commands, sampling_commands, tokenizer_commands
 from mdlm.arguments import overrides, parser
 from mdlm.host_memory import keep_freed
 from mdlm.progress import Progress
@@ -25,7 +25,7 @@ from mdlm.types import InputError
 
 if TYPE_CHECKING:  # what a `--help` need not wait for
     from mdlm.data.dataset import TextData
-TAKES_SETTINGS = ("train", "prepare", "import", "tokenizer", "settings")
+TAKES_SETTINGS = ("train", "plan", "prepare", "import", "tokenizer", "settings")
 """Commands with an experiment, whose settings can be changed from outside."""
 
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         changes = overrides(rest)
         if changes and args.command not in TAKES_SETTINGS:
             raise InputError(f"--{changes[0][0]}: mdlm {args.command} has no such option")
-        if args.command not in ("prepare", "tokenizer"):  # which compute nothing
+        if args.command not in ("plan", "prepare", "tokenizer"):  # which compute nothing
             _prepare_jax()
         return RUN[args.command](args, changes)
     except InputError as error:
@@ -195,6 +195,7 @@ def run_settings(args: argparse.Namespace, changes: list[tuple[str, str]]) -> in
 
 RUN = {
     "train": run_train,
+    "plan": plan_commands.plan,
     "prepare": data_commands.prepare,
     "eval": run_eval,
     "sample": sampling_commands.sample,

@@ -1,4 +1,4 @@
-"""How fast the hardware could multiply: the denominator of MFU.
+"""How fast the hardware could multiply, the denominator of MFU; and how much it can hold.
 
 MFU (model FLOPs utilisation, arXiv:2204.02311) is the rate of the model's own operations over the
 peak rate of dense matrix products. For accelerators the peak is that of the datasheet, never one
@@ -44,6 +44,36 @@ DATASHEETS: tuple[tuple[str, float, float, str], ...] = (
     (r"TPU v5p?$", 459e12, 459e12, "Google Cloud documentation, TPU v5p"),
     (r"TPU v4$", 275e12, 275e12, "Google Cloud documentation, TPU v4"),
 )
+
+
+class Chip(NamedTuple):
+    """A chip that `mdlm plan` knows.
+
+    `memory` is what a program can have on one, in bytes; `link` what it can send to its
+    neighbours, in bytes per second, all links together, one way (of GPUs: inside one box).
+    """
+
+    kind: str
+    memory: float
+    link: float
+    source: str
+
+
+GIB = 2.0**30
+GOOGLE = "Google Cloud documentation"
+# TPUs: `memory` is what XLA says is available when a program needs more (libtpu 0.0.52), a little
+# less than the 16, 95 and 32 GiB of the chips; of v4, which is not compiled for, all 32. `link` is
+# half of the "bidirectional inter-chip interconnect bandwidth per chip".
+# GPUs: the datasheets' GB, taken as 10^9, which leaves the driver its part; half of NVLink's rate.
+CHIPS: dict[str, Chip] = {
+    "v4": Chip("TPU v4", 32 * GIB, 300e9, f"{GOOGLE}, TPU v4"),
+    "v5e": Chip("TPU v5 lite", 15.75 * GIB, 200e9, f"{GOOGLE}, TPU v5e"),
+    "v5p": Chip("TPU v5", 95.73 * GIB, 600e9, f"{GOOGLE}, TPU v5p"),
+    "v6e": Chip("TPU v6 lite", 31.24 * GIB, 400e9, f"{GOOGLE}, TPU v6e"),
+    "A100": Chip("NVIDIA A100-SXM4-80GB", 80e9, 300e9, "NVIDIA A100 datasheet"),
+    "H100": Chip("NVIDIA H100 80GB HBM3", 80e9, 450e9, "NVIDIA H100 datasheet, SXM"),
+    "H200": Chip("NVIDIA H200", 141e9, 450e9, "NVIDIA H200 datasheet, SXM"),
+}
 
 
 def peak_flops(dtype: str, devices: Sequence[Any] | None = None) -> Peak:

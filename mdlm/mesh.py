@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mdlm.types import ArrayTree, InputError
 
@@ -39,28 +39,38 @@ class MeshShape:
     def build(self, devices: Sequence[Any] | None = None) -> Mesh:
         """The mesh over `devices` (default: all). InputError where the sizes do not fit."""
         devices = jax.devices() if devices is None else devices
+        shape = self.sizes(len(devices))
+        try:
+            return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+        except NotImplementedError as error:  # on a torus of TPUs
+            raise InputError(
+                f"mesh data={shape[0]} fsdp={shape[1]} cannot be laid on this slice: each size is "
+                "a product of some of the slice's own, as 256 is in 16x16x16 and 64 is not"
+            ) from error
+
+    def sizes(self, devices: int) -> tuple[int, ...]:
+        """The axes' sizes on so many devices. InputError where they do not fit."""
         fixed = math.prod(size for size in (self.data, self.fsdp) if size != -1)
         open_axis = -1 in (self.data, self.fsdp)
-        if len(devices) % fixed or (not open_axis and len(devices) != fixed):
+        if devices % fixed or (not open_axis and devices != fixed):
             raise InputError(
-                f"mesh data={self.data} fsdp={self.fsdp} does not fit {len(devices)} devices"
+                f"mesh data={self.data} fsdp={self.fsdp} does not fit {devices} devices"
             )
-        rest = len(devices) // fixed
-        shape = tuple(rest if size == -1 else size for size in (self.data, self.fsdp))
-        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+        rest = devices // fixed
+        return tuple(rest if size == -1 else size for size in (self.data, self.fsdp))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def by_rows(mesh: Mesh) -> NamedSharding:
+def by_rows(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """First dimension split over all devices."""
     return NamedSharding(mesh, ROWS)
 
 
-def parameter_sharding(mesh: Mesh, shapes: ArrayTree) -> ArrayTree:
+def parameter_sharding(mesh: Mesh | AbstractMesh, shapes: ArrayTree) -> ArrayTree:
     """A sharding for each array of a tree: the largest dimension that `fsdp` divides is split."""
     parts = mesh.shape[FSDP]
 
@@ -75,7 +85,7 @@ def parameter_sharding(mesh: Mesh, shapes: ArrayTree) -> ArrayTree:
     return jax.tree.map(rule, shapes)
 
 
-def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulate: int = 1) -> None:
     """InputError unless every device gets the same number of rows in every micro-batch."""
     if batch_size < 1 or batch_size % (mesh.size * accumulate):
         micro = f" in {accumulate} micro-batches" if accumulate > 1 else ""
@@ -84,9 +94,23 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
         )
 
 
-def on(mesh: Mesh) -> AbstractContextManager:
+def on(mesh: Mesh | AbstractMesh) -> AbstractContextManager:
     """Within it, what is traced may ask which mesh it is for (`divides_rows`, `shard_map`)."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def platform() -> str:
+    """Where the program that is being traced will run: "cpu", "gpu" or "tpu".
+
+    A mesh that is set (`on`, `jax.set_mesh`) decides, also one of devices that are not here and are
+    only compiled for.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        return jax.default_backend()
+    # All that JAX 0.10.0 knows of the device is its kind.
+    kind = device.device_kind.lower()
+    return "tpu" if kind.startswith("tpu") else "cpu" if kind == "cpu" else "gpu"
 
 
 def divides_rows(rows: int) -> bool:

@@ -6,7 +6,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "mdlm"
 
 # Each layer may import itself and those that it names.
-BASE = {"types", "vocab", "keys", "draws", "mesh", "hardware", "host_memory", "version"}
+BASE = {"types", "vocab", "keys", "draws", "mesh", "hardware", "host_memory", "version"} | {
+    "collectives",
+    "topology",
+}
 NOISE = {"schedules", "md4_schedules", "per_token_schedules", "change_of_variables", "times"}
 PARTS = {"processes", "parameterizations"}
 METHODS = {"objectives", "samplers"}
@@ -31,12 +34,15 @@ MAY_IMPORT = {
     "progress": BASE | {"train"},
     "view": BASE | {"samplers", "view"},
     "run": BASE | METHODS | OUTSIDE | EXPERIMENT | {"evals", "train"},
+    "footprint": BASE | {"experiment", "models", "train"},
+    "plan": BASE | {"collectives", "experiment", "footprint", "models", "topology", "train"},
+    "plan_commands": BASE | {"data", "experiment", "overrides", "plan", "topology"},
     "arguments": BASE,
     "sampling_commands": BASE | {"samplers", "data", "progress", "run", "view"},
     "data_commands": BASE | {"data", "experiment", "overrides", "progress"},
     "tokenizer_commands": BASE | {"data", "experiment", "overrides", "progress"},
     "cli": BASE
-    | {"arguments", "data_commands", "sampling_commands", "tokenizer_commands"}
+    | {"arguments", "data_commands", "plan_commands", "sampling_commands", "tokenizer_commands"}
     | OUTSIDE
     | EXPERIMENT
     | {"evals", "train", "progress", "run"},

@@ -15,11 +15,11 @@ are several implementations of this one function, which differ in speed and memo
 
 from typing import Literal
 
-import jax
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
+from mdlm.mesh import platform
 from mdlm.models import attention_cudnn, attention_halves, attention_xla
 from mdlm.models.attention_mask import OUTPUT, AttentionMask
 from mdlm.types import InputError
@@ -81,17 +81,3 @@ def obstacle(
 
         return attention_splash.obstacle(q, mask, platform())
     return None
-
-
-def platform() -> str:
-    """Where the program that is being traced will run: "cpu", "gpu" or "tpu".
-
-    A mesh that is set (`jax.set_mesh`) decides, also one of devices that are not here and are
-    only compiled for.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is None:
-        return jax.default_backend()
-    # All that JAX 0.10.0 knows of the device is its kind.
-    kind = device.device_kind.lower()
-    return "tpu" if kind.startswith("tpu") else "cpu" if kind == "cpu" else "gpu"

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from mdlm.mesh import platform
 from mdlm.models.attention_mask import AttentionMask
 
 UNSEEN = -1e30  # finite, so that a row which sees nothing has neither inf - inf nor NaN
@@ -39,7 +40,7 @@ def attend(
 
 def heads_first(attend: Callable, *arrays: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
     """`attend` of `[b h l d]` arrays, on the CPU in two halves of the heads."""
-    parts = 2 if jax.default_backend() == "cpu" and arrays[0].shape[2] % 2 == 0 else 1
+    parts = 2 if platform() == "cpu" and arrays[0].shape[2] % 2 == 0 else 1
     outs: list[Any] = []
     for some in zip(*(jnp.split(x, parts, axis=2) for x in arrays), strict=True):
         outs.append(attend(*(x.transpose(0, 2, 1, 3) for x in some)).transpose(0, 2, 1, 3))

@@ -22,6 +22,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int, Key, UInt32
 
+from mdlm.mesh import platform
+
 PRODUCT = "product"
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -29,7 +31,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 def compute_dtype(precision: Precision) -> jnp.dtype:
     """The dtype of products: "auto" is bfloat16 where the hardware multiplies it fast."""
     if precision == "auto":
-        precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        precision = "float32" if platform() == "cpu" else "bfloat16"
     return jnp.dtype(precision)
 
 
@@ -64,7 +66,7 @@ def _matmul_backward(dtype, residuals, g):
 
 def _outer(x, g):
     """`x^T g`. On the CPU the narrower of the two is transposed apart from all else."""
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return jax.lax.dot_general(x, g, (((0,), (0,)), ((), ())))
     if x.shape[1] <= g.shape[1]:
         return materialised(x.T) @ g
@@ -76,7 +78,7 @@ _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 def materialised(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """`x`, on the CPU kept from being computed anew, transposed, inside each product it enters."""
-    return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
+    return jax.lax.optimization_barrier(x) if platform() == "cpu" else x
 
 
 def _uniform(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> Float[Array, "..."]:

@@ -21,6 +21,7 @@ from jax import Array
 from jaxtyping import Float, Key
 
 from mdlm.keys import by_row, stream
+from mdlm.mesh import platform
 from mdlm.models.attention import Implementation, attention
 from mdlm.models.attention_mask import OUTPUT, AttentionMask, Halves
 from mdlm.models.late import BegunBlock
@@ -290,14 +291,14 @@ def run_stack(
         block, key = layer
         return apply(block, x, table, key), None
 
-    unroll = UNROLLED if jax.default_backend() == "cpu" else 1
+    unroll = UNROLLED if platform() == "cpu" else 1
     return jax.lax.scan(remembering(config.remat, step), x, (blocks, keys), unroll=unroll)[0]
 
 
 def remembering(remat: Remat, step):
     """`step` of a scan with its insides kept for the backward pass, or not, as `remat` says."""
     if remat == "auto":
-        remat = "none" if jax.default_backend() == "cpu" else "products"
+        remat = "none" if platform() == "cpu" else "products"
     if remat == "none":
         return step
     policy = None

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Float, Int, Key
 
 from mdlm.experiment import Model
@@ -43,7 +43,9 @@ def init(model: Model, tx: optax.GradientTransformation, key: Key[Array, ""]) ->
     }
 
 
-def abstract_state(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> State:
+def abstract_state(
+    model: Model, tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh
+) -> State:
     """Shapes, types and shardings of the state, nothing computed."""
     shapes = jax.eval_shape(partial(init, model, tx), jax.random.key(0))
     return jax.tree.map(

@@ -1,0 +1,202 @@
+"""What devices send to each other in a compiled program, read from its HLO text.
+
+XLA prints a program as computations, lists of instructions; one of them is the entry, and loops
+and fusions name others. An instruction counts as often as its computation is run: the trips of a
+loop are read from its configuration, or from the comparison that ends it (`i < n`), the constant
+that is added to `i`, and a start at 0. A loop whose trips cannot be read so is taken as one trip.
+
+The bytes of a collective are those of the whole array that a device takes part in moving: what an
+all-gather gives, and what any other takes. A device sends about as many, in an all-reduce twice
+as many (a reduction, then a gathering).
+"""
+
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+BITS = {"pred": 8, "token": 0, "opaque": 0}
+"""Bits of the types whose name does not say it."""
+
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+OPCODE = re.compile(r"\s([a-z][a-z0-9\-]*)\(")
+ARRAY = re.compile(r"\b([a-z]+[0-9]*(?:e[0-9]m[0-9][a-z]*)?)\[([0-9,]*)\]")
+CALLED = re.compile(r"\b(?:calls|to_apply|(?:true|false)_computation)=%?([\w.\-]+)")
+BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+TRIPS = re.compile(r'known_trip_count[^0-9]*"?n"?[^0-9]*([0-9]+)')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """Collectives of one kind in one run of a program: how many, and bytes on each device."""
+
+    count: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(count=self.count + other.count, bytes=self.bytes + other.bytes)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line: its opcode, the text of its type, its operands' names, and all behind those."""
+
+    opcode: str
+    type: str
+    operands: tuple[str, ...]
+    rest: str
+    inside: str  # the text between the parentheses
+
+    @property
+    def channel(self) -> str | None:
+        found = re.search(r"channel_id=([0-9]+)", self.rest)
+        return found and found[1]
+
+
+Computation = dict[str, Instruction]
+
+
+def collectives(text: str) -> dict[str, Traffic]:
+    """Traffic by kind, of a program in HLO text as `compiled.as_text()` gives it."""
+    computations, roots, entry = parsed(text)
+    found: dict[str, Traffic] = defaultdict(Traffic)
+    # TPUs cut one collective into parts that are fused with other work. All parts show it, with
+    # the same channel.
+    seen: set[tuple[str, str]] = set()
+
+    def visit(name: str, times: int, fused: bool = False) -> None:
+        computation = computations.get(name, {})
+        for line in computation.values():
+            kind = line.opcode.removesuffix("-start")
+            if kind in KINDS:
+                if fused and line.channel is not None:
+                    if (kind, line.channel) in seen:
+                        continue
+                    seen.add((kind, line.channel))
+                size = moved(kind, line, computation)
+                found[kind] += Traffic(count=times, bytes=times * size)
+            if line.opcode == "while":
+                body = re.search(r"body=%?([\w.\-]+)", line.rest)
+                assert body is not None
+                visit(body[1], times * trips(line, computations, roots))
+                continue
+            names = CALLED.findall(line.rest)
+            for branches in BRANCHES.findall(line.rest):
+                names += [branch.strip().lstrip("%") for branch in branches.split(",")]
+            for called in names:
+                visit(called, times, fused or line.opcode == "fusion")
+
+    visit(entry, 1)
+    return dict(found)
+
+
+def sent(traffic: dict[str, Traffic]) -> int:
+    """Bytes that a device sends in one run, about: those of all-reduces are sent twice."""
+    return sum(t.bytes * (2 if kind == "all-reduce" else 1) for kind, t in traffic.items())
+
+
+def parsed(text: str) -> tuple[dict[str, Computation], dict[str, str], str]:
+    """The computations by name, the name of each one's result, and the entry's name.
+
+    ValueError where there is no entry.
+    """
+    computations: dict[str, Computation] = {}
+    roots: dict[str, str] = {}
+    entry, current = "", ""
+    for line in text.splitlines():
+        if head := COMPUTATION.match(line):
+            current = head[2]
+            computations[current] = {}
+            entry = current if head[1] else entry
+        elif current and (start := INSTRUCTION.match(line)):
+            opcode = OPCODE.search(line, start.end() - 1)
+            if opcode is None:
+                continue
+            end = _closing(line, opcode.end())
+            inside = line[opcode.end() : end]
+            computations[current][start[2]] = Instruction(
+                opcode=opcode[1],
+                type=line[start.end() : opcode.start()],
+                operands=tuple(re.findall(r"%([\w.\-]+)", inside)),
+                rest=line[end:],
+                inside=inside,
+            )
+            if start[1]:
+                roots[current] = start[2]
+    if not entry:
+        raise ValueError("not the HLO text of a program: it has no ENTRY")
+    return computations, roots, entry
+
+
+def _closing(line: str, start: int) -> int:
+    """Where the parenthesis closes that was opened before `start`."""
+    depth = 1
+    for i in range(start, len(line)):
+        depth += {"(": 1, ")": -1}.get(line[i], 0)
+        if depth == 0:
+            return i
+    return len(line)
+
+
+def size_of(type: str) -> int:
+    """Bytes of an array, or of all arrays of a tuple, by the text of its type."""
+    total = 0
+    for name, shape in ARRAY.findall(type):
+        digits = re.search(r"[0-9]+", name)
+        bits = BITS.get(name, int(digits[0]) if digits else 0)
+        total += bits * math.prod(int(n) for n in shape.split(",") if n) // 8
+    return total
+
+
+def moved(kind: str, line: Instruction, computation: Computation) -> int:
+    """Bytes of a collective, see above."""
+    taken = sum(size_of(computation[name].type) for name in line.operands if name in computation)
+    if kind != "all-gather":
+        return taken
+    # Begun apart from its end, it answers with what it took, too.
+    return size_of(line.type) - (taken if line.opcode.endswith("-start") else 0)
+
+
+def trips(line: Instruction, computations: dict[str, Computation], roots: dict[str, str]) -> int:
+    """How often the body of a `while` runs."""
+    if known := TRIPS.search(line.rest):
+        return int(known[1])
+    names = [re.search(rf"{part}=%?([\w.\-]+)", line.rest) for part in ("condition", "body")]
+    condition, body = (computations.get(name[1], {}) if name else {} for name in names)
+    end = condition.get(roots.get(names[0][1], "") if names[0] else "")
+    result = body.get(roots.get(names[1][1], "") if names[1] else "")
+    if end is None or result is None or "direction=LT" not in end.rest or len(end.operands) != 2:
+        return 1
+    counter, limit = (_through_copies(name, condition) for name in end.operands)
+    place = re.search(r"index=([0-9]+)", counter.rest) if counter else None
+    bound = _constant(limit)
+    if place is None or bound is None or int(place[1]) >= len(result.operands):
+        return 1
+    stepped = _through_copies(result.operands[int(place[1])], body)
+    if stepped is None or stepped.opcode != "add":
+        return 1
+    steps = [_constant(_through_copies(name, body)) for name in stepped.operands]
+    step = next((step for step in steps if step), 1)
+    return max(1, -(-bound // step))
+
+
+def _through_copies(name: str, computation: Computation) -> Instruction | None:
+    line = computation.get(name)
+    while line is not None and line.opcode in ("copy", "bitcast") and line.operands:
+        line = computation.get(line.operands[0])
+    return line
+
+
+def _constant(line: Instruction | None) -> int | None:
+    whole = line is not None and line.opcode == "constant" and line.inside.isdecimal()
+    return int(line.inside) if whole and line is not None else None
