@@ -131,8 +131,9 @@ def test_what_is_kept(experiment):
     # qkv 3, attention and its end 1 each, MLP 4 and 1, in bfloat16.
     expected = 2 * 10 * 8 * 32 * 128 * WIDE.depth
     assert expected <= products - blocks < 1.1 * expected
-    each = (kept("products", 16) - kept("products", 8)) / 8
-    assert kept("products", 24) == pytest.approx(kept("products", 8) + 16 * each, rel=1e-3)
+    # What does not depend on the rows is little: no parameters are in it.
+    fixed = 2 * products - kept("products", 16)
+    assert 0 < fixed < 128 * 128 * 4
 
 
 def test_extrapolated(experiment):
