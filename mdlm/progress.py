@@ -76,7 +76,7 @@ class Progress:
                 words += f", {values['tokens_per_second']:,.0f} tokens/s"
             if "mfu" in values:
                 words += f", MFU {values['mfu']:.1%}"
-            if values["skipped"]:
+            if values.get("skipped"):
                 words += f", {values['skipped']:.0f} skipped"
             if values.get("data_wait", 0) > WORTH_SAYING:
                 words += f", waiting for data {values['data_wait']:.0%}"
