@@ -26,6 +26,8 @@ PIECE = 2**16
 """Characters encoded at a time: the library needs about 100 bytes for each token it returns."""
 BATCH = 2**22
 """Characters between two reports."""
+FILES = ("special_tokens.json", "tokenizer.json")
+"""What a tokenizer is kept as."""
 
 
 class Tokenizer:
@@ -136,14 +138,15 @@ class Tokenizer:
 
     def files(self) -> dict[str, str]:
         """All of it as the texts of two files, by their names."""
-        return {"special_tokens.json": self._special(), "tokenizer.json": self.backend.to_str()}
+        return dict(zip(FILES, (self._special(), self.backend.to_str()), strict=True))
 
     @staticmethod
     def from_files(files: Mapping[str, str]) -> "Tokenizer":
         """From what `files` gave. Raises whatever is wrong with them."""
-        special = json.loads(files["special_tokens.json"])
+        special_tokens, backend = (files[name] for name in FILES)
+        special = json.loads(special_tokens)
         return Tokenizer(
-            tokenizers.Tokenizer.from_str(files["tokenizer.json"]),
+            tokenizers.Tokenizer.from_str(backend),
             Vocab(**special["vocab"]),
             closed_alphabet=special["closed_alphabet"],
             made_by=special["made_by"],
@@ -161,8 +164,7 @@ class Tokenizer:
         """What `save` wrote. InputError where it is missing or damaged."""
         folder = Path(folder)
         try:
-            names = ("special_tokens.json", "tokenizer.json")
-            return Tokenizer.from_files({n: (folder / n).read_text("utf-8") for n in names})
+            return Tokenizer.from_files({n: (folder / n).read_text("utf-8") for n in FILES})
         except Exception as error:  # the library raises bare Exceptions
             raise InputError(f"no tokenizer can be read in {folder}: {error}") from error
 

@@ -127,3 +127,8 @@ class Manifest:
 def damaged(url: str, error: Exception) -> InputError:
     reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
     return InputError(f"{url}/{NAME} is damaged ({reason}): {REMEDY}")
+
+
+def counts_name(split: str) -> str:
+    """The file that counts the tokens of a split."""
+    return f"{split}-counts.npy"

@@ -15,7 +15,7 @@ from typing import Any
 
 from mdlm.data.blocks import BLOCK, blocks, start_of
 from mdlm.data.dataset import TextData
-from mdlm.data.encoding import Report, Tokenizer
+from mdlm.data.encoding import FILES, Report, Tokenizer
 from mdlm.data.hub import may_pass
 from mdlm.data.manifest import NAME, Manifest, SplitRecord
 from mdlm.data.pool import Pool, cores
@@ -166,7 +166,7 @@ def _begun(data: TextData, folder: Folder, report: Report | None) -> tuple[Manif
 
 
 def _new(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifest, Tokenizer]:
-    ours = {"tokenizer.json", "special_tokens.json", ".lock", f".{NAME}"}
+    ours = {*FILES, ".lock", f".{NAME}"}
     others = sorted(set(folder.names()) - ours)
     if others:
         raise InputError(
@@ -233,8 +233,7 @@ def training_text(source: Source) -> Iterator[str]:
 def tokenizer_of(folder: Folder) -> Tokenizer:
     """The tokenizer that a store keeps."""
     try:
-        names = ("special_tokens.json", "tokenizer.json")
-        return Tokenizer.from_files({name: folder.read(name).decode() for name in names})
+        return Tokenizer.from_files({name: folder.read(name).decode() for name in FILES})
     except Exception as error:  # the library raises bare Exceptions
         raise InputError(f"no tokenizer can be read in {folder.url}: {error}") from error
 

@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from jaxtyping import Int64, Integer
 
 from mdlm.data.encoding import Report
-from mdlm.data.manifest import REMEDY, Manifest, Shard, SplitRecord
+from mdlm.data.manifest import REMEDY, Manifest, Shard, SplitRecord, counts_name
 from mdlm.data.worker import Encoded
 from mdlm.vocab import InputError
 
@@ -220,10 +220,6 @@ def _check_size(folder: Folder, name: str, size: int | None) -> None:
 
 def damaged(folder: Folder, name: str, what: str) -> InputError:
     return InputError(f"{folder.url}: {name} {what}: {REMEDY}")
-
-
-def counts_name(split: str) -> str:
-    return f"{split}-counts.npy"
 
 
 def write_counts(folder: Folder, split: str, counts: Int64[np.ndarray, " v"]) -> None:

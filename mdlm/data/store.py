@@ -8,15 +8,13 @@ grows with the number of shards, not of tokens or documents. What the files look
 import hashlib
 import io
 import json
-import tempfile
-from pathlib import Path
 
 import fsspec
 import numpy as np
 from jaxtyping import Int64
 
-from mdlm.data.encoding import Tokenizer
-from mdlm.data.manifest import REMEDY, Manifest, SplitRecord
+from mdlm.data.encoding import FILES, Tokenizer
+from mdlm.data.manifest import REMEDY, Manifest, SplitRecord, counts_name
 from mdlm.data.shard_files import StoredFile, files_of
 from mdlm.data.stored_stream import StoredStream, files
 from mdlm.types import InputError
@@ -74,7 +72,7 @@ class Store:
     def counts(self, split: str) -> Int64[np.ndarray, " v"]:
         """How often each token occurs in a split, EOS included. InputError where the file with
         them is missing or belongs to other tokens."""
-        total, name = self.record(split).total("tokens"), f"{split}-counts.npy"
+        total, name = self.record(split).total("tokens"), counts_name(split)
         fs, path = fsspec.core.url_to_fs(self.url)
         try:
             counts = np.load(io.BytesIO(fs.cat_file(f"{path}/{name}")), allow_pickle=False)
@@ -88,16 +86,16 @@ class Store:
         """The tokenizer that the text was encoded with. InputError where it is missing or is not
         the one that the manifest names."""
         fs, path = fsspec.core.url_to_fs(self.url)
-        with tempfile.TemporaryDirectory() as folder:
-            for name in ("tokenizer.json", "special_tokens.json"):
-                try:
-                    (Path(folder) / name).write_bytes(fs.cat_file(f"{path}/{name}"))
-                except OSError as error:
-                    raise InputError(f"{self.url}: {name} is missing: {REMEDY}") from error
+        found = {}
+        for name in FILES:
             try:
-                tokenizer = Tokenizer.load(folder)
-            except InputError as error:
-                raise InputError(f"{self.url}: its tokenizer is damaged: {REMEDY}") from error
+                found[name] = fs.cat_file(f"{path}/{name}")
+            except OSError as error:
+                raise InputError(f"{self.url}: {name} is missing: {REMEDY}") from error
+        try:
+            tokenizer = Tokenizer.from_files({name: data.decode() for name, data in found.items()})
+        except Exception as error:  # the library raises bare Exceptions
+            raise InputError(f"{self.url}: its tokenizer is damaged: {REMEDY}") from error
         if tokenizer.fingerprint != self.manifest.fingerprint:
             raise InputError(
                 f"{self.url}: tokenizer.json is not the tokenizer that the shards were made with "
