@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks import harness
 from mdlm.arguments import overrides
-from mdlm.data.loader import HostBatch, TrainLoader
+from mdlm.data.loader import HostBatch, TrainLoader, process_part
 from mdlm.experiment import load_file
 from mdlm.overrides import apply
 from mdlm.run import load
@@ -38,7 +38,10 @@ class JoinedHosts(TrainLoader):
     def __init__(self, hosts: int, seen: dict[int, str], rows, batch_size, seed, *_):
         super().__init__(rows, batch_size, seed)
         self.seen = seen
-        self.loaders = [TrainLoader(rows, batch_size, seed, i, hosts) for i in range(hosts)]
+        self.loaders = [
+            TrainLoader(rows, batch_size, seed, process_part(batch_size, i, hosts))
+            for i in range(hosts)
+        ]
 
     def batch_at(self, position: int) -> HostBatch:
         parts = [loader.batch_at(position) for loader in self.loaders]

@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from mdlm.experiment import Model
 from mdlm.keys import stream
-from mdlm.mesh import AXES, FSDP, by_rows, on, replicated
+from mdlm.mesh import AXES, FSDP, by_rows, on, replicated, row_parts
 from mdlm.models.network import count_parameters
 from mdlm.train.step import abstract_state, init
 from mdlm.types import ArrayTree, Batch, Prediction
@@ -125,7 +125,7 @@ def estimated_temporaries(model: Model, mesh: AbstractMesh) -> float:
     made of them; and two gathered blocks where the parameters are split.
     """
     e = model.experiment
-    rows = e.train.batch_size // (mesh.size * e.train.accumulate)
+    rows = e.train.batch_size // (row_parts(mesh) * e.train.accumulate)
     _, gradients = given_bytes(model, mesh)
     if e.train.accumulate > 1:
         gradients *= 2

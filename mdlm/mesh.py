@@ -1,8 +1,10 @@
 """The mesh of devices, and what lies where on it.
 
-Two axes. `data` replicates the parameters and splits the batch; `fsdp` splits both. A batch is
-split over both axes together; each large parameter is split over `fsdp` along its largest
-dimension that divides. One device is a mesh of 1 x 1, so nothing else knows how many there are.
+Four axes. `data` replicates the parameters and splits the rows of a batch; `fsdp` splits both.
+`sequence` splits each row's places, for long ones; `tensor` splits the products inside the network.
+The rows are thus split over `data` and `fsdp` together, and devices that differ in the other two
+work on the same rows. One device is a mesh of 1 x 1 x 1 x 1, so nothing else knows how many there
+are.
 """
 
 import math
@@ -14,12 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int64
 
 from mdlm.types import ArrayTree, InputError
 
-DATA, FSDP = "data", "fsdp"
-AXES = (DATA, FSDP)
-ROWS = PartitionSpec(AXES)
+DATA, FSDP, SEQUENCE, TENSOR = AXES = ("data", "fsdp", "sequence", "tensor")
+ROWS = PartitionSpec((DATA, FSDP))
 SMALL = 2**14
 """Parameters of fewer entries are replicated: gathering them costs more than keeping them."""
 
@@ -30,34 +32,41 @@ class MeshShape:
 
     data: int = -1
     fsdp: int = 1
+    sequence: int = 1
+    tensor: int = 1
 
     def __post_init__(self):
-        sizes = (self.data, self.fsdp)
-        if any(size != -1 and size < 1 for size in sizes) or sizes == (-1, -1):
-            raise ValueError(f"mesh {sizes}: axis sizes are positive, one of them may be -1")
+        sizes = self._sizes
+        if any(size != -1 and size < 1 for size in sizes) or sizes.count(-1) > 1:
+            raise ValueError(f"mesh {self}: axis sizes are positive, one of them may be -1")
+
+    def __str__(self) -> str:
+        named = zip(AXES, self._sizes, strict=True)
+        return " ".join(f"{axis}={size}" for axis, size in named if size != 1) or "data=1"
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return (self.data, self.fsdp, self.sequence, self.tensor)
 
     def build(self, devices: Sequence[Any] | None = None) -> Mesh:
         """The mesh over `devices` (default: all). InputError where the sizes do not fit."""
         devices = jax.devices() if devices is None else devices
         shape = self.sizes(len(devices))
         try:
-            return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+            return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
         except NotImplementedError as error:  # on a torus of TPUs
             raise InputError(
-                f"mesh data={shape[0]} fsdp={shape[1]} cannot be laid on this slice: each size is "
+                f"mesh {self} cannot be laid on this slice: each size is "
                 "a product of some of the slice's own, as 256 is in 16x16x16 and 64 is not"
             ) from error
 
     def sizes(self, devices: int) -> tuple[int, ...]:
         """The axes' sizes on so many devices. InputError where they do not fit."""
-        fixed = math.prod(size for size in (self.data, self.fsdp) if size != -1)
-        open_axis = -1 in (self.data, self.fsdp)
-        if devices % fixed or (not open_axis and devices != fixed):
-            raise InputError(
-                f"mesh data={self.data} fsdp={self.fsdp} does not fit {devices} devices"
-            )
+        fixed = math.prod(size for size in self._sizes if size != -1)
+        if devices % fixed or (-1 not in self._sizes and devices != fixed):
+            raise InputError(f"mesh {self} does not fit {devices} devices")
         rest = devices // fixed
-        return tuple(rest if size == -1 else size for size in (self.data, self.fsdp))
+        return tuple(rest if size == -1 else size for size in self._sizes)
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
@@ -66,8 +75,24 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
 
 
 def by_rows(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """First dimension split over all devices."""
+    """First dimension split over `data` and `fsdp`."""
     return NamedSharding(mesh, ROWS)
+
+
+def row_parts(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return mesh.shape[DATA] * mesh.shape[FSDP]
+
+
+def rows_here(mesh: Mesh, batch_size: int) -> Int64[np.ndarray, " n"]:
+    """The places in a batch of the rows that this process provides, ascending.
+
+    They are those that its devices work on. Processes whose devices work on the same rows provide
+    the same, and on a torus of TPUs a process's rows need not follow one another.
+    """
+    slices = by_rows(mesh).addressable_devices_indices_map((batch_size,)).values()
+    parts = {part[0].indices(batch_size)[:2] for part in slices if part is not None}
+    return np.concatenate([np.arange(*part, dtype=np.int64) for part in sorted(parts)])
 
 
 def parameter_sharding(mesh: Mesh | AbstractMesh, shapes: ArrayTree) -> ArrayTree:
@@ -87,11 +112,11 @@ def parameter_sharding(mesh: Mesh | AbstractMesh, shapes: ArrayTree) -> ArrayTre
 
 def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulate: int = 1) -> None:
     """InputError unless every device gets the same number of rows in every micro-batch."""
-    if batch_size < 1 or batch_size % (mesh.size * accumulate):
+    parts = row_parts(mesh)
+    if batch_size < 1 or batch_size % (parts * accumulate):
+        over = f"{parts} devices" if parts == mesh.size else f"data x fsdp = {parts}"
         micro = f" in {accumulate} micro-batches" if accumulate > 1 else ""
-        raise InputError(
-            f"a batch of {batch_size} rows does not divide over {mesh.size} devices{micro}"
-        )
+        raise InputError(f"a batch of {batch_size} rows does not divide over {over}{micro}")
 
 
 def on(mesh: Mesh | AbstractMesh) -> AbstractContextManager:
@@ -116,17 +141,26 @@ def platform() -> str:
 def divides_rows(rows: int) -> bool:
     """Whether the mesh that is traced for (see `on`) has several devices that share `rows` rows."""
     mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and mesh.size > 1 and rows % mesh.size == 0
+    return not mesh.empty and mesh.size > 1 and rows % row_parts(mesh) == 0
 
 
 def place(mesh: Mesh, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a global batch, as arrays split over the mesh.
+    """This process's rows of a global batch (see `rows_here`), as arrays split over the mesh.
 
     Scalars are the same on every process and are replicated.
     """
-    return {
-        name: jax.make_array_from_process_local_data(
-            by_rows(mesh) if np.ndim(value) else replicated(mesh), value
-        )
-        for name, value in rows.items()
-    }
+    return {name: _placed(mesh, np.asarray(value)) for name, value in rows.items()}
+
+
+def _placed(mesh: Mesh, value: np.ndarray) -> jax.Array:
+    if value.ndim == 0:
+        return jax.make_array_from_callback((), replicated(mesh), lambda _: value)
+    parts = row_parts(mesh)
+    count = len(value) // len(rows_here(mesh, parts)) * parts
+    here = rows_here(mesh, count)
+
+    def part(index: Any) -> np.ndarray:
+        start, stop, _ = index[0].indices(count)
+        return value[np.searchsorted(here, start) : np.searchsorted(here, stop)]
+
+    return jax.make_array_from_callback((count, *value.shape[1:]), by_rows(mesh), part)

@@ -158,7 +158,7 @@ def test_faulty_files_are_named_with_the_line(tmp_path, text, message):
 
 
 def test_mesh_and_batch_must_fit():
-    with pytest.raises(InputError, match="data=3 fsdp=1 does not fit 8 devices"):
+    with pytest.raises(InputError, match="data=3 does not fit 8 devices"):
         MeshShape(data=3).build()
     with pytest.raises(InputError, match="fsdp=16 does not fit"):
         MeshShape(fsdp=16).build()

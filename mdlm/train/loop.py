@@ -18,7 +18,7 @@ from mdlm.data.dataset import Dataset
 from mdlm.data.loader import HostBatch, TrainLoader
 from mdlm.evals.nll import Metric
 from mdlm.experiment import Experiment, Model
-from mdlm.mesh import check_batch, place
+from mdlm.mesh import check_batch, place, rows_here
 from mdlm.models.network import count_parameters
 from mdlm.times import balanced_order
 from mdlm.train import guard
@@ -115,8 +115,7 @@ def train(
         dataset.train.rows,
         settings.batch_size,
         experiment.seed,
-        jax.process_index(),
-        jax.process_count(),
+        rows_here(mesh, settings.batch_size),
     )
     abstract = abstract_state(model, tx, mesh)
     state: State

@@ -16,7 +16,7 @@ from mdlm.data.mixture import Mixture
 from mdlm.evals.ngrams import Baselines
 from mdlm.evals.nll import Metric, Perplexity, Report, summarise
 from mdlm.experiment import Model
-from mdlm.mesh import check_batch, place
+from mdlm.mesh import check_batch, place, rows_here
 from mdlm.objectives.block import BlockNelbo
 from mdlm.objectives.clip_search import Interval, search
 from mdlm.processes.masked import Masked
@@ -65,7 +65,7 @@ class Scorer:
             return jax.device_get(self.score(params, jax.random.fold_in(key, number), placed))
 
         def batches():
-            return evaluation_batches(rows, size, jax.process_index(), jax.process_count())
+            return evaluation_batches(rows, size, rows_here(self.mesh, size))
 
         n = len(rows)
         bound, count = how.score(score, batches, rows=n, seed=experiment.seed, report=report)

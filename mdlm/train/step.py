@@ -23,7 +23,7 @@ from jaxtyping import Float, Int, Key
 
 from mdlm.experiment import Model
 from mdlm.keys import stream
-from mdlm.mesh import ROWS, on, parameter_sharding, replicated
+from mdlm.mesh import ROWS, on, parameter_sharding, replicated, row_parts
 from mdlm.train import guard
 from mdlm.types import ArrayTree, Batch, LossTerms
 
@@ -166,9 +166,10 @@ def split(mesh: Mesh, accumulate: int, batch: Batch) -> Batch:
     def cut(x: Array) -> Array:
         if x.ndim == 0:
             return jnp.broadcast_to(x, (accumulate,))
-        rows = x.shape[0] // (mesh.size * accumulate)
-        x = x.reshape(mesh.size, accumulate, rows, *x.shape[1:]).swapaxes(0, 1)
-        x = x.reshape(accumulate, mesh.size * rows, *x.shape[3:])
+        parts = row_parts(mesh)
+        rows = x.shape[0] // (parts * accumulate)
+        x = x.reshape(parts, accumulate, rows, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(accumulate, parts * rows, *x.shape[3:])
         spec = jax.sharding.PartitionSpec(None, *ROWS)
         return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, spec))
 

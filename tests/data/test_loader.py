@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from held import Held
 
-from mdlm.data.loader import TrainLoader, evaluation_batches
+from mdlm.data.loader import TrainLoader, evaluation_batches, process_part
 from mdlm.data.packing import Wrap
 from mdlm.data.rows import Rows, RowSet
 from mdlm.types import Batch, InputError, Vocab
@@ -48,7 +48,7 @@ def joined(parts):
 def test_global_batches_do_not_depend_on_processes(processes, n):
     rows = make_rows(n)
     alone = TrainLoader(rows, 8, seed=5)
-    parts = [TrainLoader(rows, 8, 5, i, processes) for i in range(processes)]
+    parts = [TrainLoader(rows, 8, 5, process_part(8, i, processes)) for i in range(processes)]
     for position in (0, 8, 24, 8 * n, 8 * n + 3):
         assert_same(joined([p.batch_at(position) for p in parts]), alone.batch_at(position))
 
@@ -70,7 +70,7 @@ def test_each_epoch_has_each_row_once(n):
 
 def test_a_batch_is_the_rows_it_names():
     rows = make_rows(10)
-    loader = TrainLoader(rows, 6, seed=0, process_index=1, process_count=2)
+    loader = TrainLoader(rows, 6, seed=0, here=process_part(6, 1, 2))
     batch = loader.batch_at(12)
     indices = loader.indices_at(12)
     np.testing.assert_array_equal(batch["tokens"], rows.rows.tokens[indices])
@@ -86,7 +86,7 @@ def test_resumes_anywhere():
     batches = dict(itertools.islice(TrainLoader(rows, 4, seed=3).iterate(0), 12))
     assert list(batches) == list(range(4, 52, 4))
     for start in (0, 4, 20, 36):
-        parts = [TrainLoader(rows, 4, 3, i, 2).iterate(start) for i in range(2)]
+        parts = [TrainLoader(rows, 4, 3, process_part(4, i, 2)).iterate(start) for i in range(2)]
         for step in range(1, 4):
             (position, first), (other, second) = map(next, parts)
             assert position == other == start + 4 * step
@@ -102,7 +102,10 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after):
     straight = dict(itertools.islice(TrainLoader(rows, 12, seed=3).iterate(0), 9))
     position = 0
     for processes, steps in ((before, 4), (after, 5)):
-        parts = [TrainLoader(rows, 12, 3, i, processes).iterate(position) for i in range(processes)]
+        parts = [
+            TrainLoader(rows, 12, 3, process_part(12, i, processes)).iterate(position)
+            for i in range(processes)
+        ]
         for _ in range(steps):
             found = [next(part) for part in parts]
             (position,) = {position for position, _ in found}  # what a checkpoint keeps
@@ -180,7 +183,9 @@ def test_evaluation_has_every_token_of_a_stream_once(remainder, scored):
     vocab = Vocab(size=100, mask_id=3, bos_id=0, eos_id=1, pad_id=2)
     rows = Wrap(length=8, row_specials=False, remainder=remainder).of([tokens], vocab)
     for processes in (1, 3):
-        streams = [evaluation_batches(rows, 3, i, processes) for i in range(processes)]
+        streams = [
+            evaluation_batches(rows, 3, process_part(3, i, processes)) for i in range(processes)
+        ]
         batches = [joined(list(parts)) for parts in zip(*streams, strict=True)]
         seen = np.concatenate([b["tokens"][b["loss_mask"]] for b in batches])
         assert seen.tolist() == [*tokens, 1][:scored]
@@ -220,7 +225,7 @@ def test_errors_of_the_thread_arrive(monkeypatch):
 @pytest.mark.parametrize("n", [1, 7, 8, 16, 19])
 def test_evaluation_sees_every_row_once(processes, n):
     rows = make_rows(n)
-    streams = [evaluation_batches(rows, 8, i, processes) for i in range(processes)]
+    streams = [evaluation_batches(rows, 8, process_part(8, i, processes)) for i in range(processes)]
     batches = [joined(list(parts)) for parts in zip(*streams, strict=True)]
     assert len(batches) == -(-n // 8)
     whole = {k: np.concatenate([b[k] for b in batches]) for k in batches[0] if k != "rows"}
@@ -247,16 +252,15 @@ def test_rows_without_padding_come_without_a_mask():
 def test_errors():
     rows = make_rows(4)
     with pytest.raises(InputError, match="batch_size=6 does not divide among 4 processes"):
-        TrainLoader(rows, 6, 0, 0, 4)
-    with pytest.raises(InputError, match="batch_size=6 does not divide"):
-        evaluation_batches(rows, 6, 0, 4)
+        process_part(6, 0, 4)
     with pytest.raises(InputError, match="batch_size=0"):
         TrainLoader(rows, 0, 0)
-    for make in (TrainLoader, evaluation_batches):
-        with pytest.raises(InputError, match="no rows"):
-            make(make_rows(0), 2, 0)
+    with pytest.raises(InputError, match="no rows"):
+        TrainLoader(make_rows(0), 2, 0)
+    with pytest.raises(InputError, match="no rows"):
+        evaluation_batches(make_rows(0), 2)
     with pytest.raises(ValueError, match="process_index=2"):
-        TrainLoader(rows, 4, 0, 2, 2)
+        process_part(4, 2, 2)
     with pytest.raises(ValueError, match="position=-1"):
         TrainLoader(rows, 4, 0).batch_at(-1)
     with pytest.raises(ValueError, match="seed=-1 is not in"):

@@ -12,7 +12,7 @@ from store_maker import write_store
 
 from mdlm.data.dataset import TextData
 from mdlm.data.joined_rows import JoinedRows, MixedRows
-from mdlm.data.loader import TrainLoader, evaluation_batches
+from mdlm.data.loader import TrainLoader, evaluation_batches, process_part
 from mdlm.data.mixture import Mixture
 from mdlm.data.order import PERIOD
 from mdlm.data.packing import Pad, Wrap
@@ -84,7 +84,9 @@ def test_batches_of_any_number_of_processes_from_anywhere():
     for position in (0, 12, PERIOD - 5, 3 * PERIOD + 1, 12 * 10**9):
         whole = alone.indices_at(position)
         for processes in (2, 3, 4):
-            parts = [TrainLoader(rows, 12, 7, i, processes) for i in range(processes)]
+            parts = [
+                TrainLoader(rows, 12, 7, process_part(12, i, processes)) for i in range(processes)
+            ]
             found = np.concatenate([loader.indices_at(position) for loader in parts])
             np.testing.assert_array_equal(found, whole)
 
