@@ -42,7 +42,8 @@ SIZES = {
 
 TWIN_HAS = {
     "network.remat", "network.attention", "network.logits_chunk", "network.cond_dim",
-    "mesh.data", "mesh.fsdp", "optimizer.learning_rate", "optimizer.warmup_steps",
+    "mesh.data", "mesh.fsdp", "mesh.sequence", "mesh.tensor",
+    "optimizer.learning_rate", "optimizer.warmup_steps",
     "optimizer.clip_norm", "train.ema_decay",
 }  # fmt: skip
 """Settings that the twin follows, or that change only how ours is computed."""

@@ -17,7 +17,9 @@ of tokens/s over those of the faster of the twin's forms. "peak MiB" is what the
 allocates: state, batch and temporaries.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from types import ModuleType
 from typing import Any
 
@@ -41,9 +43,8 @@ class Ours:
     def __init__(self, experiment: Experiment, columns: int):
         model = setting.model(experiment, columns)
         shape, settings = experiment.mesh, experiment.train
-        sizes = (shape.data, shape.fsdp)
-        devices = jax.devices()
-        self.mesh = shape.build(devices if -1 in sizes else devices[: sizes[0] * sizes[1]])
+        sizes, devices = astuple(shape), jax.devices()
+        self.mesh = shape.build(devices if -1 in sizes else devices[: math.prod(sizes)])
         check_batch(self.mesh, settings.batch_size, settings.accumulate)
         tx = experiment.optimizer.build(settings.steps)
         fresh = create_state(model, tx, self.mesh, jax.random.key(experiment.seed))
