@@ -312,9 +312,9 @@ def test_profiling_changes_nothing_and_says_how_fast(tmp_path):
 @pytest.mark.slow
 def test_mfu_is_left_out_where_no_peak_is_known(tmp_path, monkeypatch):
     from mdlm.hardware import Peak
-    from mdlm.train import loop
+    from mdlm.train import meter
 
-    monkeypatch.setattr(loop, "peak_flops", lambda dtype, devices: Peak(None, "unknown"))
+    monkeypatch.setattr(meter, "peak_flops", lambda dtype, devices: Peak(None, "unknown"))
     events = list(session(tmp_path, "run", steps=3).train())
     lines = [event.metrics for event in events if isinstance(event, Stepped)]
     assert any("flops_per_second" in line for line in lines)
