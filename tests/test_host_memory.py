@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from mdlm import host_memory
+
 PROGRAM = """
 import resource, sys
 from mdlm.host_memory import keep_freed
@@ -33,3 +35,16 @@ def test_a_step_faults_no_pages_once_memory_is_kept():
         return int(out.stdout)
 
     assert faults("keep") < 0.1 * faults("default")
+
+
+def test_only_for_the_cpu(tmp_path, monkeypatch):
+    gpu = tmp_path / "nvidia0"
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert not host_memory.has_accelerator([str(gpu)])
+    gpu.touch()
+    assert host_memory.has_accelerator([str(gpu)])
+    monkeypatch.setattr(host_memory, "has_accelerator", lambda: True)
+    assert not host_memory.keep_freed()
+    monkeypatch.undo()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert not host_memory.has_accelerator([str(gpu)])
