@@ -18,6 +18,7 @@ from mdlm.experiment import Model
 from mdlm.keys import stream
 from mdlm.mesh import AXES, FSDP, by_rows, on, replicated, row_parts
 from mdlm.models.network import count_parameters
+from mdlm.models.readout import chunk_size, rows_at_once
 from mdlm.train.step import abstract_state, init
 from mdlm.types import ArrayTree, Batch, Prediction
 
@@ -135,8 +136,10 @@ def estimated_temporaries(model: Model, mesh: AbstractMesh) -> float:
     if getattr(e.network, "remat", "none") != "none":
         everything = replace(e.network, remat="none")  # pyright: ignore[reportCallIssue]
         block = (kept_bytes(_with_network(model, everything), mesh, rows) - kept) / depth
-    most = rows * e.data.packing.length * model.columns
-    logits = HELD * 4 * min(getattr(e.network, "logits_chunk", most), most)
+    with on(mesh):
+        chunk = getattr(e.network, "logits_chunk", None) or chunk_size()
+    at_once = rows_at_once(chunk, rows * e.data.packing.length, model.columns)
+    logits = HELD * 4 * at_once * model.columns
     whole = 4 * count_parameters(shapes(model)["params"]["network"].get("blocks", {}))
     gathered = 2 * whole / depth if mesh.shape[FSDP] > 1 else 0
     return kept + max(block, 0) + gradients + logits + gathered

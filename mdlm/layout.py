@@ -101,9 +101,7 @@ def parameter_sharding(
     return jax.tree_util.tree_map_with_path(rule, shapes)
 
 
-def fitted(
-    mesh: Mesh | AbstractMesh, shape: tuple[int, ...], spec: PartitionSpec
-) -> PartitionSpec:
+def fitted(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
     """`spec` without the splits that do not divide a dimension of `shape`."""
     found: list[tuple[str, ...] | None] = []
     for size, entry in zip(shape, spec, strict=False):

@@ -58,7 +58,7 @@ class ScaledTransformer(Network):
     dropout: float = 0.0
     dtype: Precision = "auto"
     remat: Remat = "auto"
-    logits_chunk: int = 5 * 2**20
+    logits_chunk: int | None = None
 
     def __post_init__(self):
         check_sizes(self, dtype=Precision, remat=Remat)

@@ -73,7 +73,7 @@ class MD4Transformer(Network):
     dtype: Precision = "auto"
     attention: Implementation = "auto"
     remat: Remat = "auto"
-    logits_chunk: int = 5 * 2**20
+    logits_chunk: int | None = None
 
     def __post_init__(self):
         check_sizes(self, mlp=Gate, dtype=Precision, attention=Implementation, remat=Remat)

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int
 
 from mdlm.layout import STREAM, at_rest, axes_of, fitted, traced
-from mdlm.mesh import row_parts
+from mdlm.mesh import platform, row_parts
 from mdlm.models.layers import materialised, matmul
 from mdlm.types import ArrayTree, KeyValues, Prediction, weighted
 
@@ -31,11 +31,25 @@ FEWEST = 128
 RowLoss = Callable[[Float[Array, "n v"], ArrayTree, ArrayTree], Float[Array, " n"]]
 
 
+def chunk_size() -> int:
+    """Logits that are held at once where nobody says.
+
+    On a CPU they stay in its cache. On accelerators each chunk adds to the whole gradient of the
+    kernel in memory, so chunks are few and large: a quarter of a GiB.
+    """
+    return 5 * 2**20 if platform() == "cpu" else 2**26
+
+
+def rows_at_once(chunk: int, rows: int, columns: int) -> int:
+    """Rows of a chunk: some sixteenths at least, so that those that weigh nothing are skipped."""
+    return max(1, min(chunk // columns, max(FEWEST, rows // 16), rows))
+
+
 class Readout(Prediction):
     """Hidden states and the head that turns them into logits.
 
-    `chunk` bounds the number of logits that `reduce_rows` holds at once on a device; one row is
-    the least it can take.
+    `chunk` bounds the number of logits that `reduce_rows` holds at once on a device (None:
+    `chunk_size`); one row is the least it can take.
     """
 
     def __init__(
@@ -44,11 +58,12 @@ class Readout(Prediction):
         kernel: Float[Array, "d v"],
         bias: Float[Array, " v"] | None,
         *,
-        chunk: int = 5 * 2**20,
+        chunk: int | None = None,
         cache: KeyValues | None = None,
     ):
         self.cache = cache
-        self.hidden, self.kernel, self.bias, self.chunk = hidden, kernel, bias, chunk
+        self.hidden, self.kernel, self.bias = hidden, kernel, bias
+        self.chunk = chunk_size() if chunk is None else chunk
 
     def logits(self, at: Int[Array, " n"] | None = None) -> Float[Array, "..."]:
         hidden = self.hidden
@@ -135,7 +150,7 @@ def _loop(fn, chunk, with_gradients, hidden, kernel, bias, shared, rows, weight)
     """((total, values), gradients of the total in hidden, kernel, bias and shared, or None)."""
     b, l = weight.shape
     n, v = b * l, kernel.shape[1]
-    size = max(1, min(chunk // v, max(FEWEST, n // 16), n))
+    size = rows_at_once(chunk, n, v)
     padded = -(-n // size) * size
     order, is_used, place = _pack(weight.reshape(n) != 0, padded)
 

@@ -61,7 +61,8 @@ class Transformer(Network):
         remat: what the backward pass makes anew instead of keeping: "none"; all but the results
             of matrix products and attention ("products"); all inside a block ("blocks", the least
             memory and a third more products). "auto": nothing on CPUs, else "products".
-        logits_chunk: logits that `Prediction.reduce_rows` holds at once on a device.
+        logits_chunk: logits that `Prediction.reduce_rows` holds at once on a device (None: see
+            `mdlm.models.readout.chunk_size`).
     """
 
     width: int = 768
@@ -75,7 +76,7 @@ class Transformer(Network):
     dtype: Precision = "auto"
     attention: Implementation = "auto"
     remat: Remat = "auto"
-    logits_chunk: int = 5 * 2**20
+    logits_chunk: int | None = None
 
     def __post_init__(self):
         check_sizes(
@@ -113,8 +114,9 @@ def check_sizes(config: Any, **kinds: Any) -> None:
     """ValueError where sizes that all transformers have are impossible, or a field is none of the
     values of its `Literal` in `kinds`."""
     for name in ("width", "depth", "heads", "logits_chunk"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
     if config.width % (2 * config.heads):
         raise ValueError(
             f"width={config.width} must be an even multiple of heads={config.heads}"
