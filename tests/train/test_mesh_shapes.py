@@ -152,7 +152,9 @@ def check(name: str, shape: tuple[int, ...], accumulate: int = 1) -> None:
         expected,
     )
     if math.prod(shape[1:]) > 1:
-        kernel = state["opt_state"][1][0].mu["network"]["blocks"]["qkv" if name != "gidd" else "q"]["kernel"]
+        kernel = state["opt_state"][1][0].mu["network"]["blocks"]["qkv" if name != "gidd" else "q"][
+            "kernel"
+        ]
         assert kernel.sharding.num_devices == math.prod(shape)
         assert kernel.addressable_shards[0].data.size * math.prod(shape[1:]) == kernel.size
 
