@@ -11,7 +11,7 @@ on a few rows of made-up tokens.
 import math
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ from mdlm.hardware import datasheet
 from mdlm.mesh import AXES, check_batch, on
 from mdlm.models.layers import compute_dtype
 from mdlm.models.network import count_parameters
-from mdlm.topology import Topology
+from mdlm.topology import SHAPES, Topology
 from mdlm.train.step import abstract_state, compile_step
 
 DAY = 86400.0
@@ -149,6 +149,18 @@ class Plan:
         }
 
 
+def as_there(model: Model, topology: Topology) -> Model:
+    """The model as GPUs train it, where nothing else is said: all is kept for the backward pass.
+
+    Networks choose by the platform, and to them a mesh of GPUs is one of TPUs (`Topology.sizes`).
+    """
+    network: Any = model.experiment.network
+    if topology.name in SHAPES or getattr(network, "remat", None) != "auto":
+        return model
+    network = replace(network, remat="none")
+    return Model(replace(model.experiment, network=network), model.vocab, model.counts)
+
+
 def plan(
     model: Model,
     topology: Topology,
@@ -174,7 +186,7 @@ def plan(
     check_batch(mesh, e.train.batch_size, e.train.accumulate)
     given, gradients = given_bytes(model, mesh)
     if compiled is None:
-        method, temporaries = "estimated", estimated_temporaries(model, mesh)
+        method, temporaries = "estimated", estimated_temporaries(as_there(model, topology), mesh)
     elif on_smaller is None:
         method, temporaries = "compiled", compiled.temporaries
         if compiled.arguments is not None:

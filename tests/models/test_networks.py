@@ -11,6 +11,7 @@ from jaxtyping import TypeCheckError
 
 from mdlm.layout import parameter_sharding
 from mdlm.mesh import MeshShape
+from mdlm.models import transformer
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.layers import compute_dtype
@@ -334,3 +335,25 @@ def test_wrong_sizes_are_refused(wrong):
     # The import hook of the tests refuses a dtype that is not listed before we can.
     with pytest.raises((ValueError, TypeCheckError), match=str(value)):
         DiT(**wrong)
+
+
+def test_blocks_are_written_out_on_gpus_that_keep_all(tokens, monkeypatch):
+    network = dataclasses.replace(DIT, depth=3)
+    params = random_params(network)
+
+    def total(params, remat):
+        changed = dataclasses.replace(network, remat=remat)
+        return jnp.square(
+            denoiser(changed, COLUMNS, params)(NetInput(tokens=tokens)).logits()
+        ).sum()
+
+    plain = jax.grad(total)(params, "none")
+    monkeypatch.setattr(transformer, "platform", lambda: "gpu")
+    for remat, blocks in {"auto": 3, "none": 3, "products": 1, "blocks": 1}.items():
+        program = str(jax.make_jaxpr(functools.partial(total, remat=remat))(params))
+        assert f"unroll={blocks}\n" in program, remat
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        jax.grad(total)(params, "auto"),
+        plain,
+    )
