@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import tiny
 
+from mdlm.evals.nll import Perplexity
 from mdlm.experiment import Training
+from mdlm.mesh import MeshShape
+from mdlm.overrides import apply
 from mdlm.run import load
 from mdlm.train.checkpoint import Checkpoints
 from mdlm.train.loop import Began, Evaluated, Saved, Stepped, Stopped
@@ -223,3 +226,78 @@ with Checkpoints(pathlib.Path({str(tmp_path / "c")!r})) as checkpoints:
         assert checkpoints.steps == [1]
         state, _ = checkpoints.restore({"w": jax.ShapeDtypeStruct((1000,), np.float32)})
         np.testing.assert_array_equal(state["w"], np.arange(1000.0))
+
+
+@pytest.fixture
+def on_devices(monkeypatch):
+    """From here on there are so many devices."""
+    every = jax.local_devices()
+
+    def choose(count: int) -> None:
+        monkeypatch.setattr(jax, "devices", lambda *_: every[:count])
+
+    return choose
+
+
+def on_mesh(setup, out, mesh: MeshShape, **changes) -> Session:
+    """A session of a network some of whose arrays are large enough to be split."""
+    experiment, file = setup
+    names = {"network.width": "64", "network.depth": "1"} | changes
+    names |= {f"mesh.{axis}": str(size) for axis, size in vars(mesh).items()}
+    overrides = list(names.items())
+    return Session(apply(experiment, overrides), out, source=file.read_text(), overrides=overrides)
+
+
+@pytest.mark.slow
+def test_continued_on_another_mesh_as_if_it_had_stayed(setup, tmp_path, on_devices):
+    """Half on eight devices, half on four: the curve, and the parameters, of one device."""
+    times = {"train.steps": "12", "train.eval_every": "6", "train.checkpoint_every": "6"}
+    straight = on_mesh(setup, tmp_path / "a", MeshShape(), **times)
+    list(straight.train())
+    for count, mesh, last in (
+        (8, MeshShape(data=2, fsdp=4), 6),
+        (4, MeshShape(data=1, fsdp=4), 12),
+    ):
+        on_devices(count)
+        part = on_mesh(setup, tmp_path / "b", mesh, **times)
+        seen = list(part.train(lambda part=part, last=last: part.step >= last))
+        began = seen[0]
+        assert isinstance(began, Began) and (began.devices, began.step) == (count, last - 6)
+        assert part.step == last and part.folder.experiment().mesh == mesh
+    lines = [
+        [line for line in folder.metrics() if line["kind"] in ("train", "valid")]
+        for folder in (straight.folder, part.folder)
+    ]
+    assert [e["step"] for e in lines[0]] == [e["step"] for e in lines[1]]
+    for a, b in zip(*lines, strict=True):
+        name = "loss" if a["kind"] == "train" else "nats per token"
+        assert b[name] == pytest.approx(a[name], rel=2e-4), a["step"]
+    (_, a), (_, b) = final(tmp_path / "a"), final(tmp_path / "b")
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(y, x, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_opened_where_its_mesh_does_not_fit(setup, tmp_path, on_devices):
+    """A run of eight devices scores and samples the same on three, or on a mesh that is named."""
+    on_devices(8)
+    once = {"train.steps": "1"}
+    list(on_mesh(setup, tmp_path / "run", MeshShape(data=1, fsdp=8), **once).train())
+    how = Perplexity(batch_size=24)
+    there = load(tmp_path / "run")
+    assert there.remark is None and there.mesh.size == 8
+    value = there.perplexity(how)[0].value
+    text = there.generate("the ", length=20).texts[0].text
+    on_devices(3)
+    run = load(tmp_path / "run")
+    assert run.remark == "trained on a mesh of fsdp=8, opened on one of fsdp=3"  # it stays split
+    assert run.perplexity(how)[0].value == pytest.approx(value, rel=1e-5)
+    assert run.generate("the ", length=20).texts[0].text == text
+    on_devices(8)
+    run = load(tmp_path / "run", mesh=MeshShape(data=4, fsdp=2))
+    assert run.remark == "trained on a mesh of fsdp=8, opened on one of data=4 fsdp=2"
+    assert run.perplexity(how)[0].value == pytest.approx(value, rel=1e-5)
+    on_devices(1)
+    assert load(tmp_path / "run").remark.endswith("opened on one of data=1")
+    with pytest.raises(InputError, match="mesh fsdp=8 does not fit 1 devices"):
+        on_mesh(setup, tmp_path / "run", MeshShape(data=1, fsdp=8))
