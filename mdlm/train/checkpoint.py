@@ -16,7 +16,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
+from mdlm.train.places import first_line, located, reach, steps_in
 from mdlm.types import ArrayTree, InputError
 
 METRIC = "nelbo"
@@ -31,29 +31,6 @@ METRIC = "nelbo"
 
 def _metric(metrics: dict[str, float]) -> float:
     return metrics.get(METRIC, float("inf"))
-
-
-def located(where: str | Path) -> epath.Path:
-    """A folder of this machine, made absolute, or one elsewhere by its URL (`gs://...`).
-
-    InputError where nothing that is installed opens it.
-    """
-    name = str(where)
-    scheme, mark, _ = name.partition("://")
-    if not mark:
-        return epath.Path(where).absolute()
-    try:
-        path = epath.Path(name)
-        path.exists()
-    except ImportError as error:
-        needed = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}.get(scheme)
-        hint = f"pip install {needed}" if needed else str(error)
-        raise InputError(f"{name}: what opens {scheme}:// is not installed ({hint})") from error
-    except (KeyError, ValueError, NotImplementedError) as error:
-        raise InputError(f"{name}: checkpoints cannot be kept on {scheme}://") from error
-    except Exception as error:  # no such bucket, no permission, no network: each says it its way
-        raise InputError(f"{name}: cannot be reached ({_first_line(error)})") from error
-    return path
 
 
 class Checkpoints:
@@ -69,7 +46,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | os.PathLike[str],
         keep: int = 2,
         keep_every: int = 0,
         *,
@@ -77,6 +54,7 @@ class Checkpoints:
     ):
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = located(folder)
+        reach(self.folder)
         policies: list[managers.PreservationPolicy] = [
             managers.LatestN(keep),
             managers.BestN(
@@ -194,22 +172,18 @@ class Checkpoints:
             step = self._unreadable_metrics() if step is None else step
             if step is None:
                 raise
-            older = [other for other in self._on_disk() if other < step]
+            older = [other for other in steps_in(self.folder) if other < step]
             left = "no older one is left"
             if older:
                 left = f"to use the one of step {older[-1]}, move {self.folder / str(step)} away"
             raise InputError(
                 f"{self.folder}: the checkpoint of step {step} is damaged"
-                f" ({_first_line(error)}); {left}"
+                f" ({first_line(error)}); {left}"
             ) from error
-
-    def _on_disk(self) -> list[int]:
-        names = [path.name for path in self.folder.iterdir()]
-        return sorted(int(name) for name in names if name.isdecimal())
 
     def _unreadable_metrics(self) -> int | None:
         """The step of a checkpoint whose metrics, which are read of all, are damaged."""
-        for step in reversed(self._on_disk()):
+        for step in reversed(steps_in(self.folder)):
             try:
                 json.loads((self.folder / str(step) / "metrics" / "metrics").read_text())
             except FileNotFoundError:
@@ -243,14 +217,6 @@ def _leaves(tree: ArrayTree) -> list:
 def _name(path: tuple) -> str:
     parts = [getattr(p, "key", getattr(p, "idx", getattr(p, "name", None))) for p in path]
     return ".".join(str(part) for part in parts)
-
-
-def _first_line(error: BaseException) -> str:
-    """What lies at the bottom of an exception, in short."""
-    while (below := error.__cause__ or error.__context__) is not None:
-        error = below
-    text = str(error).split("\n")[0].split(" [")[0]
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _let_readers_end(error: BaseException | None) -> None:

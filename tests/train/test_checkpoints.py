@@ -19,7 +19,8 @@ from mdlm.data.dataset import Dataset
 from mdlm.experiment import Experiment, Model
 from mdlm.mesh import MeshShape
 from mdlm.models.dit import DiT
-from mdlm.train.checkpoint import Checkpoints, located
+from mdlm.train.checkpoint import Checkpoints
+from mdlm.train.places import located, newest_in
 from mdlm.train.step import abstract_state, init
 from mdlm.types import InputError
 
@@ -210,9 +211,13 @@ def test_where_checkpoints_can_be(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(located("a/b")) == str(tmp_path / "a" / "b")
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
-    with pytest.raises(InputError, match=r"^gs://bucket/run: .*gs:// is not.*pip install gcsfs"):
-        located("gs://bucket/run")
-    with pytest.raises(InputError, match="^memory://run: checkpoints cannot be kept on memory://"):
+    assert str(located("gs://bucket/run")) == "gs://bucket/run"
+    for use in (Checkpoints, lambda url: newest_in(located(url))):
+        with pytest.raises(InputError, match=r"^gs://bucket/run: .* \(pip install gcsfs\)$"):
+            use("gs://bucket/run")
+    with pytest.raises(
+        InputError, match="^memory://run: checkpoints are kept in a folder, or on gs://"
+    ):
         located("memory://run")
 
 

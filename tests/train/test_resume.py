@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import jax
@@ -18,6 +20,7 @@ from mdlm.overrides import apply
 from mdlm.run import load
 from mdlm.train.checkpoint import Checkpoints
 from mdlm.train.loop import Began, Evaluated, Saved, Stepped, Stopped
+from mdlm.train.record import RunFolder
 from mdlm.train.session import Session
 from mdlm.types import InputError
 
@@ -301,3 +304,100 @@ def test_opened_where_its_mesh_does_not_fit(setup, tmp_path, on_devices):
     assert load(tmp_path / "run").remark.endswith("opened on one of data=1")
     with pytest.raises(InputError, match="mesh fsdp=8 does not fit 1 devices"):
         on_mesh(setup, tmp_path / "run", MeshShape(data=1, fsdp=8))
+
+
+def elsewhere(setup, out, checkpoints, **changes) -> Session:
+    experiment, file = setup
+    overrides = [(name.replace("__", "."), str(value)) for name, value in changes.items()]
+    return Session(
+        apply(experiment, overrides),
+        out,
+        source=file.read_text(),
+        overrides=overrides,
+        checkpoints=checkpoints,
+    )
+
+
+@pytest.mark.slow
+def test_checkpoints_elsewhere_are_found_and_outlive_the_run_folder(setup, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, store = tmp_path / "run", tmp_path / "store" / "c"
+    stop_at(elsewhere(setup, run, "store/c", train__checkpoint_every=5).train, 5)
+    assert json.loads((run / "config.json").read_text())["checkpoints"] == str(store)
+    assert not (run / "checkpoints").exists()
+    monkeypatch.chdir("/")
+    assert load(run).step >= 5
+    # The same command finds them, with the option or without.
+    part = elsewhere(setup, run, str(store))
+    kept = next(iter(part.train())).step
+    assert kept >= 5 and part.folder.checkpoints == elsewhere(setup, run, None).folder.checkpoints
+    # Elsewhere there are none, and the run would begin anew.
+    with pytest.raises(InputError, match=f"those of {run} are in {store}; move them first"):
+        elsewhere(setup, run, str(tmp_path / "other"))
+    # The machine and its run folder are gone.
+    shutil.rmtree(run)
+    with pytest.raises(InputError, match=r"of another run; seed: 0 there, 3 here$"):
+        elsewhere(setup, run, str(store), seed=3)
+    assert not run.exists()
+    again = elsewhere(setup, run, str(store))
+    assert [e.step for e in again.train() if isinstance(e, Began)] == [kept]
+    assert again.finished and load(run).step == 20
+    # Moved, and said so.
+    store.rename(tmp_path / "moved")
+    assert next(iter(elsewhere(setup, run, str(tmp_path / "moved")).train())).step == 20
+    assert load(run).step == 20
+    experiment, file = setup
+    fresh = Session(
+        experiment, tmp_path / "next", source=file.read_text(), overrides=[], init_from=str(run)
+    )
+    assert jax.tree.leaves(fresh.initial)
+
+
+def test_folder_that_was_only_just_begun_is_begun_again(setup, tmp_path):
+    """A run killed in its first moments leaves a folder that is none yet, but is nobody else's."""
+    out = tmp_path / "run"
+    with stopped(stop_before="config.json"), pytest.raises(KeyboardInterrupt):
+        session(setup, out)
+    left = {path.name for path in out.iterdir()}
+    assert left == {".begun", "experiment.py", "env.json"}
+    session(setup, out)
+    assert {path.name for path in out.iterdir()} == {
+        "experiment.py",
+        "env.json",
+        "config.json",
+        "data",
+    }
+    (out / "config.json").unlink()
+    with pytest.raises(InputError, match="exists and is not a run folder"):
+        session(setup, out)
+
+
+@contextmanager
+def stopped(stop_before: str):
+    write = RunFolder._write
+
+    def stopping(self, name, text):
+        if name == stop_before:
+            raise KeyboardInterrupt
+        write(self, name, text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "_write", stopping)
+        yield
+
+
+def test_a_line_cut_off_and_samples_after_the_checkpoint_are_dropped(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in (5, 10, 15):
+        folder.log("train", step, {"loss": 1.0})
+        folder.add_samples(step, [f"text {step}", "=== step 99, sample 2 ===\nno heading"])
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "train", "step": 16, "lo')
+    assert [line["step"] for line in folder.metrics()] == [5, 10, 15]
+    folder.rewind(10)
+    assert [line["step"] for line in folder.metrics()] == [5, 10]
+    samples = (tmp_path / "samples.txt").read_text()
+    assert samples.count("=== step 10, sample 1 ===\ntext 10\n") == 1 and "text 15" not in samples
+    assert samples.count("no heading") == 2
+    folder.rewind(0)
+    assert folder.metrics() == [] and (tmp_path / "samples.txt").read_text() == ""
