@@ -183,6 +183,9 @@ class Watch(threading.Thread):
         self.asked: int | None = None
         """The signal by which they do."""
         self.silent: int | None = None
+        """A process that has given no sign of life for a while."""
+        self.suspects: Callable[[bool], None] = lambda some: None
+        """Told when `silent` becomes or ceases to be one."""
         self.lock = threading.Lock()
         self.over = threading.Event()
         self.ending = threading.Lock()
@@ -244,7 +247,10 @@ class Watch(threading.Thread):
         if party.index == 0:
             self._count_the_living(now)
         word = party.found("word")
-        self.silent = int(word["silent"]) if word.get("silent") else None
+        silent = int(word["silent"]) if word.get("silent") else None
+        if (silent is None) != (self.silent is None):
+            self.suspects(silent is not None)
+        self.silent = silent
         for number, text in party.found("gave_up").items():
             if int(number) == party.index:
                 continue

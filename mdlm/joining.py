@@ -167,6 +167,7 @@ def joined(place: Place | None, *, patience: int | None = None, advice: str = ""
         party = hosts.Party(client, place.index, place.count, advice, err)
         hosts.enter(party)
         aborts.watch = party.watch
+        party.watch.suspects = lambda some: aborts.hold() if some else aborts.release()
         party.watch.start()
         yield
         sys.stdout.flush()
@@ -236,6 +237,7 @@ class _Aborts:
         self.err, self.place, self.seconds = err, place, seconds
         self.watch: hosts.Watch | None = None
         self._log: Any = None
+        self._past = -1
         self._libc = ctypes.CDLL(None)
         self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
         self._libc.signal.restype = ctypes.c_void_p
@@ -252,32 +254,54 @@ class _Aborts:
 
     @contextlib.contextmanager
     def captured(self) -> Iterator[None]:
-        """Keeps what is written on standard error, to be read by `_aborted`, or written later."""
-        sys.stderr.flush()
-        old = os.dup(2)
-        with tempfile.TemporaryFile() as log:
-            os.dup2(log.fileno(), 2)
-            self._log = log
-            try:
-                yield
-            finally:
-                sys.stderr.flush()
-                os.dup2(old, 2)
-                os.close(old)
-                self._log = None
-        # What a library had to warn of on the way is not worth a line where it went well.
+        """Keeps what is written on standard error, to be read by `_aborted`. What a library had to
+        warn of on the way is not worth a line where it went well."""
+        self.hold()
+        try:
+            yield
+        finally:
+            self.release(show=False)
+
+    def hold(self) -> None:
+        """From now on standard error goes into a file. What `self.err` is told is seen."""
+        if self._log is None:
+            sys.stderr.flush()
+            self._log = tempfile.TemporaryFile()
+            self._past = os.dup(2)
+            os.dup2(self._log.fileno(), 2)
+
+    def release(self, show: bool = True) -> None:
+        """Ends `hold`, and shows what was written meanwhile."""
+        if self._log is not None:
+            sys.stderr.flush()
+            os.dup2(self._past, 2)
+            os.close(self._past)
+            self._log.seek(0)
+            if show:
+                self.err.write(self._log.read().decode(errors="replace"))
+                self.err.flush()
+            self._log.close()
+            self._log = None
 
     def _aborted(self, _: int) -> None:
-        if self._log is not None:
+        if self.watch is None:
             self._log.seek(0)
             line = _reason(self._log.read().decode(errors="replace"), self.place, self.seconds)
             print(f"mdlm: {line}", file=self.err, flush=True)
             os._exit(2)
-        if self.watch is not None:
-            # The watching thread sees within a moment whether process 0 is gone.
-            until = time.monotonic() + 5 * hosts.PERIOD
-            while self.watch.silent is None and time.monotonic() < until:
-                time.sleep(0.05)
-            if self.watch.silent is not None:
-                self.watch.end(hosts.LOST, self.watch.loss(self.watch.silent))
+        lost = self.watch.silent
+        if lost is None and not _listens(self.place.coordinator):
+            lost = 0
+        if lost is not None:
+            self.watch.end(hosts.LOST, self.watch.loss(lost))
+        self.release()
         self._libc.signal(signal.SIGABRT, None)  # not of the others' making: let it go on
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
