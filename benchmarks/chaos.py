@@ -15,16 +15,11 @@ machine; the table goes by what was found on disk afterwards.
 
 import argparse
 import json
-import math
-import os
 import random
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +28,22 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from benchmarks import harness
+from benchmarks.lives import (
+    BETWEEN,
+    COMPILING,
+    PHASES,
+    SAVING,
+    START,
+    Life,
+    is_saving,
+    logged,
+    newest,
+)
 from mdlm.types import InputError
 
-PHASES = ("start-up", "compiling", "between steps", "during save")
-SHARES = (0, 3, 2, 3, 1, 2, 3, 2, 3, 0, 1, 3, 2)
-"""Which phase each kill aims at, over and over: their order is drawn."""
-SAVE_EVERY, STEPS_PER_KILL = 8, 8
+SHARES = (START, SAVING, BETWEEN, SAVING, COMPILING, BETWEEN, SAVING, BETWEEN, SAVING, BETWEEN)
+"""Which phase each kill aims at, over and over; their order is drawn."""
+SAVE_EVERY, STEPS_PER_KILL = 8, 10
 TIMED = {"time", "tokens_per_second", "flops_per_second", "mfu", "data_wait"}
 """What a line of the log says of the machine, not of the run."""
 WORDS = "the quick brown fox jumps over a lazy dog while seven wizards make toxic brew".split()
@@ -79,86 +84,6 @@ experiment = Experiment(
 '''
 
 
-@dataclass
-class Life:
-    """One start of the command: a process, and what can be seen of it from outside."""
-
-    folder: Path
-    cache: Path
-    began: int | None = field(default=None, init=False)
-    """Step it goes on from, once it has said so."""
-    took: float = field(default=math.inf, init=False)
-    """Seconds that it took until then."""
-    lines: int = field(default=0, init=False)
-    """Lines of the log when it had."""
-
-    def __post_init__(self):
-        self.start = time.monotonic()
-        (self.folder / "said.txt").write_text("")
-        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-        environment |= {"MDLM_CACHE": str(self.cache), "JAX_PLATFORMS": "cpu"}
-        root = str(Path(__file__).parent.parent)
-        environment["PYTHONPATH"] = os.pathsep.join([root, environment.get("PYTHONPATH", "")])
-        with open(self.folder / "said.txt", "w") as said:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mdlm", "train", "chaos.py", "--out", "run"],
-                cwd=self.folder,
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=said,
-            )
-
-    @property
-    def said(self) -> str:
-        return (self.folder / "said.txt").read_text()
-
-    def look(self) -> None:
-        """Notes whether it has begun."""
-        if self.began is None and " device(s), step " in (said := self.said):
-            self.began = int(said.split(" device(s), step ")[1].split()[0])
-            self.lines = self.logged()
-            self.took = time.monotonic() - self.start
-
-    def logged(self) -> int:
-        log = self.folder / "run" / "metrics.jsonl"
-        return log.read_bytes().count(b"\n") if log.is_file() else 0
-
-    def is_saving(self) -> bool:
-        """Whether a checkpoint is on disk in part."""
-        checkpoints = self.folder / "run" / "checkpoints"
-        return checkpoints.is_dir() and not all(p.isdecimal() for p in os.listdir(checkpoints))
-
-    def newest(self) -> int:
-        """Step of the newest whole checkpoint, 0 where there is none."""
-        checkpoints = self.folder / "run" / "checkpoints"
-        names = os.listdir(checkpoints) if checkpoints.is_dir() else []
-        return max((int(name) for name in names if name.isdecimal()), default=0)
-
-    def wait_for(self, what: Callable[[], bool], patience: float = 300) -> bool:
-        """Waits until that is so. False where the process ended before."""
-        end = time.monotonic() + patience
-        while not what():
-            if self.process.poll() is not None:
-                return False
-            if time.monotonic() > end:
-                self.process.kill()
-                raise SystemExit(f"error: nothing for {patience:.0f} s; it said: {self.said}")
-            time.sleep(0.0005)
-            self.look()
-        return True
-
-    def kill(self) -> str:
-        """Kills it; the phase it was in by what it left."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        self.look()
-        if self.is_saving():
-            return PHASES[3]
-        if self.began is None:
-            return PHASES[0]
-        return PHASES[2] if self.logged() > self.lines else PHASES[1]
-
-
 @dataclass(frozen=True)
 class Kill:
     aim: str
@@ -187,43 +112,36 @@ def prepare(folder: Path, steps: int) -> None:
 
 def undisturbed(folder: Path, cache: Path) -> Paces:
     """Trains to the end at one go."""
-    start = time.monotonic()
-    life = Life(folder, cache)
+    life = Life(folder, ["chaos.py"], cache)
     life.wait_for(lambda: life.began is not None)
-    begun = time.monotonic()
-    life.wait_for(lambda: life.logged() > 0)
-    paces = Paces(begun - start, time.monotonic() - begun)
-    finish(life)
+    life.wait_for(lambda: logged(folder) > 0)
+    paces = Paces(life.took, time.monotonic() - life.start - life.took)
+    life.finish()
     return paces
-
-
-def finish(life: Life) -> None:
-    if life.process.wait() != 0:
-        raise SystemExit(f"error: mdlm train ended with {life.process.returncode}: {life.said}")
 
 
 def disturbed(folder: Path, cache: Path, kills: int, seed: int, paces: Paces) -> list[Kill]:
     """Trains to the end with as many kills, or fewer where it ends before."""
     rng = random.Random(seed)
-    aims = [PHASES[SHARES[i % len(SHARES)]] for i in range(kills)]
+    aims = [SHARES[i % len(SHARES)] for i in range(kills)]
     rng.shuffle(aims)
     seen: list[Kill] = []
     with harness.working("killing") as say:
         for aim in aims:
-            if aim == PHASES[1]:
+            if aim == COMPILING:
                 cache = folder / f"cache-{len(seen)}"
-            kept = seen[-1].kept if seen else 0
-            life = Life(folder, cache)
+            kept = newest(folder)
+            life = Life(folder, ["chaos.py"], cache)
             if not life.wait_for(moment(life, aim, rng, paces)):
-                finish(life)
+                life.finish()
                 return seen
             phase = life.kill()
             paces = replace(paces, begin=min(paces.begin, life.took))
             if life.began not in (None, kept):
-                raise SystemExit(f"error: it went on from step {life.began}, {kept} was saved")
-            seen.append(Kill(aim, phase, last_line(folder), life.newest()))
+                raise InputError(f"it went on from step {life.began}, where {kept} was saved")
+            seen.append(Kill(aim, phase, last_line(folder), newest(folder)))
             say(f"{len(seen)} of {kills}, {phase}, saved: step {seen[-1].kept}")
-    finish(Life(folder, cache))
+    Life(folder, ["chaos.py"], cache).finish()
     return seen
 
 
@@ -236,24 +154,23 @@ def moment(life: Life, aim: str, rng: random.Random, paces: Paces) -> Callable[[
             first.append(time.monotonic())
         return bool(first) and time.monotonic() - first[0] >= seconds
 
-    if aim == PHASES[0]:
+    if aim == START:
         seconds = rng.uniform(0, paces.begin)
         return lambda: since(True, seconds)
-    if aim == PHASES[1]:
+    if aim == COMPILING:
         seconds = rng.uniform(0, paces.compile)
         return lambda: since(life.began is not None, seconds)
-    if aim == PHASES[2]:
-        lines, seconds = rng.randrange(1, 2 * STEPS_PER_KILL), rng.uniform(0, 0.05)
+    if aim == BETWEEN:
+        lines, seconds = rng.randrange(1, 3 * SAVE_EVERY), rng.uniform(0, 0.05)
         return lambda: since(
-            life.began is not None and life.logged() >= life.lines + lines, seconds
+            life.began is not None and logged(life.folder) >= life.lines + lines, seconds
         )
-    number, seconds = rng.randrange(1, 3), rng.choice([0.0, rng.uniform(0, 0.2)])
-    saves: list[int] = [0]
+    # As soon as it is seen that one is being written, or a little later.
+    before, seconds = rng.randrange(3), rng.choice([0.0, rng.uniform(0, 0.1)])
 
     def saving() -> bool:
-        if life.began is not None and life.newest() >= life.began + (number - 1) * SAVE_EVERY:
-            saves[0] += life.is_saving()
-        return since(saves[0] > 0, seconds)
+        due = life.began is not None and newest(life.folder) >= life.began + before * SAVE_EVERY
+        return since(due and is_saving(life.folder), seconds)
 
     return saving
 
@@ -267,8 +184,7 @@ def last_line(folder: Path) -> int:
 def saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Every array of the newest checkpoint by its name, and what was saved beside them."""
     checkpoints = folder / "run" / "checkpoints"
-    newest = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
-    path = checkpoints / str(newest)
+    path = checkpoints / str(newest(folder))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         stored: Any = reader.metadata(path / "state").item_metadata
         plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored.tree)

@@ -10,6 +10,7 @@ BASE = {"types", "vocab", "keys", "draws", "mesh", "hardware", "host_memory", "v
     "collectives",
     "hosts",
     "joining",
+    "layout",
     "topology",
 }
 NOISE = {"schedules", "md4_schedules", "per_token_schedules", "change_of_variables", "times"}
