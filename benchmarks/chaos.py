@@ -27,7 +27,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from benchmarks import harness
+from benchmarks import harness, small
 from benchmarks.lives import (
     BETWEEN,
     COMPILING,
@@ -46,42 +46,6 @@ SHARES = (START, SAVING, BETWEEN, SAVING, COMPILING, BETWEEN, SAVING, BETWEEN, S
 SAVE_EVERY, STEPS_PER_KILL = 8, 10
 TIMED = {"time", "tokens_per_second", "flops_per_second", "mfu", "data_wait"}
 """What a line of the log says of the machine, not of the run."""
-WORDS = "the quick brown fox jumps over a lazy dog while seven wizards make toxic brew".split()
-
-EXPERIMENT = '''\
-"""A small run."""
-
-from mdlm.data.dataset import TextData
-from mdlm.data.packing import Wrap
-from mdlm.data.sources import TextFiles
-from mdlm.data.tokenizers import Bytes
-from mdlm.experiment import Experiment, Training
-from mdlm.models.dit import DiT
-from mdlm.optim import AdamW
-from mdlm.samplers.ancestral import Ancestral
-
-experiment = Experiment(
-    name="chaos",
-    data=TextData(
-        source=TextFiles(train="text.txt"),
-        tokenizer=Bytes(),
-        packing=Wrap(length=64, row_specials=False),
-    ),
-    network=DiT(width=64, depth=2, heads=2, cond_dim=16, dropout=0.1),
-    optimizer=AdamW(learning_rate=3e-3, warmup_steps=5),
-    sampler=Ancestral(steps=4),
-    train=Training(
-        steps={steps},
-        batch_size=16,
-        ema_decay=0.9,
-        log_every=1,
-        eval_every={every},
-        eval_rows=16,
-        checkpoint_every={every},
-        spike=20.0,
-    ),
-)
-'''
 
 
 @dataclass(frozen=True)
@@ -101,18 +65,9 @@ class Paces:
     compile: float
 
 
-def prepare(folder: Path, steps: int) -> None:
-    """A folder with the experiment and its text."""
-    folder.mkdir(parents=True)
-    rng = random.Random(0)
-    text = "\n".join(" ".join(rng.choices(WORDS, k=12)) for _ in range(200))
-    (folder / "text.txt").write_text(text + "\n")
-    (folder / "chaos.py").write_text(EXPERIMENT.format(steps=steps, every=SAVE_EVERY))
-
-
-def undisturbed(folder: Path, cache: Path) -> Paces:
+def undisturbed(folder: Path, words: Sequence[str], cache: Path) -> Paces:
     """Trains to the end at one go."""
-    life = Life(folder, ["chaos.py"], cache)
+    life = Life(folder, words, cache)
     life.wait_for(lambda: life.began is not None)
     life.wait_for(lambda: logged(folder) > 0)
     paces = Paces(life.took, time.monotonic() - life.start - life.took)
@@ -120,7 +75,9 @@ def undisturbed(folder: Path, cache: Path) -> Paces:
     return paces
 
 
-def disturbed(folder: Path, cache: Path, kills: int, seed: int, paces: Paces) -> list[Kill]:
+def disturbed(
+    folder: Path, words: Sequence[str], cache: Path, kills: int, seed: int, paces: Paces
+) -> list[Kill]:
     """Trains to the end with as many kills, or fewer where it ends before."""
     rng = random.Random(seed)
     aims = [SHARES[i % len(SHARES)] for i in range(kills)]
@@ -131,7 +88,7 @@ def disturbed(folder: Path, cache: Path, kills: int, seed: int, paces: Paces) ->
             if aim == COMPILING:
                 cache = folder / f"cache-{len(seen)}"
             kept = newest(folder)
-            life = Life(folder, ["chaos.py"], cache)
+            life = Life(folder, words, cache)
             if not life.wait_for(moment(life, aim, rng, paces)):
                 life.finish()
                 return seen
@@ -141,7 +98,7 @@ def disturbed(folder: Path, cache: Path, kills: int, seed: int, paces: Paces) ->
                 raise InputError(f"it went on from step {life.began}, where {kept} was saved")
             seen.append(Kill(aim, phase, last_line(folder), newest(folder)))
             say(f"{len(seen)} of {kills}, {phase}, saved: step {seen[-1].kept}")
-    Life(folder, ["chaos.py"], cache).finish()
+    Life(folder, words, cache).finish()
     return seen
 
 
@@ -223,12 +180,17 @@ def differences(calm: Path, wild: Path) -> list[str]:
 def compare(kills: int, seed: int, folder: Path) -> tuple[list[Kill], list[str]]:
     """Both runs; the kills that there were, and what differs in the end."""
     calm, wild = folder / "undisturbed", folder / "killed"
-    steps = 2 * SAVE_EVERY + STEPS_PER_KILL * kills
+    words = small.words(
+        steps=2 * SAVE_EVERY + STEPS_PER_KILL * kills,
+        eval_every=SAVE_EVERY,
+        checkpoint_every=SAVE_EVERY,
+        spike=20,
+    )
     for one in (calm, wild):
-        prepare(one, steps)
+        small.prepare(one)
     with harness.working("the undisturbed run"):
-        paces = undisturbed(calm, folder / "cache")
-    seen = disturbed(wild, folder / "cache", kills, seed, paces)
+        paces = undisturbed(calm, words, folder / "cache")
+    seen = disturbed(wild, words, folder / "cache", kills, seed, paces)
     return seen, differences(calm, wild)
 
 
