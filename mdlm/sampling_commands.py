@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mdlm import hosts
 from mdlm.progress import Progress
 from mdlm.types import InputError
 
@@ -24,6 +25,8 @@ def sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         raise InputError(f"--num {args.num}: at least one text is needed")
     trace = None if args.trace is None else _writable(args.trace)
     run = load(args.run_folder, step=args.step)
+    if run.remark and hosts.leads():
+        print(f"mdlm: {run.remark}", file=sys.stderr)
     sampler = from_text(args.sampler) if args.sampler else run.experiment.sampler
     names = ("steps", "top_p", "top_k", "top_p_rule")
     settings = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
@@ -39,7 +42,7 @@ def sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         sampler = replace(sampler, **settings)
     except ValueError as error:
         raise InputError(str(error)) from error
-    with Progress() as progress:
+    with Progress(quiet=not hosts.leads()) as progress:
         if args.infill is not None:
             out = run.infill(
                 args.infill,
@@ -61,6 +64,8 @@ def sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
                 report=lambda done: bar(done.window, done.windows),
                 sampler=sampler,
             )
+    if not hosts.leads():
+        return 0
     if trace is not None and out.trace is not None:
         from mdlm.view.document import dumps
 

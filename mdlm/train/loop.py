@@ -14,10 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from mdlm import hosts
 from mdlm.data.dataset import Dataset
 from mdlm.data.loader import HostBatch, TrainLoader
 from mdlm.evals.nll import Metric
 from mdlm.experiment import Experiment, Model
+from mdlm.identity import recorded
 from mdlm.mesh import check_batch, place, rows_here
 from mdlm.models.network import count_parameters
 from mdlm.times import balanced_order
@@ -154,7 +156,8 @@ def train(
 
         def save() -> None:
             nonlocal saved, nelbo
-            checkpoints.save(step, state, {"position": position, **judge.memory}, nelbo)
+            data = {"position": position, "run": recorded(experiment), **judge.memory}
+            checkpoints.save(step, state, data, nelbo)
             saved, nelbo = step, None
 
         def look() -> Generator[Event, None, bool]:
@@ -170,6 +173,9 @@ def train(
                 checkpoints.wait()
                 raise Diverged(given_up(stepped, checkpoints))
             spike = judge.spike(stepped.metrics["loss"])
+            if settings.spike is not None:  # a loss may differ in its last bit between processes
+                found = hosts.told(lambda: spike and vars(spike))
+                spike = found and Spike(**found)
             if spike is None:
                 return False
             back_to = checkpoints.latest if judge.may_rewind else None
