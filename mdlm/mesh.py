@@ -18,12 +18,10 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int64
 
-from mdlm.types import ArrayTree, InputError
+from mdlm.types import InputError
 
 DATA, FSDP, SEQUENCE, TENSOR = AXES = ("data", "fsdp", "sequence", "tensor")
 ROWS = PartitionSpec((DATA, FSDP))
-SMALL = 2**14
-"""Parameters of fewer entries are replicated: gathering them costs more than keeping them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,21 +93,6 @@ def rows_here(mesh: Mesh, batch_size: int) -> Int64[np.ndarray, " n"]:
     return np.concatenate([np.arange(*part, dtype=np.int64) for part in sorted(parts)])
 
 
-def parameter_sharding(mesh: Mesh | AbstractMesh, shapes: ArrayTree) -> ArrayTree:
-    """A sharding for each array of a tree: the largest dimension that `fsdp` divides is split."""
-    parts = mesh.shape[FSDP]
-
-    def rule(array) -> NamedSharding:
-        if parts == 1 or math.prod(array.shape) < SMALL:
-            return replicated(mesh)
-        for axis in sorted(range(len(array.shape)), key=lambda i: -array.shape[i]):
-            if array.shape[axis] % parts == 0:
-                return NamedSharding(mesh, PartitionSpec(*[None] * axis, FSDP))
-        return replicated(mesh)
-
-    return jax.tree.map(rule, shapes)
-
-
 def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulate: int = 1) -> None:
     """InputError unless every device gets the same number of rows in every micro-batch."""
     parts = row_parts(mesh)
@@ -120,7 +103,7 @@ def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulate: int = 1)
 
 
 def on(mesh: Mesh | AbstractMesh) -> AbstractContextManager:
-    """Within it, what is traced may ask which mesh it is for (`divides_rows`, `shard_map`)."""
+    """Within it, what is traced may ask which mesh it is for (`platform`, `mdlm.layout`)."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
@@ -136,12 +119,6 @@ def platform() -> str:
     # All that JAX 0.10.0 knows of the device is its kind.
     kind = device.device_kind.lower()
     return "tpu" if kind.startswith("tpu") else "cpu" if kind == "cpu" else "gpu"
-
-
-def divides_rows(rows: int) -> bool:
-    """Whether the mesh that is traced for (see `on`) has several devices that share `rows` rows."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and mesh.size > 1 and rows % row_parts(mesh) == 0
 
 
 def place(mesh: Mesh, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

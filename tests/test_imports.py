@@ -8,6 +8,7 @@ ROOT = Path(__file__).parent.parent / "mdlm"
 # Each layer may import itself and those that it names.
 BASE = {"types", "vocab", "keys", "draws", "mesh", "hardware", "host_memory", "version"} | {
     "collectives",
+    "layout",
     "topology",
 }
 NOISE = {"schedules", "md4_schedules", "per_token_schedules", "change_of_variables", "times"}

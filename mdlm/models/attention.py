@@ -11,6 +11,8 @@ are several implementations of this one function, which differ in speed and memo
     splash  a Pallas kernel for TPUs; holds neither
 
 "auto" is the kernel made for the device where it can do what is asked, else xla.
+
+On a mesh whose `sequence` or `tensor` axis is split, each device attends with some of the heads.
 """
 
 from typing import Literal
@@ -19,6 +21,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
+from mdlm.layout import HEADS, WIDE, moved
 from mdlm.mesh import platform
 from mdlm.models import attention_cudnn, attention_halves, attention_xla
 from mdlm.models.attention_mask import OUTPUT, AttentionMask
@@ -42,6 +45,11 @@ def attention(
     InputError where `implementation` cannot do what is asked, with the reason.
     """
     name = choose(q, mask, implementation)
+    q, k, v = by_heads(q), by_heads(k), by_heads(v)
+    return by_places(_attend(name, q, k, v, mask))
+
+
+def _attend(name, q, k, v, mask):
     if name == "splash":
         # Imported late: Pallas takes a while, and only TPUs need it.
         from mdlm.models import attention_splash
@@ -52,6 +60,16 @@ def attention(
     else:
         attend = attention_xla.attend if mask.halves is None else attention_halves.attend
     return checkpoint_name(attend(q, k, v, mask), OUTPUT)
+
+
+def by_heads(x: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
+    """Every place of some heads on each device, where some places were."""
+    return moved(x, HEADS, WIDE)
+
+
+def by_places(x: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
+    """The other way."""
+    return moved(x, WIDE, HEADS)
 
 
 def choose(

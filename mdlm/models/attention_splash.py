@@ -6,7 +6,7 @@ segment of its own, are compared by their ids. Nothing of `[l, l]` is held.
 
 Lengths are filled up to a multiple of the kernel's 128 with padding, which is cut off again. XLA
 cannot split a kernel over devices: under a mesh (`jax.set_mesh`) each device runs it on its own
-sequences; without one, XLA refuses to compile for more than one device.
+sequences and heads; without one, XLA refuses to compile for more than one device.
 """
 
 import functools
@@ -22,6 +22,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
+from mdlm.layout import HEADS, fitted, traced
 from mdlm.models.attention_mask import OUTPUT, PADDING, AttentionMask
 
 LANES = 128
@@ -64,16 +65,19 @@ def attend(
     # The kernel does not scale. In float32, so that q is rounded once only.
     q = (q.astype(jnp.float32) * q.shape[3] ** -0.5).astype(q.dtype)
     run = functools.partial(_on_one_device, mask=mask, interpret=interpret)
-    return mask.blank(_by_device(run, batch)(q, k, v, segments)[:, :length])
+    return mask.blank(_by_device(run, q)(q, k, v, segments)[:, :length])
 
 
-def _by_device(run, batch):
-    """`run`, each device on its own rows where a mesh is set and the rows divide over it."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+def _by_device(run, q):
+    """`run`, each device on its own rows and heads where a mesh is set and they divide over it."""
+    mesh = traced()
+    if mesh is None:
         return run
-    rows = PartitionSpec(mesh.axis_names) if batch % mesh.size == 0 else PartitionSpec()
-    return jax.shard_map(run, in_specs=rows, out_specs=rows, check_vma=False)
+    heads = fitted(mesh, q.shape, HEADS)
+    rows = PartitionSpec(heads[0])
+    return jax.shard_map(
+        run, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+    )
 
 
 def _on_one_device(q, k, v, segments, *, mask, interpret):

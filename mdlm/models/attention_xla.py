@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from mdlm.layout import splits_heads
 from mdlm.mesh import platform
 from mdlm.models.attention_mask import AttentionMask
 
@@ -40,7 +41,8 @@ def attend(
 
 def heads_first(attend: Callable, *arrays: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
     """`attend` of `[b h l d]` arrays, on the CPU in two halves of the heads."""
-    parts = 2 if platform() == "cpu" and arrays[0].shape[2] % 2 == 0 else 1
+    in_two = platform() == "cpu" and arrays[0].shape[2] % 2 == 0 and not splits_heads()
+    parts = 2 if in_two else 1
     outs: list[Any] = []
     for some in zip(*(jnp.split(x, parts, axis=2) for x in arrays), strict=True):
         outs.append(attend(*(x.transpose(0, 2, 1, 3) for x in some)).transpose(0, 2, 1, 3))

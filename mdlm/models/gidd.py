@@ -24,6 +24,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Key
 
 from mdlm.keys import stream
+from mdlm.models.attention import by_heads, by_places
 from mdlm.models.attention_mask import AttentionMask
 from mdlm.models.layers import Embedding, Linear, Precision, RMSNorm, compute_dtype, dropout
 from mdlm.models.mlp import MLP
@@ -68,6 +69,10 @@ class ScaledTransformer(Network):
     def hidden_width(self) -> int:
         return self.hidden or 4 * self.width
 
+    @property
+    def shared(self) -> tuple[int, int]:
+        return self.heads, self.hidden_width
+
     def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
         return ScaledModule(self, columns, rngs)
 
@@ -85,11 +90,11 @@ class ScaledBlock(nnx.Module):
         self.config = config
         width, heads = config.width, config.heads
 
-        def linear():
-            return Linear(width, width, rngs, dtype=dtype, use_bias=False)
+        def linear(split: Any = "columns"):
+            return Linear(width, width, rngs, dtype=dtype, use_bias=False, split=split)
 
         self.norm1, self.norm2 = RMSNorm(width), RMSNorm(width)
-        self.q, self.k, self.v, self.attn_out = linear(), linear(), linear(), linear()
+        self.q, self.k, self.v, self.attn_out = linear(), linear(), linear(), linear("rows")
         self.q_norm, self.k_norm = RMSNorm(width), RMSNorm(width)
         self.key = nnx.Param(jnp.zeros((heads, width // heads)))
         self.value = nnx.Param(jnp.zeros((heads, width // heads)))
@@ -117,6 +122,7 @@ class ScaledBlock(nnx.Module):
         v = self.v(y).reshape(heads)
         q, k = self.q_norm(self.q(y)), self.k_norm(self.k(y))
         q, k = (rotate(x.reshape(heads), table).astype(v.dtype) for x in (q, k))
+        q, k, v = by_heads(q), by_heads(k), by_heads(v)
         scale = q.shape[-1] ** -0.5
         # Scores and softmax in float32.
         own = dict(preferred_element_type=jnp.float32)
@@ -128,7 +134,7 @@ class ScaledBlock(nnx.Module):
         value = self.value[...].astype(v.dtype)
         out = jnp.einsum("bhlm,bmhd->blhd", p[..., 1:], v)
         out = out + jnp.einsum("bhl,hd->blhd", p[..., 0], value)
-        return self.attn_out(out.reshape(y.shape))
+        return self.attn_out(by_places(out).reshape(y.shape))
 
 
 class ScaledModule(nnx.Module):

@@ -22,6 +22,17 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int, Key, UInt32
 
+from mdlm.layout import (
+    SPREAD,
+    STREAM,
+    WIDE,
+    Rest,
+    in_use,
+    is_tensor_parallel,
+    looked_up,
+    moved,
+    splits_heads,
+)
 from mdlm.mesh import platform
 
 PRODUCT = "product"
@@ -61,6 +72,10 @@ def _matmul_backward(dtype, residuals, g):
     x, w = residuals
     g = materialised(g.astype(x.dtype))
     dx = jax.lax.dot_general(g, w, (((g.ndim - 1,), (1,)), ((), ())))
+    if splits_heads():
+        # Rows and places are both split, and could not be joined in place.
+        summed = tuple(range(x.ndim - 1))
+        return dx, jax.lax.dot_general(x, g, ((summed, summed), ((), ())))
     return dx, _outer(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]))
 
 
@@ -87,7 +102,12 @@ def _uniform(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> Float[
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`. `zero` starts both at 0, which switches a branch off at first."""
+    """`x @ kernel + bias`. `zero` starts both at 0, which switches a branch off at first.
+
+    `split` says how devices along the mesh's `tensor` axis share the work (see `mdlm.layout`): by
+    "columns", each making some of the outputs; by "rows", each reading some of the inputs; None,
+    not at all. With `cuts`, each of so many equal parts of the output is shared by columns.
+    """
 
     def __init__(
         self,
@@ -98,13 +118,16 @@ class Linear(nnx.Module):
         dtype: jnp.dtype,
         use_bias: bool = True,
         zero: bool = False,
+        split: Literal["columns", "rows"] | None = None,
+        cuts: int = 1,
     ):
-        self.dtype = dtype
+        self.dtype, self.split, self.cuts = dtype, split, cuts
+        self.rest: Rest = "whole" if split is None or cuts > 1 else split
 
         def initial(*shape):
             return jnp.zeros(shape) if zero else _uniform(rngs.params(), shape, fan_in)
 
-        self.kernel = nnx.Param(initial(fan_in, fan_out))
+        self.kernel = nnx.Param(initial(fan_in, fan_out), rest=self.rest)
         self.bias: Any = nnx.Param(initial(fan_out)) if use_bias else None
 
     def arrays(self) -> tuple[Float[Array, "i o"], Float[Array, " o"] | None]:
@@ -112,10 +135,38 @@ class Linear(nnx.Module):
         return self.kernel[...], None if self.bias is None else self.bias[...]
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        y = matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.dtype)
-        if self.bias is None:
-            return y
-        return y + jnp.broadcast_to(self.bias[...].astype(self.dtype), y.shape)
+        return self._products(x, 1)[0]
+
+    def parts(self, x: Float[Array, "*b i"]) -> tuple[Float[Array, "..."], ...]:
+        """The output in `cuts` equal parts."""
+        if is_tensor_parallel():
+            return self._products(x, self.cuts)
+        return parts(self(x), self.cuts)
+
+    def _products(self, x, count):
+        """The output in `count` parts, each made by a product of its own."""
+        kernel, bias = self.arrays()
+        before, inside, after = LAYOUTS[self.split]
+        x = moved(x.astype(self.dtype), inside, before)
+        width, outputs = kernel.shape[1] // count, []
+        for i in range(count):
+            some = None if count == 1 else slice(i * width, (i + 1) * width)
+            use = self.split or "whole"
+            w = in_use(kernel, self.dtype, self.rest, use, columns=some)
+            y = moved(matmul(x, w, self.dtype), after, SPREAD if use == "rows" else after)
+            if bias is not None:
+                part = bias if some is None else bias[some]
+                y = y + jnp.broadcast_to(part.astype(self.dtype), y.shape)
+            outputs.append(y)
+        return tuple(outputs)
+
+
+LAYOUTS = {
+    None: (STREAM, STREAM, STREAM),
+    "columns": (STREAM, SPREAD, WIDE),
+    "rows": (WIDE, WIDE, STREAM),
+}
+"""How a layer's input lies before it and in the product, and its output, by `split`."""
 
 
 NormKind = Literal["layer", "rms"]
@@ -161,10 +212,10 @@ class Embedding(nnx.Module):
     """A row of a learned table per token. Ids must be below the number of rows."""
 
     def __init__(self, columns: int, width: int, rngs: nnx.Rngs):
-        self.table = nnx.Param(_uniform(rngs.params(), (columns, width), width))
+        self.table = nnx.Param(_uniform(rngs.params(), (columns, width), width), rest="table")
 
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-        return self.table[...][tokens]
+        return looked_up(self.table[...], tokens)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -32,7 +32,6 @@ from mdlm.models.layers import (
     compute_dtype,
     dropout,
     modulate,
-    parts,
     standardised,
 )
 from mdlm.models.mlp import GATES, MLP
@@ -82,6 +81,10 @@ class MD4Transformer(Network):
             raise ValueError(f"cond_dim={self.cond_dim} must be 0, or even and at least 4")
         if self.embed_width < 0:
             raise ValueError(f"embed_width={self.embed_width} must be at least 0")
+
+    @property
+    def shared(self) -> tuple[int, int]:
+        return self.heads, gated_width(self.width)
 
     def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
         width, cond = self.width, self.cond_dim
@@ -145,8 +148,9 @@ class MD4Block(nnx.Module):
         self.config = config
         width = config.width
         self.norm1 = norm(config)
-        self.qkv = Linear(width, 3 * width, rngs, dtype=dtype, use_bias=False)
-        self.attn_out = Linear(width, width, rngs, dtype=dtype, use_bias=False)
+        by_columns: Any = dict(split="columns", cuts=3)
+        self.qkv = Linear(width, 3 * width, rngs, dtype=dtype, use_bias=False, **by_columns)
+        self.attn_out = Linear(width, width, rngs, dtype=dtype, use_bias=False, split="rows")
         self.norm2 = norm(config)
         self.mlp = MLP(
             config.mlp, width, rngs, dtype=dtype, use_bias=False, hidden=gated_width(width)
@@ -177,8 +181,7 @@ class MD4Block(nnx.Module):
 
     def _attend(self, y: Float[Array, "b l d"], mask: AttentionMask, table: Table):
         heads = (*y.shape[:2], self.config.heads, -1)
-        thirds: Any = parts(self.qkv(y), 3)
-        q, k, v = (x.reshape(heads) for x in thirds)
+        q, k, v = (x.reshape(heads) for x in self.qkv.parts(y))
         q, k = rotate_pairs(q, table), rotate_pairs(k, table)
         out = attention(q, k, v, mask, self.config.attention)
         return self.attn_out(out.reshape(y.shape))

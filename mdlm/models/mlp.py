@@ -7,7 +7,7 @@ geglu    W_2 (gelu(V x) * (W_1 x)),    the same
 glu      W_2 (sigmoid(V x) * (W_1 x)), the same
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,15 +49,15 @@ class MLP(nnx.Module):
     ):
         self.kind = kind
         hidden = hidden_width(kind, width) if hidden is None else hidden
-        first = 2 * hidden if kind in GATES else hidden
-        self.inner = Linear(width, first, rngs, dtype=dtype, use_bias=use_bias)
-        self.outer = Linear(hidden, width, rngs, dtype=dtype, use_bias=use_bias)
+        count = 2 if kind in GATES else 1
+        both: Any = dict(dtype=dtype, use_bias=use_bias)
+        self.inner = Linear(width, count * hidden, rngs, split="columns", cuts=count, **both)
+        self.outer = Linear(hidden, width, rngs, split="rows", **both)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        y = self.inner(x)
-        if self.kind in GATES:
-            gate, y = jnp.split(y, 2, axis=-1)
-            y = GATES[self.kind](gate) * y
+        *gate, y = self.inner.parts(x)
+        if gate:
+            y = GATES[self.kind](gate[0]) * y
         elif self.kind == "relu2":
             y = jnp.square(jax.nn.relu(y))
         else:

@@ -14,10 +14,13 @@ from typing import Any, ClassVar
 import jax
 from flax import nnx
 from jax import Array
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Float, Key
 
+from mdlm.layout import Path, Rest
+from mdlm.mesh import SEQUENCE, TENSOR
 from mdlm.models.self_conditioning import self_conditioned
-from mdlm.types import ArrayTree, Batch, Denoise, NetInput, Prediction, Sees
+from mdlm.types import ArrayTree, Batch, Denoise, InputError, NetInput, Prediction, Sees
 
 Params = dict[str, Any]
 
@@ -49,6 +52,29 @@ class Network(abc.ABC):
         """
         return replace(batch, label=None)
 
+    def check_mesh(self, mesh: Mesh | AbstractMesh, length: int) -> None:
+        """InputError where rows of that length, or the network, cannot be split over the mesh."""
+        sequence, tensor = mesh.shape[SEQUENCE], mesh.shape[TENSOR]
+        heads, hidden = self.shared
+        if length % sequence:
+            raise InputError(
+                f"rows of {length} tokens do not divide over mesh.sequence={sequence}"
+            )
+        if heads % (sequence * tensor):
+            raise InputError(
+                f"network.heads={heads} does not divide over sequence x tensor = "
+                f"{sequence} x {tensor} devices, which share the heads of a row"
+            )
+        if hidden % tensor:
+            raise InputError(
+                f"the mlp's hidden width of {hidden} does not divide over mesh.tensor={tensor}"
+            )
+
+    @property
+    @abc.abstractmethod
+    def shared(self) -> tuple[int, int]:
+        """Attention heads, and the width inside the mlp, which devices share."""
+
     @abc.abstractmethod
     def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
         """A module with logits of `columns` columns; it must not keep `rngs`."""
@@ -72,6 +98,14 @@ def init(network: Network, key: Key[Array, ""], columns: int) -> Params:
 def shapes(network: Network, columns: int) -> ArrayTree:
     """The parameters' tree with `jax.ShapeDtypeStruct` leaves; nothing is computed."""
     return jax.eval_shape(lambda: init(network, jax.random.key(0), columns))
+
+
+def rests(network: Network, columns: int) -> dict[Path, Rest]:
+    """How parameters are used, by their path, as far as they are split over a mesh."""
+    module = nnx.eval_shape(lambda: network.module(columns, nnx.Rngs(0)))
+    flat = nnx.to_flat_state(nnx.state(module))
+    uses = {path: param.get_metadata().get("rest") for path, param in flat}
+    return {tuple(map(str, path)): rest for path, rest in uses.items() if rest is not None}
 
 
 def bind(network: Network, columns: int, params: ArrayTree) -> nnx.Module:

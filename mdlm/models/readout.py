@@ -7,7 +7,8 @@ nothing. `reduce_rows` packs the rows of weight other than 0 to the front and ru
 chunks; the number of chunks is known only when it runs, so nothing can overflow and nothing is
 computed for rows that do not count. While a chunk's logits are there, the gradients are made from
 them too: `total` is linear in its cotangent, so the backward pass only has to scale them. On a
-mesh each device does this for the rows that it holds, and the sums are added up once at the end.
+mesh each device does this for the rows that it holds, and the sums are added up once at the end:
+the head's kernel is gathered before, and its gradient summed in the parts in which it lies at rest.
 """
 
 import functools
@@ -19,7 +20,8 @@ from jax import Array
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int
 
-from mdlm.mesh import AXES, ROWS, divides_rows
+from mdlm.layout import STREAM, at_rest, axes_of, fitted, traced
+from mdlm.mesh import row_parts
 from mdlm.models.layers import materialised, matmul
 from mdlm.types import ArrayTree, KeyValues, Prediction, weighted
 
@@ -94,22 +96,37 @@ _reduce.defvjp(_reduce_forward, _reduce_backward)
 def _on_each_device(fn, chunk, with_gradients, hidden, kernel, bias, shared, rows, weight):
     """`_loop` over the rows that each device holds, its sums added up over the mesh."""
     loop = functools.partial(_loop, fn, chunk, with_gradients)
-    if not divides_rows(weight.shape[0]):
+    mesh = traced()
+    if mesh is None or weight.shape[0] % row_parts(mesh):
         return loop(hidden, kernel, bias, shared, rows, weight)
+    whole, held = PartitionSpec(), fitted(mesh, weight.shape, STREAM)
+    sharing = [axis for entry in held for axis in axes_of(entry)]
+    rest = at_rest(mesh, kernel.shape, "whole")
+    splits = [(d, axes_of(entry)) for d, entry in enumerate(rest) if entry is not None]
+    # Where the places are too few for all devices, some do the same, and add nothing.
+    are_summed = {axis for _, axes in splits for axis in axes} <= set(sharing)
 
-    def on_device(*arguments):
-        (total, values), gradients = loop(*arguments)
+    def on_device(hidden, kernel, *others):
+        kernel = kernel.astype(hidden.dtype)
+        for d, axes in splits:
+            kernel = jax.lax.all_gather(kernel, axes, axis=d, tiled=True)
+        (total, values), gradients = loop(hidden, kernel, *others)
         if gradients is None:
-            return (jax.lax.psum(total, AXES), values), None
-        d_hidden, *d_shared = gradients
-        total, *d_shared = jax.lax.psum((total, *d_shared), AXES)
-        return (total, values), (d_hidden, *d_shared)
+            return (jax.lax.psum(total, sharing), values), None
+        d_hidden, d_kernel, *d_shared = gradients
+        left = list(sharing)
+        for d, axes in splits if are_summed else ():
+            d_kernel = jax.lax.psum_scatter(d_kernel, axes, scatter_dimension=d, tiled=True)
+            left = [axis for axis in left if axis not in axes]
+        d_kernel = jax.lax.psum(d_kernel, left)
+        total, *d_shared = jax.lax.psum((total, *d_shared), sharing)
+        return (total, values), (d_hidden, d_kernel, *d_shared)
 
-    whole = PartitionSpec()
+    given_back = (held, rest if are_summed else whole, whole, whole)
     return jax.shard_map(
         on_device,
-        in_specs=(ROWS, whole, whole, whole, ROWS, ROWS),
-        out_specs=((whole, ROWS), (ROWS, whole, whole, whole) if with_gradients else None),
+        in_specs=(held, rest, whole, whole, held, held),
+        out_specs=((whole, held), given_back if with_gradients else None),
         check_vma=False,
     )(hidden, kernel, bias, shared, rows, weight)
 

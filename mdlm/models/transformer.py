@@ -21,11 +21,12 @@ from jax import Array
 from jaxtyping import Float, Key
 
 from mdlm.keys import by_row, stream
+from mdlm.layout import STREAM, moved
 from mdlm.mesh import platform
 from mdlm.models.attention import Implementation, attention
 from mdlm.models.attention_mask import OUTPUT, AttentionMask, Halves
 from mdlm.models.late import BegunBlock
-from mdlm.models.layers import PRODUCT, Linear, NormKind, Precision, dropout, modulate, norm, parts
+from mdlm.models.layers import PRODUCT, Linear, NormKind, Precision, dropout, modulate, norm
 from mdlm.models.mlp import GATES, MLP, MLPKind, hidden_width
 from mdlm.models.network import Network
 from mdlm.models.rotary import rotary_table, rotate
@@ -91,6 +92,10 @@ class Transformer(Network):
     def modulated(self) -> int:
         """Width of the vector that modulates the blocks; 0 where none does."""
 
+    @property
+    def shared(self) -> tuple[int, int]:
+        return self.heads, hidden_width(self.mlp, self.width)
+
     def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
         width = self.width
         per_token = 4 * width * width + hidden_width(self.mlp, width) * width * (
@@ -132,9 +137,10 @@ class Block(nnx.Module):
         self.config = config
         width = config.width
         self.norm1 = norm(config.norm, width)
-        self.qkv = Linear(width, 3 * width, rngs, dtype=dtype, use_bias=False)
+        by_columns: Any = dict(split="columns", cuts=3)
+        self.qkv = Linear(width, 3 * width, rngs, dtype=dtype, use_bias=False, **by_columns)
         self.qk_norm = norm("rms", width // config.heads) if config.qk_norm else None
-        self.attn_out = Linear(width, width, rngs, dtype=dtype, use_bias=False)
+        self.attn_out = Linear(width, width, rngs, dtype=dtype, use_bias=False, split="rows")
         self.norm2 = norm(config.norm, width)
         self.mlp = MLP(config.mlp, width, rngs, dtype=dtype, use_bias=config.use_bias)
         # Float32, as the norms that it modulates are.
@@ -182,8 +188,7 @@ class Block(nnx.Module):
 
     def _attend(self, y: Float[Array, "b l d"], mask: AttentionMask, table: Table):
         heads = (*y.shape[:2], self.config.heads, -1)
-        thirds: Any = parts(self.qkv(y), 3)
-        q, k, v = (x.reshape(heads) for x in thirds)
+        q, k, v = (x.reshape(heads) for x in self.qkv.parts(y))
         if self.qk_norm is not None:
             q, k = self.qk_norm(q), self.qk_norm(k)
         q, k = (rotate(x, table).astype(v.dtype) for x in (q, k))
@@ -289,7 +294,7 @@ def run_stack(
 
     def step(x, layer):
         block, key = layer
-        return apply(block, x, table, key), None
+        return apply(block, moved(x, STREAM), table, key), None
 
     unroll = UNROLLED if platform() == "cpu" else 1
     return jax.lax.scan(remembering(config.remat, step), x, (blocks, keys), unroll=unroll)[0]

@@ -23,7 +23,9 @@ from jaxtyping import Float, Int, Key
 
 from mdlm.experiment import Model
 from mdlm.keys import stream
-from mdlm.mesh import ROWS, on, parameter_sharding, replicated, row_parts
+from mdlm.layout import parameter_sharding
+from mdlm.mesh import ROWS, on, replicated, row_parts
+from mdlm.models.network import rests
 from mdlm.train import guard
 from mdlm.types import ArrayTree, Batch, LossTerms
 
@@ -46,12 +48,18 @@ def init(model: Model, tx: optax.GradientTransformation, key: Key[Array, ""]) ->
 def abstract_state(
     model: Model, tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh
 ) -> State:
-    """Shapes, types and shardings of the state, nothing computed."""
+    """Shapes, types and shardings of the state, nothing computed.
+
+    InputError where the network or its rows cannot be split over the mesh.
+    """
+    network = model.experiment.network
+    network.check_mesh(mesh, model.experiment.data.packing.length)
+    uses = {("network", *path): rest for path, rest in rests(network, model.columns).items()}
     shapes = jax.eval_shape(partial(init, model, tx), jax.random.key(0))
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
         shapes,
-        parameter_sharding(mesh, shapes),
+        parameter_sharding(mesh, shapes, uses),
     )
 
 
@@ -74,13 +82,14 @@ def compile_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> 
     settings = model.experiment.train
     rate = model.experiment.optimizer.rate(settings.steps)
     sharding = jax.tree.map(lambda a: a.sharding, abstract_state(model, tx, mesh))
+    at_rest = partial(jax.lax.with_sharding_constraint, shardings=sharding["params"])
 
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         run_key = jax.random.key(model.experiment.seed)
         key = jax.random.fold_in(stream(run_key, "train"), state["step"])
         with on(mesh):
             terms, by_time, gradient = summed(
-                model, mesh, settings.accumulate, state["params"], key, batch
+                model, mesh, settings.accumulate, at_rest, state["params"], key, batch
             )
         count = jnp.maximum(terms.count, 1.0)
         gradient = jax.tree.map(lambda g: g / count, gradient)
@@ -125,12 +134,13 @@ def summed(
     model: Model,
     mesh: Mesh,
     accumulate: int,
+    at_rest: Callable[[ArrayTree], ArrayTree],
     params: ArrayTree,
     key: Key[Array, ""],
     batch: Batch,
 ) -> tuple[LossTerms, Float[Array, "2 n"] | None, ArrayTree]:
     """Loss terms (as scalars), those by noise level, and the gradient of `total`, summed over the
-    whole batch."""
+    whole batch. `at_rest` lays gradients as the parameters lie."""
 
     def loss(params, part, micro):
         terms = model.loss(params, key, micro, part)
@@ -147,12 +157,14 @@ def summed(
     gradient = jax.grad(loss, has_aux=True)
     if accumulate == 1:
         grads, (terms, by_time) = gradient(params, 0, batch)
-        return terms, by_time, grads
+        return terms, by_time, at_rest(grads)
     micros = split(mesh, accumulate, batch)
 
     def add(carry, part_and_micro):
         grads, terms = gradient(params, *part_and_micro)
-        return jax.tree.map(jnp.add, carry, (terms, grads)), None
+        before, sums = carry
+        sums = at_rest(jax.tree.map(jnp.add, sums, grads))
+        return (jax.tree.map(jnp.add, before, terms), sums), None
 
     shapes = jax.eval_shape(gradient, params, 0, jax.tree.map(lambda x: x[0], micros))
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (shapes[1], shapes[0]))

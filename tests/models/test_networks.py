@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from mdlm.mesh import MeshShape, parameter_sharding
+from mdlm.layout import parameter_sharding
+from mdlm.mesh import MeshShape
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.layers import compute_dtype
 from mdlm.models.md4 import MD4Transformer
-from mdlm.models.network import bind, count_parameters, denoiser, init, shapes
+from mdlm.models.network import bind, count_parameters, denoiser, init, rests, shapes
 from mdlm.models.rotary import rotary_table, rotate
 from mdlm.models.transformer import run_blocks
 from mdlm.types import NetInput
@@ -253,9 +254,10 @@ def test_initial_values_do_not_depend_on_sharding(network):
     mesh = MeshShape(data=2, fsdp=4).build()
     wide = dataclasses.replace(network, width=128)
     expected = shapes(wide, 64)
+    sharding = parameter_sharding(mesh, expected, rests(wide, 64))
     make = lambda key: init(wide, key, 64)
     alone = jax.jit(make)(jax.random.key(0))
-    split = jax.jit(make, out_shardings=parameter_sharding(mesh, expected))(jax.random.key(0))
+    split = jax.jit(make, out_shardings=sharding)(jax.random.key(0))
     assert not split["embed"]["table"].is_fully_replicated or 64 * 128 < 2**14
     assert not split["blocks"]["mlp"]["inner"]["kernel"].is_fully_replicated
     jax.tree.map(np.testing.assert_array_equal, alone, split)
@@ -271,7 +273,7 @@ def test_sharded_logits_and_gradients_equal_those_of_one_device(tokens):
     params = random_params(DIT)
     mesh = MeshShape(data=2, fsdp=4).build()
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
-    placed = jax.device_put(params, parameter_sharding(mesh, shapes(DIT, COLUMNS)))
+    placed = jax.device_put(params, parameter_sharding(mesh, shapes(DIT, COLUMNS), rests(DIT, COLUMNS)))
 
     @jax.jit
     def value_and_gradient(params, tokens):
