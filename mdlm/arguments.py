@@ -18,7 +18,27 @@ file is Python and is executed.
 
 Ctrl-C and SIGTERM save the run, then end it: exit code 130 and 143. 3: too many steps in a row had
 a loss or gradient that is not finite (--train.max_skipped); starting it again unchanged will not
-help. 2: a mistake in what was asked."""
+help. 2: a mistake in what was asked. 4: another process of the run was lost.
+
+many processes:
+  mdlm train big.py --out /shared/big --coordinator node0:1234 --processes 4 --process 0
+                     on node0; on the others the same with --process 1, 2 and 3
+
+On a Cloud TPU slice, under `srun` with several tasks, and under mpirun, the same command without
+these flags is enough. All processes get the same experiment and arguments, which is checked; --out
+is on a disk that all of them share. Process 0 speaks and writes metrics and samples; all write
+checkpoints. A signal to one of them saves and stops all, and all have its exit code. When a process
+is lost, the others end within a minute with exit code 4; the same command, started by all, goes on
+from the newest checkpoint, and it may be another number of processes then."""
+
+MANY_HELP = """\
+
+many processes (a model that does not fit the devices of one host):
+  mdlm {command} RUN --coordinator node0:1234 --processes 4 --process 0
+                     on node0; on the others the same with --process 1, 2 and 3
+
+On a Cloud TPU slice, under `srun` with several tasks, and under mpirun, these flags are not needed.
+RUN is on a disk that all share; process 0 prints."""
 
 PLAN_HELP = """\
 examples:
@@ -132,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--init-from", metavar="RUN", help="begin with the parameters of a run")
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     train.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases")
-
+    _many(train)
     train.add_argument(
         "--profile",
         type=int,
@@ -181,8 +201,9 @@ def parser() -> argparse.ArgumentParser:
     )
 
     what = "score a split: nats per token, bits per byte, perplexity"
-    score = command("eval", what, EVAL_HELP)
+    score = command("eval", what, EVAL_HELP + "\n" + MANY_HELP.format(command="eval"))
     _a_run(score)
+    _many(score)
     score.add_argument("--split", choices=("train", "valid", "test"), help="default: the run's")
     score.add_argument("--data", metavar="FILE", nargs="+", help="score these text files instead")
     score.add_argument(
@@ -191,8 +212,10 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--passes", type=int, help="independent passes over the split")
     score.add_argument("--batch-size", type=int, help="rows scored at a time")
 
-    sample = command("sample", "generate text", SAMPLE_HELP)
+    many = MANY_HELP.format(command="sample")
+    sample = command("sample", "generate text", SAMPLE_HELP + "\n" + many)
     _a_run(sample)
+    _many(sample)
     what = sample.add_mutually_exclusive_group()
     what.add_argument("--prompt", default="", help="text to continue")
     what.add_argument("--infill", metavar="TEXT", help="text with blanks to fill")
@@ -258,6 +281,22 @@ def _a_run(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run_folder", metavar="RUN", help="a run folder")
     sub.add_argument("--step", type=int, help="checkpoint of that step (default: the newest)")
     sub.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _many(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("one run of many processes")
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where process 0 can be reached by the others"
+    )
+    group.add_argument("--processes", type=int, metavar="N", help="how many processes there are")
+    group.add_argument("--process", type=int, metavar="I", help="which this is: 0 to N-1")
+    group.add_argument(
+        "--join-timeout",
+        type=int,
+        default=60,
+        metavar="S",
+        help="seconds to wait for the others at the start (default: 60)",
+    )
 
 
 def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:

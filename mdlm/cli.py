@@ -2,8 +2,13 @@
 
 What a command does is a few lines around `mdlm.load` and a training session; this file draws
 progress and turns what people can mend into one line on standard error.
+`train`, `eval` and `sample` may be one run of many processes (see `mdlm.joining`), all started with
+the same command: process 0 speaks and writes for all, the others say errors only.
+
 Exit codes: 0 done, 2 a mistake in what was asked, 3 a run that diverged (its checkpoints are
-intact, the same again will not help), 130 interrupted (state saved), 143 terminated (state saved).
+intact, the same again will not help), 4 another process was lost (the same command, by all, goes on
+from the newest checkpoint), 130 interrupted (state saved), 143 terminated (state saved). Processes
+that stop because one of them was interrupted, terminated or refused all have that one's code.
 """
 
 import argparse
@@ -12,14 +17,16 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdlm import data_commands, plan_commands, sampling_commands, tokenizer_commands
+from mdlm import data_commands, hosts, plan_commands, sampling_commands, tokenizer_commands
 from mdlm.arguments import overrides, parser
 from mdlm.host_memory import keep_freed
+from mdlm.joining import joined, place
 from mdlm.progress import Progress
 from mdlm.types import InputError
 
@@ -38,25 +45,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"--{changes[0][0]}: mdlm {args.command} has no such option")
         if args.command not in ("plan", "prepare", "tokenizer"):  # which compute nothing
             _prepare_jax()
-        return RUN[args.command](args, changes)
+        with _together(args):
+            return RUN[args.command](args, changes)
     except InputError as error:
         if args.traceback:
             raise
-        print(f"mdlm: {error}", file=sys.stderr)
-        return error.exit_code
+        return _failed(str(error), error.exit_code)
     except BrokenPipeError:
         # Whoever read the output has seen enough. Nothing is left to be flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _failed(None, 0)
     except OSError as error:
         if args.traceback:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"mdlm: {where}{error.strerror or error}", file=sys.stderr)
-        return 2
+        return _failed(f"{where}{error.strerror or error}", 2)
     except KeyboardInterrupt:
-        print("mdlm: interrupted", file=sys.stderr)
-        return 130
+        return _failed("interrupted", 130)
+
+
+@contextlib.contextmanager
+def _together(args: argparse.Namespace) -> Iterator[None]:
+    """Within it this is one of many processes, if the command and its surroundings say so."""
+    if args.command not in ("train", "eval", "sample"):
+        yield
+        return
+    here = place(args.coordinator, args.processes, args.process)
+    again = "; the run can be continued from its newest checkpoint: same command"
+    with joined(here, patience=args.join_timeout, advice=again if args.command == "train" else ""):
+        try:
+            yield
+        except (InputError, OSError):
+            raise
+        except Exception as error:
+            party = hosts.present()
+            if party is None:
+                raise
+            party.watch.explain()
+            traceback.print_exc(file=party.err)
+            _failed(f"{type(error).__name__}: {error}".splitlines()[0], 1)
+
+
+def _failed(line: str | None, code: int) -> int:
+    """Says why there is no result; returns the exit code. One of many processes takes the others
+    with it, and ends here: Python's way out would wait for them."""
+    party = hosts.present()
+    if party is None:
+        if line is not None:
+            print(f"mdlm: {line}", file=sys.stderr)
+        return code
+    if line is not None:
+        party.says(line)
+    party.watch.give_up(code, line or "its output is read no more")
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def _prepare_jax() -> None:
@@ -99,7 +142,7 @@ def run_train(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
         _prepare_profile(args.profile)
     experiment = _experiment(args, changes)
     out = Path(args.out or f"runs/{experiment.name}")
-    with _stop_signals() as stop, Progress() as progress:
+    with _stop_signals() as stop, Progress(quiet=not hosts.leads()) as progress:
         session = Session(
             experiment,
             out,
@@ -111,12 +154,14 @@ def run_train(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
             profile=args.profile or 0,
             report=progress.stage,
         )
-        for event in session.train(should_stop=lambda: stop["signal"] is not None):
+        for event in session.train(should_stop=stop.now):
             progress.show(event)
-    if stop["signal"] is not None and not session.finished:
-        again = " ".join(["mdlm", *sys.argv[1:]])
-        print(f"mdlm: stopped at step {session.step}, saved; to continue: {again}", file=sys.stderr)
-        return 128 + stop["signal"]
+    if stop.signal is not None and not session.finished:
+        if hosts.leads():
+            again = " ".join(["mdlm", *sys.argv[1:]])
+            words = f"stopped at step {session.step}, saved; to continue: {again}"
+            print(f"mdlm: {words}", file=sys.stderr)
+        return 128 + stop.signal
     print(session.closing_words())
     return 0
 
@@ -148,7 +193,7 @@ def run_eval(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         passes=how.passes if args.passes is None else args.passes,
         batch_size=how.batch_size if args.batch_size is None else args.batch_size,
     )
-    with Progress() as progress:
+    with Progress(quiet=not hosts.leads()) as progress:
         metrics = run.perplexity(how, data=data, report=progress.bar("scoring", "rows"))
     if args.json:
         print(json.dumps([vars(m) for m in metrics], indent=1))
@@ -208,19 +253,19 @@ RUN = {
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[dict[str, int | None]]:
+def _stop_signals() -> Iterator[hosts.Stop]:
     """Ctrl-C and SIGTERM ask the run to save and stop; a second Ctrl-C ends it at once."""
-    asked: dict[str, int | None] = {"signal": None}
+    stop = hosts.Stop()
 
     def ask(number, frame):
-        if asked["signal"] is not None:
+        if stop.asked_here:
             raise KeyboardInterrupt
-        asked["signal"] = number
+        stop.ask(number)
         print("\nmdlm: saving, then stopping (once more to stop at once)", file=sys.stderr)
 
     old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield stop
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -23,6 +23,7 @@ from mdlm.data.framing import ends
 from mdlm.data.packing import Packing
 from mdlm.experiment import Model, check_sampler
 from mdlm.keys import by_row, stream
+from mdlm.mesh import replicated
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.catalogue import to_text
 from mdlm.samplers.loop import Loop, generate
@@ -75,7 +76,8 @@ class Generator:
 
     Args:
         model: the experiment's parts.
-        params: usually the averaged parameters.
+        params: usually the averaged parameters. Spread over a mesh of several processes (see
+            `within_reach`) they stay there: all processes make the same calls, and have the texts.
         tokenizer: of the run.
         window: the frame and length of the rows that the network was trained on.
         sampler: replaces the experiment's. InputError where it does not fit the model.
@@ -106,11 +108,14 @@ class Generator:
                 denoise=model.denoise(params),
             )
 
+        mesh = mesh_of(params)
+        self._everywhere = None if mesh is None else replicated(mesh)
+        jit = partial(jax.jit, out_shardings=self._everywhere)
         self._programs = {
-            "generate": jax.jit(lambda params, *row: generate(*row, **vars(loop(params)))),
-            "begin": jax.jit(lambda params, *row: loop(params).begin(*row)),
-            "advance": jax.jit(lambda params, state: loop(params).advance(state)),
-            "finish": jax.jit(lambda params, state: loop(params).finish(state)),
+            "generate": jit(lambda params, *row: generate(*row, **vars(loop(params)))),
+            "begin": jit(lambda params, *row: loop(params).begin(*row)),
+            "advance": jit(lambda params, state: loop(params).advance(state)),
+            "finish": jit(lambda params, state: loop(params).finish(state)),
         }
         self._compiled: dict[tuple[Any, ...], Any] = {}
         self._compiling = 0.0
@@ -256,6 +261,8 @@ class Generator:
         )
 
     def _call(self, name: str, *values: Any) -> Any:
+        if self._everywhere is not None:
+            values = jax.tree.map(partial(copied, to=self._everywhere), values)
         # Compiled apart from the run, so that tokens/s tells of generating alone.
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(values))
         if (name, shapes) not in self._compiled:
@@ -273,6 +280,29 @@ class Generator:
         return tuple(
             Text(self.tokenizer.decode(row.tolist()), tuple(int(i) for i in row)) for row in rows
         )
+
+
+def within_reach(params: ArrayTree) -> ArrayTree:
+    """Parameters where a `Generator` works with them: on one device, but left spread over the mesh
+    where several processes have them, none of which may hold them all."""
+    return params if jax.process_count() > 1 else jax.device_put(params, jax.devices()[0])
+
+
+def mesh_of(params: ArrayTree) -> jax.sharding.Mesh | None:
+    """The mesh of several processes on which the parameters lie, if they do."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    return None if sharding.is_fully_addressable else sharding.mesh
+
+
+def copied(value: Any, to: jax.sharding.NamedSharding) -> jax.Array:
+    """A value that every process has, as an array with a copy on every device of the mesh."""
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return value
+    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        data = copied(jax.random.key_data(value), to)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
+    whole = np.asarray(value)
+    return jax.make_array_from_callback(whole.shape, to, lambda index: whole[index])
 
 
 def window_of(packing: Packing, model: Model) -> Windows:

@@ -13,10 +13,14 @@ WORTH_SAYING = 0.03
 
 
 class Progress:
-    """Progress on standard error: a bar on a terminal, now and then a line elsewhere."""
+    """Progress on standard error: a bar on a terminal, now and then a line elsewhere.
 
-    def __init__(self):
-        self.tty = sys.stderr.isatty()
+    `quiet`: none at all, for another process shows it.
+    """
+
+    def __init__(self, *, quiet: bool = False):
+        self.quiet = quiet
+        self.tty = sys.stderr.isatty() and not quiet
         self._bar: Any = None
         self._task = ""
         self._spoken = 0.0
@@ -98,6 +102,8 @@ class Progress:
             self._write(f"{event.profile}\n", sys.stdout)
 
     def _write(self, words: str, file: TextIO | None = None) -> None:
+        if self.quiet:
+            return
         if self._bar is not None:
             self._bar.write(words, file=file or sys.stderr)
         elif file is not None:
@@ -106,6 +112,8 @@ class Progress:
             self._say(words)
 
     def _say(self, words: str) -> None:
+        if self.quiet:
+            return
         self._spoken = time.monotonic()
         print(words, file=sys.stderr, flush=True)
 

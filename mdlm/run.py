@@ -13,11 +13,12 @@ from typing import Any
 
 import jax
 
+from mdlm import hosts
 from mdlm.data.dataset import Dataset, TextData
 from mdlm.data.mixture import Mixture
 from mdlm.evals.nll import Metric, Perplexity, Report
 from mdlm.experiment import Experiment, Model
-from mdlm.generation import Generation, Generator, window_of
+from mdlm.generation import Generation, Generator, window_of, within_reach
 from mdlm.objectives.clip_search import Interval
 from mdlm.samplers.base import Sampler
 from mdlm.train.checkpoint import Checkpoints
@@ -40,6 +41,8 @@ class Run:
 
     def __init__(self, path: str | Path, *, step: int | None = None):
         self.folder = RunFolder(path)
+        hosts.told(lambda: self.folder.config() and None)  # refuses what is no run
+        self.folder.check_shared()
         self.experiment: Experiment = self.folder.experiment()
         self.tokenizer = self.experiment.data.load_tokenizer(self.folder.data)
         self.model = Model(self.experiment, self.tokenizer.vocab, self.folder.counts())
@@ -82,8 +85,8 @@ class Run:
 
         InputError where a sampler is given that does not fit the run.
         """
-        params = jax.device_put(self.params, jax.devices()[0])
         window = window_of(self.experiment.data.packing, self.model)
+        params = within_reach(self.params)
         return Generator(self.model, params, self.tokenizer, window, sampler)
 
     def generate(

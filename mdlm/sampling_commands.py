@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mdlm import hosts
 from mdlm.progress import Progress
 from mdlm.types import InputError
 
@@ -39,7 +40,7 @@ def sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         sampler = replace(sampler, **settings)
     except ValueError as error:
         raise InputError(str(error)) from error
-    with Progress() as progress:
+    with Progress(quiet=not hosts.leads()) as progress:
         if args.infill is not None:
             out = run.infill(
                 args.infill,
@@ -61,6 +62,8 @@ def sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
                 report=lambda done: bar(done.window, done.windows),
                 sampler=sampler,
             )
+    if not hosts.leads():
+        return 0
     if trace is not None and out.trace is not None:
         from mdlm.view.document import dumps
 

@@ -8,6 +8,8 @@ ROOT = Path(__file__).parent.parent / "mdlm"
 # Each layer may import itself and those that it names.
 BASE = {"types", "vocab", "keys", "draws", "mesh", "hardware", "host_memory", "version"} | {
     "collectives",
+    "hosts",
+    "joining",
     "layout",
     "topology",
 }

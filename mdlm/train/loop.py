@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mdlm import hosts
 from mdlm.data.dataset import Dataset
 from mdlm.data.loader import HostBatch, TrainLoader
 from mdlm.evals.nll import Metric
@@ -170,6 +171,9 @@ def train(
                 checkpoints.wait()
                 raise Diverged(given_up(stepped, checkpoints))
             spike = judge.spike(stepped.metrics["loss"])
+            if settings.spike is not None:  # a loss may differ in its last bit between processes
+                found = hosts.told(lambda: spike and vars(spike))
+                spike = found and Spike(**found)
             if spike is None:
                 return False
             back_to = checkpoints.latest if judge.may_rewind else None

@@ -182,7 +182,10 @@ def check(steps: int, left: int) -> None:
 
 
 class Profiler:
-    """Traces `steps` steps of a session that begins at step `begin`; 0 traces none."""
+    """Traces `steps` steps of a session that begins at step `begin`; 0 traces none.
+
+    Of several processes the one that `writes` traces; the others compile what it compiles.
+    """
 
     def __init__(self, folder: Path, steps: int, begin: int, writes: bool = True):
         self.folder, self.steps, self.writes = folder / "profile", steps, writes
@@ -196,6 +199,8 @@ class Profiler:
         # The text of the very program that runs: JAX has it compiled already.
         self.compiled = train_step.lower(state, batch).compile()
         jax.block_until_ready(state)
+        if not self.writes:
+            return
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0  # it would slow the very host that is looked at
         jax.profiler.start_trace(self.folder, profiler_options=options)
@@ -207,17 +212,19 @@ class Profiler:
         jax.block_until_ready(state)
         text = self.compiled.as_text()
         self.close()
+        if not self.writes:
+            return None
         written = sorted(self.folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
         data = jax.profiler.ProfileData.from_file(str(written[-1]))
         module = text.partition("HloModule ")[2].partition(",")[0]
         found = read(trace.events(data), module, trace.instructions(text), self.steps)
-        if self.writes:
-            (self.folder / "profile.txt").write_text(f"{found}\n")
-            (self.folder / "profile.json").write_text(found.to_json() + "\n")
+        (self.folder / "profile.txt").write_text(f"{found}\n")
+        (self.folder / "profile.json").write_text(found.to_json() + "\n")
         return found
 
     def close(self) -> None:
         """Ends a trace that is under way."""
         if self.compiled is not None:
-            jax.profiler.stop_trace()
+            if self.writes:
+                jax.profiler.stop_trace()
             self.compiled = None

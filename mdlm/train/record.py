@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from mdlm import hosts
 from mdlm.experiment import Experiment, load_file
 from mdlm.identity import describe, differences, fingerprint, identity
 from mdlm.overrides import apply
@@ -30,6 +31,8 @@ from mdlm.types import InputError
 from mdlm.version import __version__
 
 COUNTS = "token_counts.npy"
+PATIENCE = 10.0
+"""Seconds until what one process wrote on a shared disk is seen by all."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "datasets")
 
 
@@ -38,7 +41,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.writes = jax.process_index() == 0
+        self.writes = hosts.leads()
         self.started = time.time()
         self.writers: tuple[Writer, ...] = ()
 
@@ -69,6 +72,34 @@ class RunFolder:
         }
         # Last, because its presence says that the folder is a run.
         self._write("config.json", json.dumps(config, indent=1) + "\n")
+
+    def agreed(self, experiment: Experiment) -> bool:
+        """Whether a run is to be continued here: `check` by process 0, for all.
+
+        InputError, on all processes, where the folder does not fit, or where not all see the same.
+        """
+        exists = hosts.told(lambda: (self.check(experiment), self.exists)[1])
+        if exists:
+            self.check_shared()
+        return exists
+
+    def check_shared(self) -> None:
+        """InputError, on all processes, unless all of them see the run that process 0 sees."""
+        until = time.monotonic() + PATIENCE
+        while not self.exists and time.monotonic() < until:  # a network's disk may be late
+            time.sleep(0.2)
+        config = self.path / "config.json"
+        seen = config.read_text() if self.exists else None
+
+        def judge(all_seen: list[str | None]) -> None:
+            for number, one in enumerate(all_seen):
+                if one != all_seen[0]:
+                    raise InputError(
+                        f"process {number} does not see the run folder {self.path} of process 0:"
+                        " it must be on a disk that all processes share"
+                    )
+
+        hosts.agreed(seen, judge)
 
     def check(self, experiment: Experiment) -> None:
         """InputError unless the folder is new or empty, or holds a run of this experiment."""

@@ -60,12 +60,16 @@ class Scorer:
         how = replace(how, passes=1 if objective.is_exact else how.passes)
         key = jax.random.key(experiment.seed)
 
+        here = rows_here(self.mesh, size)
+
         def score(number: int, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-            placed = Batch(**place(self.mesh, batch))
+            # Every process sums up the whole batch, and gives its devices their rows of it.
+            mine = {name: value[here] if value.ndim else value for name, value in batch.items()}
+            placed = Batch(**place(self.mesh, mine))
             return jax.device_get(self.score(params, jax.random.fold_in(key, number), placed))
 
         def batches():
-            return evaluation_batches(rows, size, rows_here(self.mesh, size))
+            return evaluation_batches(rows, size)
 
         n = len(rows)
         bound, count = how.score(score, batches, rows=n, seed=experiment.seed, report=report)
@@ -91,8 +95,9 @@ class Scorer:
             raise InputError(f"intervals of times are those of BlockNelbo, not of {name}")
         assert isinstance(model.process, Masked)  # the objective refuses others
         order = balanced_order(train.batch_size)
-        strata = {"row": order, "rows": np.asarray(len(order), np.int32)}
-        parts = evaluation_batches(self.dataset.valid.rows, len(order))
+        here = rows_here(self.mesh, len(order))
+        strata = {"row": order[here], "rows": np.asarray(len(order), np.int32)}
+        parts = evaluation_batches(self.dataset.valid.rows, len(order), here)
         return search(
             model.objective,
             key,

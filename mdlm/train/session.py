@@ -4,6 +4,9 @@ Everything that can be refused is refused before the folder is touched: the expe
 composed, the data read and packed, the mesh and the batch checked. Then the folder is begun (or
 found to hold the same run), and `train` yields the loop's events, keeping samples, the picture
 and the writers of metrics up to date along the way.
+
+Of many processes (see `mdlm.hosts`) all prepare the same and read the data for themselves; it is
+compared what they were started with and what they read. Process 0 decides on the folder and writes.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,11 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jaxlib
 
+from mdlm import hosts
 from mdlm.data.dataset import Dataset, TextData
 from mdlm.evals.nll import Metric
 from mdlm.experiment import Experiment, Model
-from mdlm.generation import Generation, Generator, window_of
+from mdlm.generation import Generation, Generator, window_of, within_reach
+from mdlm.identity import describe, without_stores
 from mdlm.interop import reference
 from mdlm.mesh import check_batch
 from mdlm.models.causal import CausalTransformer
@@ -30,6 +36,7 @@ from mdlm.train.score import Scorer
 from mdlm.train.step import abstract_state, create_state
 from mdlm.train.writers import writers
 from mdlm.types import ArrayTree, InputError
+from mdlm.version import __version__
 
 SAMPLES = 2
 """Texts written to samples.txt each time."""
@@ -65,14 +72,16 @@ class Session:
     ):
         self.experiment, self.folder, self.profile = experiment, RunFolder(out), profile
         settings = experiment.train
+        asked = {"--out": str(out), "--init-from": init_from, "--profile": profile}
+        hosts.check_same({**configuration(experiment), **asked}, "values")
         check_batch(experiment.mesh.build(), settings.batch_size, settings.accumulate)
-        self.folder.check(experiment)
-        self.dataset: Dataset = experiment.data.load(
-            self.folder.data if self.folder.exists else None, report
-        )
+        goes_on = self.folder.agreed(experiment)
+        self.dataset: Dataset = experiment.data.load(self.folder.data if goes_on else None, report)
         self.model = Model.on(experiment, self.dataset)
-        for split in ("train", experiment.evaluation.split):
+        splits = ("train", experiment.evaluation.split)
+        for split in splits:
             getattr(self.dataset, split)  # reads and packs it: too short a text is refused here
+        hosts.check_same(read(self.dataset, splits), "data")
         self.initial = self._initial(init_from)
         if profile:
             profiles.check(profile, settings.steps - self._steps_made())
@@ -80,7 +89,9 @@ class Session:
         if self.folder.writes:
             self.dataset.tokenizer.save(self.folder.data)
             self.folder.save_counts(self.model.counts)
-        self.folder.writers = writers(self.folder.path, tensorboard, wandb, experiment)
+            self.folder.writers = writers(self.folder.path, tensorboard, wandb, experiment)
+        hosts.meet()
+        self.folder.check_shared()
         self.step = 0
         self.references: dict[str, float] = {}
         self.metrics: list[Metric] = []
@@ -147,9 +158,7 @@ class Session:
             return checkpoints.restore_part({"ema": there})["ema"]
 
     def _sample(self, step: int, params: ArrayTree) -> None:
-        if jax.process_count() > 1:
-            return  # one host's devices do not hold the parameters of all
-        params = jax.device_put(params, jax.devices()[0])
+        params = within_reach(params)
         if self._generator is None:
             window = window_of(self.experiment.data.packing, self.model)
             self._generator = Generator(self.model, params, self.dataset.tokenizer, window)
@@ -163,6 +172,28 @@ class Session:
             title = f"{self.experiment.name} ({self.folder.path})"
             path = self.folder.path / "curves.png"
             curves.draw(self.folder.metrics(), path, title, self.references)
+
+
+def configuration(experiment: Experiment) -> dict[str, object]:
+    """What processes of one run must have alike: the experiment, and the versions that compute."""
+    described = describe(experiment)
+    versions = {"mdlm": __version__, "jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    return {
+        **described,
+        "data": without_stores(described["data"]),
+        "versions": versions,
+        "processes": jax.process_count(),
+    }
+
+
+def read(dataset: Dataset, splits: tuple[str, ...]) -> dict[str, object]:
+    """What tells apart data that were read, at no cost."""
+    of = {name: getattr(dataset, name) for name in splits}
+    return {
+        "tokenizer": dataset.tokenizer.fingerprint,
+        **{f"rows of {name}": len(split.rows) for name, split in of.items()},
+        **{f"text of {name}": split.text_fingerprint for name, split in of.items()},
+    }
 
 
 def import_weights(

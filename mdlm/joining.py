@@ -1,0 +1,285 @@
+"""Becoming one of many processes: which they are, and meeting them.
+
+Either the command line says it (`--coordinator HOST:PORT --processes N --process I`), or the
+environment does: SLURM (`srun` with several tasks), Open MPI, a Cloud TPU slice of several hosts
+(also on GKE), an indexed job of Kubernetes. JAX knows how to read these; here it is decided whether
+there is anything to read, so that a laptop, one task, or one TPU host asks and waits for nobody.
+
+The runtime that JAX uses ends a process by `abort` where it cannot reach the others, or has lost
+one. A handler of that signal says in one line what happened, and gives the exit code.
+"""
+
+import contextlib
+import ctypes
+import io
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mdlm import hosts
+from mdlm.types import InputError
+
+HEARTBEAT = 30
+"""Seconds without a heartbeat after which the runtime takes a process for lost."""
+JOIN = 60
+"""Seconds to wait for the others, by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which process this is, of how many, and where they meet.
+
+    `devices`: the accelerators of this host that it uses (None: all).
+    """
+
+    coordinator: str
+    count: int
+    index: int
+    devices: tuple[int, ...] | None = None
+
+
+def place(
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    environment: Mapping[str, str] | None = None,
+) -> Place | None:
+    """What the flags say, or where there are none, the environment; None for a process alone.
+
+    InputError where flags are missing or do not fit together.
+    """
+    environment = os.environ if environment is None else environment
+    address = coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator is None and processes is None and process is None:
+        found = detected()
+        if found is None and address is not None:
+            raise InputError(
+                f"JAX_COORDINATOR_ADDRESS={address} is set: --processes N --process I are needed,"
+                " or unset it to run alone"
+            )
+        return found
+    given = {"--coordinator": address, "--processes": processes, "--process": process}
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        given = [name for name in given if name not in missing]
+        raise InputError(f"{' and '.join(given)} without {' and '.join(missing)}")
+    assert address is not None and processes is not None and process is not None
+    if processes < 1:
+        raise InputError(f"--processes {processes}: there is at least one")
+    if not 0 <= process < processes:
+        raise InputError(
+            f"--process {process}: with --processes {processes} they count from 0 to"
+            f" {processes - 1}"
+        )
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+        raise InputError(f"--coordinator {address}: expected HOST:PORT")
+    if processes == 1:
+        return None
+    return Place(coordinator=address, count=processes, index=process)
+
+
+def detected() -> Place | None:
+    """The place that the environment gives this process; None where it is alone."""
+    if _several("SLURM_STEP_NUM_TASKS") and "SLURM_STEP_NODELIST" in os.environ:
+        return _of("SlurmCluster", _slurm_devices())
+    if _several("OMPI_COMM_WORLD_SIZE"):
+        return _of("OmpiCluster", (int(os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0")),))
+    from jax._src import cloud_tpu_init
+
+    if cloud_tpu_init.running_in_cloud_tpu_vm:
+        return _of("GkeTpuCluster") or _of("GceTpuCluster")
+    if "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ:
+        return _of("K8sCluster")
+    return None
+
+
+def _several(name: str) -> bool:
+    text = os.environ.get(name, "")
+    return text.isdecimal() and int(text) > 1
+
+
+def _slurm_devices() -> tuple[int, ...] | None:
+    """One device for each of several tasks of a node, as JAX has it, unless SLURM has seen to
+    that; all devices where a node has one task."""
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if tasks == "1" or (visible and "," not in visible):
+        return None
+    return (int(os.environ.get("SLURM_LOCALID", "0")),)
+
+
+def _of(cluster: str, devices: tuple[int, ...] | None = None) -> Place | None:
+    from jax._src import clusters
+
+    known: Any = getattr(clusters, cluster, None)
+    if known is None or not known.is_env_present():
+        return None
+    count = known.get_process_count()
+    if count < 2:
+        return None
+    port = os.environ.get("JAX_COORDINATOR_PORT")
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS") or known.get_coordinator_address(JOIN, port)
+    return Place(
+        coordinator=address, count=count, index=known.get_process_id(), devices=devices
+    )
+
+
+@contextlib.contextmanager
+def joined(place: Place | None, *, patience: int | None = None, advice: str = "") -> Iterator[None]:
+    """Within it this process is one of many. Leaving it waits for the others.
+
+    `patience`: seconds to wait for the others at first. InputError where they do not come, or
+    ended by the runtime: exit code 2 and a line on standard error.
+    """
+    if place is None:
+        yield
+        return
+    import jax
+    from jax._src import distributed
+
+    err = io.TextIOWrapper(io.FileIO(os.dup(2), "w"), line_buffering=True)
+    _quiet_standard_output(place.index == 0)
+    seconds = JOIN if patience is None else patience
+    with _Aborts(err, place, seconds) as aborts:
+        with aborts.captured():
+            began = time.monotonic()
+            if place.index:
+                _probe(place, seconds)
+            try:
+                jax.distributed.initialize(
+                    place.coordinator,
+                    place.count,
+                    place.index,
+                    local_device_ids=place.devices,
+                    cluster_detection_method="deactivate",
+                    initialization_timeout=max(1, round(seconds - time.monotonic() + began)),
+                    heartbeat_timeout_seconds=HEARTBEAT,
+                    shutdown_timeout_seconds=HEARTBEAT,
+                )
+            except RuntimeError as error:
+                raise InputError(_reason(str(error), place, seconds)) from error
+        client = distributed.global_state.client
+        party = hosts.Party(client, place.index, place.count, advice, err)
+        hosts.enter(party)
+        aborts.watch = party.watch
+        party.watch.start()
+        yield
+        sys.stdout.flush()
+        hosts.meet()
+        party.watch.close()
+        hosts.enter(None)
+        jax.distributed.shutdown()
+
+
+def _quiet_standard_output(speaks: bool) -> None:
+    """Standard output for process 0 alone, and there for what is printed by Python: the runtime
+    writes lines of its own on it."""
+    sys.stdout.flush()
+    out = os.dup(1) if speaks else os.devnull
+    sys.stdout = io.TextIOWrapper(io.FileIO(out, "w"), line_buffering=sys.stdout.isatty())
+    with io.FileIO(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+
+
+def _probe(place: Place, seconds: float) -> None:
+    """Returns when somebody listens at the coordinator's address. InputError if nobody does."""
+    host, _, port = place.coordinator.rpartition(":")
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise InputError(
+                    f"process {place.index}: the coordinator {place.coordinator} (process 0) did not answer within"
+                    f" {seconds} s: {error.strerror or error}"
+                ) from error
+        time.sleep(0.2)
+
+
+def _reason(log: str, place: Place, seconds: float) -> str:
+    """What the runtime's words mean, in one line."""
+    number = f"process {place.index}: " if place.index else ""
+    return number + _meaning(log, place, seconds)
+
+
+def _meaning(log: str, place: Place, seconds: float) -> str:
+    at = f"at {place.coordinator}"
+    if "newer incarnation" in log or "ALREADY_EXISTS" in log:
+        return f"another process {at} says that it is process {place.index} too"
+    if "Unexpected task" in log or "INVALID_ARGUMENT" in log:
+        return (
+            f"process 0 {at} knows of no process {place.index}: was it started with another"
+            " --processes?"
+        )
+    if "Failed to start RPC server" in log:
+        return f"process 0 cannot listen {at}: the port is taken, or not of this host"
+    if "DEADLINE_EXCEEDED" in log:
+        return f"not all of the {place.count} processes came {at} within {seconds} s"
+    last = [line for line in log.strip().splitlines() if line.strip()]
+    return f"the processes {at} could not be joined: {last[-1] if last else 'no reason given'}"
+
+
+class _Aborts:
+    """Makes one line and an exit code of the runtime's `abort`.
+
+    A C handler of SIGABRT, for one of Python's is never run: `abort` ends the process first.
+    """
+
+    def __init__(self, err: Any, place: Place, seconds: float):
+        self.err, self.place, self.seconds = err, place, seconds
+        self.watch: hosts.Watch | None = None
+        self._log: Any = None
+        self._libc = ctypes.CDLL(None)
+        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
+        self._libc.signal.restype = ctypes.c_void_p
+        self._libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+
+    def __enter__(self) -> "_Aborts":
+        self._libc.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        # It stays where this process ends anyway: the runtime may notice before that is done.
+        if hosts.present() is None:
+            self._libc.signal(signal.SIGABRT, None)
+
+    @contextlib.contextmanager
+    def captured(self) -> Iterator[None]:
+        """Keeps what is written on standard error, to be read by `_aborted`, or written later."""
+        sys.stderr.flush()
+        old = os.dup(2)
+        with tempfile.TemporaryFile() as log:
+            os.dup2(log.fileno(), 2)
+            self._log = log
+            try:
+                yield
+            finally:
+                sys.stderr.flush()
+                os.dup2(old, 2)
+                os.close(old)
+                self._log = None
+        # What a library had to warn of on the way is not worth a line where it went well.
+
+    def _aborted(self, _: int) -> None:
+        if self._log is not None:
+            self._log.seek(0)
+            line = _reason(self._log.read().decode(errors="replace"), self.place, self.seconds)
+            print(f"mdlm: {line}", file=self.err, flush=True)
+            os._exit(2)
+        if self.watch is not None:
+            # The watching thread sees within a moment whether process 0 is gone.
+            until = time.monotonic() + 5 * hosts.PERIOD
+            while self.watch.silent is None and time.monotonic() < until:
+                time.sleep(0.05)
+            if self.watch.silent is not None:
+                self.watch.end(hosts.LOST, self.watch.loss(self.watch.silent))
+        self._libc.signal(signal.SIGABRT, None)  # not of the others' making: let it go on
