@@ -2,16 +2,18 @@
 
     python -m benchmarks.weak_scaling experiments/owt_small.py --vocab 50258 --rows 32 \\
         --from v5e:4x4 --json runs/scaling/owt.json
+    python -m benchmarks.weak_scaling --reuse runs/scaling/owt.json --rows 1 --json one.json
     python -m benchmarks.weak_scaling experiments/owt_small.py --vocab 50258 --rows 4 \\
-        --fsdp 256 --tensor 4 --from v5p:2x2x4 --check v5p:4x4x4 --json runs/scaling/7b.json \\
-        --network.width 4096 --network.depth 32 --network.heads 32 --network.remat blocks
+        --fsdp 256 --tensor 4 --from v5p:2x2x4 --json runs/scaling/7b.json \\
+        --network.heads 32 --network.width 4096 --network.depth 32 --network.remat blocks
     python -m benchmarks.weak_scaling --draw docs/weak_scaling.png runs/scaling/*.json
 
 The training step is compiled for the slice after `--from`, and what its collectives move is read
 from the program, by the axes of the mesh that they go over. For the slices of the ladder, up to
 4,096 chips, the axes grow and these bytes stay, but for the gradients' parts, which shrink as the
-parameters' do (`benchmarks/weak_scaling_model.py`). `--check` compiles for another slice as well,
-and prints what the model says beside what that program moves.
+parameters' do (`benchmarks/weak_scaling_model.py`). With `--reuse` nothing is compiled: the program
+is that of an earlier result, and what goes over `tensor` grows with the rows. `--check` compiles
+for another slice, and prints what the model says beside what that program moves.
 """
 
 import argparse
@@ -29,7 +31,17 @@ import numpy as np
 
 from benchmarks import harness
 from benchmarks.environment import environment
-from benchmarks.weak_scaling_model import Slices, count_links, read, resized, sending, sent
+from benchmarks.weak_scaling_model import (
+    Exchange,
+    Slices,
+    binds_below,
+    count_links,
+    read,
+    resized,
+    sending,
+    sent,
+    total,
+)
 from benchmarks.weak_scaling_report import draw, table
 from mdlm.arguments import overrides
 from mdlm.hardware import CHIPS, datasheet
@@ -91,7 +103,7 @@ def apart(topology: Topology, function: Any, *arguments: Any) -> Any:
 def compiled(
     path: str, changes: list[tuple[str, str]], vocab: int, topology: Topology, sizes: dict[str, int]
 ) -> dict[str, Any]:
-    """Exchanges, GiB of a chip, and operations of a step on it."""
+    """The exchanges of a step on a mesh, and of one chip the memory and the operations."""
     from mdlm.experiment import Model, load_file
     from mdlm.footprint import abstract_batch, scored_share
     from mdlm.overrides import apply
@@ -115,10 +127,12 @@ def compiled(
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     held += memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
-        "exchanges": read(program.as_text(), dict(mesh.shape)),
+        "slice": topology.text,
+        "mesh": dict(mesh.shape),
+        "rows": rows // topology.chips,
         "gib": held / 2**30,
         "flops": flops / topology.chips,
-        "tokens": rows * length / topology.chips,
+        "exchanges": [vars(e) for e in read(program.as_text(), dict(mesh.shape))],
     }
 
 
@@ -132,6 +146,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--fsdp", type=int, default=1, help="parts of the parameters, at most")
     parser.add_argument("--tensor", type=int, default=1, help="size of that axis")
     parser.add_argument("--from", dest="small", metavar="SLICE", help="compiled, such as v5e:4x4")
+    parser.add_argument("--reuse", type=Path, metavar="FILE", help="a result, instead of --from")
     parser.add_argument("--check", metavar="SLICE", help="compiled too, and compared")
     parser.add_argument("--mfu", type=float, default=0.4, help="of the work alone (default: 0.4)")
     parser.add_argument("--name", help="of the line in the picture")
@@ -140,20 +155,27 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def compile_small(args: argparse.Namespace, changes: list, text: str) -> tuple[dict, Slices]:
-    """What was compiled for a slice, and the mesh on it: with `data` of two or more, so that its
-    exchanges are seen."""
+def compile_on(args: argparse.Namespace, changes: list, text: str, fsdp: int) -> dict[str, Any]:
+    """What was compiled for a slice."""
     topology = Topology.parse(text)
     name, _, shape = text.partition(":")
-    most = min(args.fsdp, max(1, topology.chips // args.tensor // 2))
-    there = apart(topology, laid, name, shape, most, args.tensor)
-    rows = args.rows * topology.chips
-    own = [*changes, ("train.batch_size", str(rows))]
-    print(f"compiling for {text}, mesh {there.sizes}", file=sys.stderr)
-    answer = apart(
-        topology, compiled, args.experiment, own, args.vocab, topology, dict(there.sizes)
-    )
-    return answer, there
+    sizes = dict(apart(topology, laid, name, shape, fsdp, args.tensor).sizes)
+    own = [*changes, ("train.batch_size", str(args.rows * topology.chips))]
+    print(f"compiling for {text}, mesh {sizes}", file=sys.stderr)
+    return apart(topology, compiled, args.experiment, own, args.vocab, topology, sizes)
+
+
+def program_of(args: argparse.Namespace, changes: list) -> dict[str, Any]:
+    """The program that all is computed from."""
+    if args.reuse is not None:
+        result = json.loads(args.reuse.read_text())
+        args.fsdp, args.tensor = result["fsdp"], result["tensor"]
+        return result["compiled"]
+    if args.small is None or args.experiment is None or args.vocab is None:
+        raise InputError("an experiment file, --vocab and --from are needed, or --reuse, or --draw")
+    chips = Topology.parse(args.small).chips
+    # Half of it, so that `data` has two parts at least and its exchanges are seen.
+    return compile_on(args, changes, args.small, min(args.fsdp, max(1, chips // args.tensor // 2)))
 
 
 def main(arguments: Sequence[str] | None) -> None:
@@ -163,60 +185,57 @@ def main(arguments: Sequence[str] | None) -> None:
         draw(Path(args.draw[0]), [json.loads(Path(file).read_text()) for file in args.draw[1:]])
         return
     changes = overrides(rest)
-    name = args.small.partition(":")[0]
-    answer, there = compile_small(args, changes, args.small)
+    program = program_of(args, changes)
+    chip = program["slice"].partition(":")[0]
+    exchanges = [Exchange(**{**e, "axes": tuple(e["axes"])}) for e in program["exchanges"]]
+    more = args.rows / program["rows"]
     result: dict[str, Any] = {
-        "name": args.name or Path(args.experiment).stem,
-        "chip": name,
+        "name": args.name or Path(args.experiment or args.reuse).stem,
+        "chip": chip,
         "rows": args.rows,
+        "fsdp": args.fsdp,
+        "tensor": args.tensor,
         "mfu": args.mfu,
-        "compiled": {
-            "slice": args.small,
-            "mesh": dict(there.sizes),
-            **{k: v for k, v in answer.items() if k != "exchanges"},
-            "exchanges": [vars(e) for e in answer["exchanges"]],
-        },
-        "work": answer["flops"] / (peak(name) * args.mfu),
+        "compiled": program,
+        "work": more * program["flops"] / (peak(chip) * args.mfu),
         "places": [],
         "environment": environment(),
     }
-    for text in LADDER[name]:
-        where = Topology.parse(f"{name}:{text.rpartition('*')[2]}")
+    for text in LADDER[chip]:
+        where = Topology.parse(f"{chip}:{text.rpartition('*')[2]}")
         try:
-            place = apart(where, laid, name, text, args.fsdp, args.tensor)
+            place = apart(where, laid, chip, text, args.fsdp, args.tensor)
         except InputError as error:
             print(f"{text}: {error}", file=sys.stderr)
             continue
-        exchanges = resized(answer["exchanges"], there.sizes, place.sizes)
-        near, far = sending(exchanges, place)
-        both = [sent(e, place) for e in exchanges]
-        result["places"].append(
-            {
-                "slices": text,
-                "chips": place.chips,
-                "mesh": {**place.sizes, DATA: place.sizes[DATA] * place.slices},
-                "sent": sum(b[0] for b in both),
-                "through_network": sum(b[1] for b in both),
-                "links": {"+".join(axes): n for axes, n in place.links.items()},
-                "near": near,
-                "far": far,
-            }
-        )
+        there = resized(exchanges, program["mesh"], place.sizes, more)
+        result["places"].append(at(place, there, result["work"] / args.rows, args.rows))
     if args.check:
-        other, there_too = compile_small(args, changes, args.check)
-        modelled = resized(answer["exchanges"], there.sizes, there_too.sizes)
-        total = lambda exchanges: sum(sent(e, there_too)[0] for e in exchanges)
-        result["check"] = {
-            "slice": args.check,
-            "mesh": dict(there_too.sizes),
-            "modelled": total(modelled),
-            "compiled": total(other["exchanges"]),
-            "exchanges": [vars(e) for e in other["exchanges"]],
-        }
+        other = compile_on(args, changes, args.check, args.fsdp)
+        found = [Exchange(**{**e, "axes": tuple(e["axes"])}) for e in other["exchanges"]]
+        expected = resized(exchanges, program["mesh"], other["mesh"], more)
+        result["check"] = {**other, "modelled": total(expected), "found": total(found)}
     print(table(result))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1))
+
+
+def at(place: Slices, exchanges: list[Exchange], work: float, rows: int) -> dict[str, Any]:
+    """What a machine's row of the table is made from. `work`: seconds for one row."""
+    near, far = sending(exchanges, place)
+    both = [sent(e, place) for e in exchanges]
+    return {
+        "slices": place.text,
+        "chips": place.chips,
+        "mesh": {**place.sizes, DATA: place.sizes[DATA] * place.slices},
+        "sent": sum(b[0] for b in both),
+        "through_network": sum(b[1] for b in both),
+        "links": {"+".join(axes): n for axes, n in place.links.items()},
+        "near": near,
+        "far": far,
+        "binds_below": binds_below(exchanges, place, work, rows),
+    }
 
 
 def peak(name: str) -> float:

@@ -20,7 +20,7 @@ import numpy as np
 
 from mdlm.collectives import BRANCHES, CALLED, KINDS, moved, parsed, trips
 from mdlm.hardware import CHIPS
-from mdlm.mesh import DATA, FSDP, TENSOR
+from mdlm.mesh import DATA, FSDP, SEQUENCE, TENSOR
 
 CLOSED = {"v5e": 16, "v6e": 16}
 """Chips along an axis from which on the torus is closed there; of the others, see `is_closed`."""
@@ -84,18 +84,44 @@ def sending(exchanges: Sequence[Exchange], there: Slices) -> tuple[float, float]
 
 
 def resized(
-    exchanges: Sequence[Exchange], old: Mapping[str, int], new: Mapping[str, int]
+    exchanges: Sequence[Exchange], old: Mapping[str, int], new: Mapping[str, int], rows: float = 1
 ) -> list[Exchange]:
-    """The exchanges on a mesh of other sizes, with as many rows on each chip.
+    """The exchanges on a mesh of other sizes, with `rows` times as many rows on each chip.
 
-    They stay as they are, but those over `data` alone. These are sums of gradients, after they were
-    summed over the axes that split the parameters: parts, which are smaller where there are more.
+    What goes over `data` alone are sums of gradients that were summed before over the axes that
+    split the parameters: parts, which are smaller where there are more of them. Activations grow
+    with the rows. All else stays.
     """
     part = (old[FSDP] * old[TENSOR]) / (new[FSDP] * new[TENSOR])
-    return [
-        replace(e, bytes=e.bytes * part) if e.axes == (DATA,) and e.kind == "all-reduce" else e
-        for e in exchanges
-    ]
+
+    def scale(e: Exchange) -> float:
+        if is_of_activations(e):
+            return rows
+        return part if e.axes == (DATA,) and e.kind == "all-reduce" else 1.0
+
+    return [replace(e, bytes=e.bytes * scale(e)) for e in exchanges]
+
+
+def is_of_activations(exchange: Exchange) -> bool:
+    """Whether it goes over axes only along which devices work on the same rows."""
+    return set(exchange.axes) <= {SEQUENCE, TENSOR}
+
+
+def binds_below(
+    exchanges: Sequence[Exchange], there: Slices, work: float, rows: float
+) -> float | None:
+    """Rows on each chip below which sending takes longer than the work; None where it always does.
+
+    `work`: seconds for one row. `exchanges` are those of a step with `rows` rows.
+    """
+    fixed = sum(sending([e for e in exchanges if not is_of_activations(e)], there))
+    growing = sum(sending([e for e in exchanges if is_of_activations(e)], there)) / rows
+    return fixed / (work - growing) if growing < work else None
+
+
+def total(exchanges: Sequence[Exchange]) -> float:
+    """Bytes that a chip sends, about, as `mdlm plan` counts them."""
+    return sum(e.bytes * (2 if e.kind == "all-reduce" else 1) for e in exchanges)
 
 
 def read(text: str, shape: Mapping[str, int]) -> list[Exchange]:

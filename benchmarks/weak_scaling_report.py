@@ -19,8 +19,8 @@ def table(result: Result) -> str:
         f"{result['name']}, {result['rows']} rows on each {result['chip']} chip, "
         f"work {result['work'] * 1e3:.4g} ms at {result['mfu']:.0%} MFU",
         "| chips | slices | mesh | a chip sends | through the network | links busy | network busy"
-        " | efficiency |",
-        "|---|---|---|---|---|---|---|---|",
+        " | share of work | binds below |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for place in result["places"]:
         mesh = " x ".join(f"{axis} {n}" for axis, n in place["mesh"].items() if n > 1) or "-"
@@ -28,14 +28,19 @@ def table(result: Result) -> str:
         lines.append(
             f"| {place['chips']:,} | {place['slices']} | {mesh} | {place['sent'] / 1e9:.3g} GB"
             f" | {place['through_network'] / 1e6:.3g} MB | {place['near'] * 1e3:.3g} ms"
-            f" | {place['far'] * 1e3:.3g} ms | {worst:.0%} to {best:.0%} |"
+            f" | {place['far'] * 1e3:.3g} ms | {worst:.0%} to {best:.0%}"
+            f" | {rows_in_words(place['binds_below'])} |"
         )
     if check := result.get("check"):
         lines.append(
-            f"{check['slice']}: {check['modelled'] / 1e9:.3g} GB by the model, "
-            f"{check['compiled'] / 1e9:.3g} GB in the program that was compiled for it"
+            f"{check['slice']}: {check['modelled'] / 1e9:.4g} GB by the model, "
+            f"{check['found'] / 1e9:.4g} GB in the program that was compiled for it"
         )
     return "\n".join(lines)
+
+
+def rows_in_words(rows: float | None) -> str:
+    return "always" if rows is None else "never" if rows == 0 else f"{rows:.2g} rows"
 
 
 def draw(path: Path, results: Sequence[Result]) -> None:
