@@ -51,28 +51,37 @@ class Chip(NamedTuple):
 
     `memory` is what a program can have on one, in bytes; `link` what it can send to its
     neighbours, in bytes per second, all links together, one way (of GPUs: inside one box).
+    `network` is its share of what its machine can send to machines elsewhere, where that is
+    published: to another slice, or to another box. `axes` are those of the torus, 0 where there is
+    a switch; along each of them a chip has two links.
     """
 
     kind: str
     memory: float
     link: float
+    network: float | None
+    axes: int
     source: str
 
 
 GIB = 2.0**30
-GOOGLE = "Google Cloud documentation"
+GOOGLE = "docs.cloud.google.com/tpu/docs"
 # TPUs: `memory` is what XLA says is available when a program needs more (libtpu 0.0.52), a little
 # less than the 16, 95 and 32 GiB of the chips; of v4, which is not compiled for, all 32. `link` is
-# half of the "bidirectional inter-chip interconnect bandwidth per chip".
-# GPUs: the datasheets' GB, taken as 10^9, which leaves the driver its part; half of NVLink's rate.
+# half of the "bidirectional inter-chip interconnect (ICI) bandwidth per chip": 400, 1,200 and
+# 800 GB/s. Of v4 the documentation has only that a pod of 4,096 chips reduces 1.1 PB/s; its paper
+# has six links of 50 GB/s. `network`: 6.4 Tb/s per pod of 256 chips, 50 Gb/s per chip, 25.6 Tb/s
+# per pod of 256.
+# GPUs: the datasheets' GB, taken as 10^9, which leaves the driver its part; half of NVLink's rate;
+# one port of 200 or 400 Gb/s for each GPU, as in NVIDIA's own boxes.
 CHIPS: dict[str, Chip] = {
-    "v4": Chip("TPU v4", 32 * GIB, 300e9, f"{GOOGLE}, TPU v4"),
-    "v5e": Chip("TPU v5 lite", 15.75 * GIB, 200e9, f"{GOOGLE}, TPU v5e"),
-    "v5p": Chip("TPU v5", 95.73 * GIB, 600e9, f"{GOOGLE}, TPU v5p"),
-    "v6e": Chip("TPU v6 lite", 31.24 * GIB, 400e9, f"{GOOGLE}, TPU v6e"),
-    "A100": Chip("NVIDIA A100-SXM4-80GB", 80e9, 300e9, "NVIDIA A100 datasheet"),
-    "H100": Chip("NVIDIA H100 80GB HBM3", 80e9, 450e9, "NVIDIA H100 datasheet, SXM"),
-    "H200": Chip("NVIDIA H200", 141e9, 450e9, "NVIDIA H200 datasheet, SXM"),
+    "v4": Chip("TPU v4", 32 * GIB, 300e9, None, 3, f"{GOOGLE}/v4; arXiv:2304.01433, table 4"),
+    "v5e": Chip("TPU v5 lite", 15.75 * GIB, 200e9, 3.125e9, 2, f"{GOOGLE}/v5e"),
+    "v5p": Chip("TPU v5", 95.73 * GIB, 600e9, 6.25e9, 3, f"{GOOGLE}/v5p"),
+    "v6e": Chip("TPU v6 lite", 31.24 * GIB, 400e9, 12.5e9, 2, f"{GOOGLE}/v6e"),
+    "A100": Chip("NVIDIA A100-SXM4-80GB", 80e9, 300e9, 25e9, 0, "NVIDIA A100 and DGX A100"),
+    "H100": Chip("NVIDIA H100 80GB HBM3", 80e9, 450e9, 50e9, 0, "NVIDIA H100, SXM; DGX H100"),
+    "H200": Chip("NVIDIA H200", 141e9, 450e9, 50e9, 0, "NVIDIA H200, SXM; DGX H200"),
 }
 
 

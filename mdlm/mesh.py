@@ -8,6 +8,7 @@ are.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int64
 
@@ -47,11 +49,28 @@ class MeshShape:
         return (self.data, self.fsdp, self.sequence, self.tensor)
 
     def build(self, devices: Sequence[Any] | None = None) -> Mesh:
-        """The mesh over `devices` (default: all). InputError where the sizes do not fit."""
+        """The mesh over `devices` (default: all). InputError where the sizes do not fit.
+
+        Of several slices, `data` goes from one to the next, and the other axes stay inside.
+        """
         devices = jax.devices() if devices is None else devices
         shape = self.sizes(len(devices))
+        # TPU slices, or hosts with GPUs or CPUs, joined by a network that is slower than their own.
+        slices = Counter(getattr(device, "slice_index", 0) for device in devices)
+        if len(set(slices.values())) > 1:
+            raise InputError(
+                f"mesh {self}: slices or hosts of {sorted(slices.values())} devices are not joined"
+            )
+        types = (AxisType.Auto,) * 4
         try:
-            return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+            if len(slices) == 1:
+                return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+            between = over_slices(shape, len(slices))
+            inside = tuple(n // m for n, m in zip(shape, between, strict=True))
+            laid = mesh_utils.create_hybrid_device_mesh(
+                inside, between, devices, allow_split_physical_axes=True
+            )
+            return Mesh(laid, AXES, axis_types=types)
         except NotImplementedError as error:  # on a torus of TPUs
             raise InputError(
                 f"mesh {self} cannot be laid on this slice: each size is "
@@ -75,6 +94,16 @@ class MeshShape:
             splits = self.fsdp != 1 or self.tensor != 1
             return MeshShape(data=1, fsdp=-1) if splits else MeshShape()
         return self
+
+
+def over_slices(shape: tuple[int, ...], slices: int) -> tuple[int, ...]:
+    """How many of so many equal slices each axis goes over: `data`, the first, over as many as it
+    can, for it sends least."""
+    between = []
+    for size in shape:
+        between.append(math.gcd(size, slices))
+        slices //= between[-1]
+    return tuple(between)
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:

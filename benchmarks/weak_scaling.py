@@ -1,0 +1,249 @@
+"""Weak scaling on paper: the same rows on every chip, of one slice, and of several.
+
+    python -m benchmarks.weak_scaling experiments/owt_small.py --vocab 50258 --rows 32 \\
+        --from v5e:4x4 --json runs/scaling/owt.json
+    python -m benchmarks.weak_scaling --reuse runs/scaling/owt.json --rows 1 --json one.json
+    python -m benchmarks.weak_scaling experiments/owt_small.py --vocab 50258 --rows 4 \\
+        --fsdp 256 --tensor 4 --from v5p:2x2x4 --json runs/scaling/7b.json \\
+        --network.heads 32 --network.width 4096 --network.depth 32 --network.remat blocks
+    python -m benchmarks.weak_scaling --draw docs/weak_scaling.png runs/scaling/*.json
+
+The training step is compiled for the slice after `--from`, and what its collectives move is read
+from the program, by the axes of the mesh that they go over. For the slices of the ladder, up to
+4,096 chips, the axes grow and these bytes stay, but for the gradients' parts, which shrink as the
+parameters' do (`benchmarks/weak_scaling_model.py`). With `--reuse` nothing is compiled: the program
+is that of an earlier result, and what goes over `tensor` grows with the rows. `--check` compiles
+for another slice, and prints what the model says beside what that program moves.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import harness
+from benchmarks.environment import environment
+from benchmarks.weak_scaling_model import (
+    Exchange,
+    Slices,
+    binds_below,
+    count_links,
+    read,
+    resized,
+    sending,
+    sent,
+    total,
+)
+from benchmarks.weak_scaling_report import draw, table
+from mdlm.arguments import overrides
+from mdlm.hardware import CHIPS, datasheet
+from mdlm.mesh import AXES, DATA, MeshShape
+from mdlm.topology import Topology
+from mdlm.types import InputError
+
+LADDER = {
+    "v5e": ("2x2", "4x4", "8x8", "16x16", "2*16x16", "4*16x16", "16*16x16"),
+    "v5p": ("2x2x1", "2x2x4", "4x4x4", "8x8x8", "16x16x16"),
+    "v6e": ("2x2", "4x4", "8x8", "16x16", "2*16x16", "4*16x16", "16*16x16"),
+}
+
+
+def laid(name: str, text: str, fsdp: int, tensor: int) -> Slices:
+    """The mesh on `SLICES*SHAPE` of a chip: `fsdp` the largest that can be laid and is not above.
+
+    In a process with the environment of that topology.
+    """
+    slices, _, shape = text.rpartition("*")
+    topology = Topology.parse(f"{name}:{shape}")
+    if topology.chips % tensor:
+        raise InputError(f"{topology.text}: {topology.chips} chips do not divide over {tensor}")
+    for parts in range(min(fsdp, topology.chips // tensor), 0, -1):
+        if topology.chips // tensor % parts:
+            continue
+        try:
+            mesh = topology.mesh(MeshShape(fsdp=parts, tensor=tensor))
+        except InputError:
+            continue
+        break
+    else:
+        raise InputError(f"{topology.text}: no mesh with tensor={tensor}")
+    where = np.array([d.coords for d in mesh.devices.flat]).reshape(*mesh.devices.shape, -1)
+    dims = [int(n) for n in shape.split("x")]
+    links = {}
+    for axes in subsets([a for a in AXES if mesh.shape[a] > 1]):
+        own = where[tuple(slice(None) if a in axes else 0 for a in AXES)]
+        links[axes] = count_links(name, dims, own.reshape(-1, where.shape[-1])[:, : len(dims)])
+    return Slices(
+        name=name, text=text, slices=int(slices or 1), sizes=dict(mesh.shape), links=links
+    )
+
+
+def subsets(axes: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    for chosen in range(1, 2 ** len(axes)):
+        yield tuple(axis for i, axis in enumerate(axes) if chosen >> i & 1)
+
+
+def apart(topology: Topology, function: Any, *arguments: Any) -> Any:
+    """`function(*arguments)` in a process with the environment that libtpu wants."""
+    topology.check_compiler()
+    os.environ.update(topology.environment)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def compiled(
+    path: str, changes: list[tuple[str, str]], vocab: int, topology: Topology, sizes: dict[str, int]
+) -> dict[str, Any]:
+    """The exchanges of a step on a mesh, and of one chip the memory and the operations."""
+    from mdlm.experiment import Model, load_file
+    from mdlm.footprint import abstract_batch, scored_share
+    from mdlm.overrides import apply
+    from mdlm.plan_commands import counts, made_up
+    from mdlm.train.step import abstract_state, compile_step
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    experiment = apply(load_file(path), changes)
+    tokens = made_up(vocab)
+    model = Model(experiment, tokens, counts(experiment, tokens))
+    mesh = topology.mesh(MeshShape(**sizes))
+    tx = experiment.optimizer.build(experiment.train.steps)
+    lowered = compile_step(model, tx, mesh).lower(
+        abstract_state(model, tx, mesh), abstract_batch(model, mesh)
+    )
+    program = lowered.compile()
+    memory: Any = program.memory_analysis()
+    rows, length = experiment.train.batch_size, experiment.data.packing.length
+    scored = scored_share(model) * rows * length
+    flops = 3 * experiment.network.flops(rows, length, scored, model.columns)
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    held += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "slice": topology.text,
+        "mesh": dict(mesh.shape),
+        "rows": rows // topology.chips,
+        "gib": held / 2**30,
+        "flops": flops / topology.chips,
+        "exchanges": [vars(e) for e in read(program.as_text(), dict(mesh.shape))],
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("experiment", nargs="?", help="an experiment file (.py)")
+    parser.add_argument("--vocab", type=int, help="tokens there are")
+    parser.add_argument("--rows", type=int, default=8, help="rows on each chip (default: 8)")
+    parser.add_argument("--fsdp", type=int, default=1, help="parts of the parameters, at most")
+    parser.add_argument("--tensor", type=int, default=1, help="size of that axis")
+    parser.add_argument("--from", dest="small", metavar="SLICE", help="compiled, such as v5e:4x4")
+    parser.add_argument("--reuse", type=Path, metavar="FILE", help="a result, instead of --from")
+    parser.add_argument("--check", metavar="SLICE", help="compiled too, and compared")
+    parser.add_argument("--mfu", type=float, default=0.4, help="of the work alone (default: 0.4)")
+    parser.add_argument("--name", help="of the line in the picture")
+    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--draw", nargs="+", metavar="FILE", help="a picture, of these results")
+    return parser
+
+
+def compile_on(args: argparse.Namespace, changes: list, text: str, fsdp: int) -> dict[str, Any]:
+    """What was compiled for a slice."""
+    topology = Topology.parse(text)
+    name, _, shape = text.partition(":")
+    sizes = dict(apart(topology, laid, name, shape, fsdp, args.tensor).sizes)
+    own = [*changes, ("train.batch_size", str(args.rows * topology.chips))]
+    print(f"compiling for {text}, mesh {sizes}", file=sys.stderr)
+    return apart(topology, compiled, args.experiment, own, args.vocab, topology, sizes)
+
+
+def program_of(args: argparse.Namespace, changes: list) -> dict[str, Any]:
+    """The program that all is computed from."""
+    if args.reuse is not None:
+        result = json.loads(args.reuse.read_text())
+        args.fsdp, args.tensor = result["fsdp"], result["tensor"]
+        return result["compiled"]
+    if args.small is None or args.experiment is None or args.vocab is None:
+        raise InputError("an experiment file, --vocab and --from are needed, or --reuse, or --draw")
+    chips = Topology.parse(args.small).chips
+    # Half of it, so that `data` has two parts at least and its exchanges are seen.
+    return compile_on(args, changes, args.small, min(args.fsdp, max(1, chips // args.tensor // 2)))
+
+
+def main(arguments: Sequence[str] | None) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    args, rest = parser().parse_known_args(arguments)
+    if args.draw:
+        draw(Path(args.draw[0]), [json.loads(Path(file).read_text()) for file in args.draw[1:]])
+        return
+    changes = overrides(rest)
+    program = program_of(args, changes)
+    chip = program["slice"].partition(":")[0]
+    exchanges = [Exchange(**{**e, "axes": tuple(e["axes"])}) for e in program["exchanges"]]
+    more = args.rows / program["rows"]
+    result: dict[str, Any] = {
+        "name": args.name or Path(args.experiment or args.reuse).stem,
+        "chip": chip,
+        "rows": args.rows,
+        "fsdp": args.fsdp,
+        "tensor": args.tensor,
+        "mfu": args.mfu,
+        "compiled": program,
+        "work": more * program["flops"] / (peak(chip) * args.mfu),
+        "places": [],
+        "environment": environment(),
+    }
+    for text in LADDER[chip]:
+        where = Topology.parse(f"{chip}:{text.rpartition('*')[2]}")
+        try:
+            place = apart(where, laid, chip, text, args.fsdp, args.tensor)
+        except InputError as error:
+            print(f"{text}: {error}", file=sys.stderr)
+            continue
+        there = resized(exchanges, program["mesh"], place.sizes, more)
+        result["places"].append(at(place, there, result["work"] / args.rows, args.rows))
+    if args.check:
+        other = compile_on(args, changes, args.check, args.fsdp)
+        found = [Exchange(**{**e, "axes": tuple(e["axes"])}) for e in other["exchanges"]]
+        expected = resized(exchanges, program["mesh"], other["mesh"], more)
+        result["check"] = {**other, "modelled": total(expected), "found": total(found)}
+    print(table(result))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=1))
+
+
+def at(place: Slices, exchanges: list[Exchange], work: float, rows: int) -> dict[str, Any]:
+    """What a machine's row of the table is made from. `work`: seconds for one row."""
+    near, far = sending(exchanges, place)
+    both = [sent(e, place) for e in exchanges]
+    return {
+        "slices": place.text,
+        "chips": place.chips,
+        "mesh": {**place.sizes, DATA: place.sizes[DATA] * place.slices},
+        "sent": sum(b[0] for b in both),
+        "through_network": sum(b[1] for b in both),
+        "links": {"+".join(axes): n for axes, n in place.links.items()},
+        "near": near,
+        "far": far,
+        "binds_below": binds_below(exchanges, place, work, rows),
+    }
+
+
+def peak(name: str) -> float:
+    """Operations per second of a chip, in bfloat16."""
+    flops = datasheet(CHIPS[name].kind, "bfloat16").flops
+    assert flops is not None
+    return flops
+
+
+if __name__ == "__main__":
+    raise SystemExit(harness.main(main))

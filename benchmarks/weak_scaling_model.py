@@ -1,0 +1,206 @@
+"""What a training step sends on a mesh of many chips, from the program for one of few.
+
+Over n chips each sends
+
+    all-gather, reduce-scatter, all-to-all    bytes * (n - 1) / n
+    all-reduce                                twice as much
+
+over the links along those axes of the torus in which the devices of a group differ: two for each,
+one where the torus is not closed there. Over s slices, sums are made inside each first; of its
+share, 1 / n, each chip then sends `bytes / n * (s - 1) / s`, twice for an all-reduce, at its part
+of the data-centre network. Times of all collectives are added up; latencies are left out.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mdlm.collectives import BRANCHES, CALLED, KINDS, moved, parsed, trips
+from mdlm.hardware import CHIPS
+from mdlm.mesh import DATA, FSDP, SEQUENCE, TENSOR
+
+CLOSED = {"v5e": 16, "v6e": 16}
+"""Chips along an axis from which on the torus is closed there; of the others, see `is_closed`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """Collectives of one kind over the same axes of the mesh in one step: bytes as in
+    `mdlm.collectives`, of the whole array that a device takes part in moving."""
+
+    kind: str
+    axes: tuple[str, ...]
+    bytes: float
+    count: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slices:
+    """So many equal slices with a mesh each, which `data` continues from slice to slice.
+
+    `sizes` are those of the mesh inside a slice; `links` how many links of a chip lead along the
+    axes of a group, by the group's axes.
+    """
+
+    name: str
+    text: str
+    slices: int
+    sizes: Mapping[str, int]
+    links: Mapping[tuple[str, ...], int]
+
+    @property
+    def chips(self) -> int:
+        return self.slices * math.prod(self.sizes.values())
+
+
+def sent(exchange: Exchange, there: Slices) -> tuple[float, float]:
+    """Bytes that a chip sends to its neighbours, and through the data-centre network."""
+    n = math.prod(there.sizes[axis] for axis in exchange.axes)
+    s = there.slices if DATA in exchange.axes else 1
+    twice = 2 if exchange.kind == "all-reduce" else 1
+    inside = (
+        exchange.bytes if exchange.kind == "collective-permute" else exchange.bytes * (n - 1) / n
+    )
+    return twice * inside * (n > 1), twice * exchange.bytes / n * (s - 1) / s
+
+
+def sending(exchanges: Sequence[Exchange], there: Slices) -> tuple[float, float]:
+    """Seconds of a step in which the links, and the network, are busy."""
+    chip = CHIPS[there.name]
+    link = chip.link / (2 * chip.axes)
+    near = far = 0.0
+    for exchange in exchanges:
+        to_neighbours, through_network = sent(exchange, there)
+        if to_neighbours:
+            axes = tuple(axis for axis in exchange.axes if there.sizes[axis] > 1)
+            near += to_neighbours / (link * there.links[axes])
+        if through_network:
+            assert chip.network is not None, there.name
+            far += through_network / chip.network
+    return near, far
+
+
+def resized(
+    exchanges: Sequence[Exchange], old: Mapping[str, int], new: Mapping[str, int], rows: float = 1
+) -> list[Exchange]:
+    """The exchanges on a mesh of other sizes, with `rows` times as many rows on each chip.
+
+    What goes over `data` alone are sums of gradients that were summed before over the axes that
+    split the parameters: parts, which are smaller where there are more of them. Activations grow
+    with the rows. All else stays.
+    """
+    part = (old[FSDP] * old[TENSOR]) / (new[FSDP] * new[TENSOR])
+
+    def scale(e: Exchange) -> float:
+        if is_of_activations(e):
+            return rows
+        return part if e.axes == (DATA,) and e.kind == "all-reduce" else 1.0
+
+    return [replace(e, bytes=e.bytes * scale(e)) for e in exchanges]
+
+
+def is_of_activations(exchange: Exchange) -> bool:
+    """Whether it goes over axes only along which devices work on the same rows."""
+    return set(exchange.axes) <= {SEQUENCE, TENSOR}
+
+
+def binds_below(
+    exchanges: Sequence[Exchange], there: Slices, work: float, rows: float
+) -> float | None:
+    """Rows on each chip below which sending takes longer than the work; None where it always does.
+
+    `work`: seconds for one row. `exchanges` are those of a step with `rows` rows.
+    """
+    fixed = sum(sending([e for e in exchanges if not is_of_activations(e)], there))
+    growing = sum(sending([e for e in exchanges if is_of_activations(e)], there)) / rows
+    return fixed / (work - growing) if growing < work else None
+
+
+def total(exchanges: Sequence[Exchange]) -> float:
+    """Bytes that a chip sends, about, as `mdlm plan` counts them."""
+    return sum(e.bytes * (2 if e.kind == "all-reduce" else 1) for e in exchanges)
+
+
+def read(text: str, shape: Mapping[str, int]) -> list[Exchange]:
+    """The exchanges of a compiled program, in HLO text, on a mesh of these sizes."""
+    computations, roots, entry = parsed(text)
+    found: dict[tuple[str, tuple[str, ...]], list[float]] = {}
+    seen: set[tuple[str, str]] = set()
+
+    def visit(name: str, times: int, fused: bool) -> None:
+        for line in computations.get(name, {}).values():
+            kind = line.opcode.removesuffix("-start")
+            if kind in KINDS:
+                part = (kind, line.channel or "")
+                if fused and line.channel is not None and part in seen:
+                    continue  # a part of one that was counted, see `mdlm.collectives`
+                seen.add(part)
+                axes = group_axes(line.rest, shape)
+                total = found.setdefault((kind, axes), [0.0, 0])
+                total[0] += times * moved(kind, line, computations[name])
+                total[1] += times
+            if line.opcode == "while":
+                body = re.search(r"body=%?([\w.\-]+)", line.rest)
+                assert body is not None
+                visit(body[1], times * trips(line, computations, roots), fused)
+                continue
+            names = CALLED.findall(line.rest)
+            for branches in BRANCHES.findall(line.rest):
+                names += [branch.strip().lstrip("%") for branch in branches.split(",")]
+            for called in names:
+                visit(called, times, fused or line.opcode == "fusion")
+
+    visit(entry, 1, False)
+    return [
+        Exchange(kind=kind, axes=axes, bytes=size, count=int(count))
+        for (kind, axes), (size, count) in sorted(found.items())
+    ]
+
+
+def group_axes(rest: str, shape: Mapping[str, int]) -> tuple[str, ...]:
+    """The axes of the mesh in which the devices of a group differ, from an instruction's text."""
+    devices = math.prod(shape.values())
+    if pairs := re.search(r"source_target_pairs=\{([^=]*?)\}\}", rest):
+        group = next(p for p in numbers(pairs[1]) if p[0] != p[1])
+    elif listed := re.search(r"replica_groups=\{(\{.*?\})\}", rest):
+        group = numbers(listed[1])[0]
+    elif iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+        groups, dims, order = ([int(n) for n in (g or "").split(",") if n] for g in iota.groups())
+        ids = np.arange(devices).reshape(dims)
+        group = list(ids.transpose(order or range(len(dims))).reshape(groups)[0])
+    else:
+        group = list(range(devices))  # an empty list of groups: all
+    places = np.unravel_index(np.array(group), tuple(shape.values()))
+    return tuple(a for a, place in zip(shape, places, strict=True) if len(set(place.tolist())) > 1)
+
+
+def numbers(text: str) -> list[list[int]]:
+    """The lists of numbers in `{0,1},{2,3}`."""
+    return [[int(n) for n in part.split(",")] for part in re.findall(r"[\d,]+\d|\d", text)]
+
+
+def is_closed(name: str, slice_shape: Sequence[int], axis: int) -> bool:
+    """Whether the torus goes around along an axis of a slice.
+
+    v5e and v6e have no wires for it but in a row of 16; v4 and v5p close axes by optical switches
+    between cubes of 4x4x4 (https://jax-ml.github.io/scaling-book/tpus).
+    """
+    if name in CLOSED:
+        return slice_shape[axis] == CLOSED[name]
+    return all(n % 4 == 0 for n in slice_shape)
+
+
+def count_links(name: str, slice_shape: Sequence[int], coordinates: np.ndarray) -> int:
+    """Links of a chip along the axes of the torus in which chips of a group differ.
+
+    `coordinates` `[n axes]` are those of the group.
+    """
+    links = 0
+    for axis, size in enumerate(slice_shape):
+        there = len(set(coordinates[:, axis].tolist()))
+        whole = there == size and size > 2
+        links += (2 if whole and is_closed(name, slice_shape, axis) else 1) if there > 1 else 0
+    return links
