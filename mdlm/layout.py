@@ -125,6 +125,16 @@ def moved(
     return _moved(x, lay(there), lay(there if back is None else back))
 
 
+def led(x: Float[Array, "*s"], *way: PartitionSpec) -> Float[Array, "*s"]:
+    """`x`, laid as each of these in turn, and its cotangent in the opposite turn: the exchange
+    between them is made here, and not before or after what else is done with `x`."""
+    mesh = traced()
+    if mesh is None:
+        return x
+    stops = tuple(NamedSharding(mesh, fitted(mesh, x.shape, spec)) for spec in way)
+    return _moved(x, stops, stops[::-1])
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _moved(x, there, back):
     """Through the shardings in `there`, one by one, and back through those in `back`.
@@ -189,7 +199,8 @@ def applied(
     b, l = x.shape[:2]
     shares = tuple(axis for axis in SPLITS["table"] if mesh.shape[axis] > 1)
     is_split = at_rest(mesh, w.shape, "table") == PartitionSpec(None, shares) and shares
-    if not is_split or b % row_parts(mesh) or b * l >= w.shape[0] * mesh.size:
+    is_less = x.size + b * l * w.shape[1] / mesh.size < w.size
+    if not (is_split and is_less) or b % row_parts(mesh):
         return moved(fn(in_use(w, w.dtype, "table", "whole"), x), STREAM)
     stream = fitted(mesh, (b, l), STREAM)
     splits = {axis: d for d, entry in enumerate(stream) for axis in axes_of(entry)}

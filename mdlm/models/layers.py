@@ -31,6 +31,7 @@ from mdlm.layout import (
     applied,
     in_use,
     is_tensor_parallel,
+    led,
     moved,
     splits_heads,
 )
@@ -141,7 +142,7 @@ class Linear(nnx.Module):
         """The output in `cuts` equal parts."""
         if is_tensor_parallel():
             return self._products(x, self.cuts)
-        return parts(self(x), self.cuts)
+        return tuple(led(y, WIDE) for y in parts(self(x), self.cuts))
 
     def _products(self, x, count):
         """The output in `count` parts, each made by a product of its own."""
