@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Key
 
+from mdlm import hosts
 from mdlm.data.dataset import Dataset, TextData
 from mdlm.data.loader import evaluation_batches
 from mdlm.data.mixture import Mixture
@@ -42,6 +43,7 @@ class Scorer:
     def __init__(self, model: Model, mesh: jax.sharding.Mesh, dataset: Dataset):
         self.model, self.mesh, self.dataset = model, mesh, dataset
         self.score = compile_score(model, mesh)
+        self._compiled: set[int] = set()
 
     def run(
         self,
@@ -65,8 +67,11 @@ class Scorer:
         def score(number: int, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
             # Every process sums up the whole batch, and gives its devices their rows of it.
             mine = {name: value[here] if value.ndim else value for name, value in batch.items()}
-            placed = Batch(**place(self.mesh, mine))
-            return jax.device_get(self.score(params, jax.random.fold_in(key, number), placed))
+            inputs = params, jax.random.fold_in(key, number), Batch(**place(self.mesh, mine))
+            if size not in self._compiled:
+                hosts.compile_together(self.score, *inputs)
+                self._compiled.add(size)
+            return jax.device_get(self.score(*inputs))
 
         def batches():
             return evaluation_batches(rows, size)
