@@ -186,6 +186,7 @@ def compare(kills: int, seed: int, folder: Path) -> tuple[list[Kill], list[str]]
         checkpoint_every=SAVE_EVERY,
         spike=20,
     )
+    words += ["--network.dropout", "0.1"]
     for one in (calm, wild):
         small.prepare(one)
     with harness.working("the undisturbed run"):

@@ -11,10 +11,10 @@ compared what they were started with and what they read. Process 0 decides on th
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import jax
-import jaxlib
 
 from mdlm import hosts
 from mdlm.data.dataset import Dataset, TextData
@@ -179,11 +179,11 @@ class Session:
 def configuration(experiment: Experiment) -> dict[str, object]:
     """What processes of one run must have alike: the experiment, and the versions that compute."""
     described = describe(experiment)
-    versions = {"mdlm": __version__, "jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
     return {
         **described,
         "data": without_stores(described["data"]),
-        "versions": versions,
+        "versions": {"mdlm": __version__, **versions},
         "processes": jax.process_count(),
     }
 
