@@ -91,7 +91,8 @@ def test_a_damaged_checkpoint_is_one_line_and_an_older_one_can_be_used(work):
     (checkpoints / "4").rename(work / "four")
     out = mdlm(*words, "--train.steps", 6, cwd=work)
     assert out.returncode == 0 and "step 2 of 6" in out.stderr, out.stderr
-    steps = [json.loads(s)["step"] for s in (work / "cut" / "metrics.jsonl").open()]
+    log = (work / "cut" / "metrics.jsonl").read_text()
+    steps = [json.loads(line)["step"] for line in log.splitlines()]
     assert steps == sorted(steps) and steps.count(4) <= 1
 
 
@@ -105,8 +106,8 @@ def test_other_shapes_and_other_devices(work):
     assert out.returncode == 0 and "4 device(s)" in out.stderr, out.stderr
     there = mdlm("eval", "split", "--json", cwd=work, devices=4)
     here = mdlm("eval", "split", "--json", cwd=work)
-    assert there.stderr == "" and here.returncode == 0
-    assert here.stderr == "mdlm: trained on a mesh of fsdp=4, opened on one of data=1\n"
+    assert "mdlm: " not in there.stderr and here.returncode == 0
+    assert "mdlm: trained on a mesh of fsdp=4, opened on one of data=1\n" in here.stderr
     values = [json.loads(out.stdout)[0]["value"] for out in (there, here)]
     assert values[0] == pytest.approx(values[1], rel=1e-5)
     # To go on with training, the mesh is said anew; nothing else is.
