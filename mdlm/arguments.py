@@ -149,6 +149,11 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("experiment", help="an experiment file (.py)")
     train.add_argument("--out", help="run folder (default: runs/NAME of the experiment)")
     train.add_argument("--seed", type=int, help="the run's seed (short for --seed of the file)")
+    train.add_argument(
+        "--checkpoints",
+        metavar="PATH",
+        help="keep checkpoints there: a folder, or a URL such as gs://... (default: in --out)",
+    )
     train.add_argument("--init-from", metavar="RUN", help="begin with the parameters of a run")
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     train.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases")

@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdlm import data_commands, hosts, plan_commands, sampling_commands, tokenizer_commands
+from mdlm import data_commands, hosts, plan_commands, sampling_commands, tokenizer_commands, watch
 from mdlm.arguments import overrides, parser
 from mdlm.host_memory import keep_freed
 from mdlm.joining import joined, place
@@ -70,18 +70,18 @@ def _together(args: argparse.Namespace) -> Iterator[None]:
     if args.command not in ("train", "eval", "sample"):
         yield
         return
-    here = place(args.coordinator, args.processes, args.process)
+    mine = place(args.coordinator, args.processes, args.process)
     again = "; the run can be continued from its newest checkpoint: same command"
-    with joined(here, patience=args.join_timeout, advice=again if args.command == "train" else ""):
+    with joined(mine, patience=args.join_timeout, advice=again if args.command == "train" else ""):
         try:
             yield
         except (InputError, OSError):
             raise
         except Exception as error:
-            party = hosts.present()
-            if party is None:
+            party, here = hosts.present(), watch.current()
+            if party is None or here is None:
                 raise
-            party.watch.explain()
+            here.explain()
             traceback.print_exc(file=party.err)
             _failed(f"{type(error).__name__}: {error}".splitlines()[0], 1)
 
@@ -89,14 +89,14 @@ def _together(args: argparse.Namespace) -> Iterator[None]:
 def _failed(line: str | None, code: int) -> int:
     """Says why there is no result; returns the exit code. One of many processes takes the others
     with it, and ends here: Python's way out would wait for them."""
-    party = hosts.present()
-    if party is None:
+    party, here = hosts.present(), watch.current()
+    if party is None or here is None:
         if line is not None:
             print(f"mdlm: {line}", file=sys.stderr)
         return code
     if line is not None:
         party.says(line)
-    party.watch.give_up(code, line or "its output is read no more")
+    here.give_up(code, line or "its output is read no more")
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(code)
@@ -148,6 +148,7 @@ def run_train(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
             out,
             source=Path(args.experiment).read_text(),
             overrides=changes,
+            checkpoints=args.checkpoints,
             init_from=args.init_from,
             tensorboard=args.tensorboard,
             wandb=args.wandb,
@@ -172,6 +173,8 @@ def run_eval(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     from mdlm.run import load
 
     run = load(args.run_folder, step=args.step)
+    if run.remark and hosts.leads():
+        print(f"mdlm: {run.remark}", file=sys.stderr)
     how, data = run.experiment.evaluation, None
     if args.passes is not None and args.passes < 1:
         raise InputError(f"--passes {args.passes}: at least one pass is needed")
@@ -253,9 +256,9 @@ RUN = {
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[hosts.Stop]:
+def _stop_signals() -> Iterator[watch.Stop]:
     """Ctrl-C and SIGTERM ask the run to save and stop; a second Ctrl-C ends it at once."""
-    stop = hosts.Stop()
+    stop = watch.Stop()
 
     def ask(number, frame):
         if stop.asked_here:

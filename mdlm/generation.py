@@ -298,7 +298,7 @@ def copied(value: Any, to: jax.sharding.NamedSharding) -> jax.Array:
     """A value that every process has, as an array with a copy on every device of the mesh."""
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         return value
-    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
         data = copied(jax.random.key_data(value), to)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
     whole = np.asarray(value)

@@ -44,6 +44,11 @@ def identity(experiment: Experiment) -> dict:
     return values
 
 
+def recorded(experiment: Experiment) -> dict:
+    """The identity as it comes back from a file."""
+    return json.loads(json.dumps(identity(experiment), default=str))
+
+
 def differences(a: Any, b: Any, name: str = "") -> list[str]:
     """The dotted names at which two descriptions differ, with both values."""
     if isinstance(a, dict) and isinstance(b, dict):
@@ -56,5 +61,5 @@ def differences(a: Any, b: Any, name: str = "") -> list[str]:
 
 def fingerprint(experiment: Experiment) -> str:
     """Twelve hexadecimal digits of the identity."""
-    text = json.dumps(identity(experiment), sort_keys=True, default=str)
+    text = json.dumps(recorded(experiment), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

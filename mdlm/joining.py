@@ -5,25 +5,25 @@ environment does: SLURM (`srun` with several tasks), Open MPI, a Cloud TPU slice
 (also on GKE), an indexed job of Kubernetes. JAX knows how to read these; here it is decided whether
 there is anything to read, so that a laptop, one task, or one TPU host asks and waits for nobody.
 
-The runtime that JAX uses ends a process by `abort` where it cannot reach the others, or has lost
-one. A handler of that signal says in one line what happened, and gives the exit code.
+This is also where standard output is left to process 0. Who is lost later on is found by
+`mdlm.watch` and `mdlm.aborts`.
 """
 
 import contextlib
-import ctypes
 import io
 import os
-import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mdlm import hosts
+from mdlm.aborts import Aborts
 from mdlm.types import InputError
+from mdlm.watch import Watch
 
 HEARTBEAT = 30
 """Seconds without a heartbeat after which the runtime takes a process for lost."""
@@ -126,9 +126,7 @@ def _of(cluster: str, devices: tuple[int, ...] | None = None) -> Place | None:
         return None
     port = os.environ.get("JAX_COORDINATOR_PORT")
     address = os.environ.get("JAX_COORDINATOR_ADDRESS") or known.get_coordinator_address(JOIN, port)
-    return Place(
-        coordinator=address, count=count, index=known.get_process_id(), devices=devices
-    )
+    return Place(coordinator=address, count=count, index=known.get_process_id(), devices=devices)
 
 
 @contextlib.contextmanager
@@ -147,11 +145,12 @@ def joined(place: Place | None, *, patience: int | None = None, advice: str = ""
     err = io.TextIOWrapper(io.FileIO(os.dup(2), "w"), line_buffering=True)
     _quiet_standard_output(place.index == 0)
     seconds = JOIN if patience is None else patience
-    with _Aborts(err, place, seconds) as aborts:
+    meaning = partial(_meaning, place=place, seconds=seconds)
+    with Aborts(err, meaning, is_gone=lambda: not _listens(place.coordinator)) as aborts:
         with aborts.captured():
             began = time.monotonic()
             if place.index:
-                _probe(place, seconds)
+                _await(place, seconds)
             try:
                 jax.distributed.initialize(
                     place.coordinator,
@@ -164,16 +163,17 @@ def joined(place: Place | None, *, patience: int | None = None, advice: str = ""
                     shutdown_timeout_seconds=HEARTBEAT,
                 )
             except RuntimeError as error:
-                raise InputError(_reason(str(error), place, seconds)) from error
+                raise InputError(meaning(str(error))) from error
         client = distributed.global_state.client
-        party = hosts.Party(client, place.index, place.count, advice, err)
+        party = hosts.Party(client, place.index, place.count, err)
         hosts.enter(party)
-        aborts.watch = party.watch
-        party.watch.start()
+        aborts.watch = watch = Watch(party, advice)
+        watch.suspects = lambda some: aborts.hold() if some else aborts.release()
+        watch.start()
         yield
         sys.stdout.flush()
         hosts.meet()
-        party.watch.close()
+        watch.close()
         hosts.enter(None)
         jax.distributed.shutdown()
 
@@ -188,30 +188,34 @@ def _quiet_standard_output(speaks: bool) -> None:
         os.dup2(nowhere.fileno(), 1)
 
 
-def _probe(place: Place, seconds: float) -> None:
+def _await(place: Place, seconds: float) -> None:
     """Returns when somebody listens at the coordinator's address. InputError if nobody does."""
-    host, _, port = place.coordinator.rpartition(":")
     until = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > until:
-                raise InputError(
-                    f"process {place.index}: the coordinator {place.coordinator} (process 0) did not answer within"
-                    f" {seconds} s: {error.strerror or error}"
-                ) from error
+    while not _listens(place.coordinator):
+        if time.monotonic() > until:
+            raise InputError(
+                f"process {place.index}: nobody answered at {place.coordinator}, where process 0"
+                f" was to be, within {seconds} s"
+            )
         time.sleep(0.2)
 
 
-def _reason(log: str, place: Place, seconds: float) -> str:
-    """What the runtime's words mean, in one line."""
-    number = f"process {place.index}: " if place.index else ""
-    return number + _meaning(log, place, seconds)
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _meaning(log: str, place: Place, seconds: float) -> str:
+    """What the runtime's words mean, in one line."""
+    number = f"process {place.index}: " if place.index else ""
+    return number + _cause(log, place, seconds)
+
+
+def _cause(log: str, place: Place, seconds: float) -> str:
     at = f"at {place.coordinator}"
     if "newer incarnation" in log or "ALREADY_EXISTS" in log:
         return f"another process {at} says that it is process {place.index} too"
@@ -226,60 +230,3 @@ def _meaning(log: str, place: Place, seconds: float) -> str:
         return f"not all of the {place.count} processes came {at} within {seconds} s"
     last = [line for line in log.strip().splitlines() if line.strip()]
     return f"the processes {at} could not be joined: {last[-1] if last else 'no reason given'}"
-
-
-class _Aborts:
-    """Makes one line and an exit code of the runtime's `abort`.
-
-    A C handler of SIGABRT, for one of Python's is never run: `abort` ends the process first.
-    """
-
-    def __init__(self, err: Any, place: Place, seconds: float):
-        self.err, self.place, self.seconds = err, place, seconds
-        self.watch: hosts.Watch | None = None
-        self._log: Any = None
-        self._libc = ctypes.CDLL(None)
-        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
-        self._libc.signal.restype = ctypes.c_void_p
-        self._libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
-
-    def __enter__(self) -> "_Aborts":
-        self._libc.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        # It stays where this process ends anyway: the runtime may notice before that is done.
-        if hosts.present() is None:
-            self._libc.signal(signal.SIGABRT, None)
-
-    @contextlib.contextmanager
-    def captured(self) -> Iterator[None]:
-        """Keeps what is written on standard error, to be read by `_aborted`, or written later."""
-        sys.stderr.flush()
-        old = os.dup(2)
-        with tempfile.TemporaryFile() as log:
-            os.dup2(log.fileno(), 2)
-            self._log = log
-            try:
-                yield
-            finally:
-                sys.stderr.flush()
-                os.dup2(old, 2)
-                os.close(old)
-                self._log = None
-        # What a library had to warn of on the way is not worth a line where it went well.
-
-    def _aborted(self, _: int) -> None:
-        if self._log is not None:
-            self._log.seek(0)
-            line = _reason(self._log.read().decode(errors="replace"), self.place, self.seconds)
-            print(f"mdlm: {line}", file=self.err, flush=True)
-            os._exit(2)
-        if self.watch is not None:
-            # The watching thread sees within a moment whether process 0 is gone.
-            until = time.monotonic() + 5 * hosts.PERIOD
-            while self.watch.silent is None and time.monotonic() < until:
-                time.sleep(0.05)
-            if self.watch.silent is not None:
-                self.watch.end(hosts.LOST, self.watch.loss(self.watch.silent))
-        self._libc.signal(signal.SIGABRT, None)  # not of the others' making: let it go on

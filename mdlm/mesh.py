@@ -85,6 +85,16 @@ class MeshShape:
         rest = devices // fixed
         return tuple(rest if size == -1 else size for size in self._sizes)
 
+    def fitting(self, devices: int) -> "MeshShape":
+        """This, where it fits so many devices; else all of them along one axis: `fsdp` where this
+        splits the parameters, so that they take no more memory than they must, else `data`."""
+        try:
+            self.sizes(devices)
+        except InputError:
+            splits = self.fsdp != 1 or self.tensor != 1
+            return MeshShape(data=1, fsdp=-1) if splits else MeshShape()
+        return self
+
 
 def over_slices(shape: tuple[int, ...], slices: int) -> tuple[int, ...]:
     """How many of so many equal slices each axis goes over: `data`, the first, over as many as it

@@ -19,6 +19,7 @@ from mdlm.data.mixture import Mixture
 from mdlm.evals.nll import Metric, Perplexity, Report
 from mdlm.experiment import Experiment, Model
 from mdlm.generation import Generation, Generator, window_of, within_reach
+from mdlm.mesh import MeshShape
 from mdlm.objectives.clip_search import Interval
 from mdlm.samplers.base import Sampler
 from mdlm.train.checkpoint import Checkpoints
@@ -27,31 +28,41 @@ from mdlm.train.score import Scorer
 from mdlm.train.step import abstract_state
 
 
-def load(path: str | Path, *, step: int | None = None) -> "Run":
+def load(path: str | Path, *, step: int | None = None, mesh: MeshShape | None = None) -> "Run":
     """Opens a run folder at its newest checkpoint, or at that of `step`.
 
-    The folder's copy of the experiment file is executed. InputError where the folder is no run,
-    or has no such checkpoint.
+    It may have been trained on other devices: where its mesh does not fit those that are here, and
+    `mesh` names no other, it is spread over all of them. The folder's copy of the experiment file
+    is executed. InputError where the folder is no run, or has no such checkpoint.
     """
-    return Run(path, step=step)
+    return Run(path, step=step, mesh=mesh)
 
 
 class Run:
     """An experiment with its tokenizer and averaged parameters."""
 
-    def __init__(self, path: str | Path, *, step: int | None = None):
+    def __init__(self, path: str | Path, *, step: int | None = None, mesh: MeshShape | None = None):
         self.folder = RunFolder(path)
         hosts.told(lambda: self.folder.config() and None)  # refuses what is no run
         self.folder.check_shared()
         self.experiment: Experiment = self.folder.experiment()
         self.tokenizer = self.experiment.data.load_tokenizer(self.folder.data)
         self.model = Model(self.experiment, self.tokenizer.vocab, self.folder.counts())
-        self.mesh = self.experiment.mesh.build()
+        self.shape = mesh or self.experiment.mesh.fitting(len(jax.devices()))
+        self.mesh = self.shape.build()
         tx = self.experiment.optimizer.build(self.experiment.train.steps)
         state = abstract_state(self.model, tx, self.mesh)
-        with Checkpoints(self.folder.checkpoints) as checkpoints:
+        with Checkpoints(self.folder.checkpoints, read_only=True) as checkpoints:
             found = checkpoints.restore_part({"step": state["step"], "ema": state["ema"]}, step)
         self.step, self.params = int(found["step"]), found["ema"]
+
+    @property
+    def remark(self) -> str | None:
+        """A line where this is not quite as in training, None where it is."""
+        if self.shape == self.experiment.mesh:
+            return None
+        here = MeshShape(**self.mesh.shape)
+        return f"trained on a mesh of {self.experiment.mesh}, opened on one of {here}"
 
     @cached_property
     def dataset(self) -> Dataset:

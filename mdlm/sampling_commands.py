@@ -25,6 +25,8 @@ def sample(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         raise InputError(f"--num {args.num}: at least one text is needed")
     trace = None if args.trace is None else _writable(args.trace)
     run = load(args.run_folder, step=args.step)
+    if run.remark and hosts.leads():
+        print(f"mdlm: {run.remark}", file=sys.stderr)
     sampler = from_text(args.sampler) if args.sampler else run.experiment.sampler
     names = ("steps", "top_p", "top_k", "top_p_rule")
     settings = {n: getattr(args, n) for n in names if getattr(args, n) is not None}

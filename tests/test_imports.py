@@ -12,6 +12,7 @@ BASE = {"types", "vocab", "keys", "draws", "mesh", "hardware", "host_memory", "v
     "joining",
     "layout",
     "topology",
+    "watch",
 }
 NOISE = {"schedules", "md4_schedules", "per_token_schedules", "change_of_variables", "times"}
 PARTS = {"processes", "parameterizations"}
@@ -40,12 +41,15 @@ MAY_IMPORT = {
     "footprint": BASE | {"experiment", "models", "train"},
     "plan": BASE | {"collectives", "experiment", "footprint", "models", "topology", "train"},
     "plan_commands": BASE | {"data", "experiment", "overrides", "plan", "topology"},
+    "aborts": BASE,
+    "joining": BASE | {"aborts"},
     "arguments": BASE,
     "sampling_commands": BASE | {"samplers", "data", "progress", "run", "view"},
     "data_commands": BASE | {"data", "experiment", "overrides", "progress"},
     "tokenizer_commands": BASE | {"data", "experiment", "overrides", "progress"},
     "cli": BASE
     | {"arguments", "data_commands", "plan_commands", "sampling_commands", "tokenizer_commands"}
+    | {"joining"}
     | OUTSIDE
     | EXPERIMENT
     | {"evals", "train", "progress", "run"},

@@ -19,6 +19,7 @@ from mdlm.data.dataset import Dataset
 from mdlm.data.loader import HostBatch, TrainLoader
 from mdlm.evals.nll import Metric
 from mdlm.experiment import Experiment, Model
+from mdlm.identity import recorded
 from mdlm.mesh import check_batch, place, rows_here
 from mdlm.models.network import count_parameters
 from mdlm.times import balanced_order
@@ -155,7 +156,8 @@ def train(
 
         def save() -> None:
             nonlocal saved, nelbo
-            checkpoints.save(step, state, {"position": position, **judge.memory}, nelbo)
+            data = {"position": position, "run": recorded(experiment), **judge.memory}
+            checkpoints.save(step, state, data, nelbo)
             saved, nelbo = step, None
 
         def look() -> Generator[Event, None, bool]:

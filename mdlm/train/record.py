@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -20,27 +21,38 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Int
 
 from mdlm import hosts
 from mdlm.experiment import Experiment, load_file
-from mdlm.identity import describe, differences, fingerprint, identity
+from mdlm.identity import describe, differences, fingerprint, recorded
 from mdlm.overrides import apply
+from mdlm.train.places import located, newest_in
 from mdlm.train.writers import Writer
 from mdlm.types import InputError
 from mdlm.version import __version__
 
 COUNTS = "token_counts.npy"
+BEGINNING = ".begun"
+"""File in a folder that is not yet a run, but is to be one."""
 PATIENCE = 10.0
 """Seconds until what one process wrote on a shared disk is seen by all."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "datasets")
 
 
 class RunFolder:
-    """A run folder on disk. Only the first process writes; the others read."""
+    """A run folder on disk. Only the first process writes; the others read.
 
-    def __init__(self, path: str | Path):
+    Args:
+        path: the folder.
+        checkpoints: where the run keeps its checkpoints, if that is to be said: None for where it
+            does already, which is inside unless it was begun otherwise.
+    """
+
+    def __init__(self, path: str | Path, checkpoints: str | Path | None = None):
         self.path = Path(path)
+        self.asked = None if checkpoints is None else located(checkpoints)
         self.writes = hosts.leads()
         self.started = time.time()
         self.writers: tuple[Writer, ...] = ()
@@ -51,8 +63,14 @@ class RunFolder:
         return (self.path / "config.json").is_file()
 
     @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def checkpoints(self) -> epath.Path:
+        """The folder of the run's checkpoints. On any disk or store that orbax writes to."""
+        return self.asked or self._kept()
+
+    def _kept(self) -> epath.Path:
+        """Where the run has kept its checkpoints until now."""
+        elsewhere = self.config().get("checkpoints") if self.exists else None
+        return located(elsewhere or self.path / "checkpoints")
 
     @property
     def data(self) -> Path:
@@ -63,15 +81,21 @@ class RunFolder:
         if not self.writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
+        inside = self.checkpoints == located(self.path / "checkpoints")
+        elsewhere = None if inside else str(self.checkpoints)
+        if not self.exists:
+            (self.path / BEGINNING).touch()
         self._write("experiment.py", source)
         self._write("env.json", json.dumps(environment(), indent=1) + "\n")
         config = {
             "fingerprint": fingerprint(experiment),
             "overrides": overrides,
+            "checkpoints": elsewhere,
             "experiment": describe(experiment),
         }
         # Last, because its presence says that the folder is a run.
         self._write("config.json", json.dumps(config, indent=1) + "\n")
+        (self.path / BEGINNING).unlink(missing_ok=True)
 
     def agreed(self, experiment: Experiment) -> bool:
         """Whether a run is to be continued here: `check` by process 0, for all.
@@ -102,24 +126,52 @@ class RunFolder:
         hosts.agreed(seen, judge)
 
     def check(self, experiment: Experiment) -> None:
-        """InputError unless the folder is new or empty, or holds a run of this experiment."""
+        """InputError unless the folder is new or empty, or holds a run of this experiment, and
+        what `--checkpoints` names is so too."""
         if not self.exists:
-            if self.path.exists() and any(self.path.iterdir()):
+            begun = (self.path / BEGINNING).exists()  # and ended before it was a run
+            if self.path.exists() and any(self.path.iterdir()) and not begun:
                 raise InputError(f"{self.path} exists and is not a run folder")
+        else:
+            found = differences(recorded(self.experiment()), recorded(experiment))
+            if found:
+                raise InputError(
+                    f"{self.path} holds a run of another configuration; {_few(found)}."
+                    " Choose another --out, or give the values it was begun with"
+                )
+        if self.asked is not None:
+            self._check_asked(self.asked, experiment)
+
+    def _check_asked(self, asked: epath.Path, experiment: Experiment) -> None:
+        """InputError where those are the checkpoints of another run, or not where the run's are.
+
+        They may be there without the folder, which was lost with a machine: the run then goes on.
+        """
+        there = newest_in(asked)
+        if there is None:
+            kept = self._kept()
+            if kept != asked and newest_in(kept) is not None:
+                raise InputError(
+                    f"--checkpoints {asked}: those of {self.path} are in {kept}; move them first,"
+                    " or leave the option out"
+                )
             return
-        there = identity(self.experiment())
-        found = differences(there, identity(experiment))
+        step, data = there
+        if "run" not in data and self.exists:
+            return  # from before it was noted
+        found = differences(data.get("run", {}), recorded(experiment))
         if found:
-            more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
             raise InputError(
-                f"{self.path} holds a run of another configuration; {'; '.join(found[:3])}{more}."
-                " Choose another --out, or give the values it was begun with"
+                f"--checkpoints {asked} holds one, of step {step}, of another run; {_few(found)}"
             )
 
     def save_counts(self, counts: Int[np.ndarray, " v"] | None) -> None:
         """Keeps the token counts that the process is made from, if it is made from any."""
         if counts is not None and self.writes:
-            np.save(self.data / COUNTS, counts)
+            new = self.data / f".{COUNTS}.new"
+            with open(new, "wb") as file:
+                np.save(file, counts)
+            os.replace(new, self.data / COUNTS)
 
     def counts(self) -> Int[np.ndarray, " v"] | None:
         """The token counts kept, None where the process needs none."""
@@ -157,16 +209,23 @@ class RunFolder:
             writer.close()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
+        """The lines of metrics.jsonl, without one that is not yet, or never was, whole."""
         path = self.path / "metrics.jsonl"
-        return [json.loads(s) for s in path.read_text().splitlines()] if path.is_file() else []
+        text = path.read_text() if path.is_file() else ""
+        return [json.loads(line) for line in text.split("\n")[:-1]]
 
     def rewind(self, step: int) -> None:
-        """Drops the lines after `step`, which a continued run writes anew."""
+        """Drops the lines and samples after `step`, which a continued run writes anew."""
         if self.writes and (self.path / "metrics.jsonl").is_file():
             kept = [entry for entry in self.metrics() if entry["step"] <= step]
             self.started = time.time() - max((e["time"] for e in kept), default=0.0)
             self._write("metrics.jsonl", "".join(json.dumps(e) + "\n" for e in kept))
+        samples = self.path / "samples.txt"
+        if self.writes and samples.is_file():
+            parts = re.split(r"(?m)^(?==== step \d+, sample 1 ===$)", samples.read_text())
+            steps = [int(part.split(",")[0].split()[-1]) if part else 0 for part in parts]
+            kept = [part for part, at in zip(parts, steps, strict=True) if at <= step]
+            self._write("samples.txt", "".join(kept))
 
     def add_samples(self, step: int, texts: list[str]) -> None:
         """Appends texts to samples.txt under a heading."""
@@ -180,6 +239,11 @@ class RunFolder:
         new = self.path / f".{name}.new"
         new.write_text(text)
         os.replace(new, self.path / name)
+
+
+def _few(found: list[str]) -> str:
+    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+    return "; ".join(found[:3]) + more
 
 
 def _in_json(value: float | list[float]) -> Any:

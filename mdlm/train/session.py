@@ -11,10 +11,10 @@ compared what they were started with and what they read. Process 0 decides on th
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import jax
-import jaxlib
 
 from mdlm import hosts
 from mdlm.data.dataset import Dataset, TextData
@@ -50,6 +50,7 @@ class Session:
         out: the run folder; an earlier run of the same experiment there is continued.
         source: text of the experiment file, of which the folder keeps a copy.
         overrides: what was changed from outside, kept with it.
+        checkpoints: where to keep checkpoints, a folder or a URL, if not in the run folder.
         init_from: a run folder whose averaged parameters to begin with.
         tensorboard: also write TensorBoard events.
         wandb: project of Weights & Biases to log to as well.
@@ -64,15 +65,18 @@ class Session:
         *,
         source: str,
         overrides: list[tuple[str, str]],
+        checkpoints: str | None = None,
         init_from: str | None = None,
         tensorboard: bool = False,
         wandb: str | None = None,
         profile: int = 0,
         report: Callable[[str, int, int], None] | None = None,
     ):
-        self.experiment, self.folder, self.profile = experiment, RunFolder(out), profile
+        self.experiment, self.profile = experiment, profile
+        self.folder = RunFolder(out, checkpoints)
         settings = experiment.train
-        asked = {"--out": str(out), "--init-from": init_from, "--profile": profile}
+        asked = {"--out": str(out), "--checkpoints": checkpoints}
+        asked |= {"--init-from": init_from, "--profile": profile}
         hosts.check_same({**configuration(experiment), **asked}, "values")
         check_batch(experiment.mesh.build(), settings.batch_size, settings.accumulate)
         goes_on = self.folder.agreed(experiment)
@@ -140,16 +144,14 @@ class Session:
 
     def _steps_made(self) -> int:
         """Steps of the folder's newest checkpoint."""
-        if not self.folder.checkpoints.is_dir():
-            return 0
-        with Checkpoints(self.folder.checkpoints) as checkpoints:
+        with Checkpoints(self.folder.checkpoints, read_only=True) as checkpoints:
             return checkpoints.latest or 0
 
     def _initial(self, init_from: str | None) -> ArrayTree | None:
         if init_from is None:
             return None
         RunFolder(init_from).config()  # refuses what is no run
-        with Checkpoints(RunFolder(init_from).checkpoints) as checkpoints:
+        with Checkpoints(RunFolder(init_from).checkpoints, read_only=True) as checkpoints:
             tx = self.experiment.optimizer.build(self.experiment.train.steps)
             mesh = self.experiment.mesh.build()
             average = abstract_state(self.model, tx, mesh)["ema"]
@@ -177,11 +179,11 @@ class Session:
 def configuration(experiment: Experiment) -> dict[str, object]:
     """What processes of one run must have alike: the experiment, and the versions that compute."""
     described = describe(experiment)
-    versions = {"mdlm": __version__, "jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
     return {
         **described,
         "data": without_stores(described["data"]),
-        "versions": versions,
+        "versions": {"mdlm": __version__, **versions},
         "processes": jax.process_count(),
     }
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import jax
@@ -11,10 +13,14 @@ import numpy as np
 import pytest
 import tiny
 
+from mdlm.evals.nll import Perplexity
 from mdlm.experiment import Training
+from mdlm.mesh import MeshShape
+from mdlm.overrides import apply
 from mdlm.run import load
 from mdlm.train.checkpoint import Checkpoints
 from mdlm.train.loop import Began, Evaluated, Saved, Stepped, Stopped
+from mdlm.train.record import RunFolder
 from mdlm.train.session import Session
 from mdlm.types import InputError
 
@@ -223,3 +229,175 @@ with Checkpoints(pathlib.Path({str(tmp_path / "c")!r})) as checkpoints:
         assert checkpoints.steps == [1]
         state, _ = checkpoints.restore({"w": jax.ShapeDtypeStruct((1000,), np.float32)})
         np.testing.assert_array_equal(state["w"], np.arange(1000.0))
+
+
+@pytest.fixture
+def on_devices(monkeypatch):
+    """From here on there are so many devices."""
+    every = jax.local_devices()
+
+    def choose(count: int) -> None:
+        monkeypatch.setattr(jax, "devices", lambda *_: every[:count])
+
+    return choose
+
+
+def on_mesh(setup, out, mesh: MeshShape, **changes) -> Session:
+    """A session of a network some of whose arrays are large enough to be split."""
+    experiment, file = setup
+    names = {"network.width": "64", "network.depth": "1"} | changes
+    names |= {f"mesh.{axis}": str(size) for axis, size in vars(mesh).items()}
+    overrides = list(names.items())
+    return Session(apply(experiment, overrides), out, source=file.read_text(), overrides=overrides)
+
+
+@pytest.mark.slow
+def test_continued_on_another_mesh_as_if_it_had_stayed(setup, tmp_path, on_devices):
+    """Half on eight devices, half on four: the curve, and the parameters, of one device."""
+    times = {"train.steps": "12", "train.eval_every": "6", "train.checkpoint_every": "6"}
+    straight = on_mesh(setup, tmp_path / "a", MeshShape(), **times)
+    list(straight.train())
+    for count, mesh, last in (
+        (8, MeshShape(data=2, fsdp=4), 6),
+        (4, MeshShape(data=1, fsdp=4), 12),
+    ):
+        on_devices(count)
+        part = on_mesh(setup, tmp_path / "b", mesh, **times)
+        seen = list(part.train(lambda part=part, last=last: part.step >= last))
+        began = seen[0]
+        assert isinstance(began, Began) and (began.devices, began.step) == (count, last - 6)
+        assert part.step == last and part.folder.experiment().mesh == mesh
+    lines = [
+        [line for line in folder.metrics() if line["kind"] in ("train", "valid")]
+        for folder in (straight.folder, part.folder)
+    ]
+    assert [e["step"] for e in lines[0]] == [e["step"] for e in lines[1]]
+    for a, b in zip(*lines, strict=True):
+        name = "loss" if a["kind"] == "train" else "nats per token"
+        assert b[name] == pytest.approx(a[name], rel=2e-4), a["step"]
+    (_, a), (_, b) = final(tmp_path / "a"), final(tmp_path / "b")
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(y, x, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_opened_where_its_mesh_does_not_fit(setup, tmp_path, on_devices):
+    """A run of eight devices scores and samples the same on three, or on a mesh that is named."""
+    on_devices(8)
+    once = {"train.steps": "1"}
+    list(on_mesh(setup, tmp_path / "run", MeshShape(data=1, fsdp=8), **once).train())
+    how = Perplexity(batch_size=24)
+    there = load(tmp_path / "run")
+    assert there.remark is None and there.mesh.size == 8
+    value = there.perplexity(how)[0].value
+    text = there.generate("the ", length=20).texts[0].text
+    on_devices(3)
+    run = load(tmp_path / "run")
+    assert run.remark == "trained on a mesh of fsdp=8, opened on one of fsdp=3"  # it stays split
+    assert run.perplexity(how)[0].value == pytest.approx(value, rel=1e-5)
+    assert run.generate("the ", length=20).texts[0].text == text
+    on_devices(8)
+    run = load(tmp_path / "run", mesh=MeshShape(data=4, fsdp=2))
+    assert run.remark == "trained on a mesh of fsdp=8, opened on one of data=4 fsdp=2"
+    assert run.perplexity(how)[0].value == pytest.approx(value, rel=1e-5)
+    on_devices(1)
+    assert load(tmp_path / "run").remark.endswith("opened on one of data=1")
+    with pytest.raises(InputError, match="mesh fsdp=8 does not fit 1 devices"):
+        on_mesh(setup, tmp_path / "run", MeshShape(data=1, fsdp=8))
+
+
+def elsewhere(setup, out, checkpoints, **changes) -> Session:
+    experiment, file = setup
+    overrides = [(name.replace("__", "."), str(value)) for name, value in changes.items()]
+    return Session(
+        apply(experiment, overrides),
+        out,
+        source=file.read_text(),
+        overrides=overrides,
+        checkpoints=checkpoints,
+    )
+
+
+@pytest.mark.slow
+def test_checkpoints_elsewhere_are_found_and_outlive_the_run_folder(setup, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, store = tmp_path / "run", tmp_path / "store" / "c"
+    stop_at(elsewhere(setup, run, "store/c", train__checkpoint_every=5).train, 5)
+    assert json.loads((run / "config.json").read_text())["checkpoints"] == str(store)
+    assert not (run / "checkpoints").exists()
+    monkeypatch.chdir("/")
+    assert load(run).step >= 5
+    # The same command finds them, with the option or without.
+    part = elsewhere(setup, run, str(store))
+    kept = next(iter(part.train())).step
+    assert kept >= 5 and part.folder.checkpoints == elsewhere(setup, run, None).folder.checkpoints
+    # Elsewhere there are none, and the run would begin anew.
+    with pytest.raises(InputError, match=f"those of {run} are in {store}; move them first"):
+        elsewhere(setup, run, str(tmp_path / "other"))
+    # The machine and its run folder are gone.
+    shutil.rmtree(run)
+    with pytest.raises(InputError, match=r"of another run; seed: 0 there, 3 here$"):
+        elsewhere(setup, run, str(store), seed=3)
+    assert not run.exists()
+    again = elsewhere(setup, run, str(store))
+    assert [e.step for e in again.train() if isinstance(e, Began)] == [kept]
+    assert again.finished and load(run).step == 20
+    # Moved, and said so.
+    store.rename(tmp_path / "moved")
+    assert next(iter(elsewhere(setup, run, str(tmp_path / "moved")).train())).step == 20
+    assert load(run).step == 20
+    experiment, file = setup
+    fresh = Session(
+        experiment, tmp_path / "next", source=file.read_text(), overrides=[], init_from=str(run)
+    )
+    assert jax.tree.leaves(fresh.initial)
+
+
+def test_folder_that_was_only_just_begun_is_begun_again(setup, tmp_path):
+    """A run killed in its first moments leaves a folder that is none yet, but is nobody else's."""
+    out = tmp_path / "run"
+    with stopped(stop_before="config.json"), pytest.raises(KeyboardInterrupt):
+        session(setup, out)
+    left = {path.name for path in out.iterdir()}
+    assert left == {".begun", "experiment.py", "env.json"}
+    session(setup, out)
+    assert {path.name for path in out.iterdir()} == {
+        "experiment.py",
+        "env.json",
+        "config.json",
+        "data",
+    }
+    (out / "config.json").unlink()
+    with pytest.raises(InputError, match="exists and is not a run folder"):
+        session(setup, out)
+
+
+@contextmanager
+def stopped(stop_before: str):
+    write = RunFolder._write
+
+    def stopping(self, name, text):
+        if name == stop_before:
+            raise KeyboardInterrupt
+        write(self, name, text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "_write", stopping)
+        yield
+
+
+def test_a_line_cut_off_and_samples_after_the_checkpoint_are_dropped(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in (5, 10, 15):
+        folder.log("train", step, {"loss": 1.0})
+        folder.add_samples(step, [f"text {step}", "=== step 99, sample 2 ===\nno heading"])
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "train", "step": 16, "lo')
+    assert [line["step"] for line in folder.metrics()] == [5, 10, 15]
+    folder.rewind(10)
+    assert [line["step"] for line in folder.metrics()] == [5, 10]
+    samples = (tmp_path / "samples.txt").read_text()
+    assert samples.count("=== step 10, sample 1 ===\ntext 10\n") == 1 and "text 15" not in samples
+    assert samples.count("no heading") == 2
+    folder.rewind(0)
+    assert folder.metrics() == [] and (tmp_path / "samples.txt").read_text() == ""

@@ -1,0 +1,227 @@
+"""A run that is killed at random moments and started again each time, beside one that is not.
+
+    python -m benchmarks.chaos --kills 30 --seed 0
+
+`mdlm train` in a process of its own gets SIGKILL, which nothing can catch: while it starts, while
+it compiles (then with an empty folder of compiled programs, which later starts use as it was left),
+between steps, and while a checkpoint is being written. The same command follows each time. In the
+end every array of the newest checkpoint (parameters, optimizer, average, step, counters) and its
+place in the data must be, bit by bit, those of a run that nobody disturbed, and metrics.jsonl must
+hold each line once, with the same values. The exit code is 1 where anything differs.
+
+The moments are drawn anew with each `--seed`, but what the process is doing then depends on the
+machine; the table goes by what was found on disk afterwards.
+"""
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from benchmarks import harness, small
+from benchmarks.lives import (
+    BETWEEN,
+    COMPILING,
+    PHASES,
+    SAVING,
+    START,
+    Life,
+    is_saving,
+    logged,
+    newest,
+)
+from mdlm.types import InputError
+
+SHARES = (START, SAVING, BETWEEN, SAVING, COMPILING, BETWEEN, SAVING, BETWEEN, SAVING, BETWEEN)
+"""Which phase each kill aims at, over and over; their order is drawn."""
+SAVE_EVERY, STEPS_PER_KILL = 8, 10
+TIMED = {"time", "tokens_per_second", "flops_per_second", "mfu", "data_wait"}
+"""What a line of the log says of the machine, not of the run."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    aim: str
+    phase: str
+    logged: int  # last step of the log
+    kept: int  # step of the newest whole checkpoint
+
+
+@dataclass(frozen=True)
+class Paces:
+    """Seconds that a start takes until it has begun, and from there to its first step, if that is
+    to be compiled."""
+
+    begin: float
+    compile: float
+
+
+def undisturbed(folder: Path, words: Sequence[str], cache: Path) -> Paces:
+    """Trains to the end at one go."""
+    life = Life(folder, words, cache)
+    life.wait_for(lambda: life.began is not None)
+    life.wait_for(lambda: logged(folder) > 0)
+    paces = Paces(life.took, time.monotonic() - life.start - life.took)
+    life.finish()
+    return paces
+
+
+def disturbed(
+    folder: Path, words: Sequence[str], cache: Path, kills: int, seed: int, paces: Paces
+) -> list[Kill]:
+    """Trains to the end with as many kills, or fewer where it ends before."""
+    rng = random.Random(seed)
+    aims = [SHARES[i % len(SHARES)] for i in range(kills)]
+    rng.shuffle(aims)
+    seen: list[Kill] = []
+    with harness.working("killing") as say:
+        for aim in aims:
+            if aim == COMPILING:
+                cache = folder / f"cache-{len(seen)}"
+            kept = newest(folder)
+            life = Life(folder, words, cache)
+            if not life.wait_for(moment(life, aim, rng, paces)):
+                life.finish()
+                return seen
+            phase = life.kill()
+            paces = replace(paces, begin=min(paces.begin, life.took))
+            if life.began not in (None, kept):
+                raise InputError(f"it went on from step {life.began}, where {kept} was saved")
+            seen.append(Kill(aim, phase, last_line(folder), newest(folder)))
+            say(f"{len(seen)} of {kills}, {phase}, saved: step {seen[-1].kept}")
+    Life(folder, words, cache).finish()
+    return seen
+
+
+def moment(life: Life, aim: str, rng: random.Random, paces: Paces) -> Callable[[], bool]:
+    """Tells when it is time: some random while into the phase aimed at."""
+    first: list[float] = []
+
+    def since(reached: bool, seconds: float) -> bool:
+        if reached and not first:
+            first.append(time.monotonic())
+        return bool(first) and time.monotonic() - first[0] >= seconds
+
+    if aim == START:
+        seconds = rng.uniform(0, paces.begin)
+        return lambda: since(True, seconds)
+    if aim == COMPILING:
+        seconds = rng.uniform(0, paces.compile)
+        return lambda: since(life.began is not None, seconds)
+    if aim == BETWEEN:
+        lines, seconds = rng.randrange(1, 3 * SAVE_EVERY), rng.uniform(0, 0.05)
+        return lambda: since(
+            life.began is not None and logged(life.folder) >= life.lines + lines, seconds
+        )
+    # As soon as it is seen that one is being written, or a little later.
+    before, seconds = rng.randrange(3), rng.choice([0.0, rng.uniform(0, 0.1)])
+
+    def saving() -> bool:
+        due = life.began is not None and newest(life.folder) >= life.began + before * SAVE_EVERY
+        return since(due and is_saving(life.folder), seconds)
+
+    return saving
+
+
+def last_line(folder: Path) -> int:
+    log = folder / "run" / "metrics.jsonl"
+    lines = log.read_text().splitlines() if log.is_file() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Every array of the newest checkpoint by its name, and what was saved beside them."""
+    checkpoints = folder / "run" / "checkpoints"
+    path = checkpoints / str(newest(folder))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        stored: Any = reader.metadata(path / "state").item_metadata
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored.tree)
+        state = reader.restore(path / "state", args=ocp.args.PyTreeRestore(restore_args=plain))
+    arrays = {
+        jax.tree_util.keystr(name): np.asarray(leaf)
+        for name, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+    return arrays, json.loads((path / "data" / "metadata").read_text())
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    """The log without what it says of the machine."""
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(s).items() if k not in TIMED} for s in lines]
+
+
+def differences(calm: Path, wild: Path) -> list[str]:
+    """What is not the same in the end."""
+    (ours, place), (theirs, other) = saved(calm), saved(wild)
+    found = [f"{name} is in one checkpoint only" for name in sorted(set(ours) ^ set(theirs))]
+    for name in sorted(set(ours) & set(theirs)):
+        a, b = ours[name], theirs[name]
+        if (a.shape, a.dtype, a.tobytes()) != (b.shape, b.dtype, b.tobytes()):
+            found.append(f"{name} differs")
+    if place != other:
+        found.append(f"saved beside the state: {place}, {other}")
+    lines, others = log(calm), log(wild)
+    if lines != others:
+        each = [(line["kind"], line["step"]) for line in others]
+        twice = sorted({one for one in each if each.count(one) > 1})
+        found.append(f"metrics.jsonl: {len(lines)} and {len(others)} lines, twice: {twice[:5]}")
+    return found
+
+
+def compare(kills: int, seed: int, folder: Path) -> tuple[list[Kill], list[str]]:
+    """Both runs; the kills that there were, and what differs in the end."""
+    calm, wild = folder / "undisturbed", folder / "killed"
+    words = small.words(
+        steps=2 * SAVE_EVERY + STEPS_PER_KILL * kills,
+        eval_every=SAVE_EVERY,
+        checkpoint_every=SAVE_EVERY,
+        spike=20,
+    )
+    words += ["--network.dropout", "0.1"]
+    for one in (calm, wild):
+        small.prepare(one)
+    with harness.working("the undisturbed run"):
+        paces = undisturbed(calm, words, folder / "cache")
+    seen = disturbed(wild, words, folder / "cache", kills, seed, paces)
+    return seen, differences(calm, wild)
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """The comparison. Exits with 1 where anything differs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.chaos",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", metavar="FOLDER", help="where to leave both runs")
+    args = parser.parse_args(argv)
+    if args.kills < 1:
+        raise InputError(f"--kills {args.kills}: at least one is needed")
+    with tempfile.TemporaryDirectory() as folder:
+        seen, different = compare(args.kills, args.seed, Path(args.keep or folder))
+    print("| killed | aimed at | times | steps made again, median (most) |")
+    print("|---|---|---|---|")
+    for phase in PHASES:
+        here = [kill for kill in seen if kill.phase == phase]
+        again = [max(0, kill.logged - kill.kept) for kill in here] or [0]
+        aimed = sum(kill.aim == phase for kill in seen)
+        median = f"{np.median(again):g} ({max(again)})"
+        print(f"| {phase} | {aimed} | {len(here)} | {median} |")
+    print(f"\n{len(seen)} kills; " + ("; ".join(different) or "nothing differs in the end"))
+    if different or len(seen) < args.kills:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    raise SystemExit(harness.main(run))

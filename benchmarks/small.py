@@ -1,0 +1,46 @@
+"""A small experiment on made-up text, for runs whose course matters and not what they learn."""
+
+import random
+from pathlib import Path
+
+WORDS = "the quick brown fox jumps over a lazy dog while seven wizards make toxic brew".split()
+NAME = "small.py"
+EXPERIMENT = '''\
+"""A small run."""
+
+from mdlm.data.dataset import TextData
+from mdlm.data.packing import Wrap
+from mdlm.data.sources import TextFiles
+from mdlm.data.tokenizers import Bytes
+from mdlm.experiment import Experiment, Training
+from mdlm.models.dit import DiT
+from mdlm.optim import AdamW
+from mdlm.samplers.ancestral import Ancestral
+
+experiment = Experiment(
+    name="small",
+    data=TextData(
+        source=TextFiles(train="text.txt"),
+        tokenizer=Bytes(),
+        packing=Wrap(length=64, row_specials=False),
+    ),
+    network=DiT(width=64, depth=2, heads=2, cond_dim=16),
+    optimizer=AdamW(learning_rate=3e-3, warmup_steps=5),
+    sampler=Ancestral(steps=4),
+    train=Training(steps=100, batch_size=16, ema_decay=0.9, log_every=1, eval_rows=16),
+)
+'''
+
+
+def prepare(folder: Path) -> None:
+    """Makes a folder with the experiment and its text."""
+    folder.mkdir(parents=True)
+    rng = random.Random(0)
+    text = "\n".join(" ".join(rng.choices(WORDS, k=12)) for _ in range(200))
+    (folder / "text.txt").write_text(text + "\n")
+    (folder / NAME).write_text(EXPERIMENT)
+
+
+def words(**training: int | float) -> list[str]:
+    """What follows `mdlm train`, in such a folder."""
+    return [NAME, *(word for k, v in training.items() for word in (f"--train.{k}", str(v)))]
