@@ -8,7 +8,7 @@ array is split at rest so that the way from there is short:
     columns  [i, o/T]  its output is split over `tensor`: at rest [i/FS, o/T]
     rows     [i/T, o]  its input is, and outputs are added up: at rest [i/T, o/FS]
     whole    [i, o]    at rest [i/FST, o]
-    table    rows are looked up: at rest [i, o/FTS]
+    table    rows are looked up, or few `x @ w` are made: at rest [i, o/FTS]
 
 In use, a kernel is first cast to the dtype of its product, then gathered; its gradient goes the
 same way back, and is thus summed over the devices in parts. Left to itself the compiler gathers
@@ -25,15 +25,15 @@ Without a mesh, on one device, and inside `jax.shard_map` nothing here does anyt
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
 from jax import Array
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 
-from mdlm.mesh import DATA, FSDP, ROWS, SEQUENCE, TENSOR
+from mdlm.mesh import DATA, FSDP, ROWS, SEQUENCE, TENSOR, row_parts
 from mdlm.types import ArrayTree
 
 Rest = Literal["columns", "rows", "whole", "table"]
@@ -101,9 +101,7 @@ def parameter_sharding(
     return jax.tree_util.tree_map_with_path(rule, shapes)
 
 
-def fitted(
-    mesh: Mesh | AbstractMesh, shape: tuple[int, ...], spec: PartitionSpec
-) -> PartitionSpec:
+def fitted(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
     """`spec` without the splits that do not divide a dimension of `shape`."""
     found: list[tuple[str, ...] | None] = []
     for size, entry in zip(shape, spec, strict=False):
@@ -177,34 +175,37 @@ def in_use(
     return _moved(kernel, stops, stops[-2::-1])
 
 
-def looked_up(table: Float[Array, "n d"], index: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-    """`table[index]`, of a table that lies at rest as such.
+def applied(
+    fn: Callable[[Array, Array], Array], w: Float[Array, "n o"], x: Shaped[Array, "b l *s"]
+) -> Float[Array, "..."]:
+    """`fn(w, x)`, of a "table": its rows at `x`, or `x @ w`.
 
-    Devices that hold other columns look up each other's tokens and exchange what they find, or,
-    where that is more than the table, gather the table.
+    Devices that hold other columns of it do so for each other's `x` and exchange the outcome, or,
+    where that is more than `w`, gather `w`.
     """
     mesh = traced()
     if mesh is None:
-        return table[index]
-    rest = at_rest(mesh, table.shape, "table")
-    shares = [axis for axis in SPLITS["table"] if mesh.shape[axis] > 1]
-    if rest != PartitionSpec(None, tuple(shares)) or index.size >= table.shape[0] * mesh.size:
-        x = in_use(table, table.dtype, "table", "whole")[index]
-        return moved(x, STREAM)
-    stream = fitted(mesh, index.shape, STREAM)
-    if stream != STREAM:
-        return moved(in_use(table, table.dtype, "table", "whole")[index], STREAM)
+        return fn(w, x)
+    b, l = x.shape[:2]
+    shares = tuple(axis for axis in SPLITS["table"] if mesh.shape[axis] > 1)
+    is_split = at_rest(mesh, w.shape, "table") == PartitionSpec(None, shares) and shares
+    if not is_split or b % row_parts(mesh) or b * l >= w.shape[0] * mesh.size:
+        return moved(fn(in_use(w, w.dtype, "table", "whole"), x), STREAM)
+    stream = fitted(mesh, (b, l), STREAM)
+    splits = {axis: d for d, entry in enumerate(stream) for axis in axes_of(entry)}
 
-    def on_device(table, index):
-        x = table[index]
-        for axis, d in ((SEQUENCE, 1), (TENSOR, 1), (FSDP, 0)):
-            if axis in shares:
-                x = jax.lax.all_to_all(x, axis, d, 2, tiled=True)
-        return x
+    def on_device(w, x):
+        y = fn(w, x)
+        for axis in reversed(shares):
+            if axis in splits:
+                y = jax.lax.all_to_all(y, axis, splits[axis], 2, tiled=True)
+            else:
+                y = jax.lax.all_gather(y, axis, axis=2, tiled=True)
+        return y
 
-    specs = (rest, PartitionSpec(DATA))
-    exchanged: Any = jax.shard_map(on_device, in_specs=specs, out_specs=STREAM, check_vma=False)
-    return exchanged(table, index)
+    specs = (PartitionSpec(None, shares), PartitionSpec(DATA))
+    exchanged: Any = jax.shard_map(on_device, in_specs=specs, out_specs=stream, check_vma=False)
+    return exchanged(w, x)
 
 
 def splits_heads() -> bool:
