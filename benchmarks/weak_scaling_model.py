@@ -8,7 +8,9 @@ Over n chips each sends
 over the links along those axes of the torus in which the devices of a group differ: two for each,
 one where the torus is not closed there. Over s slices, sums are made inside each first; of its
 share, 1 / n, each chip then sends `bytes / n * (s - 1) / s`, twice for an all-reduce, at its part
-of the data-centre network. Times of all collectives are added up; latencies are left out.
+of the data-centre network, and what comes back is gathered inside (so XLA does it for two slices:
+reduce-scatter, a transfer between hosts, all-gather). Times of all collectives are added up;
+latencies are left out.
 """
 
 import math
@@ -22,6 +24,7 @@ from mdlm.collectives import BRANCHES, CALLED, KINDS, moved, parsed, trips
 from mdlm.hardware import CHIPS
 from mdlm.mesh import DATA, FSDP, SEQUENCE, TENSOR
 
+SUMS = ("all-reduce", "reduce-scatter")
 CLOSED = {"v5e": 16, "v6e": 16}
 """Chips along an axis from which on the torus is closed there; of the others, see `is_closed`."""
 
@@ -59,7 +62,8 @@ class Slices:
 def sent(exchange: Exchange, there: Slices) -> tuple[float, float]:
     """Bytes that a chip sends to its neighbours, and through the data-centre network."""
     n = math.prod(there.sizes[axis] for axis in exchange.axes)
-    s = there.slices if DATA in exchange.axes else 1
+    # What is gathered is the same on all slices: only sums go between them.
+    s = there.slices if DATA in exchange.axes and exchange.kind in SUMS else 1
     twice = 2 if exchange.kind == "all-reduce" else 1
     inside = (
         exchange.bytes if exchange.kind == "collective-permute" else exchange.bytes * (n - 1) / n

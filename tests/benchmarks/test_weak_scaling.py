@@ -49,6 +49,7 @@ def test_bytes_between_slices():
     """A chip's share of what was summed inside; nothing for axes that stay inside."""
     there = slices(4, data=8, fsdp=2)
     assert sent(exchange("all-gather", "fsdp"), there) == (0.5e9, 0)
+    assert sent(exchange("all-gather", "data"), there) == (7 / 8 * 1e9, 0)  # each has it already
     near, far = sent(exchange("all-reduce", "data"), there)
     assert near == 2 * 7 / 8 * 1e9 and far == 2 * 3 / 4 * 1e9 / 8
     alone = slices(2, fsdp=16)  # a slice each: nothing to sum inside
