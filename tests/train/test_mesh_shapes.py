@@ -229,8 +229,8 @@ SENT: dict[str, dict[str, tuple[int, int]]] = {
         "reduce-scatter": (4, 36_480),
     },
 }
-"""With jax `RELEASE`, on CPUs: the collectives of a step, how many and their bytes, by mesh. XLA
-makes no reduce-scatter there of a sum of which a part is kept; those that are here were asked for."""
+"""With jax `RELEASE`, on CPUs: the collectives of a step, how many and their bytes, by mesh. There,
+XLA makes no reduce-scatter of a sum of which a part is kept; those that are here were asked for."""
 
 
 @pytest.mark.slow
