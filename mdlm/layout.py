@@ -95,7 +95,7 @@ def parameter_sharding(
 
     def rule(path: Any, array: Any) -> NamedSharding:
         names = tuple(str(getattr(part, "key", "")) for part in path)
-        ends = (rests[names[i:]] for i in range(-longest, 0) if names[i:] in rests)
+        ends: Any = (rests[names[i:]] for i in range(-longest, 0) if names[i:] in rests)
         return NamedSharding(mesh, at_rest(mesh, array.shape, next(ends, None)))
 
     return jax.tree_util.tree_map_with_path(rule, shapes)
@@ -168,11 +168,11 @@ def in_use(
 ) -> Float[Array, "i n"]:
     """A kernel, or some of its columns, cast to `dtype` and then gathered for its product."""
     mesh = traced()
-    lies = None if mesh is None else at_rest(mesh, kernel.shape, rest)
-    kernel = (kernel if columns is None else kernel[:, columns]).astype(dtype)
+    cut = (kernel if columns is None else kernel[:, columns]).astype(dtype)
     if mesh is None:
-        return kernel
-    there = fitted(mesh, kernel.shape, PartitionSpec(*USES[use]))
+        return cut
+    lies = at_rest(mesh, kernel.shape, rest)
+    there = fitted(mesh, cut.shape, PartitionSpec(*USES[use]))
     way = [lies, there]
     if use != "whole":
         # `tensor` first moves to where it is used, while the parts are small.
@@ -181,8 +181,9 @@ def in_use(
             for own, now in zip((*lies, None, None), there, strict=False)
         ]
         way.insert(1, PartitionSpec(*halfway))
-    stops = tuple(NamedSharding(mesh, fitted(mesh, kernel.shape, spec)) for spec in way)
-    return _moved(kernel, stops, stops[-2::-1])
+    stops = tuple(NamedSharding(mesh, fitted(mesh, cut.shape, spec)) for spec in way)
+    gathered: Any = _moved(cut, stops, stops[-2::-1])
+    return gathered
 
 
 def applied(
