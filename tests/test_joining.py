@@ -37,7 +37,6 @@ def test_flags_say_the_place(alone):
     there = place("node0:1234", 4, 3)
     assert there == Place(coordinator="node0:1234", count=4, index=3, devices=None)
     assert place("[fe80::1]:99", 2, 0) == Place(coordinator="[fe80::1]:99", count=2, index=0)
-    assert place("node0:1234", 1, 0) is None
     alone.setenv("JAX_COORDINATOR_ADDRESS", "node7:55")
     assert place(None, 2, 1) == Place(coordinator="node7:55", count=2, index=1)
 
@@ -93,6 +92,25 @@ def test_tasks_that_share_a_node_share_its_devices(alone, changes, devices):
         alone.setenv(name, value)
     there = place(None, None, None)
     assert there is not None and there.devices == devices
+
+
+def test_one_process_is_alone_whatever_the_environment_says(alone):
+    for name, value in SLURM.items():
+        alone.setenv(name, value)
+    assert place(None, 1, None) is None and place("node0:1234", 1, 0) is None
+
+
+def test_open_mpi_says_the_place_or_is_refused(alone):
+    alone.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    alone.setenv("OMPI_COMM_WORLD_RANK", "3")
+    alone.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "1")
+    alone.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
+    with pytest.raises(InputError, match="started by mpirun, which does not tell"):
+        place(None, None, None)  # newer ones do not say where the others are
+    alone.setenv("OMPI_MCA_orte_hnp_uri", "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911")
+    there = place(None, None, None)
+    assert there is not None and (there.count, there.index, there.devices) == (4, 3, (1,))
+    assert there.coordinator.startswith("10.96.0.1:")
 
 
 @pytest.mark.parametrize(

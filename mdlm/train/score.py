@@ -37,6 +37,17 @@ def other_text(data: TextData | Mixture) -> str:
     return f"{source.name}, cleaned by {source.clean}, " if source.clean else f"{source.name}, "
 
 
+def check_same_data(dataset: Dataset, splits: tuple[str, ...]) -> None:
+    """InputError, on all processes, unless all have read the same text and packed it alike."""
+    of = {name: getattr(dataset, name) for name in splits}
+    found = {
+        "tokenizer": dataset.tokenizer.fingerprint,
+        **{f"rows of {name}": len(split.rows) for name, split in of.items()},
+        **{f"text of {name}": split.text_fingerprint for name, split in of.items()},
+    }
+    hosts.check_same(found, "data")
+
+
 class Scorer:
     """Scores splits with given parameters; compiles once per shape of batch."""
 
