@@ -42,8 +42,9 @@ class Aborts:
         self._libc.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._libc.signal(signal.SIGABRT, None)
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:  # else this process is about to end as well
+            self._libc.signal(signal.SIGABRT, None)
 
     @contextlib.contextmanager
     def captured(self) -> Iterator[None]:

@@ -25,11 +25,12 @@ many processes:
                      on node0; on the others the same with --process 1, 2 and 3
 
 On a Cloud TPU slice, under `srun` with several tasks, and under mpirun, the same command without
-these flags is enough. All processes get the same experiment and arguments, which is checked; --out
-is on a disk that all of them share. Process 0 speaks and writes metrics and samples; all write
-checkpoints. A signal to one of them saves and stops all, and all have its exit code. When a process
-is lost, the others end within a minute with exit code 4; the same command, started by all, goes on
-from the newest checkpoint, and it may be another number of processes then."""
+these flags is enough; --processes 1 is for one that is to be alone even there. All processes get
+the same experiment and arguments, which is checked; --out is on a disk that all of them share.
+Process 0 speaks and writes metrics and samples; all write checkpoints. A signal to one of them
+saves and stops all, and all have its exit code. When a process is lost, the others end within a
+minute with exit code 4; the same command, started by all, goes on from the newest checkpoint, and
+it may be another number of processes then."""
 
 MANY_HELP = """\
 

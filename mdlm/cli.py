@@ -35,6 +35,9 @@ if TYPE_CHECKING:  # what a `--help` need not wait for
 TAKES_SETTINGS = ("train", "plan", "prepare", "import", "tokenizer", "settings")
 """Commands with an experiment, whose settings can be changed from outside."""
 
+PLACE = ("coordinator", "processes", "process", "join_timeout")
+"""Arguments that say which of many processes this is."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
@@ -74,6 +77,10 @@ def _together(args: argparse.Namespace) -> Iterator[None]:
     again = "; the run can be continued from its newest checkpoint: same command"
     with joined(mine, patience=args.join_timeout, advice=again if args.command == "train" else ""):
         try:
+            if args.command != "train":  # which compares what follows from them
+                own = ("run_folder", "trace", "traceback", *PLACE)
+                said = {name: value for name, value in vars(args).items() if name not in own}
+                hosts.check_same(said, "arguments")
             yield
         except (InputError, OSError):
             raise

@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Key
 
+from mdlm import hosts
 from mdlm.data.encoding import Tokenizer
 from mdlm.data.framing import ends
 from mdlm.data.packing import Packing
@@ -269,6 +270,8 @@ class Generator:
             began = time.perf_counter()
             lowered = self._programs[name].lower(self.params, *values)
             self._compiled[name, shapes] = lowered.compile()
+            if self._everywhere is not None:
+                hosts.meet()  # none begins to run it while others compile
             self._compiling += time.perf_counter() - began
         return self._compiled[name, shapes](self.params, *values)
 

@@ -112,6 +112,16 @@ def meet() -> None:
     agreed(None, lambda _: None)
 
 
+def compile_together(program: Any, *arguments: Any) -> None:
+    """Returns when all processes have compiled a jitted program for these arguments.
+
+    One that began to run it would wait for the others, and on CPUs only for half a minute.
+    """
+    if _party is not None:
+        program.lower(*arguments).compile()  # JAX keeps it for the call that follows
+        meet()
+
+
 def check_same(values: Mapping[str, Any], what: str) -> None:
     """InputError, on all processes, naming the first values (JSON, nested by name) in which a
     process differs from process 0. `what` they are the values of is part of the line."""

@@ -64,6 +64,8 @@ def place(
                 " or unset it to run alone"
             )
         return found
+    if processes == 1 and not process:
+        return None  # whatever the environment says
     given = {"--coordinator": address, "--processes": processes, "--process": process}
     missing = [name for name, value in given.items() if value is None]
     if missing:
@@ -80,23 +82,29 @@ def place(
     host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
         raise InputError(f"--coordinator {address}: expected HOST:PORT")
-    if processes == 1:
-        return None
     return Place(coordinator=address, count=processes, index=process)
 
 
 def detected() -> Place | None:
-    """The place that the environment gives this process; None where it is alone."""
-    if _several("SLURM_STEP_NUM_TASKS") and "SLURM_STEP_NODELIST" in os.environ:
-        return _of("SlurmCluster", _slurm_devices())
-    if _several("OMPI_COMM_WORLD_SIZE"):
-        return _of("OmpiCluster", (int(os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0")),))
+    """The place that the environment gives this process; None where it is alone.
+
+    InputError where the environment speaks of several processes and does not say enough.
+    """
     from jax._src import cloud_tpu_init
 
+    here = os.environ
+    if _several("SLURM_STEP_NUM_TASKS"):
+        tasks = here.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0]
+        return _of("SlurmCluster", "srun", tasks, here.get("SLURM_LOCALID", "0"))
+    if _several("OMPI_COMM_WORLD_SIZE"):
+        tasks = here.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")
+        return _of("OmpiCluster", "mpirun", tasks, here.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
     if cloud_tpu_init.running_in_cloud_tpu_vm:
-        return _of("GkeTpuCluster") or _of("GceTpuCluster")
-    if "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ:
-        return _of("K8sCluster")
+        if "TPU_PROCESS_ADDRESSES" in here or "TPU_WORKER_HOSTNAMES" in here:
+            return _of("GkeTpuCluster", "GKE")
+        return None if "TPU_SKIP_MDS_QUERY" in here else _of("GceTpuCluster", "Cloud TPU")
+    if "KUBERNETES_SERVICE_HOST" in here and "JOB_COMPLETION_INDEX" in here:
+        return _of("K8sCluster", "Kubernetes")
     return None
 
 
@@ -105,28 +113,37 @@ def _several(name: str) -> bool:
     return text.isdecimal() and int(text) > 1
 
 
-def _slurm_devices() -> tuple[int, ...] | None:
-    """One device for each of several tasks of a node, as JAX has it, unless SLURM has seen to
-    that; all devices where a node has one task."""
-    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if tasks == "1" or (visible and "," not in visible):
-        return None
-    return (int(os.environ.get("SLURM_LOCALID", "0")),)
+def _of(cluster: str, name: str, tasks: str = "1", local: str = "0") -> Place | None:
+    """The place that JAX reads from an environment; None where that holds one process.
 
-
-def _of(cluster: str, devices: tuple[int, ...] | None = None) -> Place | None:
+    Of `tasks` of a node each gets the device of its number, unless its launcher has seen to that;
+    a single one gets all.
+    """
     from jax._src import clusters
 
-    known: Any = getattr(clusters, cluster, None)
-    if known is None or not known.is_env_present():
-        return None
-    count = known.get_process_count()
-    if count < 2:
-        return None
-    port = os.environ.get("JAX_COORDINATOR_PORT")
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS") or known.get_coordinator_address(JOIN, port)
-    return Place(coordinator=address, count=count, index=known.get_process_id(), devices=devices)
+    known: Any = getattr(clusters, cluster)
+    try:
+        if not known.is_env_present():
+            if name in ("srun", "mpirun"):
+                raise RuntimeError("its variables are not those that JAX knows")
+            return None
+        count = known.get_process_count()
+        if count < 2:
+            return None
+        address = os.environ.get("JAX_COORDINATOR_ADDRESS") or known.get_coordinator_address(
+            JOIN, os.environ.get("JAX_COORDINATOR_PORT")
+        )
+        index = known.get_process_id()
+    except Exception as error:
+        raise InputError(
+            f"started by {name}, which does not tell which process this is ({error}): give"
+            " --coordinator, --processes and --process, or --processes 1 to run alone"
+        ) from error
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    shares = tasks != "1" and not (visible and "," not in visible)
+    return Place(
+        coordinator=address, count=count, index=index, devices=(int(local),) if shares else None
+    )
 
 
 @contextlib.contextmanager

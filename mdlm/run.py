@@ -24,7 +24,7 @@ from mdlm.objectives.clip_search import Interval
 from mdlm.samplers.base import Sampler
 from mdlm.train.checkpoint import Checkpoints
 from mdlm.train.record import RunFolder
-from mdlm.train.score import Scorer
+from mdlm.train.score import Scorer, check_same_data
 from mdlm.train.step import abstract_state
 
 
@@ -78,9 +78,9 @@ class Run:
     ) -> list[Metric]:
         """Scores a split of the run's data, or of other data with the run's tokenizer."""
         dataset = self.dataset if data is None else data.load(self.folder.data)
-        return Scorer(self.model, self.mesh, dataset).run(
-            self.params, how or self.experiment.evaluation, report=report
-        )
+        how = how or self.experiment.evaluation
+        check_same_data(dataset, (how.split,))
+        return Scorer(self.model, self.mesh, dataset).run(self.params, how, report=report)
 
     def clip_search(self, *, batches: int = 4, seed: int = 0) -> list[Interval]:
         """Intervals of times to train block diffusion on, the one whose loss spreads least first,

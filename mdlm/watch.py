@@ -20,7 +20,9 @@ PERIOD = 1.0
 SILENT = 10.0
 """Seconds without a sign of life after which a process is suspected. That alone ends nothing."""
 GRACE = 3.0
-"""Seconds in which the others can read why a process ends."""
+"""Seconds in which the others read which process was lost."""
+PATIENCE = 15.0
+"""Seconds in which they end, where one gave up."""
 
 _current: "Watch | None" = None
 
@@ -102,11 +104,15 @@ class Watch(threading.Thread):
         os._exit(code)
 
     def give_up(self, code: int, line: str) -> None:
-        """Tells the others that this process ends, and why; process 0 lets them read it."""
+        """Tells the others that this process ends, and why. Process 0, whose end they would take
+        for a loss, waits until all of them end, for a while."""
+        party, until = self.party, time.monotonic() + PATIENCE
         with contextlib.suppress(Exception):
-            self.party.put(f"gave_up/{self.party.index}", json.dumps([code, line]))
-            if self.party.index == 0:
-                time.sleep(GRACE)
+            party.put(f"gave_up/{party.index}", json.dumps([code, line]), anew=True)
+            while party.index == 0 and len(party.found("gave_up")) < party.count:
+                if time.monotonic() > until:
+                    break
+                time.sleep(0.1)
 
     def explain(self) -> None:
         """Called when something failed here that may be another's doing: ends this process with
@@ -136,8 +142,7 @@ class Watch(threading.Thread):
             since = self._gave_up.setdefault(int(number), now)
             if now - since > 2 * PERIOD:  # this process may be about to say the same of itself
                 code, line = json.loads(text)
-                if party.index == 0:
-                    time.sleep(GRACE)
+                self.give_up(code, line)
                 self.end(code, f"process {number} gave up: {line}")
         if self.signal is not None and not self._announced:
             self._announced = True

@@ -199,6 +199,8 @@ def train(
         try:
             while step < settings.steps and not should_stop():
                 position, batch = next(batches)
+                if running is None:
+                    hosts.compile_together(train_step, state, batch)
                 profiler.before(step, train_step, state, batch)
                 state, running = train_step(state, batch)
                 step += 1

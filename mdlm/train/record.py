@@ -102,7 +102,12 @@ class RunFolder:
 
         InputError, on all processes, where the folder does not fit, or where not all see the same.
         """
-        exists = hosts.told(lambda: (self.check(experiment), self.exists)[1])
+
+        def decide() -> bool:
+            self.check(experiment)
+            return self.exists
+
+        exists = hosts.told(decide)
         if exists:
             self.check_shared()
         return exists

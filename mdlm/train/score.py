@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Key
 
+from mdlm import hosts
 from mdlm.data.dataset import Dataset, TextData
 from mdlm.data.loader import evaluation_batches
 from mdlm.data.mixture import Mixture
@@ -36,12 +37,24 @@ def other_text(data: TextData | Mixture) -> str:
     return f"{source.name}, cleaned by {source.clean}, " if source.clean else f"{source.name}, "
 
 
+def check_same_data(dataset: Dataset, splits: tuple[str, ...]) -> None:
+    """InputError, on all processes, unless all have read the same text and packed it alike."""
+    of = {name: getattr(dataset, name) for name in splits}
+    found = {
+        "tokenizer": dataset.tokenizer.fingerprint,
+        **{f"rows of {name}": len(split.rows) for name, split in of.items()},
+        **{f"text of {name}": split.text_fingerprint for name, split in of.items()},
+    }
+    hosts.check_same(found, "data")
+
+
 class Scorer:
     """Scores splits with given parameters; compiles once per shape of batch."""
 
     def __init__(self, model: Model, mesh: jax.sharding.Mesh, dataset: Dataset):
         self.model, self.mesh, self.dataset = model, mesh, dataset
         self.score = compile_score(model, mesh)
+        self._compiled: set[int] = set()
 
     def run(
         self,
@@ -65,8 +78,11 @@ class Scorer:
         def score(number: int, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
             # Every process sums up the whole batch, and gives its devices their rows of it.
             mine = {name: value[here] if value.ndim else value for name, value in batch.items()}
-            placed = Batch(**place(self.mesh, mine))
-            return jax.device_get(self.score(params, jax.random.fold_in(key, number), placed))
+            inputs = params, jax.random.fold_in(key, number), Batch(**place(self.mesh, mine))
+            if size not in self._compiled:
+                hosts.compile_together(self.score, *inputs)
+                self._compiled.add(size)
+            return jax.device_get(self.score(*inputs))
 
         def batches():
             return evaluation_batches(rows, size)

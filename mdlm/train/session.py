@@ -32,7 +32,7 @@ from mdlm.train import profile as profiles
 from mdlm.train.checkpoint import Checkpoints
 from mdlm.train.loop import Evaluated, Event, Saved, train
 from mdlm.train.record import RunFolder
-from mdlm.train.score import Scorer
+from mdlm.train.score import Scorer, check_same_data
 from mdlm.train.step import abstract_state, create_state
 from mdlm.train.writers import writers
 from mdlm.types import ArrayTree, InputError
@@ -75,8 +75,7 @@ class Session:
         self.experiment, self.profile = experiment, profile
         self.folder = RunFolder(out, checkpoints)
         settings = experiment.train
-        asked = {"--out": str(out), "--checkpoints": checkpoints}
-        asked |= {"--init-from": init_from, "--profile": profile}
+        asked = {"--checkpoints": checkpoints, "--init-from": init_from, "--profile": profile}
         hosts.check_same({**configuration(experiment), **asked}, "values")
         check_batch(experiment.mesh.build(), settings.batch_size, settings.accumulate)
         goes_on = self.folder.agreed(experiment)
@@ -85,7 +84,7 @@ class Session:
         splits = ("train", experiment.evaluation.split)
         for split in splits:
             getattr(self.dataset, split)  # reads and packs it: too short a text is refused here
-        hosts.check_same(read(self.dataset, splits), "data")
+        check_same_data(self.dataset, splits)
         self.initial = self._initial(init_from)
         if profile:
             profiles.check(profile, settings.steps - self._steps_made())
@@ -185,16 +184,6 @@ def configuration(experiment: Experiment) -> dict[str, object]:
         "data": without_stores(described["data"]),
         "versions": {"mdlm": __version__, **versions},
         "processes": jax.process_count(),
-    }
-
-
-def read(dataset: Dataset, splits: tuple[str, ...]) -> dict[str, object]:
-    """What tells apart data that were read, at no cost."""
-    of = {name: getattr(dataset, name) for name in splits}
-    return {
-        "tokenizer": dataset.tokenizer.fingerprint,
-        **{f"rows of {name}": len(split.rows) for name, split in of.items()},
-        **{f"text of {name}": split.text_fingerprint for name, split in of.items()},
     }
 
 
