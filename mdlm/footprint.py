@@ -16,7 +16,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from mdlm.experiment import Model
 from mdlm.keys import stream
-from mdlm.mesh import AXES, FSDP, by_rows, on, replicated, row_parts
+from mdlm.mesh import AXES, FSDP, SEQUENCE, TENSOR, by_rows, on, replicated, row_parts
+from mdlm.models.layers import compute_dtype
 from mdlm.models.network import count_parameters
 from mdlm.train.step import abstract_state, init
 from mdlm.types import ArrayTree, Batch, Prediction
@@ -122,7 +123,8 @@ def estimated_temporaries(model: Model, mesh: AbstractMesh) -> float:
     What JAX keeps from the forward pass for the backward pass, of a device's rows; what it would
     keep of one more block if it kept all, for that is there while a block is gone through
     backwards; the gradients; the logits that are held at once, with their gradients and what is
-    made of them; and two gathered blocks where the parameters are split.
+    made of them; and where the parameters are split, two gathered blocks, and the gathered head
+    with its gradient. Devices along `sequence` and `tensor` share what is kept.
     """
     e = model.experiment
     rows = e.train.batch_size // (row_parts(mesh) * e.train.accumulate)
@@ -136,10 +138,17 @@ def estimated_temporaries(model: Model, mesh: AbstractMesh) -> float:
         everything = replace(e.network, remat="none")  # pyright: ignore[reportCallIssue]
         block = (kept_bytes(_with_network(model, everything), mesh, rows) - kept) / depth
     most = rows * e.data.packing.length * model.columns
+    shared = mesh.shape[SEQUENCE] * mesh.shape[TENSOR]
     logits = HELD * 4 * min(getattr(e.network, "logits_chunk", most), most)
-    whole = 4 * count_parameters(shapes(model)["params"]["network"].get("blocks", {}))
-    gathered = 2 * whole / depth if mesh.shape[FSDP] > 1 else 0
-    return kept + max(block, 0) + gradients + logits + gathered
+    gathered = 0.0
+    if mesh.shape[FSDP] * shared > 1:
+        network = shapes(model)["params"]["network"]
+        with on(mesh):
+            itemsize = compute_dtype(getattr(e.network, "dtype", "float32")).itemsize
+        gathered += 2 * itemsize * count_parameters(network.get("blocks", {})) / depth
+        gathered /= mesh.shape[TENSOR]
+        gathered += (itemsize + 4) * count_parameters(network.get("head", {}))
+    return (kept + max(block, 0)) / shared + gradients + logits + gathered
 
 
 def _with_network(model: Model, network: Any) -> Model:

@@ -8,7 +8,7 @@ array is split at rest so that the way from there is short:
     columns  [i, o/T]  its output is split over `tensor`: at rest [i/FS, o/T]
     rows     [i/T, o]  its input is, and outputs are added up: at rest [i/T, o/FS]
     whole    [i, o]    at rest [i/FST, o]
-    table    rows are looked up: at rest [i, o/FTS]
+    table    rows are looked up, or few `x @ w` are made: at rest [i, o/FTS]
 
 In use, a kernel is first cast to the dtype of its product, then gathered; its gradient goes the
 same way back, and is thus summed over the devices in parts. Left to itself the compiler gathers
@@ -25,15 +25,15 @@ Without a mesh, on one device, and inside `jax.shard_map` nothing here does anyt
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
 from jax import Array
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 
-from mdlm.mesh import DATA, FSDP, ROWS, SEQUENCE, TENSOR
+from mdlm.mesh import DATA, FSDP, ROWS, SEQUENCE, TENSOR, row_parts
 from mdlm.types import ArrayTree
 
 Rest = Literal["columns", "rows", "whole", "table"]
@@ -95,15 +95,13 @@ def parameter_sharding(
 
     def rule(path: Any, array: Any) -> NamedSharding:
         names = tuple(str(getattr(part, "key", "")) for part in path)
-        ends = (rests[names[i:]] for i in range(-longest, 0) if names[i:] in rests)
+        ends: Any = (rests[names[i:]] for i in range(-longest, 0) if names[i:] in rests)
         return NamedSharding(mesh, at_rest(mesh, array.shape, next(ends, None)))
 
     return jax.tree_util.tree_map_with_path(rule, shapes)
 
 
-def fitted(
-    mesh: Mesh | AbstractMesh, shape: tuple[int, ...], spec: PartitionSpec
-) -> PartitionSpec:
+def fitted(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
     """`spec` without the splits that do not divide a dimension of `shape`."""
     found: list[tuple[str, ...] | None] = []
     for size, entry in zip(shape, spec, strict=False):
@@ -125,6 +123,16 @@ def moved(
         return x
     lay = lambda spec: (NamedSharding(mesh, fitted(mesh, x.shape, spec)),)
     return _moved(x, lay(there), lay(there if back is None else back))
+
+
+def led(x: Float[Array, "*s"], *way: PartitionSpec) -> Float[Array, "*s"]:
+    """`x`, laid as each of these in turn, and its cotangent in the opposite turn: the exchange
+    between them is made here, and not before or after what else is done with `x`."""
+    mesh = traced()
+    if mesh is None:
+        return x
+    stops = tuple(NamedSharding(mesh, fitted(mesh, x.shape, spec)) for spec in way)
+    return _moved(x, stops, stops[::-1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -160,11 +168,11 @@ def in_use(
 ) -> Float[Array, "i n"]:
     """A kernel, or some of its columns, cast to `dtype` and then gathered for its product."""
     mesh = traced()
-    lies = None if mesh is None else at_rest(mesh, kernel.shape, rest)
-    kernel = (kernel if columns is None else kernel[:, columns]).astype(dtype)
+    cut = (kernel if columns is None else kernel[:, columns]).astype(dtype)
     if mesh is None:
-        return kernel
-    there = fitted(mesh, kernel.shape, PartitionSpec(*USES[use]))
+        return cut
+    lies = at_rest(mesh, kernel.shape, rest)
+    there = fitted(mesh, cut.shape, PartitionSpec(*USES[use]))
     way = [lies, there]
     if use != "whole":
         # `tensor` first moves to where it is used, while the parts are small.
@@ -173,38 +181,43 @@ def in_use(
             for own, now in zip((*lies, None, None), there, strict=False)
         ]
         way.insert(1, PartitionSpec(*halfway))
-    stops = tuple(NamedSharding(mesh, fitted(mesh, kernel.shape, spec)) for spec in way)
-    return _moved(kernel, stops, stops[-2::-1])
+    stops = tuple(NamedSharding(mesh, fitted(mesh, cut.shape, spec)) for spec in way)
+    gathered: Any = _moved(cut, stops, stops[-2::-1])
+    return gathered
 
 
-def looked_up(table: Float[Array, "n d"], index: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-    """`table[index]`, of a table that lies at rest as such.
+def applied(
+    fn: Callable[[Array, Array], Array], w: Float[Array, "n o"], x: Shaped[Array, "b l *s"]
+) -> Float[Array, "..."]:
+    """`fn(w, x)`, of a "table": its rows at `x`, or `x @ w`.
 
-    Devices that hold other columns look up each other's tokens and exchange what they find, or,
-    where that is more than the table, gather the table.
+    Devices that hold other columns of it do so for each other's `x` and exchange the outcome, or,
+    where that is more than `w`, gather `w`.
     """
     mesh = traced()
     if mesh is None:
-        return table[index]
-    rest = at_rest(mesh, table.shape, "table")
-    shares = [axis for axis in SPLITS["table"] if mesh.shape[axis] > 1]
-    if rest != PartitionSpec(None, tuple(shares)) or index.size >= table.shape[0] * mesh.size:
-        x = in_use(table, table.dtype, "table", "whole")[index]
-        return moved(x, STREAM)
-    stream = fitted(mesh, index.shape, STREAM)
-    if stream != STREAM:
-        return moved(in_use(table, table.dtype, "table", "whole")[index], STREAM)
+        return fn(w, x)
+    b, l = x.shape[:2]
+    shares = tuple(axis for axis in SPLITS["table"] if mesh.shape[axis] > 1)
+    is_split = at_rest(mesh, w.shape, "table") == PartitionSpec(None, shares) and shares
+    is_less = x.size + b * l * w.shape[1] / mesh.size < w.size
+    if not (is_split and is_less) or b % row_parts(mesh):
+        return moved(fn(in_use(w, w.dtype, "table", "whole"), x), STREAM)
+    stream = fitted(mesh, (b, l), STREAM)
+    splits = {axis: d for d, entry in enumerate(stream) for axis in axes_of(entry)}
 
-    def on_device(table, index):
-        x = table[index]
-        for axis, d in ((SEQUENCE, 1), (TENSOR, 1), (FSDP, 0)):
-            if axis in shares:
-                x = jax.lax.all_to_all(x, axis, d, 2, tiled=True)
-        return x
+    def on_device(w, x):
+        y = fn(w, x)
+        for axis in reversed(shares):
+            if axis in splits:
+                y = jax.lax.all_to_all(y, axis, splits[axis], 2, tiled=True)
+            else:
+                y = jax.lax.all_gather(y, axis, axis=2, tiled=True)
+        return y
 
-    specs = (rest, PartitionSpec(DATA))
-    exchanged: Any = jax.shard_map(on_device, in_specs=specs, out_specs=STREAM, check_vma=False)
-    return exchanged(table, index)
+    specs = (PartitionSpec(None, shares), PartitionSpec(DATA))
+    exchanged: Any = jax.shard_map(on_device, in_specs=specs, out_specs=stream, check_vma=False)
+    return exchanged(w, x)
 
 
 def splits_heads() -> bool:

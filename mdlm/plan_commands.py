@@ -37,7 +37,9 @@ def plan(args: argparse.Namespace, changes: Changes) -> int:
     smaller = Topology.parse(args.extrapolate_from) if args.extrapolate_from else None
     experiment = apply(load_file(args.experiment), changes)
     settings = experiment.train
-    check_batch(topology.sizes(experiment.mesh), settings.batch_size, settings.accumulate)
+    mesh = topology.sizes(experiment.mesh)
+    check_batch(mesh, settings.batch_size, settings.accumulate)
+    experiment.network.check_mesh(mesh, experiment.data.packing.length)
     if smaller is not None:
         rows = rows_of(experiment, topology, smaller)
         check_batch(smaller.sizes(experiment.mesh), rows, settings.accumulate)
@@ -182,7 +184,9 @@ def finite(value: Any) -> Any:
 
 def words(p: "Plan") -> str:
     """A plan as it is printed."""
-    mesh = " ".join(f"{axis}={size}" for axis, size in p.mesh.items())
+    from mdlm.mesh import MeshShape
+
+    mesh = MeshShape(**p.mesh)
     micro = f", {p.accumulate} micro-batches" if p.accumulate > 1 else ""
     lines = [
         f"{p.experiment} on {p.topology}: {p.chips} x {p.chip}, mesh {mesh}",

@@ -48,7 +48,13 @@ class CausalModule(nnx.Module):
         self.blocks = stack_blocks(config, rngs, cond_dim=None, dtype=self.dtype)
         self.norm = norm(config.norm, config.width)
         self.head = Linear(
-            config.width, columns, rngs, dtype=self.dtype, use_bias=config.use_bias, zero=True
+            config.width,
+            columns,
+            rngs,
+            dtype=self.dtype,
+            use_bias=config.use_bias,
+            zero=True,
+            split="whole",
         )
 
     def __call__(

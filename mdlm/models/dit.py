@@ -134,7 +134,13 @@ class DiTModule(nnx.Module):
             Linear(cond_dim, 2 * width, rngs, dtype=FLOAT32, zero=True) if cond_dim else None
         )
         self.head = Linear(
-            width, columns, rngs, dtype=self.dtype, use_bias=config.use_bias, zero=True
+            width,
+            columns,
+            rngs,
+            dtype=self.dtype,
+            use_bias=config.use_bias,
+            zero=True,
+            split="whole",
         )
         # Last, so that all others start as they do without.
         self.label: Any = (

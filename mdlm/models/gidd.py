@@ -146,7 +146,9 @@ class ScaledModule(nnx.Module):
         self.embed = Embedding(columns, config.width, rngs)
         self.blocks = stack(lambda rngs: ScaledBlock(config, rngs, dtype=self.dtype), config, rngs)
         self.norm = RMSNorm(config.width)
-        self.head = Linear(config.width, columns, rngs, dtype=self.dtype, use_bias=False, zero=True)
+        self.head = Linear(
+            config.width, columns, rngs, dtype=self.dtype, use_bias=False, zero=True, split="whole"
+        )
 
     def __call__(
         self,

@@ -25,11 +25,13 @@ from jaxtyping import Float, Int, Key, UInt32
 from mdlm.layout import (
     SPREAD,
     STREAM,
+    USES,
     WIDE,
     Rest,
+    applied,
     in_use,
     is_tensor_parallel,
-    looked_up,
+    led,
     moved,
     splits_heads,
 )
@@ -104,9 +106,8 @@ def _uniform(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> Float[
 class Linear(nnx.Module):
     """`x @ kernel + bias`. `zero` starts both at 0, which switches a branch off at first.
 
-    `split` says how devices along the mesh's `tensor` axis share the work (see `mdlm.layout`): by
-    "columns", each making some of the outputs; by "rows", each reading some of the inputs; None,
-    not at all. With `cuts`, each of so many equal parts of the output is shared by columns.
+    `split` says how devices of a mesh share the work, see `mdlm.layout`. With `cuts`, each of so
+    many equal parts of the output is shared by columns.
     """
 
     def __init__(
@@ -118,11 +119,11 @@ class Linear(nnx.Module):
         dtype: jnp.dtype,
         use_bias: bool = True,
         zero: bool = False,
-        split: Literal["columns", "rows"] | None = None,
+        split: Rest = "table",
         cuts: int = 1,
     ):
         self.dtype, self.split, self.cuts = dtype, split, cuts
-        self.rest: Rest = "whole" if split is None or cuts > 1 else split
+        self.rest: Rest = "whole" if cuts > 1 else split
 
         def initial(*shape):
             return jnp.zeros(shape) if zero else _uniform(rngs.params(), shape, fan_in)
@@ -141,32 +142,42 @@ class Linear(nnx.Module):
         """The output in `cuts` equal parts."""
         if is_tensor_parallel():
             return self._products(x, self.cuts)
-        return parts(self(x), self.cuts)
+        joined: Any = parts(self(x), self.cuts)
+        return tuple(led(y, WIDE) for y in joined)
 
     def _products(self, x, count):
         """The output in `count` parts, each made by a product of its own."""
         kernel, bias = self.arrays()
-        before, inside, after = LAYOUTS[self.split]
-        x = moved(x.astype(self.dtype), inside, before)
+        x = x.astype(self.dtype)
+        if self.split not in USES:
+            product: Any = lambda w, x: _matmul(x, w, self.dtype)
+            y = checkpoint_name(applied(product, kernel.astype(self.dtype), x), PRODUCT)
+            return (self._with_bias(y, bias),)
+        before, inside, after, back = LAYOUTS[self.split]
+        x = moved(x, inside, before)
+        use: Any = self.split
         width, outputs = kernel.shape[1] // count, []
         for i in range(count):
             some = None if count == 1 else slice(i * width, (i + 1) * width)
-            use = self.split or "whole"
             w = in_use(kernel, self.dtype, self.rest, use, columns=some)
-            y = moved(matmul(x, w, self.dtype), after, SPREAD if use == "rows" else after)
-            if bias is not None:
-                part = bias if some is None else bias[some]
-                y = y + jnp.broadcast_to(part.astype(self.dtype), y.shape)
-            outputs.append(y)
+            y = moved(matmul(x, w, self.dtype), after, back)
+            outputs.append(self._with_bias(y, bias, some))
         return tuple(outputs)
+
+    def _with_bias(self, y, bias, some=None):
+        if bias is None:
+            return y
+        bias = bias if some is None else bias[some]
+        return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
 
 
 LAYOUTS = {
-    None: (STREAM, STREAM, STREAM),
-    "columns": (STREAM, SPREAD, WIDE),
-    "rows": (WIDE, WIDE, STREAM),
+    "columns": (STREAM, SPREAD, WIDE, WIDE),
+    "rows": (WIDE, WIDE, STREAM, SPREAD),
+    "whole": (STREAM, STREAM, STREAM, STREAM),
 }
-"""How a layer's input lies before it and in the product, and its output, by `split`."""
+"""By `split`, how a layer's input lies before it and in the product; its output; its output's
+cotangent in the products with it."""
 
 
 NormKind = Literal["layer", "rms"]
@@ -215,7 +226,7 @@ class Embedding(nnx.Module):
         self.table = nnx.Param(_uniform(rngs.params(), (columns, width), width), rest="table")
 
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-        return looked_up(self.table[...], tokens)
+        return applied(lambda table, tokens: table[tokens], self.table[...], tokens)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

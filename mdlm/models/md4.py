@@ -200,7 +200,9 @@ class MD4Module(nnx.Module):
         self.blocks = stack(lambda rngs: MD4Block(config, rngs, self.dtype), config, rngs)
         self.norm = norm(config)
         self.modulation: Any = modulation(config, 2, rngs)
-        self.head = Linear(width, columns, rngs, dtype=self.dtype, use_bias=False, zero=True)
+        self.head = Linear(
+            width, columns, rngs, dtype=self.dtype, use_bias=False, zero=True, split="whole"
+        )
 
     def __call__(
         self,

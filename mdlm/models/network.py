@@ -57,9 +57,7 @@ class Network(abc.ABC):
         sequence, tensor = mesh.shape[SEQUENCE], mesh.shape[TENSOR]
         heads, hidden = self.shared
         if length % sequence:
-            raise InputError(
-                f"rows of {length} tokens do not divide over mesh.sequence={sequence}"
-            )
+            raise InputError(f"rows of {length} tokens do not divide over mesh.sequence={sequence}")
         if heads % (sequence * tensor):
             raise InputError(
                 f"network.heads={heads} does not divide over sequence x tensor = "

@@ -43,7 +43,7 @@ def test_estimate(file, capsys):
     assert cli.main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["method"] == "estimated" and found["traffic"] is None
-    assert found["mesh"] == {"data": 4, "fsdp": 2}
+    assert found["mesh"] == {"data": 4, "fsdp": 2, "sequence": 1, "tensor": 1}
 
 
 def test_refusals(file, capsys, monkeypatch):
@@ -57,6 +57,8 @@ def test_refusals(file, capsys, monkeypatch):
     assert "the TPU compiler is missing: pip install 'mdlm[tpu]'" in said
     said = refused(capsys, file, "--topology", "v5e:2x2", "--mesh.fsdp", "3")
     assert "mesh data=-1 fsdp=3 does not fit 4 devices" in said
+    said = refused(capsys, file, "--topology", "v5e:2x2", "--mesh.tensor", "4", "--mesh.data", "1")
+    assert "network.heads=2 does not divide over sequence x tensor = 1 x 4 devices" in said
     said = refused(capsys, file, "--topology", "v5e:4x8")
     assert "a batch of 16 rows does not divide over 32 devices" in said
     assert "--mfu 40.0" in refused(capsys, file, "--topology", "v5e:2x2", "--mfu", "40")
