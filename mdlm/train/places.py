@@ -12,7 +12,7 @@ from etils import epath
 from mdlm.types import InputError
 
 OPENED_BY = {"gs": "gcsfs", "s3": "s3fs"}
-"""Kinds of URL that orbax writes arrays to, and the package that the rest is read and written by."""
+"""Kinds of URL that orbax writes arrays to, and the packages by which all else is written there."""
 
 
 def located(where: str | os.PathLike[str]) -> epath.Path:
