@@ -25,7 +25,7 @@ experiment = Experiment(
         packing=Wrap(length=64, row_specials=False),
     ),
     network=DiT(width=64, depth=2, heads=2, cond_dim=16),
-    optimizer=AdamW(learning_rate=3e-3, warmup_steps=5),
+    optimizer=AdamW(learning_rate=1e-3, warmup_steps=20),
     sampler=Ancestral(steps=4),
     train=Training(steps=100, batch_size=16, ema_decay=0.9, log_every=1, eval_rows=16),
 )

@@ -117,9 +117,9 @@ def test_a_save_that_was_cut_off_is_no_checkpoint_and_is_cleared_away(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         state, data = checkpoints.restore({"w": jax.ShapeDtypeStruct((1000,), np.float32)})
         assert data == {"position": 1}
-        checkpoints.save(2, state, {"position": 2})
+        checkpoints.save(3, state, {"position": 3})
         checkpoints.wait()
-        assert checkpoints.steps == [1, 2] and names(tmp_path) == {"1", "2"}
+        assert checkpoints.steps == [1, 3] and names(tmp_path) == {"1", "3"}
 
 
 def test_newest_best_and_every_so_many_are_kept_together(tmp_path):
