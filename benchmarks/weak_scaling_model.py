@@ -65,10 +65,8 @@ def sent(exchange: Exchange, there: Slices) -> tuple[float, float]:
     # What is gathered is the same on all slices: only sums go between them.
     s = there.slices if DATA in exchange.axes and exchange.kind in SUMS else 1
     twice = 2 if exchange.kind == "all-reduce" else 1
-    inside = (
-        exchange.bytes if exchange.kind == "collective-permute" else exchange.bytes * (n - 1) / n
-    )
-    return twice * inside * (n > 1), twice * exchange.bytes / n * (s - 1) / s
+    part = float(n > 1) if exchange.kind == "collective-permute" else (n - 1) / n
+    return twice * exchange.bytes * part, twice * exchange.bytes / n * (s - 1) / s
 
 
 def sending(exchanges: Sequence[Exchange], there: Slices) -> tuple[float, float]:
