@@ -84,6 +84,8 @@ def collectives(text: str) -> dict[str, Traffic]:
                         continue
                     seen.add((kind, line.channel))
                 size = moved(kind, line, computation)
+                if kind == "all-reduce" and fused and is_cut(roots.get(name, ""), computation):
+                    kind = "reduce-scatter"
                 found[kind] += Traffic(count=times, bytes=times * size)
             if line.opcode == "while":
                 body = re.search(r"body=%?([\w.\-]+)", line.rest)
@@ -165,6 +167,16 @@ def moved(kind: str, line: Instruction, computation: Computation) -> int:
         return taken
     # Begun apart from its end, it answers with what it took, too.
     return size_of(line.type) - (taken if line.opcode.endswith("-start") else 0)
+
+
+def is_cut(root: str, computation: Computation) -> bool:
+    """Whether a fused computation is an all-reduce of which a device keeps its part, which is how
+    TPUs write a reduce-scatter."""
+    line = computation.get(root)
+    if line is None or line.opcode != "dynamic-slice":
+        return False
+    taken = computation.get(line.operands[0])
+    return taken is not None and taken.opcode == "all-reduce"
 
 
 def trips(line: Instruction, computations: dict[str, Computation], roots: dict[str, str]) -> int:

@@ -95,7 +95,7 @@ def parameter_sharding(
 
     def rule(path: Any, array: Any) -> NamedSharding:
         names = tuple(str(getattr(part, "key", "")) for part in path)
-        ends = (rests[names[i:]] for i in range(-longest, 0) if names[i:] in rests)
+        ends: Any = (rests[names[i:]] for i in range(-longest, 0) if names[i:] in rests)
         return NamedSharding(mesh, at_rest(mesh, array.shape, next(ends, None)))
 
     return jax.tree_util.tree_map_with_path(rule, shapes)
@@ -123,6 +123,16 @@ def moved(
         return x
     lay = lambda spec: (NamedSharding(mesh, fitted(mesh, x.shape, spec)),)
     return _moved(x, lay(there), lay(there if back is None else back))
+
+
+def led(x: Float[Array, "*s"], *way: PartitionSpec) -> Float[Array, "*s"]:
+    """`x`, laid as each of these in turn, and its cotangent in the opposite turn: the exchange
+    between them is made here, and not before or after what else is done with `x`."""
+    mesh = traced()
+    if mesh is None:
+        return x
+    stops = tuple(NamedSharding(mesh, fitted(mesh, x.shape, spec)) for spec in way)
+    return _moved(x, stops, stops[::-1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -158,11 +168,11 @@ def in_use(
 ) -> Float[Array, "i n"]:
     """A kernel, or some of its columns, cast to `dtype` and then gathered for its product."""
     mesh = traced()
-    lies = None if mesh is None else at_rest(mesh, kernel.shape, rest)
-    kernel = (kernel if columns is None else kernel[:, columns]).astype(dtype)
+    cut = (kernel if columns is None else kernel[:, columns]).astype(dtype)
     if mesh is None:
-        return kernel
-    there = fitted(mesh, kernel.shape, PartitionSpec(*USES[use]))
+        return cut
+    lies = at_rest(mesh, kernel.shape, rest)
+    there = fitted(mesh, cut.shape, PartitionSpec(*USES[use]))
     way = [lies, there]
     if use != "whole":
         # `tensor` first moves to where it is used, while the parts are small.
@@ -171,8 +181,9 @@ def in_use(
             for own, now in zip((*lies, None, None), there, strict=False)
         ]
         way.insert(1, PartitionSpec(*halfway))
-    stops = tuple(NamedSharding(mesh, fitted(mesh, kernel.shape, spec)) for spec in way)
-    return _moved(kernel, stops, stops[-2::-1])
+    stops = tuple(NamedSharding(mesh, fitted(mesh, cut.shape, spec)) for spec in way)
+    gathered: Any = _moved(cut, stops, stops[-2::-1])
+    return gathered
 
 
 def applied(
@@ -189,7 +200,8 @@ def applied(
     b, l = x.shape[:2]
     shares = tuple(axis for axis in SPLITS["table"] if mesh.shape[axis] > 1)
     is_split = at_rest(mesh, w.shape, "table") == PartitionSpec(None, shares) and shares
-    if not is_split or b % row_parts(mesh) or b * l >= w.shape[0] * mesh.size:
+    is_less = x.size + b * l * w.shape[1] / mesh.size < w.size
+    if not (is_split and is_less) or b % row_parts(mesh):
         return moved(fn(in_use(w, w.dtype, "table", "whole"), x), STREAM)
     stream = fitted(mesh, (b, l), STREAM)
     splits = {axis: d for d, entry in enumerate(stream) for axis in axes_of(entry)}

@@ -47,6 +47,13 @@ channel_id=3, source_target_pairs={{0,1},{1,0}}
   ROOT %gather.2 = bf16[8,4]{1,0} all-gather(%p.4), channel_id=9, dimensions={0}
 }
 
+%all-reduce-scatter (p.5: f32[8,4]) -> f32[2,4] {
+  %p.5 = f32[8,4]{1,0} parameter(0)
+  %sum.1 = f32[8,4]{1,0} all-reduce(%p.5), channel_id=13, to_apply=%add
+  %nought = s32[] constant(0)
+  ROOT %mine = f32[2,4]{1,0} dynamic-slice(%sum.1, %nought, %nought), dynamic_slice_sizes={2,4}
+}
+
 ENTRY %main (arg: f32[8,4]) -> f32[8,4] {
   %arg = f32[8,4]{1,0} parameter(0)
   %zero = s32[] constant(0)
@@ -59,20 +66,22 @@ ENTRY %main (arg: f32[8,4]) -> f32[8,4] {
   %begun = (bf16[2,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%half), channel_id=10, dimensions={0}
   %ended = bf16[8,4]{1,0} all-gather-done(%begun)
   %scattered = f32[2,4]{1,0} reduce-scatter(%out), channel_id=11, to_apply=%add
+  %cut = f32[2,4]{1,0} fusion(%out), kind=kCustom, calls=%all-reduce-scatter
   ROOT %all = f32[8,4]{1,0} all-reduce(%out), channel_id=12, to_apply=%add
 }
 """
 
 
 def test_made_up():
-    """0, 2, 4, 6 is four trips; two parts of one gathering are one; half-open ones count once."""
+    """0, 2, 4, 6 is four trips; two parts of one gathering are one; half-open ones count once;
+    a sum that is cut where it is made is a reduce-scatter."""
     assert collectives(TEXT) == {
         "collective-permute": Traffic(count=4, bytes=4 * 128),
         "all-gather": Traffic(count=2, bytes=2 * 64),
-        "reduce-scatter": Traffic(count=1, bytes=128),
+        "reduce-scatter": Traffic(count=2, bytes=2 * 128),
         "all-reduce": Traffic(count=1, bytes=128),
     }
-    assert sent(collectives(TEXT)) == 512 + 128 + 128 + 2 * 128
+    assert sent(collectives(TEXT)) == 512 + 128 + 2 * 128 + 2 * 128
 
 
 def test_trips_that_are_said():

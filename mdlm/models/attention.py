@@ -21,7 +21,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
-from mdlm.layout import HEADS, WIDE, moved
+from mdlm.layout import HEADS, WIDE, led
 from mdlm.mesh import platform
 from mdlm.models import attention_cudnn, attention_halves, attention_xla
 from mdlm.models.attention_mask import OUTPUT, AttentionMask
@@ -64,12 +64,12 @@ def _attend(name, q, k, v, mask):
 
 def by_heads(x: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
     """Every place of some heads on each device, where some places were."""
-    return moved(x, HEADS, WIDE)
+    return led(x, WIDE, HEADS)
 
 
 def by_places(x: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
     """The other way."""
-    return moved(x, WIDE, HEADS)
+    return led(x, HEADS, WIDE)
 
 
 def choose(

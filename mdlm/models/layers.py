@@ -31,6 +31,7 @@ from mdlm.layout import (
     applied,
     in_use,
     is_tensor_parallel,
+    led,
     moved,
     splits_heads,
 )
@@ -141,22 +142,24 @@ class Linear(nnx.Module):
         """The output in `cuts` equal parts."""
         if is_tensor_parallel():
             return self._products(x, self.cuts)
-        return parts(self(x), self.cuts)
+        joined: Any = parts(self(x), self.cuts)
+        return tuple(led(y, WIDE) for y in joined)
 
     def _products(self, x, count):
         """The output in `count` parts, each made by a product of its own."""
         kernel, bias = self.arrays()
         x = x.astype(self.dtype)
         if self.split not in USES:
-            product = lambda w, x: _matmul(x, w, self.dtype)
+            product: Any = lambda w, x: _matmul(x, w, self.dtype)
             y = checkpoint_name(applied(product, kernel.astype(self.dtype), x), PRODUCT)
             return (self._with_bias(y, bias),)
         before, inside, after, back = LAYOUTS[self.split]
         x = moved(x, inside, before)
+        use: Any = self.split
         width, outputs = kernel.shape[1] // count, []
         for i in range(count):
             some = None if count == 1 else slice(i * width, (i + 1) * width)
-            w = in_use(kernel, self.dtype, self.rest, self.split, columns=some)
+            w = in_use(kernel, self.dtype, self.rest, use, columns=some)
             y = moved(matmul(x, w, self.dtype), after, back)
             outputs.append(self._with_bias(y, bias, some))
         return tuple(outputs)

@@ -54,7 +54,7 @@ def abstract_state(
     """
     network = model.experiment.network
     network.check_mesh(mesh, model.experiment.data.packing.length)
-    uses = {("network", *path): rest for path, rest in rests(network, model.columns).items()}
+    uses: Any = {("network", *path): rest for path, rest in rests(network, model.columns).items()}
     shapes = jax.eval_shape(partial(init, model, tx), jax.random.key(0))
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),

@@ -273,7 +273,9 @@ def test_sharded_logits_and_gradients_equal_those_of_one_device(tokens):
     params = random_params(DIT)
     mesh = MeshShape(data=2, fsdp=4).build()
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
-    placed = jax.device_put(params, parameter_sharding(mesh, shapes(DIT, COLUMNS), rests(DIT, COLUMNS)))
+    placed = jax.device_put(
+        params, parameter_sharding(mesh, shapes(DIT, COLUMNS), rests(DIT, COLUMNS))
+    )
 
     @jax.jit
     def value_and_gradient(params, tokens):
