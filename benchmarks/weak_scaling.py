@@ -147,6 +147,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--tensor", type=int, default=1, help="size of that axis")
     parser.add_argument("--from", dest="small", metavar="SLICE", help="compiled, such as v5e:4x4")
     parser.add_argument("--reuse", type=Path, metavar="FILE", help="a result, instead of --from")
+    parser.add_argument("--least", type=int, default=1, metavar="N", help="chips that it fits on")
     parser.add_argument("--check", metavar="SLICE", help="compiled too, and compared")
     parser.add_argument("--mfu", type=float, default=0.4, help="of the work alone (default: 0.4)")
     parser.add_argument("--name", help="of the line in the picture")
@@ -203,6 +204,8 @@ def main(arguments: Sequence[str] | None) -> None:
     }
     for text in LADDER[chip]:
         where = Topology.parse(f"{chip}:{text.rpartition('*')[2]}")
+        if where.chips < args.least:
+            continue
         try:
             place = apart(where, laid, chip, text, args.fsdp, args.tensor)
         except InputError as error:

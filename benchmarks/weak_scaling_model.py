@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mdlm.collectives import BRANCHES, CALLED, KINDS, moved, parsed, trips
+from mdlm.collectives import BRANCHES, CALLED, KINDS, is_cut, moved, parsed, trips
 from mdlm.hardware import CHIPS
 from mdlm.mesh import DATA, FSDP, SEQUENCE, TENSOR
 
@@ -65,10 +65,8 @@ def sent(exchange: Exchange, there: Slices) -> tuple[float, float]:
     # What is gathered is the same on all slices: only sums go between them.
     s = there.slices if DATA in exchange.axes and exchange.kind in SUMS else 1
     twice = 2 if exchange.kind == "all-reduce" else 1
-    inside = (
-        exchange.bytes if exchange.kind == "collective-permute" else exchange.bytes * (n - 1) / n
-    )
-    return twice * inside * (n > 1), twice * exchange.bytes / n * (s - 1) / s
+    part = float(n > 1) if exchange.kind == "collective-permute" else (n - 1) / n
+    return twice * exchange.bytes * part, twice * exchange.bytes / n * (s - 1) / s
 
 
 def sending(exchanges: Sequence[Exchange], there: Slices) -> tuple[float, float]:
@@ -101,7 +99,7 @@ def resized(
     def scale(e: Exchange) -> float:
         if is_of_activations(e):
             return rows
-        return part if e.axes == (DATA,) and e.kind == "all-reduce" else 1.0
+        return part if e.axes == (DATA,) and e.kind in SUMS else 1.0
 
     return [replace(e, bytes=e.bytes * scale(e)) for e in exchanges]
 
@@ -135,16 +133,19 @@ def read(text: str, shape: Mapping[str, int]) -> list[Exchange]:
     seen: set[tuple[str, str]] = set()
 
     def visit(name: str, times: int, fused: bool) -> None:
-        for line in computations.get(name, {}).values():
+        computation = computations.get(name, {})
+        for line in computation.values():
             kind = line.opcode.removesuffix("-start")
             if kind in KINDS:
-                part = (kind, line.channel or "")
-                if fused and line.channel is not None and part in seen:
-                    continue  # a part of one that was counted, see `mdlm.collectives`
-                seen.add(part)
-                axes = group_axes(line.rest, shape)
-                total = found.setdefault((kind, axes), [0.0, 0])
-                total[0] += times * moved(kind, line, computations[name])
+                if fused and line.channel is not None:
+                    if (kind, line.channel) in seen:
+                        continue  # a part of one that was counted, see `mdlm.collectives`
+                    seen.add((kind, line.channel))
+                size = moved(kind, line, computation)
+                if kind == "all-reduce" and fused and is_cut(roots.get(name, ""), computation):
+                    kind = "reduce-scatter"
+                total = found.setdefault((kind, group_axes(line.rest, shape)), [0.0, 0])
+                total[0] += times * size
                 total[1] += times
             if line.opcode == "while":
                 body = re.search(r"body=%?([\w.\-]+)", line.rest)

@@ -44,42 +44,42 @@ def rows_in_words(rows: float | None) -> str:
 
 
 def draw(path: Path, results: Sequence[Result]) -> None:
-    """Efficiency over the number of chips: for each result the band between all of the sending
-    hidden (above) and none (below)."""
+    """Over the number of chips: the share of work where none of the sending is hidden (solid) and
+    where all of it is (dashed); and sending in parts of the work, which binds above one."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    share, ratio = panels
     for i, result in enumerate(results):
         places = [p for p in result["places"] if p["chips"] > 1]
         chips = [p["chips"] for p in places]
         found = [efficiencies(result["work"], p["near"], p["far"]) for p in places]
         below, above = ([100 * pair[k] for pair in found] for k in (0, 1))
-        colour = f"C{i}"
-        axes.fill_between(chips, below, above, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(chips, below, "o-", color=colour, markersize=4, label=result["name"])
-        axes.plot(chips, above, "-", color=colour, linewidth=0.8)
-    axes.set_xscale("log", base=2)
+        look = dict(color=f"C{i}", linewidth=1.5)
+        share.plot(chips, below, "o-", markersize=4, **look)
+        share.plot(chips, above, "--", **look)
+        times = [(p["near"] + p["far"]) / result["work"] for p in places]
+        ratio.plot(chips, times, "o-", markersize=4, label=result["name"], **look)
     ticks = [4, 16, 64, 256, 1024, 4096]
-    axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
-    axes.axvline(256, color="0.6", linestyle=":", linewidth=1)
-    axes.annotate(
-        "the largest slice\nof v5e and v6e",
-        (256, 4),
-        xytext=(6, 0),
-        textcoords="offset points",
-        fontsize=8,
-        color="0.35",
-    )
-    axes.set_ylim(0, 103)
-    axes.set_xlabel("chips, the same rows on each")
-    axes.set_ylabel("share of the time that is work, %")
-    axes.set_title(
-        "Weak scaling on paper: no sending hidden (dots) to all of it (thin)", fontsize=10
-    )
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="lower left")
+    for axes in panels:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
+        axes.axvline(256, color="0.6", linestyle=":", linewidth=1)
+        axes.grid(alpha=0.25)
+        axes.set_xlabel("chips, the same rows on each")
+    share.set_ylim(0, 104)
+    share.set_ylabel("share of the time that is work, %")
+    share.set_title("nothing of the sending hidden (solid), all of it (dashed)", fontsize=10)
+    note = dict(textcoords="offset points", fontsize=8, color="0.35")
+    share.annotate("the largest slice\nof v5e and v6e", (256, 4), xytext=(5, 0), **note)
+    ratio.set_yscale("log")
+    ratio.axhline(1, color="0.3", linewidth=1)
+    ratio.set_ylim(top=max(2.5, ratio.get_ylim()[1]))
+    ratio.annotate("above it, sending binds", (4, 1), xytext=(0, 4), **note)
+    ratio.set_title("sending, in parts of the work", fontsize=10)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
