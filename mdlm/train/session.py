@@ -77,7 +77,9 @@ class Session:
         settings = experiment.train
         asked = {"--checkpoints": checkpoints, "--init-from": init_from, "--profile": profile}
         hosts.check_same({**configuration(experiment), **asked}, "values")
-        check_batch(experiment.mesh.build(), settings.batch_size, settings.accumulate)
+        mesh = experiment.mesh.build()
+        check_batch(mesh, settings.batch_size, settings.accumulate)
+        experiment.network.check_mesh(mesh, experiment.data.packing.length)
         goes_on = self.folder.agreed(experiment)
         self.dataset: Dataset = experiment.data.load(self.folder.data if goes_on else None, report)
         self.model = Model.on(experiment, self.dataset)
