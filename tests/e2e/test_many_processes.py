@@ -50,7 +50,7 @@ class Many:
                 )
             )
 
-    def ended(self, timeout: float = 300) -> list[tuple[int, str, str]]:
+    def ended(self, timeout: float = 900) -> list[tuple[int, str, str]]:
         """Exit code, standard output and error of each."""
         found = []
         try:
@@ -60,6 +60,7 @@ class Many:
         finally:
             for process in self.processes:
                 process.kill()
+                process.wait()
         return found
 
     def succeeded(self) -> str:
