@@ -6,9 +6,9 @@ Over n chips each sends
     all-reduce                                twice as much
 
 over the links along those axes of the torus in which the devices of a group differ: two for each,
-one where the torus is not closed there. Over s slices, sums are made inside each first; of its
-share, 1 / n, each chip then sends `bytes / n * (s - 1) / s`, twice for an all-reduce, at its part
-of the data-centre network, and what comes back is gathered inside (so XLA does it for two slices:
+one where the torus is not closed there. Over s slices, sums over rows are made inside each first;
+of its share, 1 / n, each chip then sends `2 * bytes / n * (s - 1) / s` at its part of the
+data-centre network, and what comes back is gathered inside (so XLA does it for two slices:
 reduce-scatter, a transfer between hosts, all-gather). Times of all collectives are added up;
 latencies are left out.
 """
@@ -62,11 +62,16 @@ class Slices:
 def sent(exchange: Exchange, there: Slices) -> tuple[float, float]:
     """Bytes that a chip sends to its neighbours, and through the data-centre network."""
     n = math.prod(there.sizes[axis] for axis in exchange.axes)
-    # What is gathered is the same on all slices: only sums go between them.
-    s = there.slices if DATA in exchange.axes and exchange.kind in SUMS else 1
     twice = 2 if exchange.kind == "all-reduce" else 1
     part = float(n > 1) if exchange.kind == "collective-permute" else (n - 1) / n
-    return twice * exchange.bytes * part, twice * exchange.bytes / n * (s - 1) / s
+    near = twice * exchange.bytes * part
+    # What is gathered is the same on all slices. Every sum over rows goes between them once: where
+    # it is made over `fsdp`, or over `data` if that is all there is.
+    own = FSDP if there.sizes[FSDP] > 1 else DATA
+    if exchange.kind not in SUMS or own not in exchange.axes:
+        return near, 0.0
+    share = exchange.bytes / (there.sizes[DATA] * there.sizes[FSDP])
+    return near, 2 * share * (there.slices - 1) / there.slices
 
 
 def sending(exchanges: Sequence[Exchange], there: Slices) -> tuple[float, float]:

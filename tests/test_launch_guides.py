@@ -152,7 +152,7 @@ def test_again_passes_on_that_it_is_to_end(tmp_path):
     """SIGTERM reaches the command, whose own code is the answer."""
     command = tmp_path / "command"
     command.write_text(
-        "trap 'sleep 0.3; exit 143' TERM; touch ready; while :; do sleep 0.05; done\n"
+        "trap 'sleep 0.3; exit 143' TERM; touch ready; for i in {1..400}; do sleep 0.05; done\n"
     )
     with subprocess.Popen(
         ["bash", str(ROOT / "docs/launch/again.sh"), "bash", str(command)], cwd=tmp_path

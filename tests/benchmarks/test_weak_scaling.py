@@ -46,14 +46,16 @@ def test_bytes_inside_a_slice():
 
 
 def test_bytes_between_slices():
-    """A chip's share of what was summed inside; nothing for axes that stay inside."""
+    """A chip's share of what was summed inside, each sum once; nothing of what is gathered."""
     there = slices(4, data=8, fsdp=2)
     assert sent(exchange("all-gather", "fsdp"), there) == (0.5e9, 0)
-    assert sent(exchange("all-gather", "data"), there) == (7 / 8 * 1e9, 0)  # each has it already
-    near, far = sent(exchange("all-reduce", "data"), there)
-    assert near == 2 * 7 / 8 * 1e9 and far == 2 * 3 / 4 * 1e9 / 8
-    alone = slices(2, fsdp=16)  # a slice each: nothing to sum inside
-    assert sent(exchange("all-reduce", "data"), alone) == (0, 1e9)
+    assert sent(exchange("all-gather", "data"), there) == (7 / 8 * 1e9, 0)
+    near, far = sent(exchange("reduce-scatter", "fsdp"), there)
+    assert near == 0.5e9 and far == 2 * 3 / 4 * 1e9 / 16
+    assert sent(exchange("all-reduce", "data"), there) == (2 * 7 / 8 * 1e9, 0)  # of the same sums
+    copies = slices(4, data=8)
+    assert sent(exchange("all-reduce", "data"), copies) == (2 * 7 / 8 * 1e9, 2 * 3 / 4 * 1e9 / 8)
+    assert sent(exchange("all-reduce", "tensor"), slices(4, data=2, tensor=2)) == (1e9, 0)
 
 
 def test_seconds():
