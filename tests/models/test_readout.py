@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm import layout
 from mdlm import mesh as meshes
 from mdlm.mesh import MeshShape
 from mdlm.models.readout import Readout
@@ -83,9 +84,24 @@ def test_logits_are_float32_for_hidden_states_of_bfloat16(case):
     assert Readout(hidden.astype(jnp.bfloat16), kernel, bias).logits().dtype == jnp.float32
 
 
-@pytest.mark.parametrize("shape", [MeshShape(data=4), MeshShape(data=2, fsdp=2)])
-def test_each_device_reduces_its_own_rows(case, shape):
-    """Four rows of unequal weight over four devices; one device has nothing to score at all."""
+@pytest.mark.parametrize("small", [8, 2**14])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        MeshShape(data=4),
+        MeshShape(data=2, fsdp=2),
+        MeshShape(data=2, tensor=2),
+        MeshShape(data=1, sequence=2, tensor=2),
+    ],
+    ids=str,
+)
+def test_each_device_reduces_its_own_rows(case, shape, small, monkeypatch):
+    """Four rows of unequal weight over four devices; one device has nothing to score at all.
+
+    The ten places are no multiple of four: in the last case two devices do the same, and a kernel
+    that is split over all four (it is where it is not `small`) gets its gradient once.
+    """
+    monkeypatch.setattr(layout, "SMALL", small)
     (hidden, kernel, bias, shared), rows, weight = jax.tree.map(
         lambda x: jnp.concatenate([x, x[:1]]) if x.ndim > 1 and x.shape[0] == B else x, case
     )
