@@ -15,12 +15,13 @@ latencies are left out.
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mdlm.collectives import BRANCHES, CALLED, KINDS, is_cut, moved, parsed, trips
+from mdlm.collectives import Traffic, met
 from mdlm.hardware import CHIPS
 from mdlm.mesh import DATA, FSDP, SEQUENCE, TENSOR
 
@@ -133,40 +134,12 @@ def total(exchanges: Sequence[Exchange]) -> float:
 
 def read(text: str, shape: Mapping[str, int]) -> list[Exchange]:
     """The exchanges of a compiled program, in HLO text, on a mesh of these sizes."""
-    computations, roots, entry = parsed(text)
-    found: dict[tuple[str, tuple[str, ...]], list[float]] = {}
-    seen: set[tuple[str, str]] = set()
-
-    def visit(name: str, times: int, fused: bool) -> None:
-        computation = computations.get(name, {})
-        for line in computation.values():
-            kind = line.opcode.removesuffix("-start")
-            if kind in KINDS:
-                if fused and line.channel is not None:
-                    if (kind, line.channel) in seen:
-                        continue  # a part of one that was counted, see `mdlm.collectives`
-                    seen.add((kind, line.channel))
-                size = moved(kind, line, computation)
-                if kind == "all-reduce" and fused and is_cut(roots.get(name, ""), computation):
-                    kind = "reduce-scatter"
-                total = found.setdefault((kind, group_axes(line.rest, shape)), [0.0, 0])
-                total[0] += times * size
-                total[1] += times
-            if line.opcode == "while":
-                body = re.search(r"body=%?([\w.\-]+)", line.rest)
-                assert body is not None
-                visit(body[1], times * trips(line, computations, roots), fused)
-                continue
-            names = CALLED.findall(line.rest)
-            for branches in BRANCHES.findall(line.rest):
-                names += [branch.strip().lstrip("%") for branch in branches.split(",")]
-            for called in names:
-                visit(called, times, fused or line.opcode == "fusion")
-
-    visit(entry, 1, False)
+    found: dict[tuple[str, tuple[str, ...]], Traffic] = defaultdict(Traffic)
+    for kind, line, traffic in met(text):
+        found[kind, group_axes(line.rest, shape)] += traffic
     return [
-        Exchange(kind=kind, axes=axes, bytes=size, count=int(count))
-        for (kind, axes), (size, count) in sorted(found.items())
+        Exchange(kind=kind, axes=axes, bytes=traffic.bytes, count=traffic.count)
+        for (kind, axes), traffic in sorted(found.items(), key=lambda item: item[0])
     ]
 
 

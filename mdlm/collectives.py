@@ -13,6 +13,7 @@ as many (a reduction, then a gathering).
 import math
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 KINDS = (
@@ -68,13 +69,22 @@ Computation = dict[str, Instruction]
 
 def collectives(text: str) -> dict[str, Traffic]:
     """Traffic by kind, of a program in HLO text as `compiled.as_text()` gives it."""
-    computations, roots, entry = parsed(text)
     found: dict[str, Traffic] = defaultdict(Traffic)
+    for kind, _, traffic in met(text):
+        found[kind] += traffic
+    return dict(found)
+
+
+def met(text: str) -> Iterator[tuple[str, Instruction, Traffic]]:
+    """Each collective in the text of a program: its kind, its line, and its traffic in one run."""
+    computations, roots, entry = parsed(text)
     # TPUs cut one collective into parts that are fused with other work. All parts show it, with
     # the same channel.
     seen: set[tuple[str, str]] = set()
 
-    def visit(name: str, times: int, fused: bool = False) -> None:
+    def visit(
+        name: str, times: int, fused: bool = False
+    ) -> Iterator[tuple[str, Instruction, Traffic]]:
         computation = computations.get(name, {})
         for line in computation.values():
             kind = line.opcode.removesuffix("-start")
@@ -86,20 +96,19 @@ def collectives(text: str) -> dict[str, Traffic]:
                 size = moved(kind, line, computation)
                 if kind == "all-reduce" and fused and is_cut(roots.get(name, ""), computation):
                     kind = "reduce-scatter"
-                found[kind] += Traffic(count=times, bytes=times * size)
+                yield kind, line, Traffic(count=times, bytes=times * size)
             if line.opcode == "while":
                 body = re.search(r"body=%?([\w.\-]+)", line.rest)
                 assert body is not None
-                visit(body[1], times * trips(line, computations, roots))
+                yield from visit(body[1], times * trips(line, computations, roots))
                 continue
             names = CALLED.findall(line.rest)
             for branches in BRANCHES.findall(line.rest):
                 names += [branch.strip().lstrip("%") for branch in branches.split(",")]
             for called in names:
-                visit(called, times, fused or line.opcode == "fusion")
+                yield from visit(called, times, fused or line.opcode == "fusion")
 
-    visit(entry, 1)
-    return dict(found)
+    yield from visit(entry, 1)
 
 
 def sent(traffic: dict[str, Traffic]) -> int:
