@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mdlm.collectives import Traffic, met
+from mdlm.collectives import Traffic, met, times_sent
 from mdlm.hardware import CHIPS
 from mdlm.mesh import DATA, FSDP, SEQUENCE, TENSOR
 
@@ -63,7 +63,7 @@ class Slices:
 def sent(exchange: Exchange, there: Slices) -> tuple[float, float]:
     """Bytes that a chip sends to its neighbours, and through the data-centre network."""
     n = math.prod(there.sizes[axis] for axis in exchange.axes)
-    twice = 2 if exchange.kind == "all-reduce" else 1
+    twice = times_sent(exchange.kind)
     part = float(n > 1) if exchange.kind == "collective-permute" else (n - 1) / n
     near = twice * exchange.bytes * part
     # What is gathered is the same on all slices. Every sum over rows goes between them once: where
@@ -129,7 +129,7 @@ def binds_below(
 
 def total(exchanges: Sequence[Exchange]) -> float:
     """Bytes that a chip sends, about, as `mdlm plan` counts them."""
-    return sum(e.bytes * (2 if e.kind == "all-reduce" else 1) for e in exchanges)
+    return sum(e.bytes * times_sent(e.kind) for e in exchanges)
 
 
 def read(text: str, shape: Mapping[str, int]) -> list[Exchange]:

@@ -113,7 +113,12 @@ def met(text: str) -> Iterator[tuple[str, Instruction, Traffic]]:
 
 def sent(traffic: dict[str, Traffic]) -> int:
     """Bytes that a device sends in one run, about: those of all-reduces are sent twice."""
-    return sum(t.bytes * (2 if kind == "all-reduce" else 1) for kind, t in traffic.items())
+    return sum(t.bytes * times_sent(kind) for kind, t in traffic.items())
+
+
+def times_sent(kind: str) -> int:
+    """How often a device sends a collective's bytes, about: to add up, and to spread the sums."""
+    return 2 if kind == "all-reduce" else 1
 
 
 def parsed(text: str) -> tuple[dict[str, Computation], dict[str, str], str]:
