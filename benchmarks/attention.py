@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
-from mdlm.hardware import peak_flops
-from mdlm.models.attention import attention, obstacle, platform
-from mdlm.models.attention_mask import AttentionMask
+from mdlm.errors import InputError
+from mdlm.models.attention.dispatch import attention, obstacle, platform
+from mdlm.models.attention.mask import AttentionMask
 from mdlm.models.layers import compute_dtype
-from mdlm.types import InputError
+from mdlm.profiling.peak import peak_flops
 
 SIZES = {"batch": 16, "length": 128, "heads": 4, "head_width": 64, "dtype": "auto"}
 PLAIN = "jax.nn xla"

@@ -40,7 +40,7 @@ from benchmarks.lives import (
     logged,
     newest,
 )
-from mdlm.types import InputError
+from mdlm.errors import InputError
 
 SHARES = (START, SAVING, BETWEEN, SAVING, COMPILING, BETWEEN, SAVING, START, SAVING, BETWEEN)
 """Which phase each kill aims at, over and over; their order is drawn."""

@@ -25,8 +25,8 @@ from typing import Any
 from benchmarks import harness
 from mdlm.data.dataset import TextData
 from mdlm.data.packing import Wrap
-from mdlm.data.pool import cores
-from mdlm.data.prepare import prepare
+from mdlm.data.preparation.pool import cores
+from mdlm.data.preparation.prepare import prepare
 from mdlm.data.sources import TextFiles
 from mdlm.data.tokenizers import BPE, Pretrained
 

@@ -21,9 +21,9 @@ import jax
 import numpy as np
 
 from benchmarks.environment import environment
-from mdlm.hardware import Peak
-from mdlm.host_memory import keep_freed
-from mdlm.types import InputError
+from mdlm.cli.malloc import keep_freed
+from mdlm.errors import InputError
+from mdlm.profiling.peak import Peak
 
 RESULTS = Path("runs/benchmarks")
 PATIENCE = 2.0

@@ -23,13 +23,13 @@ import jax
 import numpy as np
 
 from benchmarks import harness
-from mdlm.arguments import overrides
+from mdlm.cli.common import overrides
+from mdlm.config.overrides import apply
 from mdlm.data.loader import HostBatch, TrainLoader, process_part
-from mdlm.experiment import load_file
-from mdlm.overrides import apply
+from mdlm.errors import InputError
+from mdlm.experiment.loading import load_file
 from mdlm.run import load
 from mdlm.train.session import Session
-from mdlm.types import InputError
 
 
 class JoinedHosts(TrainLoader):

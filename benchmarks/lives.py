@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mdlm.types import InputError
+from mdlm.errors import InputError
 
 START, COMPILING, BETWEEN, SAVING = PHASES = (
     "start-up",

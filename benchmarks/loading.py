@@ -25,12 +25,13 @@ import numpy as np
 
 from benchmarks import harness, setting
 from mdlm.data.loader import TrainLoader
-from mdlm.data.manifest import Manifest, Shard, SplitRecord
 from mdlm.data.packing import Wrap
-from mdlm.data.rows import RowSet
-from mdlm.data.store import Store
-from mdlm.mesh import MeshShape, place
-from mdlm.types import InputError, Vocab
+from mdlm.data.rows.base import RowSet
+from mdlm.data.store.manifest import Manifest, Shard, SplitRecord
+from mdlm.data.store.reader import Store
+from mdlm.errors import InputError
+from mdlm.parallel.mesh import MeshShape, place
+from mdlm.types import Vocab
 
 DOCUMENT = 1000
 """Tokens of a document in a store made up, its EOS included."""

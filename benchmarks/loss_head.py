@@ -19,12 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
-from mdlm.hardware import peak_flops
+from mdlm.errors import InputError
 from mdlm.models.layers import compute_dtype, matmul
 from mdlm.models.readout import Readout
 from mdlm.objectives.base import weighted_cross_entropy
 from mdlm.parameterizations.subs import Subs
-from mdlm.types import ArrayTree, Batch, DenseLogits, InputError, Prediction
+from mdlm.profiling.peak import peak_flops
+from mdlm.types import ArrayTree, Batch, DenseLogits, Prediction
 
 SIZES = {
     "batch": 4,

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
+from mdlm.errors import InputError
 from mdlm.keys import by_row
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.score import Score
@@ -33,8 +34,8 @@ from mdlm.samplers.base import Sampler
 from mdlm.samplers.catalogue import from_text
 from mdlm.samplers.loop import generate
 from mdlm.samplers.state import Samples
-from mdlm.schedules import LogLinear
-from mdlm.types import DenseLogits, InputError, NetInput, Vocab
+from mdlm.schedules.closed_form import LogLinear
+from mdlm.types import DenseLogits, NetInput, Vocab
 
 PICTURE = Path("docs/samplers.png")
 

@@ -64,10 +64,10 @@ RECIPES: dict[str, dict[str, str]] = {
 
 def experiment(recipe: str, corpus: str, steps: int, seed: int):
     """The experiment of a recipe, and its overrides by dotted name."""
-    from mdlm.experiment import load_file
+    from mdlm.config.overrides import apply
+    from mdlm.experiment.loading import load_file
     from mdlm.objectives.nelbo import Nelbo
     from mdlm.optim import Muon
-    from mdlm.overrides import apply
     from mdlm.times import IID
 
     base = load_file(EXPERIMENT)
@@ -88,8 +88,8 @@ class Stepper:
         import jax
 
         from mdlm.data.loader import TrainLoader
-        from mdlm.experiment import Model
-        from mdlm.mesh import place
+        from mdlm.experiment.model import Model
+        from mdlm.parallel.mesh import place
         from mdlm.times import balanced_order
         from mdlm.train.loop import in_training
         from mdlm.train.step import compile_step, create_state
@@ -127,12 +127,12 @@ def train(recipe: str, dataset, args: argparse.Namespace, seed: int, ratio: floa
     """One run, its result in quality.json."""
     import jax
 
-    from mdlm.experiment import Model
-    from mdlm.train.checkpoint import Checkpoints
+    from mdlm.evals.scorer import Scorer
+    from mdlm.experiment.model import Model
+    from mdlm.runs.checkpoints import Checkpoints
+    from mdlm.runs.folder import RunFolder
     from mdlm.train.loop import Evaluated, Stepped
     from mdlm.train.loop import train as loop
-    from mdlm.train.record import RunFolder
-    from mdlm.train.score import Scorer
     from mdlm.train.step import abstract_state
 
     steps = round(args.minutes * 60 / args.step_seconds / ratio)
@@ -211,7 +211,7 @@ def main() -> int:
     os.sched_setaffinity(0, {args.core})  # before JAX counts the cores
     import jax
 
-    from mdlm.host_memory import keep_freed
+    from mdlm.cli.malloc import keep_freed
 
     keep_freed()
     jax.config.update("jax_compilation_cache_dir", str(OUT / "cache"))

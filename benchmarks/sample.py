@@ -23,12 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness, setting
-from mdlm.experiment import Experiment, Model
-from mdlm.hardware import peak_flops
+from mdlm.experiment.experiment import Experiment
+from mdlm.experiment.model import Model
+from mdlm.generation.windows import Windows, generate_long
 from mdlm.models.network import Network
+from mdlm.profiling.peak import peak_flops
 from mdlm.samplers.loop import generate
 from mdlm.samplers.state import Samples
-from mdlm.samplers.windows import Windows, generate_long
 from mdlm.types import ArrayTree
 
 SIZES = {**setting.SIZES, "batch": 8, "steps": 128, "total": 0, "stride": 64}

@@ -15,19 +15,21 @@ from typing import Any
 import jax
 import numpy as np
 
+from mdlm.config.overrides import apply
 from mdlm.data.dataset import TextData
 from mdlm.data.packing import Wrap
 from mdlm.data.sources import TextFiles
 from mdlm.data.tokenizers import Bytes
-from mdlm.experiment import Experiment, Model, Training
-from mdlm.mesh import MeshShape
+from mdlm.errors import InputError
+from mdlm.experiment.experiment import Experiment, Training
+from mdlm.experiment.model import Model
 from mdlm.models.dit import DiT
 from mdlm.models.layers import compute_dtype
 from mdlm.objectives.nelbo import Nelbo
 from mdlm.optim import AdamW
-from mdlm.overrides import apply
+from mdlm.parallel.mesh import MeshShape
 from mdlm.samplers.ancestral import Ancestral
-from mdlm.types import ArrayTree, InputError, Vocab
+from mdlm.types import ArrayTree, Vocab
 
 SIZES = {
     "width": 256,

@@ -8,14 +8,14 @@ NAME = "small.py"
 EXPERIMENT = '''\
 """A small run."""
 
-from mdlm.data.dataset import TextData
-from mdlm.data.packing import Wrap
-from mdlm.data.sources import TextFiles
-from mdlm.data.tokenizers import Bytes
+from mdlm.data import TextData
+from mdlm.data import Wrap
+from mdlm.data import TextFiles
+from mdlm.data import Bytes
 from mdlm.experiment import Experiment, Training
-from mdlm.models.dit import DiT
+from mdlm.models import DiT
 from mdlm.optim import AdamW
-from mdlm.samplers.ancestral import Ancestral
+from mdlm.samplers import Ancestral
 
 experiment = Experiment(
     name="small",

@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks import harness, small
 from benchmarks.lives import Life, newest
-from mdlm.types import InputError
+from mdlm.errors import InputError
 
 LOST = 4
 """Exit code of a process that another was lost to."""

@@ -27,10 +27,10 @@ import jax
 import numpy as np
 
 from benchmarks import harness, setting
-from mdlm.experiment import Experiment
-from mdlm.hardware import peak_flops
-from mdlm.mesh import check_batch, place
+from mdlm.experiment.experiment import Experiment
 from mdlm.models.network import count_parameters
+from mdlm.parallel.mesh import check_batch, place
+from mdlm.profiling.peak import peak_flops
 from mdlm.times import balanced_order
 from mdlm.train.loop import in_training, started_from
 from mdlm.train.step import compile_step, create_state

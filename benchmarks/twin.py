@@ -6,7 +6,7 @@ the moving average compute, on the same parameters. It is meant to be as fast as
 be without changing that: attention by `scaled_dot_product_attention`, fused AdamW, one call for
 the whole moving average, and, on request, forward and backward pass through `torch.compile`.
 
-Parameters bear the names of the published code (see `mdlm.interop.reference`).
+Parameters bear the names of the published code (see `mdlm.interop.mdlm_torch`).
 """
 
 import math
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mdlm.interop.reference import to_reference
+from mdlm.interop.mdlm_torch import to_reference
 from mdlm.models.dit import DiT
 from mdlm.models.network import Params
 from mdlm.optim import AdamW

@@ -47,7 +47,7 @@ def cases(run) -> Iterator[tuple[str, str, Any]]:
     from mdlm.objectives.masked_count import OrderAgnostic
     from mdlm.objectives.nelbo import Nelbo
     from mdlm.processes.masked import Masked
-    from mdlm.schedules import Cosine
+    from mdlm.schedules.closed_form import Cosine
 
     e = run.experiment
     if not hasattr(e.objective, "times"):
@@ -74,7 +74,7 @@ def measure(run, experiment, rows: int, pairs: int) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from mdlm.data.loader import TrainLoader
-    from mdlm.experiment import Model
+    from mdlm.experiment.model import Model
     from mdlm.times import balanced_order
     from mdlm.train.loop import in_training
     from mdlm.types import Batch
@@ -162,8 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("at least 2 pairs of at least 1 row are needed")
     os.sched_setaffinity(0, {args.core})  # before JAX counts the cores
     import mdlm
-    from mdlm.host_memory import keep_freed
-    from mdlm.types import InputError
+    from mdlm.cli.malloc import keep_freed
+    from mdlm.errors import InputError
 
     keep_freed()
     results = []

@@ -43,11 +43,11 @@ from benchmarks.weak_scaling_model import (
     total,
 )
 from benchmarks.weak_scaling_report import draw, table
-from mdlm.arguments import overrides
-from mdlm.hardware import CHIPS, datasheet
-from mdlm.mesh import AXES, DATA, MeshShape
-from mdlm.topology import Topology
-from mdlm.types import InputError
+from mdlm.cli.common import overrides
+from mdlm.errors import InputError
+from mdlm.parallel.mesh import AXES, DATA, MeshShape
+from mdlm.planning.topology import Topology
+from mdlm.profiling.peak import CHIPS, datasheet
 
 LADDER = {
     "v5e": ("2x2", "4x4", "8x8", "16x16", "2*16x16", "4*16x16", "16*16x16"),
@@ -104,10 +104,10 @@ def compiled(
     path: str, changes: list[tuple[str, str]], vocab: int, topology: Topology, sizes: dict[str, int]
 ) -> dict[str, Any]:
     """The exchanges of a step on a mesh, and of one chip the memory and the operations."""
+    from mdlm.cli.plan import counts, made_up
+    from mdlm.config.overrides import apply
     from mdlm.experiment import Model, load_file
-    from mdlm.footprint import abstract_batch, scored_share
-    from mdlm.overrides import apply
-    from mdlm.plan_commands import counts, made_up
+    from mdlm.planning.memory import abstract_batch, scored_share
     from mdlm.train.step import abstract_state, compile_step
 
     jax.config.update("jax_enable_compilation_cache", False)

@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mdlm.collectives import Traffic, met, times_sent
-from mdlm.hardware import CHIPS
-from mdlm.mesh import DATA, FSDP, SEQUENCE, TENSOR
+from mdlm.parallel.mesh import DATA, FSDP, SEQUENCE, TENSOR
+from mdlm.profiling.collectives import Traffic, met, times_sent
+from mdlm.profiling.peak import CHIPS
 
 SUMS = ("all-reduce", "reduce-scatter")
 CLOSED = {"v5e": 16, "v6e": 16}
@@ -33,7 +33,7 @@ CLOSED = {"v5e": 16, "v6e": 16}
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
     """Collectives of one kind over the same axes of the mesh in one step: bytes as in
-    `mdlm.collectives`, of the whole array that a device takes part in moving."""
+    `mdlm.profiling.collectives`, of the whole array that a device takes part in moving."""
 
     kind: str
     axes: tuple[str, ...]

@@ -10,15 +10,11 @@ low-discrepancy times; its rate and its warm-up are fitted to runs of minutes (L
 Hardware: one CPU core, 12 minutes.
 """
 
-from mdlm.data.dataset import TextData
-from mdlm.data.packing import Wrap
-from mdlm.data.sources import TextFiles
-from mdlm.data.tokenizers import BPE
-from mdlm.evals.nll import Perplexity
-from mdlm.experiment import Experiment, Training
-from mdlm.models.dit import DiT
+from mdlm.data import BPE, TextData, TextFiles, Wrap
+from mdlm.experiment import Experiment, Perplexity, Training
+from mdlm.models import DiT
 from mdlm.optim import AdamW
-from mdlm.samplers.ancestral import Ancestral
+from mdlm.samplers import Ancestral
 
 experiment = Experiment(
     name="books",

@@ -11,12 +11,12 @@ Expected: no published perplexity is of this split (*published* of this corpus: 
 30% after 200k steps, arXiv:2406.04329).
 """
 
-from mdlm.data.recipes import fineweb_edu
+from mdlm.data import fineweb_edu
 from mdlm.experiment import Experiment, Training
-from mdlm.models.dit import DiT
-from mdlm.objectives.nelbo import Nelbo
+from mdlm.models import DiT
+from mdlm.objectives import Nelbo
 from mdlm.optim import AdamW
-from mdlm.samplers.ancestral import Ancestral
+from mdlm.samplers import Ancestral
 
 experiment = Experiment(
     name="fineweb_edu",

@@ -12,12 +12,11 @@ Expected, *published* (test perplexity): MDLM <= 3.199, SEDD <= 3.216, autoregre
 (arXiv:2406.07524, table 6), all with Caduceus' or Mamba's 0.5M parameters, 60,000 steps.
 """
 
-from mdlm.data.recipes import genome
-from mdlm.evals.nll import Perplexity
-from mdlm.experiment import Experiment, Training
-from mdlm.models.dit import DiT
+from mdlm.data import genome
+from mdlm.experiment import Experiment, Perplexity, Training
+from mdlm.models import DiT
 from mdlm.optim import AdamW
-from mdlm.samplers.ancestral import Ancestral
+from mdlm.samplers import Ancestral
 
 experiment = Experiment(
     name="genome",

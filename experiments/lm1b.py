@@ -12,13 +12,12 @@ Expected, *published* (test perplexity, padded): MDLM <= 27.04, SEDD <= 32.79, a
 22.32 (arXiv:2406.07524, table 1). Packed rows are another task: see `lm1b_packed.py`.
 """
 
-from mdlm.data.recipes import lm1b_padded
-from mdlm.evals.nll import Perplexity
-from mdlm.experiment import Experiment, Training
-from mdlm.models.dit import DiT
-from mdlm.objectives.nelbo import Nelbo
+from mdlm.data import lm1b_padded
+from mdlm.experiment import Experiment, Perplexity, Training
+from mdlm.models import DiT
+from mdlm.objectives import Nelbo
 from mdlm.optim import AdamW
-from mdlm.samplers.ancestral import Ancestral
+from mdlm.samplers import Ancestral
 
 experiment = Experiment(
     name="lm1b",

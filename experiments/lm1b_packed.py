@@ -11,13 +11,12 @@ Expected, *published* (test perplexity, packed): MDLM <= 31.78, SEDD <= 32.68, a
 (arXiv:2503.09573, "65B tokens"). Padded sentences are another task: see `lm1b.py`.
 """
 
-from mdlm.data.recipes import lm1b_packed
-from mdlm.evals.nll import Perplexity
-from mdlm.experiment import Experiment, Training
-from mdlm.models.dit import DiT
-from mdlm.objectives.nelbo import Nelbo
+from mdlm.data import lm1b_packed
+from mdlm.experiment import Experiment, Perplexity, Training
+from mdlm.models import DiT
+from mdlm.objectives import Nelbo
 from mdlm.optim import AdamW
-from mdlm.samplers.ancestral import Ancestral
+from mdlm.samplers import Ancestral
 
 experiment = Experiment(
     name="lm1b_packed",

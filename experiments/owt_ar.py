@@ -9,12 +9,12 @@ Hardware: 8 GPUs of 80 GB, about three days; 162M parameters.
 Expected, *published* (valid perplexity): 17.54 (arXiv:2406.07524, table 2).
 """
 
-from mdlm.data.recipes import openwebtext
+from mdlm.data import openwebtext
 from mdlm.experiment import Experiment, Training
-from mdlm.models.causal import CausalTransformer
-from mdlm.objectives.autoregressive import Autoregressive
+from mdlm.models import CausalTransformer
+from mdlm.objectives import Autoregressive
 from mdlm.optim import AdamW
-from mdlm.samplers.left_to_right import LeftToRight
+from mdlm.samplers import LeftToRight
 
 experiment = Experiment(
     name="owt_ar",

@@ -13,12 +13,12 @@ Expected, *published* (valid perplexity): MDLM <= 23.21 (<= 22.98 as re-measured
 SEDD <= 24.10, autoregressive 17.54 (arXiv:2406.07524, table 2; arXiv:2503.09573, table 4).
 """
 
-from mdlm.data.recipes import openwebtext
+from mdlm.data import openwebtext
 from mdlm.experiment import Experiment, Training
-from mdlm.models.dit import DiT
-from mdlm.objectives.nelbo import Nelbo
+from mdlm.models import DiT
+from mdlm.objectives import Nelbo
 from mdlm.optim import AdamW
-from mdlm.samplers.ancestral import Ancestral
+from mdlm.samplers import Ancestral
 
 experiment = Experiment(
     name="owt_small",

@@ -12,16 +12,12 @@ one, 1, gave 2.221 and 2.208 (programs that differ in rounding), and seed 0 gave
 100 steps longer to leave the unigrams behind.
 """
 
-from mdlm.data.dataset import TextData
-from mdlm.data.packing import Wrap
-from mdlm.data.sources import PythonReference
-from mdlm.data.tokenizers import BPE
-from mdlm.evals.nll import Perplexity
-from mdlm.experiment import Experiment, Training
-from mdlm.models.dit import DiT
-from mdlm.objectives.nelbo import Nelbo
+from mdlm.data import BPE, PythonReference, TextData, Wrap
+from mdlm.experiment import Experiment, Perplexity, Training
+from mdlm.models import DiT
+from mdlm.objectives import Nelbo
 from mdlm.optim import Muon
-from mdlm.samplers.ancestral import Ancestral
+from mdlm.samplers import Ancestral
 
 experiment = Experiment(
     name="quickstart",

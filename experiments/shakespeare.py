@@ -8,14 +8,11 @@ Hardware: one GPU, some minutes; two CPU cores, about an hour. No published numb
 (others differ in split and protocol).
 """
 
-from mdlm.data.dataset import TextData
-from mdlm.data.packing import Wrap
-from mdlm.data.sources import TextFiles
-from mdlm.data.tokenizers import Characters
+from mdlm.data import Characters, TextData, TextFiles, Wrap
 from mdlm.experiment import Experiment, Training
-from mdlm.models.dit import DiT
+from mdlm.models import DiT
 from mdlm.optim import AdamW
-from mdlm.samplers.ancestral import Ancestral
+from mdlm.samplers import Ancestral
 
 experiment = Experiment(
     name="shakespeare",

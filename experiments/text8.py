@@ -11,11 +11,11 @@ Expected, *published* (test, bits per character): MD4 1.37, SEDD 1.39, D3PM abso
 autoregressive 1.23 (arXiv:2406.04329, table 2).
 """
 
-from mdlm.data.recipes import text8
+from mdlm.data import text8
 from mdlm.experiment import Experiment, Training
-from mdlm.models.dit import DiT
+from mdlm.models import DiT
 from mdlm.optim import AdamW
-from mdlm.samplers.ancestral import Ancestral
+from mdlm.samplers import Ancestral
 
 experiment = Experiment(
     name="text8",

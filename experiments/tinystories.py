@@ -10,11 +10,11 @@ Hardware: one GPU, about two hours.
 Expected: no published number is of these tokens.
 """
 
-from mdlm.data.recipes import tinystories
+from mdlm.data import tinystories
 from mdlm.experiment import Experiment, Training
-from mdlm.models.dit import DiT
+from mdlm.models import DiT
 from mdlm.optim import AdamW
-from mdlm.samplers.ancestral import Ancestral
+from mdlm.samplers import Ancestral
 
 experiment = Experiment(
     name="tinystories",

@@ -10,12 +10,12 @@ Hardware: one GPU of 80 GB, about two days.
 Expected: no published number is comparable (those in the literature are per word).
 """
 
-from mdlm.data.recipes import wikitext103
+from mdlm.data import wikitext103
 from mdlm.experiment import Experiment, Training
-from mdlm.models.dit import DiT
-from mdlm.objectives.nelbo import Nelbo
+from mdlm.models import DiT
+from mdlm.objectives import Nelbo
 from mdlm.optim import AdamW
-from mdlm.samplers.ancestral import Ancestral
+from mdlm.samplers import Ancestral
 
 experiment = Experiment(
     name="wikitext103",

@@ -2,6 +2,6 @@
 
 import sys
 
-from mdlm.cli import main
+from mdlm.cli.main import main
 
 sys.exit(main())

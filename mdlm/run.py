@@ -13,18 +13,20 @@ from typing import Any
 
 import jax
 
-from mdlm import hosts
+from mdlm.cluster import process_group
 from mdlm.data.dataset import Dataset, TextData
 from mdlm.data.mixture import Mixture
-from mdlm.evals.nll import Metric, Perplexity, Report
-from mdlm.experiment import Experiment, Model
-from mdlm.generation import Generation, Generator, window_of, within_reach
-from mdlm.mesh import MeshShape
+from mdlm.evals.nll import Metric, Report
+from mdlm.evals.scorer import Scorer, check_same_data
+from mdlm.experiment.evaluation import Perplexity
+from mdlm.experiment.experiment import Experiment
+from mdlm.experiment.model import Model
+from mdlm.generation.generator import Generation, Generator, window_of, within_reach
 from mdlm.objectives.clip_search import Interval
+from mdlm.parallel.mesh import MeshShape
+from mdlm.runs.checkpoints import Checkpoints
+from mdlm.runs.folder import RunFolder
 from mdlm.samplers.base import Sampler
-from mdlm.train.checkpoint import Checkpoints
-from mdlm.train.record import RunFolder
-from mdlm.train.score import Scorer, check_same_data
 from mdlm.train.step import abstract_state
 
 
@@ -43,7 +45,7 @@ class Run:
 
     def __init__(self, path: str | Path, *, step: int | None = None, mesh: MeshShape | None = None):
         self.folder = RunFolder(path)
-        hosts.told(lambda: self.folder.config() and None)  # refuses what is no run
+        process_group.told(lambda: self.folder.config() and None)  # refuses what is no run
         self.folder.check_shared()
         self.experiment: Experiment = self.folder.experiment()
         self.tokenizer = self.experiment.data.load_tokenizer(self.folder.data)

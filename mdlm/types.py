@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Key
 
-from mdlm.vocab import InputError as InputError
+from mdlm.errors import InputError as InputError
 from mdlm.vocab import Vocab as Vocab
 
 ArrayTree = Any

@@ -1,15 +1,6 @@
-"""The token ids that have a meaning, and the error that people can mend: free of JAX.
-
-Processes that only tokenise import this and not `mdlm.types`, which has both names too.
-"""
+"""The token ids that have a meaning. Free of JAX, for processes that only tokenise."""
 
 from dataclasses import dataclass
-
-
-class InputError(ValueError):
-    """What the person at the keyboard can mend: the command line prints it as one line."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True, kw_only=True)

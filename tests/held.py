@@ -1,6 +1,6 @@
 """A set of rows that are simply there."""
 
-from mdlm.data.rows import Rows, RowSet
+from mdlm.data.rows.base import Rows, RowSet
 
 
 class Held(RowSet):

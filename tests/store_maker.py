@@ -7,7 +7,7 @@ import json
 import fsspec
 import numpy as np
 
-from mdlm.data.manifest import Manifest, Shard, SplitRecord
+from mdlm.data.store.manifest import Manifest, Shard, SplitRecord
 
 
 def write_store(

@@ -4,14 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mdlm.data.dataset import TextData
-from mdlm.data.packing import Wrap
-from mdlm.data.sources import TextFiles
-from mdlm.data.tokenizers import Bytes
+from mdlm.data import Bytes, TextData, TextFiles, Wrap
 from mdlm.experiment import Experiment, Training
-from mdlm.models.dit import DiT
+from mdlm.models import DiT
 from mdlm.optim import AdamW
-from mdlm.samplers.ancestral import Ancestral
+from mdlm.samplers import Ancestral
 
 WORDS = "the quick brown fox jumps over a lazy dog while seven wizards make toxic brew".split()
 
@@ -44,14 +41,14 @@ def experiment(text: Path, **changes) -> Experiment:
 FILE = '''\
 """A small experiment."""
 
-from mdlm.data.dataset import TextData
-from mdlm.data.packing import Wrap
-from mdlm.data.sources import TextFiles
-from mdlm.data.tokenizers import Bytes
+from mdlm.data import TextData
+from mdlm.data import Wrap
+from mdlm.data import TextFiles
+from mdlm.data import Bytes
 from mdlm.experiment import Experiment, Training
-from mdlm.models.dit import DiT
+from mdlm.models import DiT
 from mdlm.optim import AdamW
-from mdlm.samplers.ancestral import Ancestral
+from mdlm.samplers import Ancestral
 
 experiment = Experiment(
     name="tiny",

@@ -8,16 +8,12 @@ folder (docs/methods.md) share data, sizes of the network, optimizer, batches an
 Hardware: one CPU core, about three minutes.
 """
 
-from mdlm.data.dataset import TextData
-from mdlm.data.packing import Wrap
-from mdlm.data.sources import TextFiles
-from mdlm.data.tokenizers import Characters
-from mdlm.evals.nll import Perplexity
-from mdlm.experiment import Experiment, Training
-from mdlm.models.causal import CausalTransformer
-from mdlm.objectives.autoregressive import Autoregressive
+from mdlm.data import Characters, TextData, TextFiles, Wrap
+from mdlm.experiment import Experiment, Perplexity, Training
+from mdlm.models import CausalTransformer
+from mdlm.objectives import Autoregressive
 from mdlm.optim import Muon
-from mdlm.samplers.left_to_right import LeftToRight
+from mdlm.samplers import LeftToRight
 
 experiment = Experiment(
     name="ar",

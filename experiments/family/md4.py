@@ -9,18 +9,14 @@ folder (docs/methods.md) share data, sizes of the network, optimizer, batches an
 Hardware: one CPU core, about three minutes.
 """
 
-from mdlm.data.dataset import TextData
-from mdlm.data.packing import Wrap
-from mdlm.data.sources import TextFiles
-from mdlm.data.tokenizers import Characters
-from mdlm.evals.nll import Perplexity
-from mdlm.experiment import Experiment, Training
-from mdlm.md4_schedules import Polynomial
-from mdlm.models.dit import DiT
-from mdlm.objectives.nelbo import Nelbo
+from mdlm.data import Characters, TextData, TextFiles, Wrap
+from mdlm.experiment import Experiment, Perplexity, Training
+from mdlm.models import DiT
+from mdlm.objectives import Nelbo
 from mdlm.optim import Muon
-from mdlm.processes.masked import Masked
-from mdlm.samplers.ancestral import Ancestral
+from mdlm.processes import Masked
+from mdlm.samplers import Ancestral
+from mdlm.schedules import Polynomial
 from mdlm.times import Antithetic
 
 experiment = Experiment(

@@ -8,18 +8,14 @@ folder (docs/methods.md) share data, sizes of the network, optimizer, batches an
 Hardware: one CPU core, about three minutes.
 """
 
-from mdlm.data.dataset import TextData
-from mdlm.data.packing import Wrap
-from mdlm.data.sources import TextFiles
-from mdlm.data.tokenizers import Characters
-from mdlm.evals.nll import Perplexity
-from mdlm.experiment import Experiment, Training
-from mdlm.models.dit import DiT
-from mdlm.objectives.score_entropy import ScoreEntropy
+from mdlm.data import Characters, TextData, TextFiles, Wrap
+from mdlm.experiment import Experiment, Perplexity, Training
+from mdlm.models import DiT
+from mdlm.objectives import ScoreEntropy
 from mdlm.optim import Muon
-from mdlm.parameterizations.score import Score
-from mdlm.processes.masked import Masked
-from mdlm.samplers.score import Tweedie
+from mdlm.parameterizations import Score
+from mdlm.processes import Masked
+from mdlm.samplers import Tweedie
 from mdlm.schedules import LogLinear
 
 experiment = Experiment(

@@ -8,18 +8,14 @@ folder (docs/methods.md) share data, sizes of the network, optimizer, batches an
 Hardware: one CPU core, about three minutes.
 """
 
-from mdlm.data.dataset import TextData
-from mdlm.data.packing import Wrap
-from mdlm.data.sources import TextFiles
-from mdlm.data.tokenizers import Characters
-from mdlm.evals.nll import Perplexity
-from mdlm.experiment import Experiment, Training
-from mdlm.models.dit import DiT
-from mdlm.objectives.uniform import UniformNelbo
+from mdlm.data import Characters, TextData, TextFiles, Wrap
+from mdlm.experiment import Experiment, Perplexity, Training
+from mdlm.models import DiT
+from mdlm.objectives import UniformNelbo
 from mdlm.optim import Muon
-from mdlm.parameterizations.mean import Mean
-from mdlm.processes.uniform import Uniform
-from mdlm.samplers.reverse import Reverse
+from mdlm.parameterizations import Mean
+from mdlm.processes import Uniform
+from mdlm.samplers import Reverse
 
 experiment = Experiment(
     name="udlm",

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from mdlm.data.encoding import Report, Tokenizer
 from mdlm.data.packing import Packing
-from mdlm.data.rows import RowSet
-from mdlm.data.sources import Source
-from mdlm.data.store import Store
+from mdlm.data.rows.base import RowSet
+from mdlm.data.store.reader import Store
+from mdlm.data.text.source import Source
 from mdlm.data.tokenizers import TokenizerConfig
-from mdlm.types import InputError, Vocab
+from mdlm.data.tokens.tokenizer import Report, Tokenizer
+from mdlm.errors import InputError
+from mdlm.types import Vocab
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,9 +13,9 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Int64
 
-from mdlm.data.feed import Feed
-from mdlm.data.rows import RowSet
-from mdlm.types import InputError
+from mdlm.data.prefetch import Feed
+from mdlm.data.rows.base import RowSet
+from mdlm.errors import InputError
 
 T = TypeVar("T")
 

@@ -17,14 +17,14 @@ import numpy as np
 from jaxtyping import Int
 
 from mdlm.data.dataset import Dataset, Split, TextData
-from mdlm.data.encoding import Report, Tokenizer
-from mdlm.data.joined_rows import JoinedRows, MixedRows
-from mdlm.data.order import shares
 from mdlm.data.packing import Packing
-from mdlm.data.sources import SPLITS
-from mdlm.data.store import Store
+from mdlm.data.rows.joined import JoinedRows, MixedRows
+from mdlm.data.rows.shuffle import shares
+from mdlm.data.store.reader import Store
+from mdlm.data.text.source import SPLITS
 from mdlm.data.tokenizers import TokenizerConfig
-from mdlm.types import InputError
+from mdlm.data.tokens.tokenizer import Report, Tokenizer
+from mdlm.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

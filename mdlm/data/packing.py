@@ -15,11 +15,12 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int32
 
-from mdlm.data.cut_rows import PaddedRows, WrappedRows
-from mdlm.data.framing import ends, padding, storage
-from mdlm.data.rows import RowSet
-from mdlm.data.stream import ArrayStream, TokenStream
-from mdlm.types import InputError, Vocab
+from mdlm.data.rows.base import RowSet
+from mdlm.data.rows.packed import PaddedRows, WrappedRows
+from mdlm.data.rows.token_stream import ArrayStream, TokenStream
+from mdlm.data.tokens.special_tokens import ends, padding, storage
+from mdlm.errors import InputError
+from mdlm.types import Vocab
 
 
 @dataclass(frozen=True, kw_only=True)

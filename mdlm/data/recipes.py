@@ -11,12 +11,12 @@ wrapped, text cleaned or not, with or without an EOS between documents.
 
 from typing import Any
 
-from mdlm.data.cleaning import LM1B, PTB, Lambada, ScientificPapers, WikiText
 from mdlm.data.dataset import TextData
-from mdlm.data.fasta import Fasta
-from mdlm.data.hugging_face import HuggingFace
 from mdlm.data.packing import Pad, Wrap
-from mdlm.data.text8 import Text8File
+from mdlm.data.text.cleaning import LM1B, PTB, Lambada, ScientificPapers, WikiText
+from mdlm.data.text.fasta import Fasta
+from mdlm.data.text.hugging_face import HuggingFace
+from mdlm.data.text.text8 import Text8File
 from mdlm.data.tokenizers import BPE, Dna, Pretrained, Text8, TokenizerConfig
 
 GPT2 = Pretrained(name="gpt2")

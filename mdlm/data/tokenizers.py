@@ -14,9 +14,10 @@ from typing import ClassVar
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
-from mdlm.data.encoding import Report, Tokenizer
-from mdlm.data.learning import SPECIALS, count_words, learn, reported, word_pieces
-from mdlm.vocab import InputError, Vocab
+from mdlm.data.tokens.tokenizer import Report, Tokenizer
+from mdlm.data.tokens.training import SPECIALS, count_words, learn, reported, word_pieces
+from mdlm.errors import InputError
+from mdlm.vocab import Vocab
 
 USUAL = {
     "mask": ("[MASK]", "<mask>", "<|mask|>", "<|mdm_mask|>", "<MASK>"),

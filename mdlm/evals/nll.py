@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdlm.objectives.base import Objective
-
 Score = Callable[[int, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
 """`(pass number, batch) -> (bound [b], count [b])`: sums over each row, nats and tokens."""
 
@@ -47,53 +45,30 @@ class Metric:
         return f"{self.name:24s} {self.value:9.4f}{mc}{rows}   [{self.protocol}]"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Perplexity:
-    """How a split is scored.
-
-    Args:
-        passes: independent passes over the split (1 suffices where nothing is drawn).
-        batch_size: rows scored at a time (0: the training batch).
-        split: the split that `mdlm eval` scores unless told otherwise.
-        objective: what is reported, where it is not what was trained: a bound for a network that
-            trained on something else, or another protocol.
-        ngrams: also score count tables of the training split, which a network should beat.
-    """
-
-    passes: int = 4
-    batch_size: int = 0
-    split: str = "valid"
-    objective: Objective | None = None
-    ngrams: bool = False
-
-    def __post_init__(self):
-        if self.passes < 1 or self.batch_size < 0:
-            raise ValueError(f"passes={self.passes}, batch_size={self.batch_size}")
-
-    def score(
-        self,
-        score: Score,
-        batches: Batches,
-        *,
-        rows: int,
-        seed: int,
-        report: Report = lambda done, total: None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Runs the passes. Returns bound and count by pass and row, `[passes rows]`, float64."""
-        bound = np.zeros((self.passes, rows))
-        count = np.zeros((self.passes, rows))
-        done = 0
-        for number in range(self.passes):
-            deal = np.random.default_rng((seed, number)).permutation(rows).astype(np.int32)
-            for batch in batches():
-                place = np.asarray(batch["row"])
-                filled = np.asarray(batch["loss_mask"]).any(axis=-1)
-                nats, tokens = score(number, {**batch, "row": deal[place]})
-                bound[number, place[filled]] = nats[filled]
-                count[number, place[filled]] = tokens[filled]
-                done += int(filled.sum())
-                report(done, rows * self.passes)
-        return bound, count
+def passes(
+    score: Score,
+    batches: Batches,
+    *,
+    count: int,
+    rows: int,
+    seed: int,
+    report: Report = lambda done, total: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores a split `count` times. Returns bounds (nats) and numbers of scored tokens, both by
+    pass and row, `[passes rows]`, float64."""
+    bound, tokens = np.zeros((count, rows)), np.zeros((count, rows))
+    done = 0
+    for number in range(count):
+        deal = np.random.default_rng((seed, number)).permutation(rows).astype(np.int32)
+        for batch in batches():
+            row = np.asarray(batch["row"])
+            filled = np.asarray(batch["loss_mask"]).any(axis=-1)
+            nats, scored = score(number, {**batch, "row": deal[row]})
+            bound[number, row[filled]] = nats[filled]
+            tokens[number, row[filled]] = scored[filled]
+            done += int(filled.sum())
+            report(done, rows * count)
+    return bound, tokens
 
 
 def summarise(

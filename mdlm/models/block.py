@@ -18,9 +18,9 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Key
 
-from mdlm.models.attention_mask import Halves
+from mdlm.models.attention.mask import Halves
+from mdlm.models.decoding.last_block import LateReadout
 from mdlm.models.dit import DiT, DiTModule
-from mdlm.models.late import LateReadout
 from mdlm.models.readout import Readout
 from mdlm.models.transformer import run_blocks, run_but_last
 from mdlm.types import NetInput, Sees

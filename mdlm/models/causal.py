@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Key
 
-from mdlm.models.cached import NextToken, read_all, read_one
+from mdlm.models.decoding.kv_cache import NextToken, read_all, read_one
 from mdlm.models.layers import Embedding, Linear, compute_dtype, norm
 from mdlm.models.readout import Readout
 from mdlm.models.transformer import Transformer, run_blocks, stack_blocks

@@ -24,7 +24,7 @@ from jax import Array
 from jaxtyping import Float, Key
 
 from mdlm.keys import by_row
-from mdlm.models.late import LateReadout
+from mdlm.models.decoding.last_block import LateReadout
 from mdlm.models.layers import Embedding, Linear, compute_dtype, modulate, norm
 from mdlm.models.readout import Readout
 from mdlm.models.transformer import Transformer, run_blocks, run_but_last, stack_blocks

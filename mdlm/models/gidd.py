@@ -24,8 +24,8 @@ from jax import Array
 from jaxtyping import Bool, Float, Key
 
 from mdlm.keys import stream
-from mdlm.models.attention import by_heads, by_places
-from mdlm.models.attention_mask import AttentionMask
+from mdlm.models.attention.dispatch import by_heads, by_places
+from mdlm.models.attention.mask import AttentionMask
 from mdlm.models.layers import Embedding, Linear, Precision, RMSNorm, compute_dtype, dropout
 from mdlm.models.mlp import MLP
 from mdlm.models.network import Network

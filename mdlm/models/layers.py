@@ -22,7 +22,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int, Key, UInt32
 
-from mdlm.layout import (
+from mdlm.parallel.mesh import platform
+from mdlm.parallel.sharding import (
     SPREAD,
     STREAM,
     USES,
@@ -35,7 +36,6 @@ from mdlm.layout import (
     moved,
     splits_heads,
 )
-from mdlm.mesh import platform
 
 PRODUCT = "product"
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -106,8 +106,8 @@ def _uniform(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> Float[
 class Linear(nnx.Module):
     """`x @ kernel + bias`. `zero` starts both at 0, which switches a branch off at first.
 
-    `split` says how devices of a mesh share the work, see `mdlm.layout`. With `cuts`, each of so
-    many equal parts of the output is shared by columns.
+    `split` says how devices of a mesh share the work, see `mdlm.parallel.sharding`. With `cuts`, each of
+    so many equal parts of the output is shared by columns.
     """
 
     def __init__(

@@ -22,8 +22,8 @@ from jax import Array
 from jaxtyping import Float, Key
 
 from mdlm.keys import stream
-from mdlm.models.attention import Implementation, attention
-from mdlm.models.attention_mask import AttentionMask
+from mdlm.models.attention.dispatch import Implementation, attention
+from mdlm.models.attention.mask import AttentionMask
 from mdlm.models.layers import (
     Embedding,
     Linear,

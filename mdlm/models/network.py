@@ -17,10 +17,11 @@ from jax import Array
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Float, Key
 
-from mdlm.layout import Path, Rest
-from mdlm.mesh import SEQUENCE, TENSOR
+from mdlm.errors import InputError
 from mdlm.models.self_conditioning import self_conditioned
-from mdlm.types import ArrayTree, Batch, Denoise, InputError, NetInput, Prediction, Sees
+from mdlm.parallel.mesh import SEQUENCE, TENSOR
+from mdlm.parallel.sharding import Path, Rest
+from mdlm.types import ArrayTree, Batch, Denoise, NetInput, Prediction, Sees
 
 Params = dict[str, Any]
 

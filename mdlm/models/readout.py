@@ -13,6 +13,7 @@ the head's kernel is gathered before, and its gradient summed in the parts in wh
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,9 @@ from jax import Array
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int
 
-from mdlm.layout import STREAM, at_rest, axes_of, fitted, traced
-from mdlm.mesh import platform, row_parts
 from mdlm.models.layers import materialised, matmul
+from mdlm.parallel.mesh import platform, row_parts
+from mdlm.parallel.sharding import STREAM, at_rest, axes_of, fitted, traced
 from mdlm.types import ArrayTree, KeyValues, Prediction, weighted
 
 FEWEST = 128

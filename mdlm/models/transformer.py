@@ -21,15 +21,15 @@ from jax import Array
 from jaxtyping import Float, Key
 
 from mdlm.keys import by_row, stream
-from mdlm.layout import STREAM, moved
-from mdlm.mesh import platform
-from mdlm.models.attention import Implementation, attention
-from mdlm.models.attention_mask import OUTPUT, AttentionMask, Halves
-from mdlm.models.late import BegunBlock
+from mdlm.models.attention.dispatch import Implementation, attention
+from mdlm.models.attention.mask import OUTPUT, AttentionMask, Halves
+from mdlm.models.decoding.last_block import BegunBlock
 from mdlm.models.layers import PRODUCT, Linear, NormKind, Precision, dropout, modulate, norm
 from mdlm.models.mlp import GATES, MLP, MLPKind, hidden_width
 from mdlm.models.network import Network
 from mdlm.models.rotary import rotary_table, rotate
+from mdlm.parallel.mesh import platform
+from mdlm.parallel.sharding import STREAM, moved
 from mdlm.types import NetInput
 
 Remat = Literal["auto", "none", "products", "blocks"]
@@ -57,7 +57,7 @@ class Transformer(Network):
         use_bias: biases in MLP and head.
         dtype: of the products; parameters, norms, softmax, residual stream and logits are
             float32. "auto" is bfloat16 except on CPUs.
-        attention: which implementation computes attention, see `mdlm.models.attention`.
+        attention: which implementation computes attention, see `mdlm.models.attention.dispatch`.
         remat: what the backward pass makes anew instead of keeping: "none"; all but the results
             of matrix products and attention ("products"); all inside a block ("blocks", the least
             memory and a third more products). "auto": "products" on TPUs, else nothing.

@@ -20,7 +20,7 @@ from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.schedules import Schedule
+from mdlm.schedules.base import Schedule
 from mdlm.times import TimeSampler
 from mdlm.types import ArrayTree, Batch, Denoise, LossTerms, NetInput, Prediction, Sees, Vocab
 

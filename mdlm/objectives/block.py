@@ -29,7 +29,8 @@ from mdlm.objectives.base import Objective, refuse_rates, score_masked
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.schedules import LogLinear, Schedule
+from mdlm.schedules.base import Schedule
+from mdlm.schedules.closed_form import LogLinear
 from mdlm.times import LowDiscrepancy, TimeSampler
 from mdlm.types import Batch, Denoise, LossTerms, NetInput, Prediction, Sees
 

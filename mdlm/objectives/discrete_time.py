@@ -18,7 +18,7 @@ from mdlm.objectives.base import Objective, noise_and_score, refuse_rates
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.schedules import Schedule
+from mdlm.schedules.base import Schedule
 from mdlm.times import LowDiscrepancy, TimeSampler, step_of_chain
 from mdlm.types import Batch, Denoise, LossTerms
 

@@ -34,9 +34,9 @@ from jaxtyping import Float, Int, Key
 from mdlm.keys import by_row, stream
 from mdlm.objectives.base import Objective, ask, uniform_of_rows
 from mdlm.parameterizations.base import Parameterization
-from mdlm.per_token_schedules import PerToken
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
+from mdlm.schedules.per_token import PerToken
 from mdlm.times import LowDiscrepancy, TimeSampler, restrict, step_of_chain
 from mdlm.types import Batch, Denoise, LossTerms, pytree
 

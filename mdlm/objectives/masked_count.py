@@ -26,7 +26,7 @@ from mdlm.objectives.base import Objective, score_masked, scored_tokens, uniform
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.schedules import Schedule
+from mdlm.schedules.base import Schedule
 from mdlm.times import LowDiscrepancy, TimeSampler
 from mdlm.types import Batch, Denoise, LossTerms
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
-from mdlm.schedules import Schedule
+from mdlm.schedules.base import Schedule
 from mdlm.types import ArrayTree, Vocab
 
 

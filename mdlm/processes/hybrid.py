@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from mdlm.processes.interpolating import TINY, Interpolating
-from mdlm.schedules import LogLinear, Schedule
+from mdlm.schedules.base import Schedule
+from mdlm.schedules.closed_form import LogLinear
 
 LOWEST = -20.0
 """B and p are at least exp(LOWEST), as in GIDD's code: with p_uniform = 0 about one token in

@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Int, Key
 from mdlm.draws import categorical_by_position, uniforms
 from mdlm.keys import streams
 from mdlm.processes.base import Process
-from mdlm.schedules import Schedule
+from mdlm.schedules.base import Schedule
 from mdlm.types import Vocab, with_ids
 
 Posterior = Literal["plug_in", "mixture"]

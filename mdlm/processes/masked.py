@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int, Key
 from mdlm.draws import categorical_by_position, uniforms
 from mdlm.keys import streams
 from mdlm.processes.base import Process
-from mdlm.schedules import LogLinear, Schedule
+from mdlm.schedules.base import Schedule
+from mdlm.schedules.closed_form import LogLinear
 from mdlm.types import Vocab, with_ids
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from mdlm.processes.interpolating import TINY, Interpolating
-from mdlm.schedules import LogLinear, Schedule
+from mdlm.schedules.base import Schedule
+from mdlm.schedules.closed_form import LogLinear
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.samplers.guidance import Guidance
-from mdlm.samplers.shaping import Shaping
+from mdlm.samplers.logits.guidance import Guidance
+from mdlm.samplers.logits.shaping import Shaping
 from mdlm.samplers.state import Proposal, SampleState, State, placed, step_keys
 from mdlm.types import Denoise, NetInput, Prediction, Sees
 

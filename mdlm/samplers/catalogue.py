@@ -15,23 +15,30 @@ import types
 import typing
 from typing import Any, Literal
 
+from mdlm.errors import InputError
 from mdlm.samplers.ancestral import Ancestral
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.blocks import BlockByBlock
 from mdlm.samplers.editing import Editing
 from mdlm.samplers.first_hitting import FirstHitting
-from mdlm.samplers.guidance import ClassifierFree
 from mdlm.samplers.left_to_right import LeftToRight
+from mdlm.samplers.logits.guidance import ClassifierFree
+from mdlm.samplers.logits.shaping import Annealed
 from mdlm.samplers.parallel import Parallel
 from mdlm.samplers.path_planning import PathPlanning
 from mdlm.samplers.psi import Psi
 from mdlm.samplers.remask import Remask, RemaskLoop
 from mdlm.samplers.reverse import Reverse
 from mdlm.samplers.score import Euler, Tweedie
-from mdlm.samplers.selection import EntropyBound, Factor, FixedCount, MaskGIT, Share, Threshold
 from mdlm.samplers.self_correction import SelfCorrection
-from mdlm.samplers.shaping import Annealed
-from mdlm.types import InputError
+from mdlm.samplers.unmasking_rules import (
+    EntropyBound,
+    Factor,
+    FixedCount,
+    MaskGIT,
+    Share,
+    Threshold,
+)
 
 SAMPLERS: tuple[type[Sampler], ...] = (
     Ancestral,

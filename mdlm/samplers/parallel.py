@@ -26,8 +26,8 @@ from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import Sampler, Score, entry, no_inverse
-from mdlm.samplers.selection import FixedCount, Order, Rule, Turn
 from mdlm.samplers.state import SampleState, extended, placed, step_keys
+from mdlm.samplers.unmasking_rules import FixedCount, Order, Rule, Turn
 from mdlm.types import Denoise, pytree
 
 

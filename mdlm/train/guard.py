@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from mdlm.experiment import Training
-from mdlm.types import ArrayTree, InputError, LossTerms
+from mdlm.errors import InputError
+from mdlm.experiment.experiment import Training
+from mdlm.types import ArrayTree, LossTerms
 
 BINS = 10
 """Noise levels that are told apart: equal parts of the times, [0, 0.1) and so on."""

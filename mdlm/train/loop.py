@@ -14,24 +14,26 @@ from typing import Any
 import jax
 import numpy as np
 
-from mdlm import hosts
+from mdlm.cluster import process_group
 from mdlm.data.dataset import Dataset
 from mdlm.data.loader import HostBatch, TrainLoader
+from mdlm.errors import InputError
 from mdlm.evals.nll import Metric
-from mdlm.experiment import Experiment, Model
-from mdlm.identity import recorded
-from mdlm.mesh import check_batch, place, rows_here
+from mdlm.evals.scorer import Scorer
+from mdlm.experiment.experiment import Experiment
+from mdlm.experiment.identity import recorded
+from mdlm.experiment.model import Model
 from mdlm.models.network import count_parameters
+from mdlm.parallel.mesh import check_batch, place, rows_here
+from mdlm.profiling.profile import Profile, Profiler
+from mdlm.runs.checkpoints import Checkpoints
+from mdlm.runs.folder import RunFolder
 from mdlm.times import balanced_order
 from mdlm.train import guard
-from mdlm.train.checkpoint import Checkpoints
 from mdlm.train.guard import Diverged, Guard, Spike
 from mdlm.train.meter import Meter
-from mdlm.train.profile import Profile, Profiler
-from mdlm.train.record import RunFolder
-from mdlm.train.score import Scorer
 from mdlm.train.step import State, abstract_state, compile_step, create_state
-from mdlm.types import ArrayTree, Batch, InputError
+from mdlm.types import ArrayTree, Batch
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def train(
                 raise Diverged(given_up(stepped, checkpoints))
             spike = judge.spike(stepped.metrics["loss"])
             if settings.spike is not None:  # a loss may differ in its last bit between processes
-                found = hosts.told(lambda: spike and vars(spike))
+                found = process_group.told(lambda: spike and vars(spike))
                 spike = found and Spike(**found)
             if spike is None:
                 return False
@@ -200,7 +202,7 @@ def train(
             while step < settings.steps and not should_stop():
                 position, batch = next(batches)
                 if running is None:
-                    hosts.compile_together(train_step, state, batch)
+                    process_group.compile_together(train_step, state, batch)
                 profiler.before(step, train_step, state, batch)
                 state, running = train_step(state, batch)
                 step += 1

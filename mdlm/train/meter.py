@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from mdlm.experiment import Model
-from mdlm.hardware import peak_flops
+from mdlm.experiment.model import Model
 from mdlm.models.layers import compute_dtype
-from mdlm.train.record import RunFolder
+from mdlm.profiling.peak import peak_flops
+from mdlm.runs.folder import RunFolder
 
 
 class Meter:

@@ -5,37 +5,34 @@ composed, the data read and packed, the mesh and the batch checked. Then the fol
 found to hold the same run), and `train` yields the loop's events, keeping samples, the picture
 and the writers of metrics up to date along the way.
 
-Of many processes (see `mdlm.hosts`) all prepare the same and read the data for themselves; it is
-compared what they were started with and what they read. Process 0 decides on the folder and writes.
+Of many processes (see `mdlm.cluster.process_group`) all prepare the same and read the data
+for themselves; it is compared what they were started with and what they read. Process 0 decides on the folder and writes.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import jax
 
-from mdlm import hosts
-from mdlm.data.dataset import Dataset, TextData
+from mdlm.cluster import process_group
+from mdlm.config.describe import describe
+from mdlm.data.dataset import Dataset
 from mdlm.evals.nll import Metric
-from mdlm.experiment import Experiment, Model
-from mdlm.generation import Generation, Generator, window_of, within_reach
-from mdlm.identity import describe, without_stores
-from mdlm.interop import reference
-from mdlm.mesh import check_batch
-from mdlm.models.causal import CausalTransformer
-from mdlm.models.dit import DiT
-from mdlm.models.network import count_parameters
-from mdlm.train import curves
-from mdlm.train import profile as profiles
-from mdlm.train.checkpoint import Checkpoints
+from mdlm.evals.scorer import Scorer, check_same_data
+from mdlm.experiment.experiment import Experiment
+from mdlm.experiment.identity import without_stores
+from mdlm.experiment.model import Model
+from mdlm.generation.generator import Generation, Generator, window_of, within_reach
+from mdlm.parallel.mesh import check_batch
+from mdlm.profiling import profile as profiles
+from mdlm.runs import curves
+from mdlm.runs.checkpoints import Checkpoints
+from mdlm.runs.folder import RunFolder
+from mdlm.runs.writers import writers
 from mdlm.train.loop import Evaluated, Event, Saved, train
-from mdlm.train.record import RunFolder
-from mdlm.train.score import Scorer, check_same_data
-from mdlm.train.step import abstract_state, create_state
-from mdlm.train.writers import writers
-from mdlm.types import ArrayTree, InputError
+from mdlm.train.step import abstract_state
+from mdlm.types import ArrayTree
 from mdlm.version import __version__
 
 SAMPLES = 2
@@ -54,7 +51,7 @@ class Session:
         init_from: a run folder whose averaged parameters to begin with.
         tensorboard: also write TensorBoard events.
         wandb: project of Weights & Biases to log to as well.
-        profile: steps to trace, see `mdlm.train.profile`; 0 for none.
+        profile: steps to trace, see `mdlm.profiling.profile`; 0 for none.
         report: told `(task, done, total)` while data are prepared.
     """
 
@@ -76,7 +73,7 @@ class Session:
         self.folder = RunFolder(out, checkpoints)
         settings = experiment.train
         asked = {"--checkpoints": checkpoints, "--init-from": init_from, "--profile": profile}
-        hosts.check_same({**configuration(experiment), **asked}, "values")
+        process_group.check_same({**configuration(experiment), **asked}, "values")
         mesh = experiment.mesh.build()
         check_batch(mesh, settings.batch_size, settings.accumulate)
         experiment.network.check_mesh(mesh, experiment.data.packing.length)
@@ -95,7 +92,7 @@ class Session:
             self.dataset.tokenizer.save(self.folder.data)
             self.folder.save_counts(self.model.counts)
             self.folder.writers = writers(self.folder.path, tensorboard, wandb, experiment)
-        hosts.meet()
+        process_group.meet()
         self.folder.check_shared()
         self.step = 0
         self.references: dict[str, float] = {}
@@ -187,39 +184,3 @@ def configuration(experiment: Experiment) -> dict[str, object]:
         "versions": {"mdlm": __version__, **versions},
         "processes": jax.process_count(),
     }
-
-
-def import_weights(
-    weights: str | Path,
-    experiment: Experiment,
-    out: Path,
-    *,
-    source: str,
-    overrides: list[tuple[str, str]],
-) -> int:
-    """Makes a run folder, at step 0, from weights in the layout of the MDLM repository.
-
-    Returns the number of parameters. InputError where the sizes are not the experiment's.
-    """
-    folder = RunFolder(out)
-    if folder.exists:
-        raise InputError(f"{out} is a run folder already")
-    folder.check(experiment)
-    network = experiment.network
-    if not isinstance(network, DiT | CausalTransformer):
-        raise InputError(f"no published layout is known for network={type(network).__name__}(...)")
-    data = experiment.data
-    if isinstance(data, TextData) and not data.tokenizer.needs_text:
-        # The text has no part in this, prepared or not.
-        data = replace(data, store=None)
-    tokenizer = data.load(None).tokenizer
-    model = Model(experiment, tokenizer.vocab)
-    params = reference.params_from(reference.read(weights), network, model.columns)
-    folder.begin(source, overrides, experiment)
-    tokenizer.save(folder.data)
-    tx = experiment.optimizer.build(experiment.train.steps)
-    state = create_state(model, tx, experiment.mesh.build(), jax.random.key(experiment.seed))
-    imported = {"network": jax.tree.map(lambda a: jax.numpy.asarray(a), params)}
-    with Checkpoints(folder.checkpoints) as checkpoints:
-        checkpoints.save(0, {**state, "params": imported, "ema": imported}, {"position": 0})
-    return count_parameters(params)

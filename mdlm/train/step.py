@@ -21,11 +21,11 @@ from jax import Array
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Float, Int, Key
 
-from mdlm.experiment import Model
+from mdlm.experiment.model import Model
 from mdlm.keys import stream
-from mdlm.layout import parameter_sharding
-from mdlm.mesh import ROWS, on, replicated, row_parts
 from mdlm.models.network import rests
+from mdlm.parallel.mesh import ROWS, on, replicated, row_parts
+from mdlm.parallel.sharding import parameter_sharding
 from mdlm.train import guard
 from mdlm.types import ArrayTree, Batch, LossTerms
 
@@ -186,14 +186,3 @@ def split(mesh: Mesh, accumulate: int, batch: Batch) -> Batch:
         return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, spec))
 
     return jax.tree.map(cut, batch)
-
-
-def compile_score(model: Model, mesh: Mesh) -> Callable[..., tuple[Array, Array]]:
-    """Jitted `(params, key, batch) -> (bound [b], count [b])`: sums over each row, on all hosts."""
-
-    def score(params, key, batch: Batch):
-        with on(mesh):
-            terms = model.score(params, key, batch)
-        return terms.bound.sum(axis=-1), terms.count.sum(axis=-1)
-
-    return jax.jit(score, out_shardings=replicated(mesh))

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mdlm.samplers.trace import RowTrace, Trace
-from mdlm.types import InputError
+from mdlm.errors import InputError
+from mdlm.generation.trace import RowTrace, Trace
 
 VERSION = 1
 

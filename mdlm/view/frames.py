@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from mdlm.samplers.trace import RowTrace, Trace
-from mdlm.types import InputError
+from mdlm.errors import InputError
+from mdlm.generation.trace import RowTrace, Trace
 
 Kind = Literal["given", "open", "back", "noise", "written", "rewritten"]
 """What is at a place: a token of the prompt; nothing yet; nothing any more, as what was written

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from mdlm.samplers.trace import RowTrace, Trace
+from mdlm.generation.trace import RowTrace, Trace
 from mdlm.view.frames import SHADES, Frame, Span, frames, width
 
 COLUMNS, SIZE, MARGIN = 72, 15, 18

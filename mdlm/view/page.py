@@ -2,7 +2,7 @@
 
 import pkgutil
 
-from mdlm.samplers.trace import Trace
+from mdlm.generation.trace import Trace
 from mdlm.view.document import dumps
 
 PLACE = "/*trace*/"

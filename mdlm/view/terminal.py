@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import TextIO
 
-from mdlm.samplers.trace import RowTrace, Trace
+from mdlm.generation.trace import RowTrace, Trace
 from mdlm.view.frames import COVERS, SHADES, Frame, Span, frames, text_of
 
 RAMP = (208, 215, 222, 223, 230, 195, 153, 117, 111, 75)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from benchmarks import attention
-from mdlm.types import InputError
+from mdlm.errors import InputError
 
 TINY = ["--batch", "2", "--length", "12", "--heads", "2", "--head-width", "4"]
 QUICK = ["--seconds", "0.001", "--rounds", "2"]

@@ -8,7 +8,7 @@ import tiny
 
 from benchmarks import hosts
 from mdlm.data.loader import TrainLoader
-from mdlm.data.prepare import Prepared, prepare
+from mdlm.data.preparation.prepare import Prepared, prepare
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks import loading
 from mdlm.data.packing import Wrap
-from mdlm.data.store import Store
+from mdlm.data.store.reader import Store
 from mdlm.types import Vocab
 
 

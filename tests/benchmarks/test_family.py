@@ -10,13 +10,13 @@ import pytest
 import tiny
 
 from benchmarks import family, oracle, samplers, variance
+from mdlm.errors import InputError
 from mdlm.experiment import load_file
-from mdlm.models.block import BlockDiT
-from mdlm.objectives.block import BlockNelbo
+from mdlm.models import BlockDiT
+from mdlm.objectives import BlockNelbo
 from mdlm.run import load
-from mdlm.samplers.blocks import BlockByBlock
+from mdlm.samplers import BlockByBlock
 from mdlm.samplers.catalogue import from_text
-from mdlm.types import InputError
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the bench extra (PyTorch) is not installed")
 
 from benchmarks import setting, twin  # noqa: E402
-from mdlm.interop.reference import to_reference  # noqa: E402
+from mdlm.interop.mdlm_torch import to_reference  # noqa: E402
 from mdlm.models.dit import DiT  # noqa: E402
 from mdlm.models.network import denoiser, init  # noqa: E402
 from mdlm.objectives.base import score_masked  # noqa: E402
@@ -19,7 +19,7 @@ from mdlm.objectives.nelbo import Nelbo  # noqa: E402
 from mdlm.optim import AdamW  # noqa: E402
 from mdlm.parameterizations.subs import Subs  # noqa: E402
 from mdlm.processes.masked import Masked  # noqa: E402
-from mdlm.schedules import LogLinear  # noqa: E402
+from mdlm.schedules.closed_form import LogLinear  # noqa: E402
 from mdlm.train.step import ema_decay  # noqa: E402
 from mdlm.types import Batch  # noqa: E402
 

@@ -20,8 +20,8 @@ from benchmarks.weak_scaling_model import (
     sent,
 )
 from benchmarks.weak_scaling_report import draw, efficiencies, table
-from mdlm.collectives import collectives
-from mdlm.mesh import AXES, MeshShape
+from mdlm.parallel.mesh import AXES, MeshShape
+from mdlm.profiling.collectives import collectives
 
 LINK, NETWORK = 200e9 / 4, 3.125e9  # of v5e: one link, and the part of the network
 
@@ -124,7 +124,7 @@ def test_links(name, shape, devices, links):
 
 
 def test_a_program_is_read_by_axes():
-    """What is read is what `mdlm.collectives` reads, told apart by the axes."""
+    """What is read is what `mdlm.profiling.collectives` reads, told apart by the axes."""
     mesh = MeshShape(data=2, fsdp=2, tensor=2).build(jax.devices()[:8])
     lay = lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))
 

@@ -7,9 +7,10 @@ import pytest
 
 from mdlm.data.dataset import TextData
 from mdlm.data.packing import Pad, Wrap
-from mdlm.data.sources import PythonReference, Source
+from mdlm.data.sources import PythonReference
+from mdlm.data.text.source import Source
 from mdlm.data.tokenizers import BPE, Bytes, Characters
-from mdlm.types import InputError
+from mdlm.errors import InputError
 
 READ = []
 

@@ -12,8 +12,9 @@ from held import Held
 
 from mdlm.data.loader import TrainLoader, evaluation_batches, process_part
 from mdlm.data.packing import Wrap
-from mdlm.data.rows import Rows, RowSet
-from mdlm.types import Batch, InputError, Vocab
+from mdlm.data.rows.base import Rows, RowSet
+from mdlm.errors import InputError
+from mdlm.types import Batch, Vocab
 
 
 def make_rows(n, length=4):

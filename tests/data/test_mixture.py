@@ -10,18 +10,18 @@ import tiny
 from held import Held
 from store_maker import write_store
 
+from mdlm.config.describe import describe
+from mdlm.config.overrides import apply
 from mdlm.data.dataset import TextData
-from mdlm.data.joined_rows import JoinedRows, MixedRows
 from mdlm.data.loader import TrainLoader, evaluation_batches, process_part
 from mdlm.data.mixture import Mixture
-from mdlm.data.order import PERIOD
 from mdlm.data.packing import Pad, Wrap
-from mdlm.data.rows import Rows
-from mdlm.data.sources import Source
+from mdlm.data.rows.base import Rows
+from mdlm.data.rows.joined import JoinedRows, MixedRows
+from mdlm.data.rows.shuffle import PERIOD
+from mdlm.data.text.source import Source
 from mdlm.data.tokenizers import BPE, Bytes, Characters
-from mdlm.identity import describe
-from mdlm.overrides import apply
-from mdlm.types import InputError
+from mdlm.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

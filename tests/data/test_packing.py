@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mdlm.data.packing import Pad, Wrap
-from mdlm.types import InputError, Vocab
+from mdlm.errors import InputError
+from mdlm.types import Vocab
 
 VOCAB = Vocab(size=100, mask_id=3, bos_id=0, eos_id=1, pad_id=2)
 GPT2 = Vocab(size=70000, mask_id=69999, bos_id=None, eos_id=1)

@@ -7,12 +7,14 @@ import datasets
 import numpy as np
 import pytest
 
-from mdlm.data import recipes, text8, zero_shot
-from mdlm.data.cleaning import LM1B, PTB, Lambada, ScientificPapers
-from mdlm.data.hugging_face import HuggingFace
+from mdlm.data import recipes
 from mdlm.data.packing import Pad, Wrap
+from mdlm.data.text import text8
+from mdlm.data.text.cleaning import LM1B, PTB, Lambada, ScientificPapers
+from mdlm.data.text.hugging_face import HuggingFace
 from mdlm.data.tokenizers import BPE, Bytes, Dna, Pretrained, Text8
-from mdlm.types import InputError
+from mdlm.errors import InputError
+from mdlm.evals import zero_shot
 
 HEADING, LINE = " = Robert Boulter = \n", " He starred in 2 @,@ 000 plays ( in 2005 ) . \n"
 WIKI = ["", HEADING, "", LINE, "", " = = Career = = \n", "", LINE * 2]

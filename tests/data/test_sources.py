@@ -6,10 +6,10 @@ import json
 import datasets
 import pytest
 
-from mdlm.data.held_out import quoting_groups
-from mdlm.data.hugging_face import HuggingFace
 from mdlm.data.sources import PythonReference, TextFiles
-from mdlm.types import InputError
+from mdlm.data.text.hugging_face import HuggingFace
+from mdlm.data.text.splits import quoting_groups
+from mdlm.errors import InputError
 
 
 def write(path, text):

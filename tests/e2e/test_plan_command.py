@@ -10,10 +10,10 @@ import tiny
 from store_maker import write_store
 from test_cli import mdlm
 
-from mdlm import cli
-from mdlm.data.tokenizers import BPE, Bytes, Characters
-from mdlm.plan_commands import vocabulary
-from mdlm.types import InputError
+from mdlm.cli import main as cli
+from mdlm.cli.plan import vocabulary
+from mdlm.data import BPE, Bytes, Characters
+from mdlm.errors import InputError
 
 pytestmark = pytest.mark.e2e
 

@@ -17,10 +17,10 @@ import tiny
 pytestmark = pytest.mark.e2e
 
 FILE = """\
-from mdlm.data.dataset import TextData
-from mdlm.data.packing import Wrap
-from mdlm.data.sources import TextFiles
-from mdlm.data.tokenizers import Bytes
+from mdlm.data import TextData
+from mdlm.data import Wrap
+from mdlm.data import TextFiles
+from mdlm.data import Bytes
 
 data = TextData(
     source=TextFiles(train="train.txt.gz", valid="valid.jsonl", separator="|"),

@@ -6,8 +6,7 @@ import pytest
 import tiny
 from test_cli import mdlm, refused
 
-from mdlm.data.sources import TextFiles
-from mdlm.data.tokenizers import BPE, Pretrained, WordPiece
+from mdlm.data import BPE, Pretrained, TextFiles, WordPiece
 
 pytestmark = pytest.mark.e2e
 

@@ -7,9 +7,9 @@ import pytest
 from held import Held
 
 from mdlm.data.loader import evaluation_batches
-from mdlm.data.rows import Rows
+from mdlm.data.rows.base import Rows
 from mdlm.evals.ngrams import Baselines
-from mdlm.evals.nll import Perplexity, summarise
+from mdlm.evals.nll import passes, summarise
 
 
 def rows(n: int, l: int = 4) -> Rows:
@@ -31,11 +31,11 @@ def test_every_token_is_scored_once_whatever_the_batch(batch_size):
         count = batch["loss_mask"].sum(-1)
         return batch["tokens"][:, 0] * count * (number + 1.0), count
 
-    how = Perplexity(passes=2)
     told = []
-    bound, count = how.score(
+    bound, count = passes(
         score,
         lambda: evaluation_batches(Held(part), batch_size),
+        count=2,
         rows=7,
         seed=0,
         report=lambda done, total: told.append((done, total)),
@@ -55,7 +55,7 @@ def test_strata_are_dealt_at_random_and_each_once():
         return np.zeros(len(used)), batch["loss_mask"].sum(-1)
 
     part = rows(64)
-    Perplexity(passes=2).score(score, lambda: evaluation_batches(Held(part), 16), rows=64, seed=0)
+    passes(score, lambda: evaluation_batches(Held(part), 16), count=2, rows=64, seed=0)
     assert sorted(dealt[0]) == sorted(dealt[1]) == list(range(64))
     assert dealt[0] != dealt[1] and dealt[0] != list(range(64))
 

@@ -12,7 +12,7 @@ from mdlm.keys import stream
 from mdlm.objectives.block import BlockNelbo, masked_within
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
-from mdlm.schedules import Cosine, LogLinear
+from mdlm.schedules.closed_form import Cosine, LogLinear
 from mdlm.times import IID
 from mdlm.types import DenseLogits, NetInput
 

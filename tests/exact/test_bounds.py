@@ -7,13 +7,13 @@ import pytest
 from law import SCHEDULES, TIGHT, Law
 
 from mdlm.keys import stream
-from mdlm.md4_schedules import Polynomial
 from mdlm.objectives.base import score_masked
 from mdlm.objectives.discrete_time import DiscreteNelbo
 from mdlm.objectives.nelbo import Nelbo
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
-from mdlm.schedules import LogLinear
+from mdlm.schedules.closed_form import LogLinear
+from mdlm.schedules.md4 import Polynomial
 from mdlm.types import NetInput
 
 LAW = Law()

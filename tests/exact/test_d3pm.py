@@ -12,7 +12,7 @@ from mdlm.objectives.discrete_time import DiscreteNelbo
 from mdlm.parameterizations.mean import Mean
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
-from mdlm.schedules import LogLinear
+from mdlm.schedules.closed_form import LogLinear
 from mdlm.types import DenseLogits, NetInput
 
 LAW = Law()

@@ -11,7 +11,7 @@ from mdlm.objectives.nelbo import Nelbo
 from mdlm.objectives.uniform import UniformNelbo
 from mdlm.processes.hybrid import Hybrid, HybridSchedule, LogSNRHybrid
 from mdlm.processes.uniform import Uniform
-from mdlm.schedules import Cosine, LogLinear
+from mdlm.schedules.closed_form import Cosine, LogLinear
 
 LAW = Law()
 PROCESSES = {

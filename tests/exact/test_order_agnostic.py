@@ -15,7 +15,7 @@ from mdlm.objectives.masked_count import OrderAgnostic
 from mdlm.objectives.nelbo import Nelbo
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
-from mdlm.schedules import LogLinear
+from mdlm.schedules.closed_form import LogLinear
 from mdlm.types import Batch, DenseLogits
 
 SYMBOLS = 3

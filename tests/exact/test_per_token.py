@@ -16,10 +16,10 @@ from mdlm.keys import stream
 from mdlm.objectives.generalized import GeneralizedDiscreteNelbo, GeneralizedNelbo, Moment
 from mdlm.objectives.nelbo import Nelbo
 from mdlm.parameterizations.subs import Subs
-from mdlm.per_token_schedules import LearnedPolynomial, Spindle
 from mdlm.processes.masked import Masked
 from mdlm.samplers.loop import generate
 from mdlm.samplers.reverse import Reverse
+from mdlm.schedules.per_token import LearnedPolynomial, Spindle
 from mdlm.types import DenseLogits, NetInput
 
 LAW = Law()

@@ -9,7 +9,7 @@ from noisy_law import NoisyLaw, drawn_rows, enumerated, nodes, sampled_law
 
 from mdlm.objectives.uniform import UniformNelbo
 from mdlm.processes.uniform import Uniform
-from mdlm.schedules import Cosine, LogLinear
+from mdlm.schedules.closed_form import Cosine, LogLinear
 from mdlm.types import Vocab
 
 LAW = Law()

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm.interop.reference import params_from
-from mdlm.models.attention_mask import AttentionMask, Halves
+from mdlm.interop.mdlm_torch import params_from
+from mdlm.models.attention.mask import AttentionMask, Halves
 from mdlm.models.block import BlockDiT
 from mdlm.models.network import denoiser
 from mdlm.objectives.base import score_masked
@@ -14,7 +14,7 @@ from mdlm.objectives.clip_search import candidates, spread
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.samplers.blocks import BlockByBlock
-from mdlm.schedules import LogLinear
+from mdlm.schedules.closed_form import LogLinear
 from mdlm.times import stratify
 from mdlm.types import Batch, DenseLogits, NetInput
 

@@ -7,7 +7,7 @@ import pytest
 from mdlm.objectives.d3pm import D3PM, score_clean, score_step
 from mdlm.parameterizations.mean import Mean
 from mdlm.processes.masked import Masked
-from mdlm.schedules import LogLinear
+from mdlm.schedules.closed_form import LogLinear
 from mdlm.types import Batch, DenseLogits
 
 pytestmark = pytest.mark.golden

@@ -5,7 +5,8 @@ import pytest
 
 from mdlm.data.packing import Wrap
 from mdlm.data.tokenizers import Text8
-from mdlm.types import InputError, Vocab
+from mdlm.errors import InputError
+from mdlm.types import Vocab
 
 pytestmark = pytest.mark.golden
 

@@ -9,8 +9,8 @@ import pytest
 
 from mdlm.objectives.generalized import GeneralizedNelbo, Moment, log_q_of
 from mdlm.parameterizations.subs import Subs
-from mdlm.per_token_schedules import LearnedPolynomial
 from mdlm.processes.masked import Masked
+from mdlm.schedules.per_token import LearnedPolynomial
 from mdlm.types import Batch, DenseLogits, Vocab
 
 pytestmark = pytest.mark.golden

@@ -11,9 +11,10 @@ from mdlm.parameterizations.mean import Mean
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.hybrid import Hybrid, HybridSchedule, LogSNRHybrid
 from mdlm.processes.masked import Masked
-from mdlm.samplers.filters import filter_log_p
+from mdlm.samplers.logits.filters import filter_log_p
 from mdlm.samplers.self_correction import agreement, moved
-from mdlm.schedules import LogLinear, Schedule
+from mdlm.schedules.base import Schedule
+from mdlm.schedules.closed_form import LogLinear
 from mdlm.times import stratify
 from mdlm.types import Batch, DenseLogits, Vocab
 

@@ -12,7 +12,7 @@ import pytest
 from mdlm.objectives.hybrid import HybridNelbo
 from mdlm.objectives.interpolating import elbo_weight
 from mdlm.processes.hybrid import Hybrid, HybridSchedule, LogSNRHybrid
-from mdlm.schedules import LogLinear
+from mdlm.schedules.closed_form import LogLinear
 from mdlm.types import Vocab
 
 pytestmark = pytest.mark.golden

@@ -4,13 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm.change_of_variables import ChangeOfVariables
 from mdlm.objectives.base import score_masked
 from mdlm.objectives.discrete_time import DiscreteNelbo
 from mdlm.objectives.nelbo import Nelbo
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
-from mdlm.schedules import Cosine, Geometric, LinearSigma, LogLinear
+from mdlm.schedules.change_of_variables import ChangeOfVariables
+from mdlm.schedules.closed_form import Cosine, Geometric, LinearSigma, LogLinear
 from mdlm.types import Batch, DenseLogits
 
 pytestmark = pytest.mark.golden

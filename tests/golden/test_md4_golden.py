@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from mdlm.keys import by_row
-from mdlm.md4_schedules import OneMinusSine, Polynomial
 from mdlm.objectives.base import score_masked
 from mdlm.objectives.discrete_time import DiscreteNelbo
 from mdlm.objectives.nelbo import Nelbo
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.samplers.ancestral import Ancestral, RevealState
-from mdlm.samplers.filters import keep_top_p
+from mdlm.samplers.logits.filters import keep_top_p
+from mdlm.schedules.md4 import OneMinusSine, Polynomial
 from mdlm.times import Antithetic, cosine_grid, uniform_grid
 from mdlm.types import Batch, DenseLogits
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm.interop.reference import params_from
+from mdlm.interop.mdlm_torch import params_from
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT, sinusoid
 from mdlm.models.network import bind, denoiser

@@ -6,7 +6,7 @@ import pytest
 
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
-from mdlm.schedules import LogLinear
+from mdlm.schedules.closed_form import LogLinear
 
 pytestmark = pytest.mark.golden
 

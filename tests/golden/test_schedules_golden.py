@@ -7,15 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm.change_of_variables import ChangeOfVariables
-from mdlm.md4_schedules import OneMinusSine, Polynomial
-from mdlm.schedules import (
-    Cosine,
-    CosineSquared,
-    Geometric,
-    LinearSigma,
-    LogLinear,
-)
+from mdlm.schedules.change_of_variables import ChangeOfVariables
+from mdlm.schedules.closed_form import Cosine, CosineSquared, Geometric, LinearSigma, LogLinear
+from mdlm.schedules.md4 import OneMinusSine, Polynomial
 from mdlm.times import restrict, stratify
 
 pytestmark = pytest.mark.golden

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm.interop.reference import params_from
+from mdlm.interop.mdlm_torch import params_from
 from mdlm.models.dit import DiT
 from mdlm.models.network import denoiser
 from mdlm.objectives.score_entropy import ScoreEntropy, score_noised
@@ -13,7 +13,7 @@ from mdlm.parameterizations.score import Score
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
 from mdlm.samplers.score import Euler, clean_weights, tweedie_weights
-from mdlm.schedules import Geometric, LogLinear
+from mdlm.schedules.closed_form import Geometric, LogLinear
 from mdlm.times import restrict
 from mdlm.types import Batch, DenseLogits, NetInput
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mdlm.interop.reference import params_from
+from mdlm.interop.mdlm_torch import params_from
 from mdlm.models.dit import DiT
 from mdlm.models.network import denoiser
 from mdlm.objectives.base import score_masked
@@ -14,7 +14,7 @@ from mdlm.objectives.nelbo import Nelbo
 from mdlm.optim import AdamW
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
-from mdlm.schedules import LogLinear
+from mdlm.schedules.closed_form import LogLinear
 from mdlm.train.step import ema_decay
 from mdlm.types import Batch
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm.interop.reference import params_from
+from mdlm.generation.windows import Windows, generate_long
+from mdlm.interop.mdlm_torch import params_from
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.network import denoiser
@@ -23,8 +24,7 @@ from mdlm.samplers.base import Sampler
 from mdlm.samplers.left_to_right import LeftToRight
 from mdlm.samplers.loop import generate
 from mdlm.samplers.state import SampleState
-from mdlm.samplers.windows import Windows, generate_long
-from mdlm.schedules import LogLinear
+from mdlm.schedules.closed_form import LogLinear
 from mdlm.types import NetInput, Vocab, pytree
 
 pytestmark = pytest.mark.golden

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from mdlm.interop.reference import params_from
+from mdlm.interop.mdlm_torch import params_from
 from mdlm.models.dit import DiT, sinusoid
 from mdlm.models.gidd import ScaledTransformer
 from mdlm.models.network import denoiser, init, shapes

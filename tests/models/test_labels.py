@@ -9,7 +9,7 @@ import optax
 import pytest
 import tiny
 
-from mdlm.experiment import Model
+from mdlm.experiment.model import Model
 from mdlm.keys import stream
 from mdlm.models.block import BlockDiT
 from mdlm.models.causal import CausalTransformer

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mdlm.mesh import MeshShape
 from mdlm.models.layers import Linear, dropout, hashed_bits, matmul, parts
 from mdlm.models.mlp import gelu
+from mdlm.parallel.mesh import MeshShape
 
 FLOAT32 = jnp.dtype(jnp.float32)
 

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from mdlm.layout import parameter_sharding
-from mdlm.mesh import MeshShape
 from mdlm.models import transformer
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
@@ -19,6 +17,8 @@ from mdlm.models.md4 import MD4Transformer
 from mdlm.models.network import bind, count_parameters, denoiser, init, rests, shapes
 from mdlm.models.rotary import rotary_table, rotate
 from mdlm.models.transformer import run_blocks
+from mdlm.parallel.mesh import MeshShape
+from mdlm.parallel.sharding import parameter_sharding
 from mdlm.types import NetInput
 
 B, L, COLUMNS = 2, 12, 19

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm import layout
-from mdlm import mesh as meshes
-from mdlm.mesh import MeshShape
 from mdlm.models.readout import Readout
+from mdlm.parallel import mesh as meshes
+from mdlm.parallel import sharding
+from mdlm.parallel.mesh import MeshShape
 from mdlm.types import DenseLogits
 
 B, L, D, V = 3, 10, 8, 13
@@ -101,7 +101,7 @@ def test_each_device_reduces_its_own_rows(case, shape, small, monkeypatch):
     The ten places are no multiple of four: in the last case two devices do the same, and a kernel
     that is split over all four (it is where it is not `small`) gets its gradient once.
     """
-    monkeypatch.setattr(layout, "SMALL", small)
+    monkeypatch.setattr(sharding, "SMALL", small)
     (hidden, kernel, bias, shared), rows, weight = jax.tree.map(
         lambda x: jnp.concatenate([x, x[:1]]) if x.ndim > 1 and x.shape[0] == B else x, case
     )

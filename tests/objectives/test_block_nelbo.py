@@ -11,7 +11,7 @@ from mdlm.objectives.block import BlockNelbo, masked_within, strata
 from mdlm.objectives.clip_search import candidates, search
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
-from mdlm.schedules import Cosine, LogLinear
+from mdlm.schedules.closed_form import Cosine, LogLinear
 from mdlm.times import balanced_order
 from mdlm.types import Batch, DenseLogits
 

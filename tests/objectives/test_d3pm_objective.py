@@ -10,7 +10,7 @@ import pytest
 from mdlm.objectives.d3pm import D3PM
 from mdlm.parameterizations.mean import Mean
 from mdlm.processes.masked import Masked
-from mdlm.schedules import Geometric, LogLinear
+from mdlm.schedules.closed_form import Geometric, LogLinear
 from mdlm.types import Batch, DenseLogits
 
 MASK, V, B, L = 4, 5, 6, 7

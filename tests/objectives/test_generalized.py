@@ -13,9 +13,9 @@ from mdlm.objectives.discrete_time import DiscreteNelbo
 from mdlm.objectives.generalized import GeneralizedDiscreteNelbo, GeneralizedNelbo
 from mdlm.objectives.nelbo import Nelbo
 from mdlm.parameterizations.subs import Subs
-from mdlm.per_token_schedules import LearnedPolynomial, Spindle
 from mdlm.processes.masked import Masked
-from mdlm.schedules import LogLinear
+from mdlm.schedules.closed_form import LogLinear
+from mdlm.schedules.per_token import LearnedPolynomial, Spindle
 from mdlm.types import Batch, DenseLogits
 
 MASK, V = 3, 4

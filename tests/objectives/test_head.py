@@ -22,11 +22,11 @@ from mdlm.objectives.uniform import UniformNelbo
 from mdlm.parameterizations.mean import Mean
 from mdlm.parameterizations.score import Score
 from mdlm.parameterizations.subs import Subs
-from mdlm.per_token_schedules import LearnedPolynomial, Spindle
 from mdlm.processes.hybrid import Hybrid
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
-from mdlm.schedules import LogLinear
+from mdlm.schedules.closed_form import LogLinear
+from mdlm.schedules.per_token import LearnedPolynomial, Spindle
 from mdlm.types import Batch, DenseLogits, Vocab
 
 B, L, D, V = 16, 12, 8, 11

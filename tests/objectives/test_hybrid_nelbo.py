@@ -7,6 +7,7 @@ import pytest
 import tiny
 from jaxtyping import TypeCheckError
 
+from mdlm.errors import InputError
 from mdlm.objectives.hybrid import HybridNelbo
 from mdlm.objectives.interpolating import divergences, elbo_weight
 from mdlm.objectives.uniform import UniformNelbo
@@ -16,8 +17,8 @@ from mdlm.processes.hybrid import Hybrid, HybridSchedule, LogSNRHybrid
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
 from mdlm.samplers.reverse import Reverse
-from mdlm.schedules import LogLinear
-from mdlm.types import Batch, DenseLogits, InputError, Vocab
+from mdlm.schedules.closed_form import LogLinear
+from mdlm.types import Batch, DenseLogits, Vocab
 
 VOCAB = Vocab(size=6, mask_id=2)
 X_0 = jnp.array([[0, 1, 3, 4, 5, 0], [5, 5, 4, 4, 3, 3]])

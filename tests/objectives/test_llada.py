@@ -11,7 +11,7 @@ from mdlm.objectives.llada import LLaDA
 from mdlm.objectives.nelbo import Nelbo
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
-from mdlm.schedules import LogLinear
+from mdlm.schedules.closed_form import LogLinear
 from mdlm.times import IID
 from mdlm.types import Batch, DenseLogits
 

@@ -11,9 +11,10 @@ import pytest
 from mdlm.keys import stream
 from mdlm.objectives.masked_count import OrderAgnostic, choose, count_of
 from mdlm.parameterizations.subs import Subs
-from mdlm.per_token_schedules import Spindle
 from mdlm.processes.masked import Masked
-from mdlm.schedules import Cosine, LogLinear, Schedule
+from mdlm.schedules.base import Schedule
+from mdlm.schedules.closed_form import Cosine, LogLinear
+from mdlm.schedules.per_token import Spindle
 from mdlm.times import BELOW_ONE
 from mdlm.types import Batch, DenseLogits, Vocab
 

@@ -11,7 +11,7 @@ from mdlm.objectives.score_entropy import ScoreEntropy, score_noised
 from mdlm.parameterizations.score import Score
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
-from mdlm.schedules import Geometric, LogLinear
+from mdlm.schedules.closed_form import Geometric, LogLinear
 from mdlm.types import Batch, DenseLogits
 
 MASK, V, B, L = 4, 6, 6, 7

@@ -10,7 +10,7 @@ from mdlm.parameterizations.score import Score, log_expm1
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
-from mdlm.schedules import Geometric, LogLinear
+from mdlm.schedules.closed_form import Geometric, LogLinear
 from mdlm.types import Vocab
 
 MASK, V, COLUMNS = 2, 6, 8

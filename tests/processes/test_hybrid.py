@@ -13,7 +13,8 @@ from mdlm.keys import by_row
 from mdlm.processes.hybrid import Hybrid, HybridSchedule, LogSNRHybrid
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
-from mdlm.schedules import LogLinear, Schedule
+from mdlm.schedules.base import Schedule
+from mdlm.schedules.closed_form import LogLinear
 from mdlm.types import Vocab
 
 MASK, V = 2, 6

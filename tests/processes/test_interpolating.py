@@ -10,12 +10,12 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from mdlm.keys import by_row
-from mdlm.md4_schedules import Polynomial
 from mdlm.parameterizations.mean import Mean
 from mdlm.processes.hybrid import Hybrid, HybridSchedule, LogSNRHybrid
 from mdlm.processes.interpolating import Interpolating
 from mdlm.processes.uniform import Uniform
-from mdlm.schedules import Cosine, CosineSquared, Geometric, LinearSigma, LogLinear
+from mdlm.schedules.closed_form import Cosine, CosineSquared, Geometric, LinearSigma, LogLinear
+from mdlm.schedules.md4 import Polynomial
 from mdlm.types import Vocab
 
 MASK, V = 2, 6  # the mask among the tokens, not behind them; one column beyond the vocabulary

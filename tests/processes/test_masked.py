@@ -5,18 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm.change_of_variables import ChangeOfVariables
 from mdlm.keys import by_row
-from mdlm.md4_schedules import Polynomial
 from mdlm.processes.masked import Masked
-from mdlm.schedules import (
-    Cosine,
-    CosineSquared,
-    Geometric,
-    LinearSigma,
-    LogLinear,
-    Schedule,
-)
+from mdlm.schedules.base import Schedule
+from mdlm.schedules.change_of_variables import ChangeOfVariables
+from mdlm.schedules.closed_form import Cosine, CosineSquared, Geometric, LinearSigma, LogLinear
+from mdlm.schedules.md4 import Polynomial
 from mdlm.types import Vocab
 
 SCHEDULES = [

@@ -9,11 +9,11 @@ import pytest
 
 from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
-from mdlm.per_token_schedules import LearnedPolynomial
 from mdlm.processes.masked import Masked
 from mdlm.samplers.blocks import BlockByBlock
 from mdlm.samplers.loop import generate
-from mdlm.schedules import Cosine, LogLinear
+from mdlm.schedules.closed_form import Cosine, LogLinear
+from mdlm.schedules.per_token import LearnedPolynomial
 from mdlm.types import DenseLogits, Vocab
 
 SYMBOLS, LENGTH, MASK = 3, 3, 3

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 import mdlm.samplers
+from mdlm.errors import InputError
 from mdlm.samplers.ancestral import Ancestral
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.blocks import BlockByBlock
 from mdlm.samplers.catalogue import PARTS, SAMPLERS, described, from_text, to_text
-from mdlm.types import InputError
 
 
 def test_a_text_is_the_sampler_it_says():

@@ -11,7 +11,7 @@ from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.samplers.editing import Editing
 from mdlm.samplers.loop import generate
-from mdlm.schedules import Schedule
+from mdlm.schedules.base import Schedule
 from mdlm.types import DenseLogits
 
 pytestmark = pytest.mark.slow

@@ -22,15 +22,16 @@ from oracle import (
 )
 
 from mdlm.keys import by_row
-from mdlm.md4_schedules import OneMinusSine
 from mdlm.parameterizations.subs import Subs
-from mdlm.per_token_schedules import LearnedPolynomial
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
 from mdlm.samplers.ancestral import Ancestral
 from mdlm.samplers.first_hitting import FirstHitting, levels
 from mdlm.samplers.loop import generate
-from mdlm.schedules import Cosine, LogLinear, Schedule
+from mdlm.schedules.base import Schedule
+from mdlm.schedules.closed_form import Cosine, LogLinear
+from mdlm.schedules.md4 import OneMinusSine
+from mdlm.schedules.per_token import LearnedPolynomial
 from mdlm.types import DenseLogits, Vocab
 
 pytestmark = pytest.mark.slow

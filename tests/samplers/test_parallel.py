@@ -22,12 +22,11 @@ from oracle import (
 
 from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
-from mdlm.per_token_schedules import LearnedPolynomial
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
 from mdlm.samplers.loop import generate
 from mdlm.samplers.parallel import Parallel, margin, negative_entropy
-from mdlm.samplers.selection import (
+from mdlm.samplers.unmasking_rules import (
     EntropyBound,
     Factor,
     FixedCount,
@@ -35,7 +34,9 @@ from mdlm.samplers.selection import (
     Share,
     Threshold,
 )
-from mdlm.schedules import Cosine, LogLinear, Schedule
+from mdlm.schedules.base import Schedule
+from mdlm.schedules.closed_form import Cosine, LogLinear
+from mdlm.schedules.per_token import LearnedPolynomial
 from mdlm.types import DenseLogits, Vocab
 
 pytestmark = pytest.mark.slow

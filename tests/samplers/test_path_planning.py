@@ -10,10 +10,10 @@ from oracle import LAW, LENGTH, MASK, PARTS, SYMBOLS, distance, noise_floor, pos
 
 from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
-from mdlm.per_token_schedules import LearnedPolynomial
 from mdlm.processes.masked import Masked
 from mdlm.samplers.loop import generate
 from mdlm.samplers.path_planning import PathPlanning, highest, kept_of
+from mdlm.schedules.per_token import LearnedPolynomial
 from mdlm.types import DenseLogits
 
 pytestmark = pytest.mark.slow

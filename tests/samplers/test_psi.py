@@ -23,7 +23,6 @@ from mdlm.keys import by_row
 from mdlm.parameterizations.mean import Mean
 from mdlm.parameterizations.score import Score
 from mdlm.parameterizations.subs import Subs
-from mdlm.per_token_schedules import LearnedPolynomial
 from mdlm.processes.hybrid import LogSNRHybrid
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
@@ -31,7 +30,8 @@ from mdlm.samplers.loop import generate
 from mdlm.samplers.psi import Psi, kappa_of, sigma_of
 from mdlm.samplers.remask import Remask, reveal_probability
 from mdlm.samplers.reverse import Reverse
-from mdlm.schedules import Cosine, LogLinear
+from mdlm.schedules.closed_form import Cosine, LogLinear
+from mdlm.schedules.per_token import LearnedPolynomial
 from mdlm.types import DenseLogits
 
 pytestmark = pytest.mark.slow

@@ -22,7 +22,6 @@ from oracle import (
 
 from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
-from mdlm.per_token_schedules import LearnedPolynomial
 from mdlm.processes.masked import Masked
 from mdlm.samplers.ancestral import Ancestral
 from mdlm.samplers.loop import generate
@@ -33,7 +32,9 @@ from mdlm.samplers.remask import (
     least_confident,
     reveal_probability,
 )
-from mdlm.schedules import Cosine, LinearSigma, LogLinear, Schedule
+from mdlm.schedules.base import Schedule
+from mdlm.schedules.closed_form import Cosine, LinearSigma, LogLinear
+from mdlm.schedules.per_token import LearnedPolynomial
 from mdlm.types import DenseLogits
 
 STRATEGIES = ["cap", "rescale", "forward-backward", "dfm"]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from mdlm.keys import by_row
-from mdlm.md4_schedules import Polynomial
 from mdlm.parameterizations.mean import Mean
 from mdlm.parameterizations.score import Score
 from mdlm.parameterizations.subs import Subs
@@ -15,7 +14,8 @@ from mdlm.processes.uniform import Uniform
 from mdlm.samplers.ancestral import Ancestral
 from mdlm.samplers.loop import generate
 from mdlm.samplers.reverse import Reverse
-from mdlm.schedules import LogLinear
+from mdlm.schedules.closed_form import LogLinear
+from mdlm.schedules.md4 import Polynomial
 from mdlm.types import DenseLogits
 
 MASK = 3

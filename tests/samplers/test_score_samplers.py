@@ -12,7 +12,7 @@ from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
 from mdlm.samplers.loop import generate
 from mdlm.samplers.score import Euler, Tweedie, clean_weights, tweedie_weights
-from mdlm.schedules import Geometric, LogLinear
+from mdlm.schedules.closed_form import Geometric, LogLinear
 from mdlm.types import DenseLogits
 
 MASK, V = 2, 5

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import tiny
 
-from mdlm.evals.nll import Perplexity
-from mdlm.experiment import Model, load_file
-from mdlm.objectives.block import BlockNelbo
+from mdlm.errors import InputError
+from mdlm.experiment import Model, Perplexity, load_file
+from mdlm.objectives import BlockNelbo
 from mdlm.objectives.clip_search import candidates
 from mdlm.run import load
 from mdlm.train.session import Session
-from mdlm.types import InputError
 
 FILE = tiny.FILE.replace("from mdlm.models.dit import DiT", "").replace(
     "from mdlm.samplers.ancestral import Ancestral",

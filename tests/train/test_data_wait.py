@@ -7,13 +7,13 @@ import jax
 import pytest
 import tiny
 
+from mdlm.cli.progress import Progress
 from mdlm.data.loader import TrainLoader
-from mdlm.experiment import Training
+from mdlm.experiment.experiment import Training
 from mdlm.models.dit import DiT
-from mdlm.progress import Progress
+from mdlm.runs.folder import RunFolder
 from mdlm.train import loop
 from mdlm.train.loop import Began, Stepped, train
-from mdlm.train.record import RunFolder
 
 PAUSE = 0.15
 """Seconds a batch takes where the loader is slow; a step of the tiny network takes far less."""

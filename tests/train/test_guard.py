@@ -10,21 +10,23 @@ import numpy as np
 import pytest
 import tiny
 
-from mdlm import cli
+from mdlm.cli import main as cli
 from mdlm.data.loader import TrainLoader
-from mdlm.evals.nll import Perplexity
-from mdlm.experiment import Model, Training, load_file
+from mdlm.experiment.evaluation import Perplexity
+from mdlm.experiment.experiment import Training
+from mdlm.experiment.loading import load_file
+from mdlm.experiment.model import Model
 from mdlm.keys import stream
-from mdlm.mesh import MeshShape, place
 from mdlm.models.dit import DiT
 from mdlm.objectives.nelbo import Nelbo
 from mdlm.optim import AdamW
+from mdlm.parallel.mesh import MeshShape, place
+from mdlm.runs.checkpoints import Checkpoints
+from mdlm.runs.folder import RunFolder
 from mdlm.times import balanced_order
 from mdlm.train import guard
-from mdlm.train.checkpoint import Checkpoints
 from mdlm.train.guard import BINS, ENOUGH, WINDOW, Diverged, Guard
 from mdlm.train.loop import Spiked, Stopped, in_training, restored, train
-from mdlm.train.record import RunFolder
 from mdlm.train.step import compile_step, create_state
 from mdlm.types import Batch, LossTerms, Vocab
 

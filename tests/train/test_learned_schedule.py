@@ -9,18 +9,16 @@ import pytest
 import tiny
 
 from mdlm.experiment import Model, Training
-from mdlm.mesh import MeshShape, place
-from mdlm.models.dit import DiT
-from mdlm.objectives.generalized import GeneralizedNelbo
-from mdlm.objectives.nelbo import Nelbo
+from mdlm.models import DiT
+from mdlm.objectives import GeneralizedNelbo, Nelbo
 from mdlm.optim import AdamW, decayed, hidden
-from mdlm.per_token_schedules import LearnedPolynomial
-from mdlm.processes.masked import Masked
+from mdlm.parallel.mesh import MeshShape, place
+from mdlm.processes import Masked
 from mdlm.run import load
-from mdlm.samplers.ancestral import Ancestral
-from mdlm.samplers.reverse import Reverse
+from mdlm.runs.checkpoints import Checkpoints
+from mdlm.samplers import Ancestral, Reverse
+from mdlm.schedules import LearnedPolynomial
 from mdlm.times import balanced_order
-from mdlm.train.checkpoint import Checkpoints
 from mdlm.train.loop import in_training
 from mdlm.train.session import Session
 from mdlm.train.step import compile_step, create_state
@@ -116,7 +114,7 @@ def test_run_folder_keeps_the_powers(tmp_path, monkeypatch):
             tiny.FILE.format(text=str(text)),
             "from dataclasses import replace",
             "from mdlm.objectives.generalized import GeneralizedNelbo",
-            "from mdlm.per_token_schedules import LearnedPolynomial",
+            "from mdlm.schedules.per_token import LearnedPolynomial",
             "from mdlm.processes.masked import Masked",
             "from mdlm.samplers.reverse import Reverse",
             "experiment = replace(",

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
-from mdlm.experiment import Model
-from mdlm.mesh import MeshShape, place
+from mdlm.experiment.model import Model
 from mdlm.models.dit import DiT
 from mdlm.optim import Muon
+from mdlm.parallel.mesh import MeshShape, place
 from mdlm.samplers.loop import generate
 from mdlm.times import balanced_order
 from mdlm.train.loop import in_training

@@ -11,14 +11,14 @@ from store_maker import write_store
 from mdlm.data.loader import TrainLoader, evaluation_batches
 from mdlm.data.packing import Wrap
 from mdlm.data.tokenizers import Bytes
+from mdlm.evals import scorer
 from mdlm.evals.ngrams import Baselines
-from mdlm.experiment import Model
-from mdlm.mesh import MeshShape, place
+from mdlm.experiment.model import Model
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.objectives.autoregressive import Autoregressive
+from mdlm.parallel.mesh import MeshShape, place
 from mdlm.samplers.left_to_right import LeftToRight
-from mdlm.train import score
 from mdlm.train.loop import in_training
 from mdlm.types import Batch
 
@@ -115,14 +115,14 @@ def test_count_tables_of_a_store_are_of_its_first_rows(experiment, tmp_path, mon
 
     def metrics(e):
         dataset = e.data.load()
-        return score.Scorer(Model(e, dataset.vocab), mesh, dataset).ngrams("valid")
+        return scorer.Scorer(Model(e, dataset.vocab), mesh, dataset).ngrams("valid")
 
     plain, whole = metrics(experiment), metrics(stored)
     assert [m.value for m in plain if "token" in m.name] == [
         m.value for m in whole if "token" in m.name
     ]
     assert {m.protocol for m in plain + whole} == {"valid, counts of the training split"}
-    monkeypatch.setattr(score, "TABLE_TOKENS", 10 * 32 + 5)
+    monkeypatch.setattr(scorer, "TABLE_TOKENS", 10 * 32 + 5)
     assert [m.value for m in metrics(experiment)] == [m.value for m in plain]
     few = metrics(stored)
     assert {m.protocol for m in few} == {"valid, counts of the first 10 rows of the training split"}

@@ -13,16 +13,15 @@ import numpy as np
 import pytest
 import tiny
 
-from mdlm.evals.nll import Perplexity
-from mdlm.experiment import Training
-from mdlm.mesh import MeshShape
-from mdlm.overrides import apply
+from mdlm.config.overrides import apply
+from mdlm.errors import InputError
+from mdlm.experiment import Perplexity, Training
+from mdlm.parallel.mesh import MeshShape
 from mdlm.run import load
-from mdlm.train.checkpoint import Checkpoints
+from mdlm.runs.checkpoints import Checkpoints
+from mdlm.runs.folder import RunFolder
 from mdlm.train.loop import Began, Evaluated, Saved, Stepped, Stopped
-from mdlm.train.record import RunFolder
 from mdlm.train.session import Session
-from mdlm.types import InputError
 
 SETTINGS = Training(
     steps=20, batch_size=16, ema_decay=0.9, log_every=5, eval_every=10, checkpoint_every=10
@@ -205,8 +204,8 @@ def test_full_disk_is_one_line_and_loses_nothing(tmp_path):
 import os, pathlib, resource, signal, sys
 import jax.numpy as jnp
 import numpy as np
-from mdlm.train.checkpoint import Checkpoints
-from mdlm.types import InputError
+from mdlm.runs.checkpoints import Checkpoints
+from mdlm.errors import InputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with Checkpoints(pathlib.Path({str(tmp_path / "c")!r})) as checkpoints:
     checkpoints.save(1, {{"w": jnp.arange(1000.0)}}, {{"position": 1}})

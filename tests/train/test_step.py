@@ -8,10 +8,10 @@ import optax
 import pytest
 import tiny
 
-from mdlm.experiment import Model
-from mdlm.mesh import MeshShape, place
+from mdlm.experiment.model import Model
 from mdlm.models.dit import DiT
 from mdlm.optim import AdamW
+from mdlm.parallel.mesh import MeshShape, place
 from mdlm.times import balanced_order
 from mdlm.train.loop import in_training
 from mdlm.train.step import compile_step, create_state, ema_decay, init, split

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mdlm.samplers.trace import RowTrace, Trace
+from mdlm.generation.trace import RowTrace, Trace
 
 MASK = 9
 PIECES = {

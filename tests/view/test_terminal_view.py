@@ -6,7 +6,7 @@ import re
 import made_trace
 import pytest
 
-from mdlm.types import InputError
+from mdlm.errors import InputError
 from mdlm.view import terminal
 from mdlm.view.frames import SHADES, frames, row_of, shade_of, width
 

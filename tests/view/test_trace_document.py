@@ -6,7 +6,7 @@ import made_trace
 import numpy as np
 import pytest
 
-from mdlm.types import InputError
+from mdlm.errors import InputError
 from mdlm.view.document import dumps, loads
 
 

@@ -10,18 +10,14 @@ sizes of the network, optimizer, batches and number of tokens.
 Hardware: one CPU core, about five minutes.
 """
 
-from mdlm.data.dataset import TextData
-from mdlm.data.packing import Wrap
-from mdlm.data.sources import TextFiles
-from mdlm.data.tokenizers import BPE
-from mdlm.evals.nll import Perplexity
-from mdlm.experiment import Experiment, Training
-from mdlm.md4_schedules import Polynomial
-from mdlm.models.dit import DiT
-from mdlm.objectives.nelbo import Nelbo
+from mdlm.data import BPE, TextData, TextFiles, Wrap
+from mdlm.experiment import Experiment, Perplexity, Training
+from mdlm.models import DiT
+from mdlm.objectives import Nelbo
 from mdlm.optim import Muon
-from mdlm.processes.masked import Masked
-from mdlm.samplers.ancestral import Ancestral
+from mdlm.processes import Masked
+from mdlm.samplers import Ancestral
+from mdlm.schedules import Polynomial
 from mdlm.times import Antithetic
 
 experiment = Experiment(

@@ -1,0 +1,99 @@
+"""`mdlm eval`."""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mdlm.cli.common import MANY_HELP, Command, add_process_group, add_run
+from mdlm.cli.progress import Progress
+from mdlm.cluster import process_group
+from mdlm.errors import InputError
+
+if TYPE_CHECKING:  # what a `--help` need not wait for
+    from mdlm.data.dataset import TextData
+    from mdlm.experiment.experiment import Experiment
+
+
+def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from mdlm.data.dataset import TextData
+    from mdlm.data.sources import TextFiles
+    from mdlm.run import load
+
+    run = load(args.run_folder, step=args.step)
+    if run.remark and process_group.leads():
+        print(f"mdlm: {run.remark}", file=sys.stderr)
+    how, data = run.experiment.evaluation, None
+    if args.passes is not None and args.passes < 1:
+        raise InputError(f"--passes {args.passes}: at least one pass is needed")
+    if args.on:
+        data, split = _well_known(args, run.experiment)
+        how = replace(how, split=split, ngrams=False)
+    elif args.data:
+        files = tuple(args.data)
+        mine = run.experiment.data
+        data = TextData(
+            source=TextFiles(train=files, valid=files, test=files),
+            tokenizer=mine.tokenizer,
+            packing=mine.packing,
+        )
+        how = replace(how, ngrams=False)
+    how = replace(
+        how,
+        split=args.split or how.split,
+        passes=how.passes if args.passes is None else args.passes,
+        batch_size=how.batch_size if args.batch_size is None else args.batch_size,
+    )
+    with Progress(quiet=not process_group.leads()) as progress:
+        metrics = run.perplexity(how, data=data, report=progress.bar("scoring", "rows"))
+    if args.json:
+        print(json.dumps([vars(m) for m in metrics], indent=1))
+    else:
+        print(f"{args.run_folder}, step {run.step}")
+        print("\n".join(f"  {metric}" for metric in metrics))
+    return 0
+
+
+def _well_known(args: argparse.Namespace, run: "Experiment") -> "tuple[TextData, str]":
+    """The text that `--on` names, and its split."""
+    from mdlm.evals.zero_shot import zero_shot
+
+    if args.split:
+        raise InputError(f"--split {args.split}: --on says which split is scored")
+    if len(args.data or ()) > 1:
+        raise InputError("--data: with --on, one folder with a copy of that data set")
+    path = args.data[0] if args.data else None
+    return zero_shot(args.on, run.data.tokenizer, run.data.packing, path)
+
+
+EVAL_HELP = """\
+examples:
+  mdlm eval runs/owt_small
+  mdlm eval runs/owt_small --split test --passes 8
+  mdlm eval runs/owt_small --data letters.txt
+  mdlm eval runs/owt_small --on wikitext2
+  mdlm eval runs/owt_small --on ptb --data copies/ptb      where the hub cannot be reached
+
+NAME is one of wikitext2, wikitext103, ptb, lm1b, lambada, ag_news, arxiv, pubmed: cleaned as in the
+literature and strung together in rows as long as the run's (docs/data.md)."""
+
+
+def arguments(sub: argparse.ArgumentParser) -> None:
+    add_run(sub)
+    add_process_group(sub)
+    sub.add_argument("--split", choices=("train", "valid", "test"), help="default: the run's")
+    sub.add_argument("--data", metavar="FILE", nargs="+", help="score these text files instead")
+    sub.add_argument("--on", metavar="NAME", help="score a well-known text, for zero-shot numbers")
+    sub.add_argument("--passes", type=int, help="independent passes over the split")
+    sub.add_argument("--batch-size", type=int, help="rows scored at a time")
+
+
+COMMAND = Command(
+    name="eval",
+    help="score a split: nats per token, bits per byte, perplexity",
+    epilog=EVAL_HELP + "\n" + MANY_HELP.format(command="eval"),
+    arguments=arguments,
+    run=run,
+    many_processes=True,
+)

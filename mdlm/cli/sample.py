@@ -1,0 +1,175 @@
+"""`mdlm sample`, `mdlm samplers` and `mdlm view`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mdlm.cli.common import MANY_HELP, Command, add_process_group, add_run, writable
+from mdlm.cli.progress import Progress
+from mdlm.cluster import process_group
+from mdlm.errors import InputError
+
+if TYPE_CHECKING:  # what a `--help` need not wait for
+    from mdlm.data.tokens.tokenizer import Tokenizer
+    from mdlm.samplers.logits.shaping import Annealed
+
+
+def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from mdlm.run import load
+    from mdlm.samplers.catalogue import from_text
+
+    if args.num < 1:
+        raise InputError(f"--num {args.num}: at least one text is needed")
+    trace = None if args.trace is None else writable(args.trace)
+    run = load(args.run_folder, step=args.step)
+    if run.remark and process_group.leads():
+        print(f"mdlm: {run.remark}", file=sys.stderr)
+    sampler = from_text(args.sampler) if args.sampler else run.experiment.sampler
+    names = ("steps", "top_p", "top_k", "top_p_rule")
+    settings = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    if args.temperature is not None:
+        settings["temperature"] = temperature_of(args.temperature)
+    if args.ban or args.ban_id:
+        banned = (*banned_by(run.tokenizer, args.ban or ()), *(args.ban_id or ()))
+        settings["banned"] = (*sampler.banned, *banned)
+    if "steps" in settings and not hasattr(sampler, "steps"):
+        name = type(sampler).__name__
+        raise InputError(f"--steps: {name}(...) has no number of steps, see `mdlm samplers`")
+    try:
+        sampler = replace(sampler, **settings)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    with Progress(quiet=not process_group.leads()) as progress:
+        if args.infill is not None:
+            out = run.infill(
+                args.infill,
+                num=args.num,
+                seed=args.seed,
+                trace=trace is not None,
+                sampler=sampler,
+            )
+        else:
+            bar = progress.bar("generating", "windows")
+            out = run.generate(
+                args.prompt,
+                num=args.num,
+                length=args.length,
+                seed=args.seed,
+                stride=args.stride,
+                stop_at_eos=args.stop_at_eos,
+                trace=trace is not None,
+                report=lambda done: bar(done.window, done.windows),
+                sampler=sampler,
+            )
+    if not process_group.leads():
+        return 0
+    if trace is not None and out.trace is not None:
+        from mdlm.view.document import dumps
+
+        trace.write_text(dumps(out.trace))
+        print(f"{trace}: {out.trace.steps} steps; next: mdlm view {trace}", file=sys.stderr)
+    if args.json:
+        summary = {
+            "nfe": out.nfe,
+            "seconds": out.seconds,
+            "tokens_per_second": out.tokens_per_second,
+        }
+        print(json.dumps({**summary, "texts": [vars(t) for t in out.texts]}))
+        return 0
+    for number, text in enumerate(out.texts, 1):
+        if len(out.texts) > 1:
+            print(f"=== {number} ===")
+        print(text.text)
+    print(f"({out})", file=sys.stderr)
+    return 0
+
+
+def banned_by(tokenizer: "Tokenizer", texts: Sequence[str]) -> tuple[int, ...]:
+    """The tokens that the texts are made of, each text encoded by itself, in rising order.
+
+    What a text is made of elsewhere may be other tokens: many tokenizers have one for a word and
+    another for the word after a space. InputError where a text has no tokens.
+    """
+    found: set[int] = set()
+    for text, ids in zip(texts, tokenizer.encode(list(texts)), strict=True):
+        if not len(ids):
+            raise InputError(f"--ban {text!r}: a text without tokens bans nothing")
+        found.update(int(i) for i in ids)
+    return tuple(sorted(found))
+
+
+def temperature_of(text: str) -> "float | Annealed":
+    """`0.7`, or `1.0:0.3` for a temperature annealed from 1.0 to 0.3. InputError if neither."""
+    from mdlm.samplers.logits.shaping import Annealed
+
+    try:
+        numbers = [float(part) for part in text.split(":")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2):
+        raise InputError(f"--temperature {text}: expected a number, or FIRST:LAST")
+    try:
+        return numbers[0] if len(numbers) == 1 else Annealed(first=numbers[0], last=numbers[1])
+    except ValueError as error:
+        raise InputError(f"--temperature {text}: {error}") from error
+
+
+SAMPLE_HELP = """\
+examples:
+  mdlm sample runs/quickstart --length 512
+  mdlm sample runs/quickstart --prompt "The import statement" --num 3 --top-p 0.9
+  mdlm sample runs/quickstart --infill "A list is [MASK:8] that can be changed."
+  mdlm sample runs/quickstart --temperature 1.0:0.3 --ban "!"
+  mdlm sample runs/quickstart --sampler "Ancestral(steps=32, top_p=0.9)"
+  mdlm sample runs/quickstart --num 2 --trace sample.trace
+
+[MASK] is a blank of one token, [MASK:8] one of eight; all between blanks stays as it is given.
+`mdlm samplers` lists the samplers, and what they can be told. `mdlm view` shows what --trace
+records."""
+
+
+def arguments(sub: argparse.ArgumentParser) -> None:
+    add_run(sub)
+    add_process_group(sub)
+    what = sub.add_mutually_exclusive_group()
+    what.add_argument("--prompt", default="", help="text to continue")
+    what.add_argument("--infill", metavar="TEXT", help="text with blanks to fill")
+    sub.add_argument("--length", type=int, help="tokens of each text (default: a row)")
+    sub.add_argument("--num", type=int, default=1, help="how many texts")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument(
+        "--sampler", metavar="TEXT", help="another sampler than the run's, as an experiment says it"
+    )
+    sub.add_argument("--steps", type=int, help="sampling steps per window")
+    sub.add_argument(
+        "--temperature", metavar="T", help="a number, or FIRST:LAST to change it as a row fills"
+    )
+    sub.add_argument("--top-p", type=float)
+    sub.add_argument(
+        "--top-p-rule",
+        choices=("reach", "below"),
+        help="whether the token that crosses top-p is kept (reach, the default) or dropped",
+    )
+    sub.add_argument("--top-k", type=int)
+    sub.add_argument(
+        "--ban", metavar="TEXT", action="append", help="never write the tokens of TEXT"
+    )
+    sub.add_argument(
+        "--ban-id", metavar="ID", type=int, action="append", help="never write the token ID"
+    )
+    sub.add_argument("--stride", type=int, help="new tokens per window (default: half of it)")
+    sub.add_argument("--stop-at-eos", action="store_true", help="end a text at end-of-text")
+    sub.add_argument("--trace", metavar="FILE", help="record every step, for `mdlm view`")
+
+
+COMMAND = Command(
+    name="sample",
+    help="generate text",
+    epilog=SAMPLE_HELP + "\n" + MANY_HELP.format(command="sample"),
+    arguments=arguments,
+    run=run,
+    many_processes=True,
+)

@@ -1,0 +1,145 @@
+"""`mdlm tokenizer train`."""
+
+import argparse
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mdlm.cli.common import Command
+from mdlm.cli.progress import Progress
+from mdlm.errors import InputError
+
+if TYPE_CHECKING:  # what a `--help` need not wait for
+    from mdlm.data.text.source import Source
+    from mdlm.data.tokenizers import TokenizerConfig
+    from mdlm.data.tokens.tokenizer import Tokenizer
+
+SAMPLE = 2_000_000
+"""Characters that a new tokenizer is tried on."""
+
+
+def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
+    from mdlm.data.preparation.prepare import training_text
+
+    config, source, out = _config(args), _source(args.texts, changes), Path(args.out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file: name a folder")
+    if (out / "tokenizer.json").exists():
+        raise InputError(f"--out {out} holds a tokenizer already: name another folder")
+    with Progress() as progress:
+        tokenizer = config.build(training_text(source), progress.stage)
+    held_out = "valid" in source.splits
+    pieces = source.pieces("valid" if held_out else "train")
+    sample = _first((piece.text for piece in pieces), SAMPLE)
+    tokenizer.save(out)
+    whose = "held-out" if held_out else "training"
+    print(_closing_words(out, args.vocab_size, tokenizer, sample, whose))
+    return 0
+
+
+def _config(args: argparse.Namespace) -> "TokenizerConfig":
+    from mdlm.data.tokenizers import BPE, WordPiece
+
+    if args.cased and args.kind != "wordpiece":
+        raise InputError("--cased: is for --kind wordpiece; byte pairs keep the case always")
+    try:
+        if args.kind == "bpe":
+            return BPE(vocab_size=args.vocab_size)
+        return WordPiece(vocab_size=args.vocab_size, lowercase=not args.cased)
+    except ValueError as error:
+        raise InputError(f"--vocab-size {args.vocab_size}: {error}") from error
+
+
+def _source(names: list[str], changes: list[tuple[str, str]]) -> "Source":
+    """The text of an experiment, or that of files."""
+    from mdlm.data.sources import TextFiles
+
+    if any(Path(name).suffix == ".py" for name in names):
+        if len(names) > 1:
+            raise InputError(f"{len(names)} names: give text files, or one experiment")
+        from mdlm.config.overrides import apply
+        from mdlm.data.mixture import Mixture
+        from mdlm.experiment.loading import load_data_file
+
+        data = apply(load_data_file(names[0]), changes).data
+        if isinstance(data, Mixture):
+            raise InputError(
+                f"{names[0]}: its data are a mixture; name the file of one part, or text files"
+            )
+        return data.source
+    if changes:
+        raise InputError(f"--{changes[0][0]}: only the settings of an experiment can be changed")
+    return TextFiles(train=tuple(names), test_fraction=0.0)
+
+
+def _first(texts, characters: int) -> list[str]:
+    """The first texts, until there are so many characters."""
+    found, size = [], 0
+    for text in texts:
+        found.append(text[: characters - size])
+        size += len(found[-1])
+        if size >= characters:
+            break
+    return found
+
+
+def _closing_words(
+    out: Path, wanted: int, tokenizer: "Tokenizer", sample: list[str], whose: str
+) -> str:
+    """What came out: its size, how well it packs text, how it cuts a sentence, what to do next."""
+    encoded = tokenizer.encode(sample)
+    size, tokens = sum(len(text.encode()) for text in sample), max(sum(map(len, encoded)), 1)
+    there = tokenizer.vocab.size
+    fewer = "" if there == wanted else f" ({wanted:,} asked for: the text has no more)"
+    lines = [
+        f"{out}: {there:,} tokens{fewer}",
+        f"  {size / tokens:.2f} bytes per token on {size / 1e6:.1f} MB of {whose} text",
+    ]
+    unknown = tokenizer.backend.token_to_id("[UNK]")
+    if unknown is not None:
+        missed = sum(int((ids == unknown).sum()) for ids in encoded)
+        lines.append(f"  {missed / tokens:.3%} of its tokens are [UNK]")
+    sentences = (line.strip() for text in sample for line in text.splitlines())
+    for sentence in islice((line for line in sentences if len(line) >= 40), 1):
+        shown = sentence if len(sentence) <= 70 else sentence[:70].rsplit(" ", 1)[0]
+        [ids] = tokenizer.encode([shown])
+        pieces = tokenizer.pieces(ids.tolist())
+        lines.append("  " + "|".join(pieces[i] for i in ids.tolist()))
+    lines.append(f'next: tokenizer=Pretrained(name="{out}") in an experiment')
+    return "\n".join(lines)
+
+
+TOKENIZER_HELP = """\
+examples:
+  mdlm tokenizer train books/*.txt.gz --vocab-size 8192 --out tokenizers/books
+  mdlm tokenizer train experiments/owt_small.py --kind wordpiece --out tokenizers/owt
+  mdlm tokenizer train experiments/books.py --data.source.train 'mine/*.txt.gz' --out t
+
+It learns from text files (.txt, .jsonl, .parquet; the last 5% are held out to try it on), or from
+the training split of an experiment, read once. The vocabulary holds [BOS], [EOS], [PAD] and [MASK]
+beside what is learnt. An experiment uses the folder by its name:
+
+  tokenizer=Pretrained(name="tokenizers/books")
+
+bpe: byte pairs with GPT-2's word rule; every text can be written and comes back as it was.
+wordpiece: BERT's, in lower case unless --cased; spaces do not come back, rare signs are [UNK]."""
+
+
+def arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("action", choices=("train",))
+    sub.add_argument("texts", metavar="FILE", nargs="+", help="text files, or one experiment (.py)")
+    sub.add_argument("--out", required=True, metavar="FOLDER", help="folder to make")
+    sub.add_argument("--kind", choices=("bpe", "wordpiece"), default="bpe", help="default: bpe")
+    sub.add_argument("--vocab-size", type=int, default=32768, metavar="N", help="default: 32768")
+    sub.add_argument("--cased", action="store_true", help="wordpiece: keep case and accents")
+
+
+COMMAND = Command(
+    name="tokenizer",
+    help="learn a tokenizer from text",
+    epilog=TOKENIZER_HELP,
+    arguments=arguments,
+    run=run,
+    takes_settings=True,
+    computes=False,
+)

@@ -1,0 +1,66 @@
+"""`mdlm view`."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mdlm.cli.common import Command, writable
+from mdlm.errors import InputError
+
+if TYPE_CHECKING:  # what a `--help` need not wait for
+    pass
+
+
+def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from mdlm.view import terminal
+    from mdlm.view.document import loads
+    from mdlm.view.frames import row_of
+
+    if not 0 < args.fps <= 50:
+        raise InputError(f"--fps {args.fps:g}: between 0 and 50 steps a second can be shown")
+    trace = loads(Path(args.trace).read_bytes(), args.trace)
+    row = row_of(trace, args.row)
+    if args.html is not None:
+        from mdlm.view.page import page
+
+        writable(args.html).write_text(page(trace, row=args.row, fps=args.fps), "utf-8")
+        print(f"{args.html}: {trace.steps} steps of {len(trace.rows)} texts; open it in a browser")
+    if args.gif is not None:
+        from mdlm.view.gif import gif
+
+        writable(args.gif).write_bytes(gif(trace, row, fps=args.fps))
+        print(f"{args.gif}: {trace.steps} steps of text {args.row}")
+    if args.html is None and args.gif is None:
+        terminal.show(trace, row, sys.stdout, fps=args.fps)
+    return 0
+
+
+VIEW_HELP = """\
+examples:
+  mdlm sample runs/quickstart --num 2 --trace sample.trace
+  mdlm view sample.trace                        replay the first text in the terminal
+  mdlm view sample.trace --row 2 --fps 20       the second text, faster
+  mdlm view sample.trace --html sample.html     a page to scrub through, for any browser
+  mdlm view sample.trace --gif sample.gif       an animation
+
+Colours tell how probable the network found each token when it wrote it: orange improbable, blue
+certain; a red x is a token that was taken back. In a file, a pipe, or where NO_COLOR is set, a
+table of the steps is printed instead. The page needs no network and no other file."""
+
+
+def arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("trace", metavar="FILE", help="what `mdlm sample --trace FILE` wrote")
+    sub.add_argument("--row", type=int, default=1, help="which of the texts (default: 1)")
+    sub.add_argument("--html", metavar="OUT", help="write a page for the browser")
+    sub.add_argument("--gif", metavar="OUT", help="write an animation")
+    sub.add_argument("--fps", type=float, default=8.0, help="steps per second (default: 8)")
+
+
+COMMAND = Command(
+    name="view",
+    help="show how a text was denoised, from `mdlm sample --trace`",
+    epilog=VIEW_HELP,
+    arguments=arguments,
+    run=run,
+)

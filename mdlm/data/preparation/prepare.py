@@ -1,0 +1,259 @@
+"""From text to a token store: read in order, tokenised by several processes, written in order.
+
+What is written depends on the text, the tokenizer and `shard_tokens` alone: not on the number of
+processes, nor on how often the work was interrupted (but for `position` in the manifest, where a
+stream of the hub may say the same place in other words). Whatever ends it, finished shards stay,
+and the next call goes on behind the last of them.
+"""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mdlm.data.dataset import TextData
+from mdlm.data.preparation.pool import Pool, cores
+from mdlm.data.preparation.worker import Setting
+from mdlm.data.store.manifest import NAME, Manifest, SplitRecord
+from mdlm.data.store.writer import Folder, ShardWriter, Tally, verify, write_counts
+from mdlm.data.text.chunks import BLOCK, blocks, start_of
+from mdlm.data.text.hub_stream import may_pass
+from mdlm.data.text.source import Source
+from mdlm.data.tokens.tokenizer import FILES, Report, Tokenizer
+from mdlm.errors import InputError
+
+SHARD_TOKENS = 2**26
+"""Tokens of a shard, about."""
+TRAINING_BLOCK = 2**20
+"""Characters of text that a tokenizer in the making is given at a time."""
+WORDS = re.compile(r"(?<=\S) ")
+"""Before what no tokenizer that is learnt from text has the end of a word (`encoding.safe_cut`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progressed:
+    """What a split has so far, finished or not; `done` is the share of its text, if known."""
+
+    split: str
+    documents: int
+    tokens: int
+    bytes: int
+    done: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The store is complete. `is_new`: something was written."""
+
+    manifest: Manifest
+    is_new: bool
+
+
+def prepare(
+    data: TextData,
+    url: str,
+    *,
+    workers: int | None = None,
+    shard_tokens: int = SHARD_TOKENS,
+    report: Report | None = None,
+) -> Iterator[Progressed | Prepared]:
+    """Makes the token store of `data` at `url`, or goes on with it; the last event is Prepared.
+
+    `workers` processes tokenise (default: one for each core). A store that was finished before is
+    read through and left as it is. InputError for a store of another source, tokenizer or EOS, a
+    source that changed meanwhile, damaged shards, text that cannot be read or encoded.
+    """
+    workers = cores() if workers is None else workers
+    if workers < 1:
+        raise InputError(f"workers={workers}: at least one process is needed")
+    if shard_tokens < 1:
+        raise InputError(f"shard_tokens={shard_tokens}: a shard has at least one token")
+    folder = Folder(url)
+    with _writing(folder), contextlib.ExitStack() as stack:
+        stack.enter_context(folder.locked())
+        folder.remove_parts()
+        manifest, tokenizer = _begun(data, folder, report)
+        splits = tuple(manifest.splits)
+        tallies = {split: verify(folder, manifest, split, report) for split in splits}
+        todo = [split for split in splits if not manifest.splits[split].complete]
+        if todo:
+            dtype = manifest.stored_dtype.str
+            setting = Setting(tokenizer=tokenizer.files(), eos=manifest.eos, dtype=dtype)
+            pool = stack.enter_context(Pool(workers, setting))
+            for split in todo:
+                tally = tallies[split]
+                yield from _write(data.source, split, folder, tokenizer, tally, pool, shard_tokens)
+        manifest = _known(folder)
+        assert manifest is not None
+        for split in splits:
+            write_counts(folder, split, tallies[split].counts)
+    yield Prepared(manifest=manifest, is_new=bool(todo))
+
+
+def _write(
+    source: Source,
+    split: str,
+    folder: Folder,
+    tokenizer: Tokenizer,
+    tally: Tally,
+    pool: Pool,
+    shard_tokens: int,
+) -> Iterator[Progressed]:
+    """Writes what a split lacks, shard by shard."""
+    manifest, writer = _known(folder), None
+    assert manifest is not None
+    record = manifest.splits[split]
+    dropped, position = dict(record.dropped), record.position
+    pieces = source.pieces(split, start_of(position))
+    size = min(BLOCK, shard_tokens)
+    found = blocks(pieces, tokenizer.cut_before, position, size=size)
+
+    def keep(**changes: Any) -> SplitRecord:
+        changed = dataclasses.replace(record, dropped=dict(dropped), **changes)
+        splits = {**manifest.splits, split: changed}
+        dataclasses.replace(manifest, splits=splits).write(folder.url)
+        return changed
+
+    try:
+        for block, encoded in pool.encode(found):
+            position = block.position
+            for reason, count in block.dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + count
+            if not block.texts:
+                continue
+            if writer is None:
+                writer = ShardWriter(folder, f"{split}-{len(record.shards):05d}")
+            writer.add(encoded, block.characters, tally.add(encoded, manifest.eos))
+            yield Progressed(
+                split=split,
+                documents=record.total("documents") + writer.documents,
+                tokens=record.total("tokens") + writer.tokens,
+                bytes=record.total("bytes") + writer.bytes,
+                done=block.done,
+            )
+            if writer.tokens >= shard_tokens:
+                shards = (*record.shards, writer.finish())
+                writer = None
+                record = keep(shards=shards, position=position)
+        shards = record.shards
+        if writer is not None:
+            shards = (*shards, writer.finish())
+            writer = None
+        write_counts(folder, split, tally.counts)
+        keep(shards=shards, position=position, complete=True)
+    finally:
+        if writer is not None:
+            writer.abandon()
+
+
+def _begun(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifest, Tokenizer]:
+    """The manifest and the tokenizer of a store, made where there are none yet."""
+    manifest = _known(folder)
+    if manifest is None:
+        return _new(data, folder, report)
+    tokenizer = tokenizer_of(folder)
+    _check(data, folder, manifest, tokenizer)
+    if not all(record.complete for record in manifest.splits.values()):
+        version = data.source.version()
+        if version is not None and manifest.revision not in (None, version):
+            raise InputError(
+                f"{folder.url} was begun with another state of {data.source.name} (it had "
+                f"{manifest.revision}, it has {version}): bring that back, or prepare another store"
+            )
+    return manifest, tokenizer
+
+
+def _new(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifest, Tokenizer]:
+    ours = {*FILES, ".lock", f".{NAME}"}
+    others = sorted(set(folder.names()) - ours)
+    if others:
+        raise InputError(
+            f"{folder.url} holds {others[0]} and no {NAME}: it is no token store; name a folder "
+            "that is empty or is not there yet"
+        )
+    splits = data.source.splits
+    texts = training_text(data.source) if data.tokenizer.needs_text else ()
+    tokenizer = data.tokenizer.build(texts, report)
+    manifest = Manifest(
+        source=repr(data.source),
+        revision=data.source.version(),
+        tokenizer=repr(data.tokenizer),
+        fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab.size,
+        eos=data.packing.separator(tokenizer.vocab),
+        dtype="uint16" if tokenizer.vocab.size <= 2**16 else "uint32",
+        splits={split: SplitRecord() for split in splits},
+    )
+    if folder.exists("tokenizer.json"):
+        _check_tokenizer(data, folder, tokenizer_of(folder))
+    for name, text in tokenizer.files().items():
+        folder.write(name, text.encode())
+    manifest.write(folder.url)
+    return manifest, tokenizer
+
+
+def _check(data: TextData, folder: Folder, manifest: Manifest, tokenizer: Tokenizer) -> None:
+    """InputError, by name, where a store was made otherwise than an experiment says."""
+    if manifest.source != repr(data.source):
+        raise InputError(
+            f"{folder.url} was made from {manifest.source}, this experiment has "
+            f"{data.source!r}: name another store"
+        )
+    _check_tokenizer(data, folder, tokenizer)
+    if tokenizer.fingerprint != manifest.fingerprint:
+        raise InputError(
+            f"{folder.url}: its tokenizer is not the one that its tokens were made with "
+            f"(fingerprint {tokenizer.fingerprint[:12]}, not {manifest.fingerprint[:12]})"
+        )
+    eos = data.packing.separator(tokenizer.vocab)
+    if eos != manifest.eos:
+        there, here = ("no EOS" if e is None else f"EOS {e}" for e in (manifest.eos, eos))
+        raise InputError(
+            f"{folder.url} has {there} after each document, this experiment's packing asks for "
+            f"{here}: name another store"
+        )
+
+
+def _check_tokenizer(data: TextData, folder: Folder, tokenizer: Tokenizer) -> None:
+    if tokenizer.made_by != repr(data.tokenizer):
+        raise InputError(
+            f"{folder.url} was made with the tokenizer {tokenizer.made_by}, this experiment has "
+            f"{data.tokenizer!r}: name another store"
+        )
+
+
+def training_text(source: Source) -> Iterator[str]:
+    """The training text for a tokenizer in the making, in parts that end where words end."""
+    for block in blocks(source.pieces("train"), WORDS, size=TRAINING_BLOCK, limit=2**60):
+        yield from block.texts
+
+
+def tokenizer_of(folder: Folder) -> Tokenizer:
+    """The tokenizer that a store keeps."""
+    try:
+        return Tokenizer.from_files({name: folder.read(name).decode() for name in FILES})
+    except Exception as error:  # the library raises bare Exceptions
+        raise InputError(f"no tokenizer can be read in {folder.url}: {error}") from error
+
+
+def _known(folder: Folder) -> Manifest | None:
+    return Manifest.read(folder.url)
+
+
+@contextlib.contextmanager
+def _writing(folder: Folder) -> Iterator[None]:
+    """A disk that is full, a folder that is not ours, a far one out of reach: in one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and not may_pass(error):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        raise InputError(
+            f"{folder.url} cannot be used: {reason.splitlines()[0]}; what is finished stays, and "
+            "the same command goes on from there"
+        ) from error

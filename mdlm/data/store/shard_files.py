@@ -1,0 +1,184 @@
+"""The files of a token store as arrays: mapped where they lie, or fetched piece by piece.
+
+Files of this machine are mapped whole. Of files elsewhere (any file system that fsspec knows) the
+pieces that are asked for are fetched, all that one reading needs at the same time, and kept in a
+folder of this machine for good: `$XDG_CACHE_HOME/mdlm/stores` (`~/.cache/mdlm/stores`), under the
+checksum of the whole file, so that another file of the same name never answers for it. Once a
+split has been gone through, all of it lies there; the folder may be deleted at any time.
+"""
+
+import abc
+import contextlib
+import functools
+import os
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+
+from mdlm.errors import InputError
+
+PIECE = 2**20
+"""Bytes that are fetched at a time."""
+TOGETHER = 64
+"""Pieces that are fetched at the same time."""
+TRIES = 5
+WAIT = 1.0
+"""Seconds before the second try; each further one waits twice as long."""
+OPEN = 512
+"""Files that are kept mapped."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredFile:
+    """A file of the store's folder, numbers of one type; `bytes` and the SHA-256 are what the
+    manifest says."""
+
+    name: str
+    dtype: np.dtype
+    bytes: int
+    sha256: str
+
+
+Piece = tuple[StoredFile, int | None]
+"""The number of a piece of a file, from 0; None for all of it at once."""
+
+
+class ShardFiles(abc.ABC):
+    """Files cut into pieces of `piece` bytes, the last of which may be shorter."""
+
+    piece: int
+
+    def __init__(self):
+        self._mapped = functools.lru_cache(maxsize=OPEN)(self._map)
+
+    @abc.abstractmethod
+    def need(self, pieces: Iterable[Piece]) -> None:
+        """Sees to it that these pieces are at hand. InputError where one cannot be read."""
+
+    @abc.abstractmethod
+    def path(self, piece: Piece) -> Path:
+        """Where a piece that is at hand lies."""
+
+    def array(self, piece: Piece) -> np.ndarray:
+        """A piece that is at hand, not to be written to. InputError where it cannot be read."""
+        return self._mapped(piece)
+
+    def whole(self, file: StoredFile) -> np.ndarray:
+        """All of a file."""
+        if file.bytes == 0:
+            return np.empty(0, file.dtype)  # which cannot be mapped
+        self.need([(file, None)])
+        return self.array((file, None))
+
+    def size(self, piece: Piece) -> int:
+        """Bytes of a piece."""
+        file, number = piece
+        return file.bytes if number is None else min(self.piece, file.bytes - number * self.piece)
+
+    def _map(self, piece: Piece) -> np.ndarray:
+        path, dtype = self.path(piece), piece[0].dtype
+        try:
+            mapped = np.memmap(path, dtype, mode="r", shape=(self.size(piece) // dtype.itemsize,))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+        return np.asarray(mapped)
+
+
+class LocalFiles(ShardFiles):
+    """Files of this machine. One piece is the whole file."""
+
+    piece = 2**62
+
+    def __init__(self, folder: str):
+        super().__init__()
+        self.folder = Path(folder)
+
+    def need(self, pieces: Iterable[Piece]) -> None:
+        pass
+
+    def path(self, piece: Piece) -> Path:
+        return self.folder / piece[0].name
+
+
+class RemoteFiles(ShardFiles):
+    """Files elsewhere, of which the pieces that were needed lie in the cache folder."""
+
+    def __init__(self, fs: Any, folder: str, url: str):
+        super().__init__()
+        self.fs, self.folder, self.url, self.piece = fs, folder, url, PIECE
+
+    def path(self, piece: Piece) -> Path:
+        file, number = piece
+        name = "whole" if number is None else f"{number:06d}-of-{self.piece}"
+        return cache_folder() / file.sha256 / name
+
+    def need(self, pieces: Iterable[Piece]) -> None:
+        missing = [piece for piece in dict.fromkeys(pieces) if not self._is_there(piece)]
+        for start in range(0, len(missing), TOGETHER):
+            self._fetch(missing[start : start + TOGETHER])
+
+    def _is_there(self, piece: Piece) -> bool:
+        try:
+            return os.stat(self.path(piece)).st_size == self.size(piece)
+        except OSError:
+            return False
+
+    def _fetch(self, pieces: list[Piece]) -> None:
+        for attempt in range(TRIES):
+            paths = [f"{self.folder}/{file.name}" for file, _ in pieces]
+            starts = [(number or 0) * self.piece for _, number in pieces]
+            ends = [at + self.size(piece) for at, piece in zip(starts, pieces, strict=True)]
+            found = self.fs.cat_ranges(paths, starts, ends, on_error="return")
+            failed = []
+            for piece, data in zip(pieces, found, strict=True):
+                if isinstance(data, FileNotFoundError):
+                    raise InputError(f"{self.url}: {piece[0].name} is missing") from data
+                if isinstance(data, BaseException):
+                    failed.append((piece, data))
+                elif len(data) != self.size(piece):
+                    raise InputError(f"{self.url}: {piece[0].name} is truncated")
+                else:
+                    self._keep(piece, data)
+            if not failed:
+                return
+            (file, _), error = failed[0]
+            if attempt == TRIES - 1:
+                raise InputError(
+                    f"{self.url}: {file.name} cannot be read ({type(error).__name__}: {error}), "
+                    f"tried {TRIES} times; what was fetched is kept"
+                ) from error
+            pieces = [piece for piece, _ in failed]
+            time.sleep(WAIT * 2**attempt)
+
+    def _keep(self, piece: Piece, data: bytes) -> None:
+        path = self.path(piece)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_bytes(data)
+            os.replace(draft, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                draft.unlink()
+            raise InputError(
+                f"{path.parent} cannot keep what is fetched from {self.url} ({error}); "
+                "XDG_CACHE_HOME names another place"
+            ) from error
+
+
+def cache_folder() -> Path:
+    """Where pieces of files from elsewhere are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdlm" / "stores"
+
+
+def files_of(url: str) -> ShardFiles:
+    """The files of a store's folder."""
+    fs, folder = fsspec.core.url_to_fs(url)
+    return LocalFiles(folder) if isinstance(fs, LocalFileSystem) else RemoteFiles(fs, folder, url)

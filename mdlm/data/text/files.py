@@ -1,0 +1,246 @@
+"""Reading text files: which ones a pattern names, and the documents in each, piece by piece.
+
+No file is held in memory: a long document comes in pieces of a megabyte, and every piece says from
+where the reading can go on after it.
+"""
+
+import glob
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mdlm.data.text.utf8 import NotUTF8, Opened, read_text
+from mdlm.errors import InputError
+
+NOT_UTF8 = "not UTF-8"
+"""The reason under which documents that cannot be decoded are counted."""
+BATCH = 1024
+"""Rows of a Parquet file that are held at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Some text of a split: the documents in order, none of them left out unless counted.
+
+    `ends`: a document ends here. `position` (JSON) is what to pass to go on after this piece.
+    `done`: share of the split up to here, where the source can tell. `dropped` counts by reason
+    the documents left out since the piece before; a last piece without text may tell of those at
+    the end.
+    """
+
+    text: str
+    ends: bool
+    position: Any
+    done: float | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How files hold documents; see `sources.TextFiles`."""
+
+    text_field: str = "text"
+    separator: str | None = None
+    undecodable: Literal["refuse", "drop"] = "refuse"
+
+
+def matching_files(patterns: Iterable[str]) -> list[Path]:
+    """Existing files, in the order of the patterns and by name within each."""
+    found: list[Path] = []
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            raise InputError(f"{pattern} is a folder: name its files, such as {pattern}/*.txt")
+        if path.exists():
+            found.append(path)
+            continue
+        if not glob.has_magic(pattern):
+            raise InputError(f"file not found: {pattern}")
+        matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+        matches = [match for match in matches if match.is_file()]
+        if not matches:
+            raise InputError(f"no file matches {pattern}")
+        found += matches
+    return found
+
+
+def gather(pieces: Iterable[Piece]) -> list[str]:
+    """The documents that pieces make up."""
+    documents: list[str] = []
+    parts: list[str] = []
+    for piece in pieces:
+        parts.append(piece.text)
+        if piece.ends:
+            documents.append(parts[0] if len(parts) == 1 else "".join(parts))
+            parts = []
+    return documents
+
+
+def read_pieces(paths: list[Path], form: Form, position: Any = None) -> Iterator[Piece]:
+    """The text of files, one after the other. InputError where one cannot be read."""
+    for path in paths:
+        if _ending(path) not in READERS:
+            raise InputError(
+                f"{path}: unknown ending; known are .txt and .jsonl, each also with .gz, "
+                "and .parquet"
+            )
+    sizes = [path.stat().st_size for path in paths]
+    first, inner = (0, {}) if position is None else (position["file"], position["at"])
+    anything = position is not None
+    for number, path in list(enumerate(paths))[first:]:
+        before, size = sum(sizes[:number]), max(sizes[number], 1)
+        for found in _guarded(path, READERS[_ending(path)](path, form, inner)):
+            anything = anything or bool(found.text)
+            yield Piece(
+                text=found.text,
+                ends=found.ends,
+                position={"file": number, "at": found.at},
+                done=(before + found.share * size) / max(sum(sizes), 1),
+                dropped={NOT_UTF8: found.dropped} if found.dropped else {},
+            )
+        inner = {}
+    if not anything:
+        raise InputError(f"no text in {', '.join(map(str, paths))}")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is found in one file; `at` is the place after it, `share` that of the file behind."""
+
+    text: str
+    ends: bool
+    at: dict[str, Any]
+    share: float
+    dropped: int = 0
+
+
+def _ending(path: Path) -> str:
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+
+
+def _guarded(path: Path, found: Iterator[_Found]) -> Iterator[_Found]:
+    """The same; whatever goes wrong in the file names it, in one line."""
+    try:
+        yield from found
+    except InputError:
+        raise
+    except NotUTF8 as error:
+        unpacked = " of the unpacked data" if path.suffix == ".gz" else ""
+        raise InputError(f"{path} is not UTF-8 text: {error}{unpacked}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be unpacked: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _text(path: Path, form: Form, at: dict[str, Any]) -> Iterator[_Found]:
+    dropped = 0
+    with Opened(path, at.get("byte", 0)) as file:
+        for part in read_text(file, form.separator, at, drop=form.undecodable == "drop"):
+            at = part.at
+            if part.text is None:
+                dropped += 1
+                continue
+            yield _Found(part.text, part.ends, at, file.share, dropped)
+            dropped = 0
+        if dropped:
+            yield _Found("", False, at, 1.0, dropped)
+
+
+def _json_lines(path: Path, form: Form, at: dict[str, Any]) -> Iterator[_Found]:
+    dropped, number = 0, at.get("line", 0)
+    with Opened(path, at.get("byte", 0)) as file:
+        place = file.start
+        for line in file.binary:
+            number, begin, place = number + 1, place, place + len(line)
+            try:
+                text = file.decode(line, begin)
+                if not text.strip():
+                    continue
+                text = read_json_line(text, form.text_field, f"{path}:{number}")
+            except (NotUTF8, HalfPair):
+                if form.undecodable != "drop":
+                    raise
+                dropped += 1
+                continue
+            yield _Found(text, True, {"byte": place, "line": number}, file.share, dropped)
+            dropped = 0
+        if dropped:
+            yield _Found("", False, {"byte": place, "line": number}, 1.0, dropped)
+
+
+class HalfPair(InputError):
+    """A JSON text that no UTF-8 can hold."""
+
+
+def read_json_line(line: str, text_field: str, place: str) -> str:
+    """The text of one line of a `.jsonl` file."""
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(entry, dict):
+        raise InputError(f"{place}: a JSON object is needed, not {type(entry).__name__}")
+    if text_field not in entry:
+        raise InputError(f"{place}: no field {text_field!r}, only {', '.join(sorted(entry))}")
+    text = entry[text_field]
+    if not isinstance(text, str):
+        raise InputError(f"{place}: {text_field!r} is {type(text).__name__}, not text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise HalfPair(f"{place}: {text_field!r} holds half a surrogate pair") from error
+    return text
+
+
+def _parquet(path: Path, form: Form, at: dict[str, Any]) -> Iterator[_Found]:
+    import pyarrow
+    from pyarrow import parquet
+
+    name, dropped, row = form.text_field, 0, 0
+    try:
+        file = parquet.ParquetFile(path)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} cannot be read: {reason}") from error
+    with file:
+        total = file.metadata.num_rows
+        if not total:
+            raise InputError(f"{path} is empty")
+        if name not in file.schema_arrow.names:
+            there = ", ".join(file.schema_arrow.names)
+            raise InputError(f"{path}: no field {name!r}, only {there}")
+        start = at.get("row", 0)
+        for group in range(file.num_row_groups):
+            if row + file.metadata.row_group(group).num_rows <= start:
+                row += file.metadata.row_group(group).num_rows
+                continue
+            for batch in file.iter_batches(BATCH, row_groups=[group], columns=[name]):
+                for value in batch.column(0):
+                    row += 1
+                    if row <= start:
+                        continue
+                    try:
+                        text = value.as_py()
+                    except UnicodeDecodeError as error:
+                        if form.undecodable != "drop":
+                            raise InputError(
+                                f"{path}: {name!r} of row {row - 1} is not UTF-8 text: byte "
+                                f"0x{error.object[error.start]:02x} at offset {error.start}"
+                            ) from error
+                        dropped += 1
+                        continue
+                    if not isinstance(text, str):
+                        kind = type(text).__name__
+                        raise InputError(f"{path}: {name!r} of row {row - 1} is {kind}, not text")
+                    yield _Found(text, True, {"row": row}, row / total, dropped)
+                    dropped = 0
+        if dropped:
+            yield _Found("", False, {"row": row}, 1.0, dropped)
+
+
+READERS = {".txt": _text, ".jsonl": _json_lines, ".parquet": _parquet}

@@ -1,0 +1,157 @@
+"""One text file, unpacked, decoded and parted into documents without being held in memory."""
+
+import codecs
+import gzip
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from mdlm.errors import InputError
+
+PIECE = 2**20
+"""Characters of a document that are given at a time."""
+CHUNK = 2**20
+"""Bytes read at a time."""
+MARK = codecs.BOM_UTF8
+
+
+class NotUTF8(ValueError):
+    """A byte that is not UTF-8, and its offset in the unpacked file."""
+
+    def __init__(self, error: UnicodeDecodeError, begin: int):
+        self.byte, self.offset = error.object[error.start], begin + error.start
+        super().__init__(f"byte 0x{self.byte:02x} at offset {self.offset}")
+
+
+class Opened:
+    """A file's bytes, unpacked, from a place on; a byte order mark at the beginning is passed.
+
+    InputError where there is nothing in the file.
+    """
+
+    def __init__(self, path: Path, at: int):
+        self.path = path
+        self._raw = path.open("rb")
+        self.binary: IO[bytes] = self._raw
+        try:
+            self._size = max(path.stat().st_size, 1)
+            if path.suffix == ".gz":
+                self.binary = gzip.GzipFile(fileobj=self._raw)  # type: ignore[assignment]
+            if not at:
+                at = len(MARK) if self.binary.read(len(MARK)) == MARK else 0
+                self.binary.seek(at)
+                if not self.binary.read(1):
+                    raise InputError(f"{path} is empty")
+            self.binary.seek(at)
+        except BaseException:
+            self._raw.close()
+            raise
+        self.start = self.end = at
+
+    def __enter__(self) -> "Opened":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.binary.close()
+        self._raw.close()
+
+    @property
+    def share(self) -> float:
+        """How much of the file has been read."""
+        return min(self._raw.tell() / self._size, 1.0)
+
+    def decode(self, data: bytes, begin: int) -> str:
+        """Text that begins at a place. NotUTF8 where it is none."""
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise NotUTF8(error, begin) from error
+
+    def characters(self, errors: str) -> Iterator[str]:
+        """The text, in parts of any size."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors)
+        while True:
+            data = self.binary.read(CHUNK)
+            waiting = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                raise NotUTF8(error, self.end - waiting) from error
+            self.end += len(data)
+            if not data:
+                if text:
+                    yield text
+                return
+            yield text
+
+
+@dataclass(frozen=True)
+class Part:
+    """Text of a document; `text` is None for a whole document that cannot be decoded."""
+
+    text: str | None
+    ends: bool
+    at: dict[str, Any]
+
+
+def read_text(
+    file: Opened, separator: str | None, at: dict[str, Any], *, drop: bool
+) -> Iterator[Part]:
+    """Documents of a `.txt` file, from the place `at` on: an empty one, or that of a `Part`.
+
+    With a separator, documents without a visible character are none. With `drop`, the file is
+    read twice: a document's first piece can only be given once its last is known to be text.
+    """
+    number, inside = at.get("document", 0), at.get("inside", False)
+    if at and not inside and separator is None:
+        return
+    bad = frozenset[int]()
+    if drop:
+        with Opened(file.path, 0) as whole:
+            bad = undecodable(whole, separator)
+    place, held = file.start, ""
+    chunks = file.characters("surrogateescape" if drop else "strict")
+    for text, ends, gap in parted(chunks, separator):
+        place += len((text + gap).encode("utf-8", "surrogateescape"))
+        text, held = held + text, ""
+        shown = inside or separator is None or bool(text.strip())
+        is_bad = number in bad
+        number += ends
+        if is_bad and ends:
+            yield Part(None, True, {"byte": place, "document": number, "inside": False})
+        elif shown and not is_bad:
+            inside = not ends
+            yield Part(text, ends, {"byte": place, "document": number, "inside": inside})
+        elif not ends:
+            held = text if not is_bad else ""
+
+
+def undecodable(file: Opened, separator: str | None) -> frozenset[int]:
+    """Numbers of the documents of a file that hold bytes which are not UTF-8."""
+    bad, number = set(), 0
+    for text, ends, _ in parted(file.characters("surrogateescape"), separator):
+        if any("\udc80" <= c <= "\udcff" for c in ("" if text.isascii() else set(text))):
+            bad.add(number)
+        number += ends
+    return frozenset(bad)
+
+
+def parted(chunks: Iterator[str], separator: str | None) -> Iterator[tuple[str, bool, str]]:
+    """Text of documents, whether one ends there, and what parts it from the next."""
+    held, at, reach = "", 0, len(separator or "")
+    for chunk in itertools.chain(chunks, [None]):
+        if chunk is not None:
+            held, at = held[at:] + chunk, 0
+        while True:
+            end = held.find(separator, at, at + PIECE + reach) if separator else -1
+            if end >= 0 and separator:
+                yield held[at:end], True, separator
+                at = end + reach
+            elif len(held) - at > PIECE + (reach if chunk is not None else 0):
+                yield held[at : at + PIECE], False, ""
+                at += PIECE
+            else:
+                break
+    yield held[at:], True, ""

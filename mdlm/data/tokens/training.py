@@ -1,0 +1,110 @@
+"""Learning a vocabulary from texts that are read once, as they come.
+
+The result depends on the texts alone. The trainer for word pieces numbers the parts of words in an
+order that changes from run to run, and breaks ties by those numbers; it is therefore given counted
+words and an alphabet in a fixed order.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+from mdlm.data.tokens.tokenizer import Report
+from mdlm.errors import InputError
+
+SPECIALS = ("[BOS]", "[EOS]", "[PAD]", "[MASK]")
+ALPHABET = 1000
+"""Characters that word pieces are made of at most, the most frequent ones."""
+TRAINING = "training the tokenizer"
+
+
+def reported(texts: Iterable[str], report: Report | None, message: str) -> Iterator[str]:
+    """The texts, telling how many megabytes of characters have gone by."""
+    size = told = 0
+    for text in texts:
+        size += len(text)
+        if report and size // 10**6 > told:
+            told = size // 10**6
+            report(f"{message}, MB", told, 0)
+        yield text
+
+
+def learn(
+    backend: tokenizers.Tokenizer,
+    trainer: trainers.Trainer,
+    texts: Iterable[str],
+    report: Report | None,
+) -> None:
+    """Trains `backend` on texts, read once. InputError where there is none."""
+    is_empty = True
+
+    def read() -> Iterator[str]:
+        nonlocal is_empty
+        for text in reported(texts, report, "reading text for the tokenizer"):
+            is_empty = is_empty and not text
+            yield text
+        if report:
+            report(TRAINING, 0, 1)
+
+    backend.train_from_iterator(read(), trainer)
+    if is_empty:
+        raise InputError("no text to learn a tokenizer from")
+    if report:
+        report(TRAINING, 1, 1)
+
+
+def count_words(
+    texts: Iterable[str],
+    normalizer: normalizers.Normalizer,
+    pre_tokenizer: pre_tokenizers.PreTokenizer,
+    report: Report | None,
+) -> Counter[str]:
+    """How often each word occurs. InputError where there is none."""
+    between_spaces: Counter[str] = Counter()
+    for text in reported(texts, report, "reading text for the tokenizer"):
+        between_spaces.update(normalizer.normalize_str(text).split())
+    words: Counter[str] = Counter()
+    for chunk, n in between_spaces.items():
+        for word, _ in pre_tokenizer.pre_tokenize_str(chunk):
+            words[word] += n
+    if not words:
+        raise InputError("no text to learn a tokenizer from")
+    return words
+
+
+def word_pieces(words: Counter[str], vocab_size: int, report: Report | None) -> dict[str, int]:
+    """A vocabulary: specials, [UNK], characters in words (`##`), characters, larger pieces."""
+    counts: Counter[str] = Counter()
+    inside: set[str] = set()
+    for word, n in words.items():
+        for character in word:
+            counts[character] += n
+        inside.update(word[1:])
+    alphabet = sorted(counts, key=lambda c: (-counts[c], c))[:ALPHABET]
+    parts = [f"##{character}" for character in sorted(inside & set(alphabet))]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIALS, "[UNK]", *parts],
+        initial_alphabet=sorted(alphabet),
+        limit_alphabet=len(alphabet),
+        min_frequency=2,
+        show_progress=False,
+    )
+    backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if report:
+        report(TRAINING, 0, 1)
+    backend.train_from_iterator(repeated(words), trainer)
+    if report:
+        report(TRAINING, 1, 1)
+    return json.loads(backend.to_str())["model"]["vocab"]
+
+
+def repeated(words: Counter[str], most: int = 10_000) -> Iterator[str]:
+    """Texts in which each word occurs as often as counted."""
+    for word, n in words.items():
+        for start in range(0, n, most):
+            yield f"{word} " * min(most, n - start)

@@ -1,0 +1,1 @@
+from .nll import Metric as Metric

@@ -1,0 +1,165 @@
+"""Scoring a split with a set of parameters: an evaluator, a compiled score and the data, joined."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from jaxtyping import Key
+
+from mdlm.cluster import process_group
+from mdlm.data.dataset import Dataset, TextData
+from mdlm.data.loader import evaluation_batches
+from mdlm.data.mixture import Mixture
+from mdlm.errors import InputError
+from mdlm.evals.ngrams import Baselines
+from mdlm.evals.nll import Metric, Report, passes, summarise
+from mdlm.experiment.evaluation import Perplexity
+from mdlm.experiment.model import Model
+from mdlm.objectives.block import BlockNelbo
+from mdlm.objectives.clip_search import Interval, search
+from mdlm.parallel.mesh import check_batch, on, place, replicated, rows_here
+from mdlm.processes.masked import Masked
+from mdlm.times import balanced_order
+from mdlm.types import ArrayTree, Batch
+
+TABLE_TOKENS = 2**24
+"""Tokens of a stored training split that tables of counts are learnt from, all in memory."""
+
+
+def other_text(data: TextData | Mixture) -> str:
+    """What is scored, where it is not the data of the run."""
+    if isinstance(data, Mixture):
+        return "other data, "
+    source = data.source
+    return f"{source.name}, cleaned by {source.clean}, " if source.clean else f"{source.name}, "
+
+
+def check_same_data(dataset: Dataset, splits: tuple[str, ...]) -> None:
+    """InputError, on all processes, unless all have read the same text and packed it alike."""
+    of = {name: getattr(dataset, name) for name in splits}
+    found = {
+        "tokenizer": dataset.tokenizer.fingerprint,
+        **{f"rows of {name}": len(split.rows) for name, split in of.items()},
+        **{f"text of {name}": split.text_fingerprint for name, split in of.items()},
+    }
+    process_group.check_same(found, "data")
+
+
+class Scorer:
+    """Scores splits with given parameters; compiles once per shape of batch."""
+
+    def __init__(self, model: Model, mesh: jax.sharding.Mesh, dataset: Dataset):
+        self.model, self.mesh, self.dataset = model, mesh, dataset
+        self.score = compile_score(model, mesh)
+        self._compiled: set[int] = set()
+
+    def run(
+        self,
+        params: ArrayTree,
+        how: Perplexity,
+        limit: int = 0,
+        report: Report = lambda done, rows: None,
+    ) -> list[Metric]:
+        """Metrics of a split, or of its first `limit` rows (then per token only)."""
+        part = getattr(self.dataset, how.split)
+        whole = not 0 < limit < len(part.rows)
+        rows = part.rows if whole else part.rows.first(limit)
+        experiment, objective = self.model.experiment, self.model.reported
+        size = how.batch_size or experiment.train.batch_size
+        check_batch(self.mesh, size)
+        how = replace(how, passes=1 if objective.is_exact else how.passes)
+        key = jax.random.key(experiment.seed)
+
+        here = rows_here(self.mesh, size)
+
+        def score(number: int, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+            # Every process sums up the whole batch, and gives its devices their rows of it.
+            mine = {name: value[here] if value.ndim else value for name, value in batch.items()}
+            inputs = params, jax.random.fold_in(key, number), Batch(**place(self.mesh, mine))
+            if size not in self._compiled:
+                process_group.compile_together(self.score, *inputs)
+                self._compiled.add(size)
+            return jax.device_get(self.score(*inputs))
+
+        def batches():
+            return evaluation_batches(rows, size)
+
+        n = len(rows)
+        bound, count = passes(
+            score, batches, count=how.passes, rows=n, seed=experiment.seed, report=report
+        )
+        share = "" if whole else f", first {n} rows"
+        text = "" if self.dataset.data == experiment.data else other_text(self.dataset.data)
+        packing = self.dataset.protocol(how.split)
+        protocol = f"{text}{how.split}{share}, {packing}, {objective.protocol}, EMA parameters"
+        units = {"byte": part.bytes, "character": part.characters} if whole else {}
+        metrics = summarise(
+            bound, count, protocol=protocol, is_exact=objective.is_exact, units=units
+        )
+        if how.ngrams and whole:
+            metrics += self.ngrams(how.split)
+        return metrics
+
+    def clip_search(
+        self, params: ArrayTree, *, batches: int, key: Key[Array, ""]
+    ) -> list[Interval]:
+        """Intervals of times for block diffusion, by `batches` batches of the validation split."""
+        model, train = self.model, self.model.experiment.train
+        if not isinstance(model.objective, BlockNelbo):
+            name = type(model.objective).__name__
+            raise InputError(f"intervals of times are those of BlockNelbo, not of {name}")
+        assert isinstance(model.process, Masked)  # the objective refuses others
+        order = balanced_order(train.batch_size)
+        here = rows_here(self.mesh, len(order))
+        strata = {"row": order[here], "rows": np.asarray(len(order), np.int32)}
+        parts = evaluation_batches(self.dataset.valid.rows, len(order), here)
+        return search(
+            model.objective,
+            key,
+            (Batch(**place(self.mesh, {**part, **strata})) for part in islice(parts, batches)),
+            process=model.process,
+            parameterization=model.parameterization,
+            denoise=model.denoise,
+            params=params,
+        )
+
+    def ngrams(self, split: str) -> list[Metric]:
+        """What count tables of the training split alone score on a split.
+
+        Of a training split in a store they are learnt from its first `TABLE_TOKENS` tokens.
+        """
+        train, part = self.dataset.train.rows, getattr(self.dataset, split)
+        n = max(1, TABLE_TOKENS // train.length)
+        cut = self.dataset.store is not None and n < len(train)
+        learnt = (train.first(n) if cut else train).all()
+        tables = Baselines(learnt.tokens, learnt.loss_mask, self.model.vocab.size)
+        nats: Counter[str] = Counter()
+        for rows in part.rows.chunks():
+            nats.update(tables.nats(rows.tokens, rows.loss_mask))
+        out = []
+        counted = f"first {n} rows of the training split" if cut else "training split"
+        for name, total in nats.items():
+            protocol = f"{split}, counts of the {counted}"
+            for unit, of in (
+                (f"{name} nats per token", part.tokens),
+                (f"{name} bits per byte", math.log(2) * part.bytes),
+            ):
+                out.append(Metric(unit, total / of, None, None, part.tokens, protocol))
+        return out
+
+
+def compile_score(model: Model, mesh: Mesh) -> Callable[..., tuple[Array, Array]]:
+    """Jitted `(params, key, batch) -> (bound [b], count [b])`: sums over each row, on all hosts."""
+
+    def score(params, key, batch: Batch):
+        with on(mesh):
+            terms = model.score(params, key, batch)
+        return terms.bound.sum(axis=-1), terms.count.sum(axis=-1)
+
+    return jax.jit(score, out_shardings=replicated(mesh))

@@ -1,0 +1,55 @@
+"""Texts that a model was not trained on, for `mdlm eval RUN --on NAME`.
+
+The protocol of SEDD and MDLM (arXiv:2406.07524, table 3): the cleaned texts of a split strung
+together, no EOS between them, cut into rows as long as those of the training. Tokens are those of
+the run; published numbers are of GPT-2's, in rows of 1024 with BOS and EOS at their ends, after
+OpenWebText.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mdlm.data import recipes
+from mdlm.data.dataset import TextData
+from mdlm.data.packing import Packing, Wrap
+from mdlm.data.tokenizers import TokenizerConfig
+from mdlm.errors import InputError
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """A text, the split of it that is scored, and the *published* perplexities after OpenWebText of
+    MDLM (a bound), SEDD (a bound) and an autoregressive model (arXiv:2406.07524, table 3)."""
+
+    recipe: Callable[..., TextData]
+    split: str
+    mdlm: float
+    sedd: float
+    ar: float
+
+
+TEXTS = {
+    "ptb": ZeroShot(recipes.ptb, "valid", 95.26, 100.09, 82.05),
+    "wikitext2": ZeroShot(recipes.wikitext2, "valid", 32.83, 34.28, 25.75),
+    "wikitext103": ZeroShot(recipes.wikitext103, "valid", 32.83, 34.28, 25.75),
+    "lm1b": ZeroShot(recipes.lm1b_padded, "test", 67.01, 68.20, 51.25),
+    "lambada": ZeroShot(recipes.lambada, "test", 47.52, 49.86, 51.28),
+    "ag_news": ZeroShot(recipes.ag_news, "test", 61.15, 62.09, 52.09),
+    "pubmed": ZeroShot(recipes.pubmed, "valid", 41.89, 44.53, 49.01),
+    "arxiv": ZeroShot(recipes.arxiv, "valid", 37.37, 38.48, 41.73),
+}
+
+
+def zero_shot(
+    name: str, tokenizer: TokenizerConfig, packing: Packing, path: str | None = None
+) -> tuple[TextData, str]:
+    """The text of that name, with the tokens of a run and rows like its, and the split to score.
+
+    `path` is a folder with a copy of the data set. InputError for a name that is none.
+    """
+    if name not in TEXTS:
+        raise InputError(f"--on {name}: there is {', '.join(TEXTS)}")
+    chosen = TEXTS[name]
+    source = chosen.recipe(path).source
+    rows = Wrap(length=packing.length, row_specials=packing.frame[0], eos=False)
+    return TextData(source=source, tokenizer=tokenizer, packing=rows), chosen.split

@@ -1,0 +1,167 @@
+"""The experiment: every choice of a run as one value, and the model those choices compose.
+
+An experiment file is Python that defines `experiment = Experiment(...)`. It is executed: open one
+only from people you would run code from. Values in it can be replaced from outside by dotted name
+(`train.steps`), see `mdlm.config.overrides`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mdlm.data.dataset import TextData
+from mdlm.data.mixture import Mixture
+from mdlm.errors import InputError
+from mdlm.experiment.evaluation import Perplexity
+from mdlm.models.network import Network
+from mdlm.objectives.base import Objective
+from mdlm.objectives.nelbo import Nelbo
+from mdlm.optim import AdamW, Optimizer
+from mdlm.parallel.mesh import MeshShape
+from mdlm.parameterizations.base import Parameterization
+from mdlm.parameterizations.subs import Subs
+from mdlm.processes.base import Process
+from mdlm.processes.masked import Masked
+from mdlm.samplers.ancestral import Ancestral
+from mdlm.samplers.base import Sampler
+from mdlm.types import Sees
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long and in what portions a run trains, and when it looks at itself.
+
+    Args:
+        steps: optimizer steps.
+        batch_size: rows of a global batch, over all devices and micro-batches.
+        accumulate: micro-batches whose gradients are added up before a step.
+        ema_decay: decay of the parameters' moving average, reached by min(decay, (1+n)/(10+n)).
+        log_every: steps between lines in metrics.jsonl.
+        eval_every: steps between validations (0: only at the end).
+        eval_rows: rows of the validation split that those look at (0: all).
+        sample_every: steps between samples (0: only at the end).
+        sample_length: tokens of such a sample (0: a row of the data).
+        checkpoint_every: steps between checkpoints (0: only at the end).
+        keep: newest checkpoints that are kept; the best by validation is kept too.
+        keep_every: checkpoints at multiples of so many steps are kept for good (0: none is).
+        max_skipped: steps in a row whose loss or gradient is not finite after which the run ends.
+            Such a step changes nothing but the count of steps. Looked at with each line of the log.
+        spike: what the loss of a logged step may be above the median of the 50 lines before it,
+            nats per token, without being called a spike (None: it may be anything).
+        rewinds: how often, at most, a spike sends the run back to its newest checkpoint, from where
+            it goes on with the batches after the spike. Further ones are noted only.
+    """
+
+    steps: int = 1000
+    batch_size: int = 32
+    accumulate: int = 1
+    ema_decay: float = 0.9999
+    log_every: int = 10
+    eval_every: int = 0
+    eval_rows: int = 512
+    sample_every: int = 0
+    sample_length: int = 0
+    checkpoint_every: int = 0
+    keep: int = 2
+    keep_every: int = 0
+    max_skipped: int = 10
+    spike: float | None = None
+    rewinds: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "keep", "max_skipped"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)} is not positive")
+        for name in ("keep_every", "rewinds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name}={getattr(self, name)} is negative")
+        if self.spike is not None and not self.spike > 0:
+            raise ValueError(f"train.spike={self.spike} is not positive")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay={self.ema_decay} is not in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One run: data, process, network, objective, optimizer, sampler, and the mesh it runs on.
+
+    `time_condition` says what the network is told of the noise level: nothing ("none", as in the
+    released MDLM models), the time itself, sigma = -log alpha, or the log-SNR.
+    """
+
+    name: str
+    data: TextData | Mixture
+    network: Network
+    process: Process = Masked()
+    parameterization: Parameterization = Subs()
+    objective: Objective = Nelbo()
+    sampler: Sampler = Ancestral()
+    time_condition: Literal["none", "t", "sigma", "log_snr"] = "none"
+    optimizer: Optimizer = AdamW()
+    train: Training = Training()
+    evaluation: Perplexity = Perplexity()
+    mesh: MeshShape = MeshShape()
+    seed: int = 0
+
+    def __post_init__(self):
+        refuse_nonsense(self)
+
+
+def refuse_nonsense(e: Experiment) -> None:
+    """InputError, with the reason, for choices that do not work together."""
+    parts: dict[str, Objective | Sampler] = {"objective": e.objective, "sampler": e.sampler}
+    if e.evaluation.objective is not None:
+        parts["evaluation.objective"] = e.evaluation.objective
+    for name, part in parts.items():
+        refuse_part(name, part, e)
+    refuse_blocks({"network": e.network, **parts}, e.data.packing.length)
+    if e.time_condition == "none":
+        return
+    if e.network.sees == "before":
+        raise InputError("time_condition has no meaning for a causal network: nothing is noised")
+    if e.process.schedule.per_token and e.time_condition != "t":
+        raise InputError(
+            f'time_condition="{e.time_condition}" is one number for a row, and this schedule has'
+            ' one for each token; use "t"'
+        )
+
+
+def refuse_part(name: str, part: Objective | Sampler, e: Experiment) -> None:
+    title = f"{name}={type(part).__name__}()"
+    for other, kinds in (
+        ("process", part.processes),
+        ("parameterization", part.parameterizations),
+    ):
+        chosen = type(getattr(e, other))
+        if not issubclass(chosen, kinds):
+            fitting = " or ".join(f"{kind.__name__}(...)" for kind in kinds)
+            raise InputError(f"{title} needs {other}={fitting}, not {chosen.__name__}(...)")
+    if part.sees != e.network.sees:
+        raise InputError(
+            f"{title} needs a network that sees {SEEN[part.sees]};"
+            f" network={type(e.network).__name__}(...) sees {SEEN[e.network.sees]}"
+        )
+    reason = part.refuses(e.process, e.parameterization)
+    if reason is None and isinstance(part, Sampler):
+        reason = part.misfits(e.process, e.parameterization, takes_labels=e.network.takes_labels)
+    if reason:
+        raise InputError(f"{title}: {reason}")
+
+
+def refuse_blocks(parts: dict[str, Any], length: int) -> None:
+    """InputError where blocks are not of one size, or do not fill a row."""
+    sizes = {name: part.block_size for name, part in parts.items() if part.sees == "blocks"}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name}.block_size={size}" for name, size in sizes.items())
+        raise InputError(f"blocks must all have the same size: {listed}")
+    for name, size in sizes.items():
+        if length % size:
+            raise InputError(
+                f"{name}.block_size={size} does not divide data.packing.length={length}"
+            )
+
+
+SEEN: dict[Sees, str] = {
+    "all": "all tokens of the noised row",
+    "before": "the tokens before each, and nothing noised",
+    "blocks": "a noised block and the clean blocks before it",
+}

@@ -1,0 +1,65 @@
+"""Executes experiment files.
+
+An experiment file is Python that defines `experiment = Experiment(...)`. Execute one only from
+people you would run code from.
+"""
+
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mdlm.data.dataset import TextData
+from mdlm.errors import InputError
+from mdlm.experiment.experiment import Experiment
+from mdlm.experiment.old_names import old_names
+
+
+def load_file(path: str | Path) -> Experiment:
+    """Executes an experiment file and returns its `experiment`.
+
+    InputError, naming the line, where the file is missing, raises, or defines no experiment.
+    """
+    experiment = _executed(path).get("experiment")
+    if not isinstance(experiment, Experiment):
+        raise InputError(f"{path}: defines no `experiment = Experiment(...)`")
+    return experiment
+
+
+def load_data_file(path: str | Path) -> "Experiment | DataOnly":
+    """The same; a file that defines `data = TextData(...)` and no experiment will do."""
+    space = _executed(path)
+    if isinstance(space.get("experiment"), Experiment):
+        return space["experiment"]
+    if not isinstance(space.get("data"), TextData):
+        raise InputError(
+            f"{path}: defines neither `experiment = Experiment(...)` nor `data = TextData(...)`"
+        )
+    return DataOnly(data=space["data"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOnly:
+    """What a file of data says, under the name that its values have in an experiment."""
+
+    data: TextData
+
+
+def _executed(path: str | Path) -> dict[str, Any]:
+    """What a file of Python defines."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such experiment file")
+    space: dict[str, Any] = {"__name__": "mdlm_experiment", "__file__": str(path)}
+    try:
+        with old_names():
+            exec(compile(path.read_text(), str(path), "exec"), space)
+    except SyntaxError as error:
+        raise InputError(f"{path}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        lines = [
+            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
+        ]
+        where = f", line {lines[-1]}" if lines else ""
+        raise InputError(f"{path}{where}: {type(error).__name__}: {error}") from error
+    return space

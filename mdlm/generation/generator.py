@@ -1,0 +1,324 @@
+"""From prompts to text: a model, its parameters and its tokenizer behind one object.
+
+Continuations slide a window over the text (`samplers.windows`); infillings are one window in
+which everything but the blanks is fixed. A blank is written `[MASK]` (one token) or `[MASK:12]`
+(twelve). What follows the end of an infilled text inside the window is drawn too and dropped, as
+the network has only seen full rows.
+"""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jaxtyping import Key
+
+from mdlm.cluster import process_group
+from mdlm.data.packing import Packing
+from mdlm.data.tokens.special_tokens import ends
+from mdlm.data.tokens.tokenizer import Tokenizer
+from mdlm.errors import InputError
+from mdlm.experiment.model import Model, check_sampler
+from mdlm.generation.prompts import check_prompt
+from mdlm.generation.trace import Trace, WindowTrace, generate_traced, rows_of
+from mdlm.generation.windows import Run, WindowDone, Windows, generate_long
+from mdlm.keys import by_row, stream
+from mdlm.parallel.mesh import replicated
+from mdlm.samplers.base import Sampler
+from mdlm.samplers.catalogue import to_text
+from mdlm.samplers.loop import Loop, generate
+from mdlm.samplers.state import Samples
+from mdlm.types import ArrayTree
+
+BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
+
+
+@dataclass(frozen=True)
+class Text:
+    """One generated text, prompt included, and its tokens."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a call generated and what it took. `seconds` leaves compilation out.
+
+    `trace`, where it was asked for, has the texts' places as positions; following every step
+    takes time, which `seconds` then includes.
+    """
+
+    texts: tuple[Text, ...]
+    new_tokens: int
+    nfe: int
+    windows: int
+    seconds: float
+    trace: Trace | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.new_tokens / self.seconds if self.seconds > 0 else float("nan")
+
+    def __str__(self) -> str:
+        windows = f" in {self.windows} windows" if self.windows > 1 else ""
+        return (
+            f"{len(self.texts)} texts, {self.new_tokens} new tokens, NFE {self.nfe}{windows},"
+            f" {self.seconds:.1f} s, {self.tokens_per_second:.0f} tokens/s"
+        )
+
+
+class Generator:
+    """Generates with one set of parameters. Each shape of batch compiles once.
+
+    Args:
+        model: the experiment's parts.
+        params: usually the averaged parameters. Spread over a mesh of several processes (see
+            `within_reach`) they stay there: all processes make the same calls, and have the texts.
+        tokenizer: of the run.
+        window: the frame and length of the rows that the network was trained on.
+        sampler: replaces the experiment's. InputError where it does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        params: ArrayTree,
+        tokenizer: Tokenizer,
+        window: Windows,
+        sampler: Sampler | None = None,
+    ):
+        self.model, self.params, self.tokenizer, self.window = model, params, tokenizer, window
+        self.sampler = sampler or model.experiment.sampler
+        check_sampler(self.sampler, model)
+        if getattr(self.sampler.guidance, "without", None) == "label":
+            raise InputError(
+                'guidance=ClassifierFree(without="label"): texts are generated without labels here;'
+                " mdlm.samplers.loop.generate takes them"
+            )
+
+        def loop(params: ArrayTree) -> Loop:
+            return Loop(
+                sampler=self.sampler,
+                process=model.bound_process(params),
+                parameterization=model.parameterization,
+                denoise=model.denoise(params),
+            )
+
+        mesh = mesh_of(params)
+        self._everywhere = None if mesh is None else replicated(mesh)
+        jit = partial(jax.jit, out_shardings=self._everywhere)
+        self._programs = {
+            "generate": jit(lambda params, *row: generate(*row, **vars(loop(params)))),
+            "begin": jit(lambda params, *row: loop(params).begin(*row)),
+            "advance": jit(lambda params, state: loop(params).advance(state)),
+            "finish": jit(lambda params, state: loop(params).finish(state)),
+        }
+        self._compiled: dict[tuple[Any, ...], Any] = {}
+        self._compiling = 0.0
+
+    def continue_from(
+        self,
+        prompts: Sequence[str],
+        length: int,
+        *,
+        seed: int = 0,
+        stride: int | None = None,
+        stop_at_eos: bool = False,
+        trace: bool = False,
+        report: Callable[[WindowDone], None] | None = None,
+    ) -> Generation:
+        """Continues each prompt (which may be empty) until the text has `length` tokens.
+
+        With `trace` the result tells what happened in each step; the texts are the same.
+
+        InputError for prompts that are too long or cannot be written in the vocabulary.
+        """
+        if length < 1:
+            raise InputError(f"a text of {length} tokens is none")
+        if stride is not None and not 1 <= stride <= self.window.room:
+            raise InputError(
+                f"a stride of {stride} tokens does not fit a window of {self.window.room}"
+            )
+        eos = self.model.vocab.eos_id
+        if stop_at_eos and eos is None:
+            raise InputError("this tokenizer has no end-of-text token to stop at")
+        ids = [row.tolist() for row in self.tokenizer.encode(list(prompts))]
+        window = replace(self.window, stride=stride or self.window.stride)
+        run, windows = self._runner(trace)
+        began, self._compiling = time.perf_counter(), 0.0
+        out = generate_long(
+            self._keys(seed, len(ids)),
+            ids,
+            length,
+            window=window,
+            run=run,
+            vocab=self.model.vocab,
+            stop_at=eos if stop_at_eos else None,
+            report=report,
+        )
+        seconds = time.perf_counter() - began - self._compiling
+        rows = [row[:n] for row, n in zip(out.tokens, out.lengths, strict=True)]
+        new = int(out.lengths.sum()) - sum(len(row) for row in ids)
+        told = (
+            self._trace(
+                windows,
+                out.begins,
+                rows,
+                [np.arange(len(row)) >= len(known) for row, known in zip(rows, ids, strict=True)],
+            )
+            if trace
+            else None
+        )
+        return Generation(self._texts(rows), new, out.nfe, out.windows, seconds, told)
+
+    def infill(
+        self, template: str, *, num: int = 1, seed: int = 0, trace: bool = False
+    ) -> Generation:
+        """Fills the blanks of a text, `num` times.
+
+        InputError where there is no blank, or the text does not fit the window.
+        """
+        ids, is_open = self._blanks(template)
+        room, text = self.window.room, self.window.text
+        if len(ids) > room:
+            raise InputError(f"the text has {len(ids)} tokens, the window of this model {room}")
+        place = slice(text.start, text.start + len(ids))
+        tokens = np.zeros((num, self.window.length), np.int32)
+        is_fixed = np.zeros((num, self.window.length), bool)
+        tokens[:, place], is_fixed[:, place] = ids, ~is_open
+        for end, token in zip((0, -1), self.window.frame, strict=True):
+            if token is not None:
+                tokens[:, end], is_fixed[:, end] = token, True
+        check_prompt(tokens, is_fixed, self.model.vocab)
+        run, windows = self._runner(trace)
+        began, self._compiling = time.perf_counter(), 0.0
+        out = run(self._keys(seed, num), tokens, is_fixed)
+        written = list(np.asarray(out.tokens)[:, place])
+        seconds = time.perf_counter() - began - self._compiling
+        begins = np.zeros((1, num), np.int32)
+        told = self._trace(windows, begins, written, [is_open] * num) if trace else None
+        return Generation(
+            self._texts(written), num * int(is_open.sum()), int(out.nfe), 1, seconds, told
+        )
+
+    def _blanks(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        ids: list[np.ndarray] = []
+        is_open: list[np.ndarray] = []
+        end, blanks = 0, list(BLANK.finditer(text))
+        if not blanks:
+            raise InputError("the text to infill has no [MASK] (one token) or [MASK:n] (n tokens)")
+        for blank in [*blanks, None]:
+            known = self.tokenizer.encode([text[end : blank.start() if blank else len(text)]])[0]
+            ids.append(known)
+            is_open.append(np.zeros(len(known), bool))
+            if blank:
+                n = int(blank.group(1) or 1)
+                if not 1 <= n <= self.window.room:
+                    raise InputError(
+                        f"{blank.group()}: a blank has 1 to {self.window.room} tokens, the window"
+                        " of this model"
+                    )
+                ids.append(np.zeros(n, np.int32))
+                is_open.append(np.ones(n, bool))
+                end = blank.end()
+        return np.concatenate(ids), np.concatenate(is_open)
+
+    def _runner(self, trace: bool) -> tuple[Run, list[WindowTrace]]:
+        """What generates a window, and a list that gets a record of each if they are traced."""
+        windows: list[WindowTrace] = []
+
+        def traced(keys: Key[Array, " b"], tokens, is_fixed) -> Samples:
+            steps = {name: partial(self._call, name) for name in ("begin", "advance", "finish")}
+            mask_id = self.model.vocab.mask_id
+            samples, window = generate_traced(keys, tokens, is_fixed, **steps, mask_id=mask_id)
+            windows.append(window)
+            return samples
+
+        return (traced if trace else partial(self._call, "generate")), windows
+
+    def _trace(
+        self,
+        windows: list[WindowTrace],
+        begins: np.ndarray,
+        texts: list[np.ndarray],
+        is_open: list[np.ndarray],
+    ) -> Trace:
+        """The records of the windows that led to these texts, as one of the texts."""
+        mask_id = self.model.vocab.mask_id
+        starts = [np.where(o, mask_id, text) for o, text in zip(is_open, texts, strict=True)]
+        nfe, rows = rows_of(windows, begins, self.window.text.start, starts)
+        used = [ids for row in rows for ids in (row.start, row.token)]
+        return Trace(
+            sampler=to_text(self.sampler),
+            mask_id=mask_id,
+            pieces=self.tokenizer.pieces({mask_id}.union(*(ids.tolist() for ids in used))),
+            nfe=nfe,
+            rows=rows,
+        )
+
+    def _call(self, name: str, *values: Any) -> Any:
+        if self._everywhere is not None:
+            values = jax.tree.map(partial(copied, to=self._everywhere), values)
+        # Compiled apart from the run, so that tokens/s tells of generating alone.
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(values))
+        if (name, shapes) not in self._compiled:
+            began = time.perf_counter()
+            lowered = self._programs[name].lower(self.params, *values)
+            self._compiled[name, shapes] = lowered.compile()
+            if self._everywhere is not None:
+                process_group.meet()  # none begins to run it while others compile
+            self._compiling += time.perf_counter() - began
+        return self._compiled[name, shapes](self.params, *values)
+
+    def _keys(self, seed: int, rows: int) -> Key[Array, " b"]:
+        key = stream(jax.random.key(seed), "sample")
+        return by_row(key, jax.numpy.arange(rows))
+
+    def _texts(self, rows: list[np.ndarray]) -> tuple[Text, ...]:
+        return tuple(
+            Text(self.tokenizer.decode(row.tolist()), tuple(int(i) for i in row)) for row in rows
+        )
+
+
+def within_reach(params: ArrayTree) -> ArrayTree:
+    """Parameters where a `Generator` works with them: on one device, but left spread over the mesh
+    where several processes have them, none of which may hold them all."""
+    return params if jax.process_count() > 1 else jax.device_put(params, jax.devices()[0])
+
+
+def mesh_of(params: ArrayTree) -> jax.sharding.Mesh | None:
+    """The mesh of several processes on which the parameters lie, if they do."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    return None if sharding.is_fully_addressable else sharding.mesh
+
+
+def copied(value: Any, to: jax.sharding.NamedSharding) -> jax.Array:
+    """A value that every process has, as an array with a copy on every device of the mesh."""
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return value
+    if jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
+        data = copied(jax.random.key_data(value), to)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
+    whole = np.asarray(value)
+    return jax.make_array_from_callback(whole.shape, to, lambda index: whole[index])
+
+
+def window_of(packing: Packing, model: Model) -> Windows:
+    """The rows a network was trained on, as windows to generate in.
+
+    A causal network needs a first token to begin with, whatever its rows began with. InputError
+    where the tokenizer has none.
+    """
+    begins, closes = packing.frame
+    causal = model.experiment.network.sees == "before"
+    bos, eos = ends(model.vocab) if begins or closes or causal else (None, None)
+    return Windows(
+        length=packing.length,
+        frame=(bos if begins or causal else None, eos if closes and not causal else None),
+    )

@@ -1,0 +1,196 @@
+"""Text of any length from a network of a fixed length: semi-autoregressive generation.
+
+A window is generated; its last `length - stride` tokens become the fixed beginning of the next
+window, which adds `stride` tokens more, and so on (MDLM section 5, arXiv:2406.07524). The last
+window slides less where less is missing. Networks trained on rows of the form [BOS] text [EOS]
+want to see both ends in every window: with a frame they are fixed there, and only the text
+between them slides, so that no artificial end stands inside the result.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Int, Key
+
+from mdlm.errors import InputError
+from mdlm.generation.prompts import check_prompt
+from mdlm.samplers.state import Samples
+from mdlm.types import Vocab
+
+Run = Callable[..., Samples]
+"""`run(keys [b], tokens [b l], is_fixed [b l]) -> Samples`: a compiled `generate`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """How a long text is cut. `length` is the network's; `stride` tokens are new in each window
+    but the first (default: half of what a window has room for). `frame` is the token that stands
+    first and the token that stands last in every window, None for no such token.
+    """
+
+    length: int
+    stride: int | None = None
+    frame: tuple[int | None, int | None] = (None, None)
+
+    def __post_init__(self):
+        if self.room < 1:
+            raise ValueError(f"a window of length={self.length} has no room for text")
+        if self.stride is not None and not 1 <= self.stride <= self.room:
+            raise ValueError(f"stride={self.stride} is not in 1..{self.room}, the text of a window")
+
+    @property
+    def room(self) -> int:
+        """Tokens of text in a window: all but the frame."""
+        return self.length - sum(token is not None for token in self.frame)
+
+    @property
+    def text(self) -> slice:
+        """Where the text stands in a window."""
+        first = int(self.frame[0] is not None)
+        return slice(first, first + self.room)
+
+    @property
+    def advance(self) -> int:
+        """The stride, with its default filled in."""
+        return max(1, self.room // 2) if self.stride is None else self.stride
+
+    def context(self, known: int, total: int) -> int:
+        """How many of `known` tokens the next window shows, on the way to `total`."""
+        if known < self.room:
+            return known
+        return self.room - min(self.advance, total - known)
+
+    def count(self, known: int, total: int) -> int:
+        """How many windows lead from `known` tokens to `total`."""
+        windows = 0
+        while known < total:
+            known += self.room - self.context(known, total)
+            windows += 1
+        return windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowDone:
+    """Progress: the window just finished, of `windows` at most."""
+
+    window: int
+    windows: int
+    open_rows: int
+    nfe: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongSamples:
+    """Row i is `tokens[i, :lengths[i]]`, prompt included, frame not; what follows is filler.
+
+    The text in window w of row i begins at place `begins[w, i]` of the row's text; -1 where the
+    row had ended before.
+    """
+
+    tokens: Int[np.ndarray, "b total"]
+    lengths: Int[np.ndarray, " b"]
+    nfe: int
+    windows: int
+    begins: Int[np.ndarray, "windows b"]
+
+
+def generate_long(
+    keys: Key[Array, " b"],
+    prompts: Sequence[Sequence[int]],
+    total: int,
+    *,
+    window: Windows,
+    run: Run,
+    vocab: Vocab,
+    stop_at: int | None = None,
+    report: Callable[[WindowDone], None] | None = None,
+) -> LongSamples:
+    """Continues each prompt (which may be empty) to `total` tokens, the prompt included.
+
+    `run` is called with the same shapes every time, so a jitted one compiles once. A prompt that
+    leaves no room in a window is seen by its end only. A row ends after the first `stop_at` that
+    it generates (the token is kept and counted); when all rows have ended no window follows.
+    Each row's text depends on its own prompt and key, not on the other rows.
+
+    Raises `InputError` for a prompt that is longer than `total` or holds the mask or an unknown
+    token.
+    """
+    texts = [_checked(prompt, row, total, vocab) for row, prompt in enumerate(prompts)]
+    starts = [len(text) for text in texts]
+    lengths = [total if start == total else None for start in starts]
+    windows = max((window.count(start, total) for start in starts), default=0)
+    nfe = done = 0
+    begins: list[list[int]] = []
+    while any(length is None for length in lengths):
+        tokens, is_fixed = _frame(texts, lengths, total, window, vocab)
+        window_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, done)
+        samples = run(window_keys, tokens, is_fixed)
+        nfe += int(samples.nfe)
+        done += 1
+        written = np.asarray(samples.tokens)[:, window.text]
+        begins.append([-1] * len(texts))
+        for row, text in enumerate(texts):
+            if lengths[row] is not None:
+                continue
+            context = window.context(len(text), total)
+            begins[-1][row] = len(text) - context
+            text.extend(written[row, context:].tolist())
+            lengths[row] = _length(text, starts[row], total, stop_at)
+        if report is not None:
+            open_rows = sum(length is None for length in lengths)
+            report(WindowDone(window=done, windows=windows, open_rows=open_rows, nfe=nfe))
+    filler = _filler(vocab) if stop_at is None else stop_at
+    result = np.full((len(texts), total), filler, np.int32)
+    for row, text in enumerate(texts):
+        result[row, : lengths[row]] = text[: lengths[row]]
+    return LongSamples(
+        tokens=result,
+        lengths=np.asarray(lengths, np.int32),
+        nfe=nfe,
+        windows=done,
+        begins=np.asarray(begins, np.int32).reshape(done, len(texts)),
+    )
+
+
+def _checked(prompt: Sequence[int], row: int, total: int, vocab: Vocab) -> list[int]:
+    tokens = np.asarray(prompt, np.int64).reshape(-1)
+    if len(tokens) > total:
+        raise InputError(f"prompt {row} has {len(tokens)} tokens, more than the {total} asked for")
+    check_prompt(tokens[None], np.ones((1, len(tokens)), bool), vocab, first_row=row)
+    return tokens.tolist()
+
+
+def _length(text: list[int], start: int, total: int, stop_at: int | None) -> int | None:
+    """Where a row ends: after its first generated `stop_at`, or at `total`; None: not yet."""
+    if stop_at is not None and stop_at in text[start:total]:
+        return text.index(stop_at, start) + 1
+    return total if len(text) >= total else None
+
+
+def _frame(
+    texts: list[list[int]], lengths: list[int | None], total: int, window: Windows, vocab: Vocab
+) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
+    """The next window of every row. Rows that have ended are fixed throughout: they cost nothing
+    but their place in the batch.
+    """
+    shape = (len(texts), window.length)
+    tokens, is_fixed = np.full(shape, _filler(vocab), np.int32), np.zeros(shape, bool)
+    for row, text in enumerate(texts):
+        if lengths[row] is not None:
+            is_fixed[row] = True
+            continue
+        context = window.context(len(text), total)
+        tokens[row, window.text][:context] = text[len(text) - context :]
+        is_fixed[row, window.text][:context] = True
+    for column, token in zip((0, -1), window.frame, strict=True):
+        if token is not None:
+            tokens[:, column], is_fixed[:, column] = token, True
+    return tokens, is_fixed
+
+
+def _filler(vocab: Vocab) -> int:
+    """Any token but the mask, for places that nobody reads."""
+    return 0 if vocab.mask_id != 0 else 1

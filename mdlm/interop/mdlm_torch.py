@@ -1,0 +1,231 @@
+"""Weights in the layout of the public MDLM code (github.com/kuleshov-group/mdlm), in and out.
+
+There a network is a flat set of tensors named by PyTorch module path, `blocks.3.attn_qkv.weight`
+and so on, with the weights of linear layers `(out, in)`. Here kernels are `(in, out)` and the
+blocks are stacked along a first axis. Names and axes differ, nothing else: the way there and back
+is exact. Both the diffusion transformer and the autoregressive baseline are covered.
+"""
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.flax import load_file
+
+from mdlm.errors import InputError
+from mdlm.models.causal import CausalTransformer
+from mdlm.models.dit import DiT
+from mdlm.models.network import Params, shapes
+from mdlm.models.rotary import ROTARY_BASE
+
+Tensors = dict[str, np.ndarray]
+
+_WRAPPERS = ("backbone.", "module.", "model.", "_orig_mod.")
+_ROTARY = "rotary_emb.inv_freq"
+
+_BLOCK = {
+    "norm1.weight": "norm1.scale",
+    "attn_qkv.weight": "qkv.kernel",
+    "attn_out.weight": "attn_out.kernel",
+    "norm2.weight": "norm2.scale",
+    "mlp.0.weight": "mlp.inner.kernel",
+    "mlp.0.bias": "mlp.inner.bias",
+    "mlp.2.weight": "mlp.outer.kernel",
+    "mlp.2.bias": "mlp.outer.bias",
+}
+_BLOCK_CONDITIONED = {
+    "adaLN_modulation.weight": "modulation.kernel",
+    "adaLN_modulation.bias": "modulation.bias",
+}
+_OUTSIDE = {
+    "vocab_embed.embedding": "embed.table",
+    "output_layer.norm_final.weight": "norm.scale",
+    "output_layer.linear.weight": "head.kernel",
+    "output_layer.linear.bias": "head.bias",
+}
+_OUTSIDE_CONDITIONED = {
+    "sigma_map.mlp.0.weight": "noise_level.inner.kernel",
+    "sigma_map.mlp.0.bias": "noise_level.inner.bias",
+    "sigma_map.mlp.2.weight": "noise_level.outer.kernel",
+    "sigma_map.mlp.2.bias": "noise_level.outer.bias",
+    "output_layer.adaLN_modulation.weight": "modulation.kernel",
+    "output_layer.adaLN_modulation.bias": "modulation.bias",
+}
+
+
+def read(path: str | Path) -> Tensors:
+    """The tensors of a file, float32, by their plain names (wrappers' prefixes taken off).
+
+    `.safetensors` files are read directly. PyTorch's own formats (`.bin`, `.ckpt`, `.pt`, `.pth`)
+    need torch installed and are read with `weights_only=True`; of a training checkpoint, its
+    `state_dict` is taken, which holds the last weights and not their moving average. Raises
+    InputError where the file is missing, unreadable or of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        try:
+            raw = load_file(path)
+        except SafetensorError as error:
+            raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+    elif path.suffix in (".bin", ".ckpt", ".pt", ".pth"):
+        raw = _read_torch(path)
+    else:
+        raise InputError(f"{path}: expected .safetensors, .bin, .ckpt, .pt or .pth")
+    return _unwrapped({name: np.asarray(value, np.float32) for name, value in raw.items()})
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        raise InputError(
+            f"{path} is a PyTorch pickle and torch is not installed:"
+            " install torch, or give the weights as .safetensors"
+        ) from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch each raise their own kinds
+        raise InputError(
+            f"torch cannot load {path} as plain weights ({type(error).__name__}):"
+            " give the weights as .safetensors"
+        ) from error
+    content = content.get("state_dict", content)
+    return {k: v.float().numpy() for k, v in content.items() if isinstance(v, torch.Tensor)}
+
+
+def _unwrapped(tensors: Tensors) -> Tensors:
+    """Without wrappers' prefixes. Beside a `backbone`, other parts of a checkpoint are left."""
+    if any("backbone." in name for name in tensors):
+        tensors = {k: v for k, v in tensors.items() if "backbone." in k}
+    plain = {}
+    for name, value in tensors.items():
+        while name.startswith(_WRAPPERS):
+            name = name.split(".", 1)[1]
+        plain[name] = value
+    return plain
+
+
+def infer(tensors: Tensors) -> dict[str, Any]:
+    """What the shapes tell: kind ("dit" or "causal"), width, depth, columns, cond_dim of a DiT.
+
+    The number of heads shows only in the rotary buffer; `head_width` and `heads` are there when
+    it is. Raises InputError where the tensors are not such a network's.
+    """
+    table = tensors.get("vocab_embed.embedding")
+    if table is None or table.ndim != 2:
+        raise InputError("no table `vocab_embed.embedding`: not weights of an MDLM transformer")
+    blocks = {int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))}
+    columns, width = table.shape
+    cond = tensors.get("sigma_map.mlp.0.bias")
+    found: dict[str, Any] = {
+        "kind": "causal" if cond is None else "dit",
+        "width": width,
+        "depth": max(blocks, default=-1) + 1,
+        "columns": columns,
+    }
+    if cond is not None:
+        found["cond_dim"] = cond.shape[0]
+    if _ROTARY in tensors:
+        found["head_width"] = 2 * tensors[_ROTARY].shape[0]
+        found["heads"] = width // found["head_width"]
+    return found
+
+
+def params_from(tensors: Tensors, network: DiT | CausalTransformer, columns: int) -> Params:
+    """The parameters of `network` from tensors in the reference layout.
+
+    Raises InputError that names the first tensor that is missing, unexpected or of another shape
+    than the network's.
+    """
+    _check_kind(network)
+    names = _names(isinstance(network, DiT), network.depth)
+    expected = shapes(network, columns)
+    for name in names:
+        if name not in tensors:
+            raise InputError(f"the weights lack the tensor {name}")
+    for name in tensors:
+        if name not in names and name != _ROTARY:
+            raise InputError(f"the weights have a tensor {name}, which {network} does not")
+    for name, (path, _) in names.items():
+        shape = _get(expected, path).shape
+        shape = shape[1:] if path.startswith("blocks.") else shape
+        _check_shape(name, tensors[name], shape[::-1] if _is_kernel(path) else shape, network)
+    if _ROTARY in tensors:
+        _check_shape(_ROTARY, tensors[_ROTARY], (network.width // network.heads // 2,), network)
+
+    layers: dict[str, list[np.ndarray]] = {}
+    for name, (path, _) in names.items():  # blocks come in order
+        value = np.asarray(tensors[name], np.float32)
+        layers.setdefault(path, []).append(value.T if _is_kernel(path) else value)
+    params: Params = {}
+    for path, values in layers.items():
+        stacked = np.stack(values) if path.startswith("blocks.") else values[0]
+        _set(params, path, jnp.asarray(stacked))
+    return params
+
+
+def to_reference(params: Params, network: DiT | CausalTransformer) -> Tensors:
+    """The same parameters in the reference layout, with the rotary buffer that it keeps.
+
+    InputError for a network of another kind than the published ones.
+    """
+    _check_kind(network)
+    tensors = {}
+    for name, (path, layer) in _names(isinstance(network, DiT), network.depth).items():
+        value = np.asarray(_get(params, path))
+        value = value if layer is None else value[layer]
+        tensors[name] = np.ascontiguousarray(value.T if _is_kernel(path) else value)
+    half = network.width // network.heads // 2
+    exponent = np.arange(half, dtype=np.float32) / np.float32(half)
+    tensors[_ROTARY] = (1 / np.float32(ROTARY_BASE) ** exponent).astype(np.float32)
+    return tensors
+
+
+def _check_kind(network: DiT | CausalTransformer) -> None:
+    published = dict(norm="layer", qk_norm=False, mlp="gelu", use_bias=True)
+    for name, value in published.items():
+        if getattr(network, name) != value:
+            raise InputError(
+                f"the published layout has no place for {name}={getattr(network, name)!r}"
+                f" (it is that of {name}={value!r})"
+            )
+    if isinstance(network, DiT) and network.cond_dim == 0:
+        raise InputError("the published layout has no place for a DiT with cond_dim=0")
+
+
+def _names(conditioned: bool, depth: int) -> dict[str, tuple[str, int | None]]:
+    """Reference name -> (path of ours, index of the block)."""
+    outside = _OUTSIDE | (_OUTSIDE_CONDITIONED if conditioned else {})
+    block = _BLOCK | (_BLOCK_CONDITIONED if conditioned else {})
+    names: dict[str, tuple[str, int | None]] = {k: (path, None) for k, path in outside.items()}
+    for i in range(depth):
+        names |= {f"blocks.{i}.{k}": (f"blocks.{path}", i) for k, path in block.items()}
+    return names
+
+
+def _is_kernel(path: str) -> bool:
+    return path.endswith(".kernel")
+
+
+def _check_shape(name: str, tensor: np.ndarray, shape: tuple[int, ...], network) -> None:
+    if tensor.shape != shape:
+        raise InputError(f"the tensor {name} has shape {tensor.shape}, where {network} has {shape}")
+
+
+def _get(tree: Params, path: str) -> Any:
+    for part in path.split("."):
+        tree = tree[part]
+    return tree
+
+
+def _set(tree: Params, path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for part in parents:
+        tree = tree.setdefault(part, {})
+    tree[last] = value

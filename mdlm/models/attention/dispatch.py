@@ -1,0 +1,109 @@
+"""Attention among the positions of each sequence.
+
+    out_q = sum_k softmax_k(q . k / sqrt(head width)) v_k,  over the keys that query q may see
+
+What it may see, `AttentionMask` describes; a position of padding sees nothing and gets 0. There
+are several implementations of this one function, which differ in speed and memory only:
+
+    xla     matrix products, on every device; holds the [b h l l] scores (of rows
+            [noised ; clean] half of them: `attention_halves`)
+    cudnn   NVIDIA's flash kernels, for bfloat16; holds masks only where there are segments
+    splash  a Pallas kernel for TPUs; holds neither
+
+"auto" is the kernel made for the device where it can do what is asked, else xla.
+
+On a mesh whose `sequence` or `tensor` axis is split, each device attends with some of the heads.
+"""
+
+from typing import Literal
+
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float
+
+from mdlm.errors import InputError
+from mdlm.models.attention import (
+    block_diffusion as attention_halves,
+)
+from mdlm.models.attention import (
+    cudnn as attention_cudnn,
+)
+from mdlm.models.attention import (
+    xla as attention_xla,
+)
+from mdlm.models.attention.mask import OUTPUT, AttentionMask
+from mdlm.parallel.mesh import platform
+from mdlm.parallel.sharding import HEADS, WIDE, led
+
+Implementation = Literal["auto", "xla", "cudnn", "splash"]
+OWN: dict[str, Implementation] = {"gpu": "cudnn", "tpu": "splash"}
+"""The kernels made for a platform."""
+
+
+def attention(
+    q: Float[Array, "b l h d"],
+    k: Float[Array, "b l h d"],
+    v: Float[Array, "b l h d"],
+    mask: AttentionMask,
+    implementation: Implementation = "auto",
+) -> Float[Array, "b l h d"]:
+    """Softmax attention, its scores and softmax in float32, in the dtype of the inputs.
+
+    Under `jax.checkpoint`, a policy that keeps the name `OUTPUT` ("attention") keeps the result.
+    InputError where `implementation` cannot do what is asked, with the reason.
+    """
+    name = choose(q, mask, implementation)
+    q, k, v = by_heads(q), by_heads(k), by_heads(v)
+    return by_places(_attend(name, q, k, v, mask))
+
+
+def _attend(name, q, k, v, mask):
+    if name == "splash":
+        # Imported late: Pallas takes a while, and only TPUs need it.
+        from mdlm.models.attention import splash
+
+        return splash.attend(q, k, v, mask)
+    if name == "cudnn":
+        attend = attention_cudnn.attend
+    else:
+        attend = attention_xla.attend if mask.halves is None else attention_halves.attend
+    return checkpoint_name(attend(q, k, v, mask), OUTPUT)
+
+
+def by_heads(x: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
+    """Every place of some heads on each device, where some places were."""
+    return led(x, WIDE, HEADS)
+
+
+def by_places(x: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
+    """The other way."""
+    return led(x, HEADS, WIDE)
+
+
+def choose(
+    q: Float[Array, "b l h d"], mask: AttentionMask, implementation: Implementation
+) -> Implementation:
+    """The implementation that `attention` takes, "auto" being resolved."""
+    if implementation == "auto":
+        own: Implementation | None = OWN.get(platform())
+        # A row shorter than one of splash's blocks would mostly be filling.
+        if own is None or (own == "splash" and q.shape[1] < 128) or obstacle(own, q, mask):
+            return "xla"
+        return own
+    reason = obstacle(implementation, q, mask)
+    if reason:
+        raise InputError(f"attention={implementation!r}: {reason}; choose 'auto' or 'xla'")
+    return implementation
+
+
+def obstacle(
+    implementation: Implementation, q: Float[Array, "b l h d"], mask: AttentionMask
+) -> str | None:
+    """Why an implementation cannot do what is asked; None if it can."""
+    if implementation == "cudnn":
+        return attention_cudnn.obstacle(q, mask, platform())
+    if implementation == "splash":
+        from mdlm.models.attention import splash
+
+        return splash.obstacle(q, mask, platform())
+    return None

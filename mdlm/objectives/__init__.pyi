@@ -1,0 +1,14 @@
+from .autoregressive import Autoregressive as Autoregressive
+from .base import Objective as Objective
+from .block import BlockNelbo as BlockNelbo
+from .d3pm import D3PM as D3PM
+from .discrete_time import DiscreteNelbo as DiscreteNelbo
+from .generalized import GeneralizedDiscreteNelbo as GeneralizedDiscreteNelbo
+from .generalized import GeneralizedNelbo as GeneralizedNelbo
+from .hybrid import HybridNelbo as HybridNelbo
+from .llada import LLaDA as LLaDA
+from .masked_count import OrderAgnostic as OrderAgnostic
+from .masked_lm import MaskedLM as MaskedLM
+from .nelbo import Nelbo as Nelbo
+from .score_entropy import ScoreEntropy as ScoreEntropy
+from .uniform import UniformNelbo as UniformNelbo

@@ -1,0 +1,178 @@
+"""What a training step needs on each device, found without running or compiling it.
+
+The state follows from its shapes and their shardings, to the byte. Temporaries are estimated, from
+what JAX keeps of the forward pass for the backward pass.
+"""
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+
+from mdlm.experiment.model import Model
+from mdlm.keys import stream
+from mdlm.models.layers import compute_dtype
+from mdlm.models.network import count_parameters
+from mdlm.models.readout import chunk_size, rows_at_once
+from mdlm.parallel.mesh import AXES, FSDP, SEQUENCE, TENSOR, by_rows, on, replicated, row_parts
+from mdlm.train.step import abstract_state, init
+from mdlm.types import ArrayTree, Batch, Prediction
+
+SAMPLED = 64
+"""Rows of noise levels from which the share of scored tokens is taken."""
+HELD = 4
+"""Float32 arrays of a chunk of logits that are there at once: logits, their gradient, softmax and
+what it is made by."""
+
+
+def shapes(model: Model) -> ArrayTree:
+    """The state of a run, nothing computed and nowhere."""
+    tx = model.experiment.optimizer.build(model.experiment.train.steps)
+    return jax.eval_shape(partial(init, model, tx), jax.random.key(0))
+
+
+def abstract_batch(model: Model, mesh: Mesh | AbstractMesh) -> Batch:
+    """Shapes and shardings of a batch, with every field that the data may come with."""
+    e = model.experiment
+    packing, rows = e.data.packing, e.train.batch_size
+
+    def array(shape, dtype):
+        sharding: Any = by_rows if shape else replicated
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh))
+
+    tokens = (rows, packing.length)
+    is_padded = getattr(packing, "remainder", "pad") == "pad"
+    return Batch(
+        tokens=array(tokens, jnp.int32),
+        loss_mask=array(tokens, bool),
+        row=array((rows,), jnp.int32),
+        rows=array((), jnp.int32),
+        is_valid=array(tokens, bool) if is_padded else None,
+        segment_ids=array(tokens, jnp.int32) if getattr(packing, "segments", False) else None,
+    )
+
+
+def on_each(tree: ArrayTree) -> float:
+    """Bytes on one device of shapes with shardings."""
+
+    def size(leaf) -> float:
+        sharding: NamedSharding = leaf.sharding
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    return float(sum(size(leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def given_bytes(model: Model, mesh: Mesh | AbstractMesh) -> tuple[dict[str, float], float]:
+    """Bytes on one device of what a step is given, by part, and of one gradient."""
+    tx = model.experiment.optimizer.build(model.experiment.train.steps)
+    state = abstract_state(model, tx, mesh)
+    names = {"parameters": "params", "optimizer": "opt_state", "average": "ema"}
+    parts = {part: on_each(state.pop(name)) for part, name in names.items()}
+    parts["other"] = on_each((state, abstract_batch(model, mesh)))
+    return parts, parts["parameters"]
+
+
+class Unread(Prediction):
+    """A prediction about which nothing is asked but how much of it is needed."""
+
+    def __init__(self, columns: int, shape: tuple[int, ...]):
+        self.columns, self.shape = columns, shape
+
+    def logits(self, at=None):
+        return jnp.zeros((*(self.shape if at is None else at.shape), self.columns))
+
+    def reduce_rows(self, fn, rows, weight, shared=None):
+        return jnp.zeros(()), jnp.zeros(weight.shape)
+
+
+def scored_share(model: Model) -> float:
+    """The share of the positions of a row whose logits a training step makes, on average."""
+    length, rows = model.experiment.data.packing.length, SAMPLED
+    process = model.process.bind(model.process.init(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, model.vocab.size - 1, (rows, length))
+    batch = Batch(
+        tokens=jnp.asarray(tokens, jnp.int32),
+        loss_mask=jnp.ones((rows, length), bool),
+        row=jnp.arange(rows, dtype=jnp.int32),
+        rows=jnp.asarray(rows, jnp.int32),
+    )
+
+    # Jitted, so that what only the loss needs, logits above all, is not computed.
+    @jax.jit
+    def share(batch):
+        terms = model.objective(
+            jax.random.key(0),
+            batch,
+            process=process,
+            parameterization=model.parameterization,
+            denoise=lambda inputs, *, key=None: Unread(model.columns, inputs.tokens.shape),
+        )
+        return terms.scored.sum() / (rows * length)
+
+    return float(share(batch))
+
+
+def estimated_temporaries(model: Model, mesh: AbstractMesh) -> float:
+    """Bytes of a step's temporaries on one device, without a compiler.
+
+    What JAX keeps from the forward pass for the backward pass, of a device's rows; what it would
+    keep of one more block if it kept all, for that is there while a block is gone through
+    backwards; the gradients; the logits that are held at once, with their gradients and what is
+    made of them; and where the parameters are split, two gathered blocks, and the gathered head
+    with its gradient. Devices along `sequence` and `tensor` share what is kept.
+    """
+    e = model.experiment
+    rows = e.train.batch_size // (row_parts(mesh) * e.train.accumulate)
+    _, gradients = given_bytes(model, mesh)
+    if e.train.accumulate > 1:
+        gradients *= 2
+    kept = kept_bytes(model, mesh, rows)
+    depth = getattr(e.network, "depth", 1)
+    block = 0.0
+    if getattr(e.network, "remat", "none") != "none":
+        everything = replace(e.network, remat="none")  # pyright: ignore[reportCallIssue]
+        block = (kept_bytes(_with_network(model, everything), mesh, rows) - kept) / depth
+    shared = mesh.shape[SEQUENCE] * mesh.shape[TENSOR]
+    with on(mesh):
+        chunk = getattr(e.network, "logits_chunk", None) or chunk_size()
+        itemsize = compute_dtype(getattr(e.network, "dtype", "float32")).itemsize
+    places = max(1, rows * e.data.packing.length // shared)
+    logits = HELD * 4 * rows_at_once(chunk, places, model.columns) * model.columns
+    gathered = 0.0
+    if mesh.shape[FSDP] * shared > 1:
+        network = shapes(model)["params"]["network"]
+        gathered += 2 * itemsize * count_parameters(network.get("blocks", {})) / depth
+        gathered /= mesh.shape[TENSOR]
+        gathered += (itemsize + 4) * count_parameters(network.get("head", {}))
+    return (kept + max(block, 0)) / shared + gradients + logits + gathered
+
+
+def _with_network(model: Model, network: Any) -> Model:
+    return Model(replace(model.experiment, network=network), model.vocab, model.counts)
+
+
+def kept_bytes(model: Model, mesh: AbstractMesh, rows: int) -> float:
+    """Bytes that the forward pass over so many rows leaves for the backward pass, beside the
+    parameters."""
+    e = model.experiment
+    one = replace(e, train=replace(e.train, batch_size=rows, accumulate=1))
+    alone = AbstractMesh((1,) * len(AXES), AXES, abstract_device=mesh.abstract_device)
+    batch = abstract_batch(Model(one, model.vocab, model.counts), alone)
+    params = shapes(model)["params"]
+    key = stream(jax.random.key(0), "train")
+
+    def pulled(params, batch):
+        return jax.vjp(lambda params: model.loss(params, key, batch).total, params)[1]
+
+    with on(alone):
+        residuals = jax.eval_shape(pulled, params, batch)
+    sizes = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    own = {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)}
+    kept = [x for x in jax.tree.leaves(residuals) if (x.shape, x.dtype) not in own]
+    return float(sizes(kept))

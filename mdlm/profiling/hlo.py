@@ -1,0 +1,77 @@
+"""Reads the text of a compiled program (HLO): its computations and their instructions."""
+
+import re
+from dataclasses import dataclass
+
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+
+
+INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+
+
+OPCODE = re.compile(r"\s([a-z][a-z0-9\-]*)\(")
+
+
+CALLED = re.compile(r"\b(?:calls|to_apply|(?:true|false)_computation)=%?([\w.\-]+)")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line: its opcode, the text of its type, its operands' names, and all behind those."""
+
+    opcode: str
+    type: str
+    operands: tuple[str, ...]
+    rest: str
+    inside: str  # the text between the parentheses
+
+    @property
+    def channel(self) -> str | None:
+        found = re.search(r"channel_id=([0-9]+)", self.rest)
+        return found and found[1]
+
+
+Computation = dict[str, Instruction]
+
+
+def parsed(text: str) -> tuple[dict[str, Computation], dict[str, str], str]:
+    """The computations by name, the name of each one's result, and the entry's name.
+
+    ValueError where there is no entry.
+    """
+    computations: dict[str, Computation] = {}
+    roots: dict[str, str] = {}
+    entry, current = "", ""
+    for line in text.splitlines():
+        if head := COMPUTATION.match(line):
+            current = head[2]
+            computations[current] = {}
+            entry = current if head[1] else entry
+        elif current and (start := INSTRUCTION.match(line)):
+            opcode = OPCODE.search(line, start.end() - 1)
+            if opcode is None:
+                continue
+            end = _closing(line, opcode.end())
+            inside = line[opcode.end() : end]
+            computations[current][start[2]] = Instruction(
+                opcode=opcode[1],
+                type=line[start.end() : opcode.start()],
+                operands=tuple(re.findall(r"%([\w.\-]+)", inside)),
+                rest=line[end:],
+                inside=inside,
+            )
+            if start[1]:
+                roots[current] = start[2]
+    if not entry:
+        raise ValueError("not the HLO text of a program: it has no ENTRY")
+    return computations, roots, entry
+
+
+def _closing(line: str, start: int) -> int:
+    """Where the parenthesis closes that was opened before `start`."""
+    depth = 1
+    for i in range(start, len(line)):
+        depth += {"(": 1, ")": -1}.get(line[i], 0)
+        if depth == 0:
+            return i
+    return len(line)

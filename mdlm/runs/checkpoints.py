@@ -1,0 +1,268 @@
+"""Checkpoints: the whole state and the data position, written in the background by orbax.
+
+A save is atomic: a checkpoint is complete or it does not exist. The newest few are kept, the best
+by validation, and some for good. Restoring places every array as the present mesh wants it,
+whatever mesh, and however many processes, it was saved on.
+"""
+
+import gc
+import json
+import logging
+import math
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as managers
+
+from mdlm.runs.checkpoint_paths import first_line, located, reach, steps_in
+from mdlm.errors import InputError
+from mdlm.types import ArrayTree
+
+METRIC = "nelbo"
+
+
+def _metric(metrics: dict[str, float]) -> float:
+    return metrics.get(METRIC, float("inf"))
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `folder`. A context manager: leaving it waits for writes.
+
+    Args:
+        folder: of this machine, or a URL, see `located`.
+        keep: newest ones that are kept.
+        keep_every: those at multiples of so many steps are kept for good (0: none is).
+        read_only: nothing there is changed. Otherwise what a save that was cut off left is removed,
+            so only the run itself, of which there is one at a time, opens them for writing.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        keep: int = 2,
+        keep_every: int = 0,
+        *,
+        read_only: bool = False,
+    ):
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self.folder = located(folder)
+        reach(self.folder)
+        policies: list[managers.PreservationPolicy] = [
+            managers.LatestN(keep),
+            managers.BestN(
+                get_metric_fn=_metric,
+                reverse=True,
+                n=1,
+                # One without is a remainder: deleting it was cut off.
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        if keep_every:
+            policies.append(managers.EveryNSteps(keep_every))
+        with self._reading():
+            self.manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    best_fn=_metric,
+                    best_mode="min",
+                    preservation_policy=managers.AnyPreservationPolicy(policies),
+                    create=not read_only,
+                    cleanup_tmp_directories=not read_only,
+                    read_only=read_only,
+                ),
+            )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            self.manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self.manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all complete checkpoints."""
+        return sorted(self.manager.all_steps())
+
+    def save(
+        self, step: int, state: ArrayTree, data: dict[str, Any], nelbo: float | None = None
+    ) -> None:
+        """Starts writing a checkpoint; returns once the arrays have left the devices.
+
+        InputError where the disk does not take it.
+        """
+        metrics = {METRIC: nelbo} if nelbo is not None and math.isfinite(nelbo) else {}
+        with _disk(self.folder):
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data)
+                ),
+                metrics=metrics,
+            )
+
+    def wait(self) -> None:
+        """Returns when everything is on disk. InputError where the disk does not take it."""
+        with _disk(self.folder):
+            self.manager.wait_until_finished()
+
+    def restore(self, abstract: ArrayTree, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """State, and what was saved as `data`. `abstract` gives shapes, types and shardings.
+
+        InputError where there is no checkpoint, one of other shapes, or a damaged one.
+        """
+        step = self._existing(step)
+        self._check_shapes(step, abstract)
+        with self._reading(step):
+            out = self.manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+                ),
+            )
+        return out["state"], out["data"]
+
+    def restore_part(self, abstract: ArrayTree, step: int | None = None) -> Any:
+        """Only the entries of the state that `abstract` has (a dictionary, e.g. `{"ema": ...}`)."""
+        step = self._existing(step)
+        self._check_shapes(step, abstract)
+        args = ocp.args.PyTreeRestore(
+            item=abstract,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+            partial_restore=True,
+        )
+        with self._reading(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return reader.restore(self.folder / str(step) / "state", args=args)
+
+    def has(self, *path: str) -> bool:
+        """Whether the newest checkpoint has an entry below this path of names."""
+        prefix = ".".join(path) + "."
+        return any(name.startswith(prefix) for name in self._stored(self._existing(None)))
+
+    def _stored(self, step: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of a checkpoint's arrays, by name."""
+        with self._reading(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            found = reader.metadata(self.folder / str(step) / "state").item_metadata
+            if found is None:
+                raise ValueError("the list of its arrays is missing or damaged")
+        return {_name(path): tuple(leaf.shape) for path, leaf in _leaves(found.tree)}
+
+    @contextmanager
+    def _reading(self, step: int | None = None) -> Iterator[None]:
+        """Turns what goes wrong in reading a checkpoint into an InputError that says what to do."""
+        try:
+            yield
+        except (InputError, MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # orbax and TensorStore raise all kinds of them
+            _let_readers_end(error)
+            step = self._unreadable_metrics() if step is None else step
+            if step is None:
+                raise
+            older = [other for other in steps_in(self.folder) if other < step]
+            left = "no older one is left"
+            if older:
+                left = f"to use the one of step {older[-1]}, move {self.folder / str(step)} away"
+            raise InputError(
+                f"{self.folder}: the checkpoint of step {step} is damaged"
+                f" ({first_line(error)}); {left}"
+            ) from error
+
+    def _unreadable_metrics(self) -> int | None:
+        """The step of a checkpoint whose metrics, which are read of all, are damaged."""
+        for step in reversed(steps_in(self.folder)):
+            try:
+                json.loads((self.folder / str(step) / "metrics" / "metrics").read_text())
+            except FileNotFoundError:
+                continue
+            except ValueError:
+                return step
+        return None
+
+    def _existing(self, step: int | None) -> int:
+        found = self.latest if step is None else step
+        if found is None or found not in self.manager.all_steps():
+            which = "" if step is None else f" of step {step}"
+            raise InputError(f"{self.folder}: no checkpoint{which}")
+        return found
+
+    def _check_shapes(self, step: int, abstract: ArrayTree) -> None:
+        there = self._stored(step)
+        for path, leaf in _leaves(abstract):
+            shape = there.get(_name(path))
+            if shape != tuple(leaf.shape):
+                raise InputError(
+                    f"{self.folder}: the checkpoint of step {step} has {_name(path)} of shape"
+                    f" {shape}, this experiment has {tuple(leaf.shape)}"
+                )
+
+
+def _leaves(tree: ArrayTree) -> list:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _name(path: tuple) -> str:
+    parts = [getattr(p, "key", getattr(p, "idx", getattr(p, "name", None))) for p in path]
+    return ".".join(str(part) for part in parts)
+
+
+def _let_readers_end(error: BaseException | None) -> None:
+    """Waits for the other readers of a checkpoint that one of them could not read.
+
+    orbax reads all arrays at once and leaves the others alone when one fails. What they then have
+    to say is about nothing else, and is not shown.
+    """
+    hooks = sys.unraisablehook, sys.excepthook
+    sys.unraisablehook = sys.excepthook = lambda *_: None
+    try:
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__
+        gc.collect()
+        time.sleep(0.3)
+        gc.collect()
+    finally:
+        sys.unraisablehook, sys.excepthook = hooks
+
+
+@contextmanager
+def _disk(folder: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        reason = _disk_trouble(error)
+        if reason is None:
+            raise
+        raise InputError(
+            f"{folder}: the checkpoint could not be written ({reason});"
+            " earlier checkpoints are intact"
+        ) from error
+
+
+def _disk_trouble(error: BaseException | None) -> str | None:
+    """The operating system's complaint behind an exception, if there is one.
+
+    TensorStore, which writes the arrays, gives it as a number inside a message.
+    """
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        if number:
+            return os.strerror(int(number.group(1)))
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,300 @@
+"""The run folder: everything that one would want to know of a run later.
+
+experiment.py   the experiment file, as it was            metrics.jsonl   one line per entry
+config.json     its values, the overrides, fingerprint    samples.txt     text by step
+env.json        versions, devices, git state              curves.png      the picture
+data/           the tokenizer, token counts               checkpoints/
+"""
+
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import Int
+
+from mdlm.cluster import process_group
+from mdlm.experiment.experiment import Experiment
+from mdlm.experiment.loading import load_file
+from mdlm.config.describe import describe, differences
+from mdlm.experiment.identity import fingerprint, recorded
+from mdlm.config.overrides import apply
+from mdlm.runs.checkpoint_paths import located, newest_in
+from mdlm.runs.writers import Writer
+from mdlm.errors import InputError
+from mdlm.version import __version__
+
+COUNTS = "token_counts.npy"
+BEGINNING = ".begun"
+"""File in a folder that is not yet a run, but is to be one."""
+PATIENCE = 10.0
+"""Seconds until what one process wrote on a shared disk is seen by all."""
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "datasets")
+
+
+class RunFolder:
+    """A run folder on disk. Only the first process writes; the others read.
+
+    Args:
+        path: the folder.
+        checkpoints: where the run keeps its checkpoints, if that is to be said: None for where it
+            does already, which is inside unless it was begun otherwise.
+    """
+
+    def __init__(self, path: str | Path, checkpoints: str | Path | None = None):
+        self.path = Path(path)
+        self.asked = None if checkpoints is None else located(checkpoints)
+        self.writes = process_group.leads()
+        self.started = time.time()
+        self.writers: tuple[Writer, ...] = ()
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / "config.json").is_file()
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        """The folder of the run's checkpoints. On any disk or store that orbax writes to."""
+        return self.asked or self._kept()
+
+    def _kept(self) -> epath.Path:
+        """Where the run has kept its checkpoints until now."""
+        elsewhere = self.config().get("checkpoints") if self.exists else None
+        return located(elsewhere or self.path / "checkpoints")
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    def begin(self, source: str, overrides: list[tuple[str, str]], experiment: Experiment) -> None:
+        """Writes the experiment's copy, its values and the environment. `check` comes first."""
+        if not self.writes:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        inside = self.checkpoints == located(self.path / "checkpoints")
+        elsewhere = None if inside else str(self.checkpoints)
+        if not self.exists:
+            (self.path / BEGINNING).touch()
+        self._write("experiment.py", source)
+        self._write("env.json", json.dumps(environment(), indent=1) + "\n")
+        config = {
+            "fingerprint": fingerprint(experiment),
+            "overrides": overrides,
+            "checkpoints": elsewhere,
+            "experiment": describe(experiment),
+        }
+        # Last, because its presence says that the folder is a run.
+        self._write("config.json", json.dumps(config, indent=1) + "\n")
+        (self.path / BEGINNING).unlink(missing_ok=True)
+
+    def agreed(self, experiment: Experiment) -> bool:
+        """Whether a run is to be continued here: `check` by process 0, for all.
+
+        InputError, on all processes, where the folder does not fit, or where not all see the same.
+        """
+
+        def decide() -> bool:
+            self.check(experiment)
+            return self.exists
+
+        exists = process_group.told(decide)
+        if exists:
+            self.check_shared()
+        return exists
+
+    def check_shared(self) -> None:
+        """InputError, on all processes, unless all of them see the run that process 0 sees."""
+        until = time.monotonic() + PATIENCE
+        while not self.exists and time.monotonic() < until:  # a network's disk may be late
+            time.sleep(0.2)
+        config = self.path / "config.json"
+        seen = config.read_text() if self.exists else None
+
+        def judge(all_seen: list[str | None]) -> None:
+            for number, one in enumerate(all_seen):
+                if one != all_seen[0]:
+                    raise InputError(
+                        f"process {number} does not see the run folder {self.path} of process 0:"
+                        " it must be on a disk that all processes share"
+                    )
+
+        process_group.agreed(seen, judge)
+
+    def check(self, experiment: Experiment) -> None:
+        """InputError unless the folder is new or empty, or holds a run of this experiment, and
+        what `--checkpoints` names is so too."""
+        if not self.exists:
+            begun = (self.path / BEGINNING).exists()  # and ended before it was a run
+            if self.path.exists() and any(self.path.iterdir()) and not begun:
+                raise InputError(f"{self.path} exists and is not a run folder")
+        else:
+            found = differences(recorded(self.experiment()), recorded(experiment))
+            if found:
+                raise InputError(
+                    f"{self.path} holds a run of another configuration; {_few(found)}."
+                    " Choose another --out, or give the values it was begun with"
+                )
+        if self.asked is not None:
+            self._check_asked(self.asked, experiment)
+
+    def _check_asked(self, asked: epath.Path, experiment: Experiment) -> None:
+        """InputError where those are the checkpoints of another run, or not where the run's are.
+
+        They may be there without the folder, which was lost with a machine: the run then goes on.
+        """
+        there = newest_in(asked)
+        if there is None:
+            kept = self._kept()
+            if kept != asked and newest_in(kept) is not None:
+                raise InputError(
+                    f"--checkpoints {asked}: those of {self.path} are in {kept}; move them first,"
+                    " or leave the option out"
+                )
+            return
+        step, data = there
+        if "run" not in data and self.exists:
+            return  # from before it was noted
+        found = differences(data.get("run", {}), recorded(experiment))
+        if found:
+            raise InputError(
+                f"--checkpoints {asked} holds one, of step {step}, of another run; {_few(found)}"
+            )
+
+    def save_counts(self, counts: Int[np.ndarray, " v"] | None) -> None:
+        """Keeps the token counts that the process is made from, if it is made from any."""
+        if counts is not None and self.writes:
+            new = self.data / f".{COUNTS}.new"
+            with open(new, "wb") as file:
+                np.save(file, counts)
+            os.replace(new, self.data / COUNTS)
+
+    def counts(self) -> Int[np.ndarray, " v"] | None:
+        """The token counts kept, None where the process needs none."""
+        path = self.data / COUNTS
+        return np.load(path) if path.is_file() else None
+
+    def config(self) -> dict[str, Any]:
+        """What config.json holds. InputError where this is no run folder."""
+        if not self.exists:
+            raise InputError(f"{self.path}: not a run folder (no config.json)")
+        return json.loads((self.path / "config.json").read_text())
+
+    def experiment(self) -> Experiment:
+        """The experiment that was run, from its copy and the overrides."""
+        overrides = [(name, text) for name, text in self.config()["overrides"]]
+        return apply(load_file(self.path / "experiment.py"), overrides)
+
+    def log(self, kind: str, step: int, values: Mapping[str, float | list[float]]) -> None:
+        """Appends a line to metrics.jsonl: `{"kind", "step", "time", ...values}`.
+
+        What is not finite stands there as null.
+        """
+        if self.writes:
+            line = {"kind": kind, "step": step, "time": round(time.time() - self.started, 2)}
+            said = {name: _in_json(value) for name, value in values.items()}
+            with open(self.path / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({**line, **said}) + "\n")
+            single = _singly(values)
+            for writer in self.writers:
+                writer.log(kind, step, single)
+
+    def close(self) -> None:
+        """Lets the writers finish."""
+        for writer in self.writers:
+            writer.close()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, without one that is not yet, or never was, whole."""
+        path = self.path / "metrics.jsonl"
+        text = path.read_text() if path.is_file() else ""
+        return [json.loads(line) for line in text.split("\n")[:-1]]
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines and samples after `step`, which a continued run writes anew."""
+        if self.writes and (self.path / "metrics.jsonl").is_file():
+            kept = [entry for entry in self.metrics() if entry["step"] <= step]
+            self.started = time.time() - max((e["time"] for e in kept), default=0.0)
+            self._write("metrics.jsonl", "".join(json.dumps(e) + "\n" for e in kept))
+        samples = self.path / "samples.txt"
+        if self.writes and samples.is_file():
+            parts = re.split(r"(?m)^(?==== step \d+, sample 1 ===$)", samples.read_text())
+            steps = [int(part.split(",")[0].split()[-1]) if part else 0 for part in parts]
+            kept = [part for part, at in zip(parts, steps, strict=True) if at <= step]
+            self._write("samples.txt", "".join(kept))
+
+    def add_samples(self, step: int, texts: list[str]) -> None:
+        """Appends texts to samples.txt under a heading."""
+        if self.writes:
+            with open(self.path / "samples.txt", "a") as file:
+                for number, text in enumerate(texts, 1):
+                    file.write(f"=== step {step}, sample {number} ===\n{text}\n\n")
+
+    def _write(self, name: str, text: str) -> None:
+        # A reader, or a crash, sees the old file or the new one.
+        new = self.path / f".{name}.new"
+        new.write_text(text)
+        os.replace(new, self.path / name)
+
+
+def _few(found: list[str]) -> str:
+    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+    return "; ".join(found[:3]) + more
+
+
+def _in_json(value: float | list[float]) -> Any:
+    if isinstance(value, list):
+        return [_in_json(one) for one in value]
+    return value if math.isfinite(value) else None
+
+
+def _singly(values: Mapping[str, float | list[float]]) -> dict[str, float]:
+    """Every number under a name of its own: the i-th of several as `name/i`."""
+    out: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            out |= {f"{name}/{i}": one for i, one in enumerate(value)}
+        else:
+            out[name] = value
+    return out
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices, command and the state of the git checkout."""
+    return {
+        "mdlm": __version__,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processes": jax.process_count(),
+        "devices": [str(device) for device in jax.devices()],
+        "device_kind": jax.devices()[0].device_kind,
+        "cpu_count": os.cpu_count(),
+        "command": sys.argv,
+        "git": _git(),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    def ask(*words: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        commit, changes = ask("rev-parse", "HEAD"), ask("status", "--porcelain")
+        return {"commit": commit, "changed_files": changes.splitlines()}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,66 @@
+"""Other places for metrics than metrics.jsonl: TensorBoard and Weights & Biases, if asked for."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from mdlm.experiment.experiment import Experiment
+from mdlm.config.describe import describe
+from mdlm.errors import InputError
+
+
+class Writer(Protocol):
+    """Takes numbers by name."""
+
+    def log(self, kind: str, step: int, values: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in `tensorboard/` of the run folder."""
+
+    def __init__(self, folder: Path):
+        try:
+            from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise InputError("--tensorboard needs: pip install 'mdlm[tensorboard]'") from error
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, kind: str, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(f"{kind}/{name.replace(' ', '_')}", value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """A run in a project of Weights & Biases, continued when this run is."""
+
+    def __init__(self, folder: Path, project: str, experiment: Experiment):
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise InputError("--wandb needs: pip install 'mdlm[wandb]'") from error
+        name = str(folder).replace("/", "-")
+        self.run: Any = wandb.init(
+            project=project, id=name, name=name, resume="allow", config=describe(experiment)
+        )
+
+    def log(self, kind: str, step: int, values: dict[str, float]) -> None:
+        self.run.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def writers(
+    folder: Path, tensorboard: bool, wandb: str | None, experiment: Experiment
+) -> tuple[Writer, ...]:
+    """The writers asked for. InputError where a package for one is missing."""
+    chosen: list[Writer] = []
+    if tensorboard:
+        chosen.append(TensorBoard(folder))
+    if wandb:
+        chosen.append(WeightsAndBiases(folder, wandb, experiment))
+    return tuple(chosen)

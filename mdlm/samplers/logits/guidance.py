@@ -1,0 +1,288 @@
+"""Guidance: the network's law of a masked token, bent towards what the sample is to be.
+
+With z the tokens as they stand, v a token at place i, y what is wanted, and gamma the weight
+(Schiff et al., arXiv:2412.10193; the laws are of the clean token, as they have it for masking):
+
+    ClassifierFree    p(v | z, y)^gamma  p(v | z)^(1 - gamma)
+    Classifier        p(v | z)  p(y | z with v at i)^gamma
+        "exact"       by a call of the classifier for each v and each place that is asked about
+        "taylor"      with log p(y | z with v at i) linear in the one-hot rows of z: one gradient
+
+each divided by its sum. gamma = 1 is the law given y (the classifier being right), 0 is the law
+without it, larger ones are sharper than what was asked for. LLaDA writes w + 1 for gamma.
+"""
+
+import abc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int, Key
+
+from mdlm.errors import InputError
+from mdlm.parameterizations.base import Parameterization
+from mdlm.parameterizations.subs import Subs
+from mdlm.processes.base import Process
+from mdlm.processes.masked import Masked
+from mdlm.types import ArrayTree, Denoise, DenseLogits, NetInput, Prediction, Sees
+
+LogP = Callable[[Float[Array, "n l v"], Float[Array, "n #l"] | None], Float[Array, " n"]]
+"""`log_p(one_hot, t)`: log p(y | z) of rows z, given as one-hot vectors over the vocabulary (the
+mask among them), at the times that the network is told."""
+
+Without = Literal["label", "prompt"]
+How = Literal["exact", "taylor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance(abc.ABC):
+    """Bends a network's laws; every sampler then draws from them. `weight` is gamma."""
+
+    weight: float = 1.0
+
+    def __post_init__(self):
+        if not (self.weight >= 0 and math.isfinite(self.weight)):
+            raise ValueError(f"weight={self.weight} is not a finite number of at least 0")
+
+    @property
+    def calls(self) -> int:
+        """Network calls that one call becomes."""
+        return 1
+
+    def refuses(
+        self,
+        process: Process,
+        parameterization: Parameterization,
+        *,
+        sees: Sees,
+        takes_labels: bool,
+    ) -> str | None:
+        """Why it cannot be used with these and a network that `sees` so much; None if it can."""
+        if isinstance(process, Masked) and isinstance(parameterization, Subs):
+            return None
+        return (
+            f"guidance={type(self).__name__}(...) bends the law of a masked token: it needs"
+            " process=Masked(...) and parameterization=Subs(...), not"
+            f" {type(process).__name__}(...) and {type(parameterization).__name__}(...)"
+        )
+
+    @abc.abstractmethod
+    def wrap(
+        self,
+        denoise: Denoise,
+        is_fixed: Bool[Array, "b l"],
+        *,
+        process: Process,
+        parameterization: Parameterization,
+    ) -> Denoise:
+        """The guided network, for rows whose tokens at `is_fixed` are given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierFree(Guidance):
+    """Guidance by the network itself, which is also asked `without` what it is guided by: the
+    rows' labels, or the prompt, that is all fixed tokens (LLaDA, arXiv:2502.09992).
+
+    Two network calls for each one; with a weight of 0 or 1, where only one of them counts, one.
+    """
+
+    without: Without
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.without not in get_args(Without):
+            raise ValueError(f'without={self.without!r} is neither "label" nor "prompt"')
+
+    @property
+    def calls(self) -> int:
+        return 1 if self.weight in (0, 1) else 2
+
+    def refuses(
+        self,
+        process: Process,
+        parameterization: Parameterization,
+        *,
+        sees: Sees,
+        takes_labels: bool,
+    ) -> str | None:
+        reason = super().refuses(process, parameterization, sees=sees, takes_labels=takes_labels)
+        if reason is not None:
+            return reason
+        title = f'guidance=ClassifierFree(without="{self.without}")'
+        if self.without == "label" and not takes_labels:
+            return f"{title} needs a network that takes labels, e.g. network=DiT(labels=...)"
+        if self.without == "prompt" and sees != "all":
+            return (
+                f"{title} puts masks in place of the prompt, which only a network that reads the"
+                " noised row can take"
+            )
+        return None
+
+    def wrap(
+        self,
+        denoise: Denoise,
+        is_fixed: Bool[Array, "b l"],
+        *,
+        process: Process,
+        parameterization: Parameterization,
+    ) -> Denoise:
+        mask_id, _ = parameterization.ids()
+
+        def withheld(inputs: NetInput) -> NetInput:
+            if self.without == "prompt":
+                return replace(inputs, tokens=jnp.where(is_fixed, mask_id, inputs.tokens))
+            if inputs.label is None:
+                raise InputError('ClassifierFree(without="label"): the rows have no label')
+            return replace(inputs, label=None)
+
+        def guided(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
+            without = withheld(inputs)
+            if self.weight == 1:
+                return denoise(inputs, key=key)
+            if self.weight == 0:
+                return denoise(without, key=key)
+            return Mixed(denoise(inputs, key=key), denoise(without, key=key), self.weight)
+
+        return guided
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier(Guidance):
+    """Guidance by a classifier of noised rows, which `log_p` is (see `LogP`).
+
+    Calls of the classifier are not counted in NFE. "exact" makes one for each token of the
+    vocabulary at each position that is asked about (every position in `Reverse`, which asks about
+    all), `batch` rows of one-hot vectors at a time; "taylor" one, and its gradient, for a call of
+    the network.
+    """
+
+    log_p: LogP
+    how: How = "exact"
+    batch: int = 64
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.how not in get_args(How):
+            raise ValueError(f'how={self.how!r} is neither "exact" nor "taylor"')
+        if self.batch < 1:
+            raise ValueError(f"batch={self.batch} is below 1")
+
+    def wrap(
+        self,
+        denoise: Denoise,
+        is_fixed: Bool[Array, "b l"],
+        *,
+        process: Process,
+        parameterization: Parameterization,
+    ) -> Denoise:
+        mask_id, size = parameterization.ids()
+        tilt = self._exact if self.how == "exact" else self._taylor
+
+        def guided(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
+            prediction = denoise(inputs, key=key)
+            if self.weight == 0:
+                return prediction
+            asked = tilt(inputs.tokens, inputs.t, size)
+            return Tilted(prediction, asked, self.weight, mask_id)
+
+        return guided
+
+    def _exact(self, tokens: Int[Array, "b l"], t: Float[Array, "b #l"] | None, size: int):
+        """log p(y | z with v at i) for rows asked about."""
+        l = tokens.shape[1]
+
+        def tilt(at: Int[Array, " n"]) -> Float[Array, "n v"]:
+            pairs = at.shape[0] * size
+            batch = min(self.batch, pairs)
+
+            def ask(start: Int[Array, ""]) -> Float[Array, " n"]:
+                pair = jnp.minimum(start + jnp.arange(batch), pairs - 1)
+                row, token = at[pair // size], pair % size
+                changed = tokens[row // l].at[jnp.arange(batch), row % l].set(token)
+                return self._log_p(changed, None if t is None else t[row // l], size)
+
+            asked = jax.lax.map(ask, jnp.arange(0, pairs, batch))
+            return asked.reshape(-1)[:pairs].reshape(-1, size)
+
+        return tilt
+
+    def _taylor(self, tokens: Int[Array, "b l"], t: Float[Array, "b #l"] | None, size: int):
+        """The same up to a constant for each row, log p being linear in the one-hot rows."""
+        one_hot = jax.nn.one_hot(tokens, size)
+        slope = jax.grad(lambda x: self.log_p(x, t).sum())(one_hot).reshape(-1, size)
+        return lambda at: slope[at]
+
+    def _log_p(self, tokens, t, size: int):
+        return self.log_p(jax.nn.one_hot(tokens, size), t).astype(jnp.float32)
+
+
+class _Bent(Prediction):
+    """Logits made from others, for sampling."""
+
+    def reduce_rows(
+        self,
+        fn: Callable[[Float[Array, "n v"], ArrayTree, ArrayTree], Float[Array, " n"]],
+        rows: ArrayTree,
+        weight: Float[Array, "b l"],
+        shared: ArrayTree = None,
+    ) -> tuple[Float[Array, ""], Float[Array, "b l"]]:
+        return DenseLogits(self.logits()).reduce_rows(fn, rows, weight, shared)
+
+
+class Mixed(_Bent):
+    """gamma of one prediction and 1 - gamma of another, in logarithms.
+
+    A token that either gives no mass at all has none.
+    """
+
+    def __init__(self, prediction: Prediction, other: Prediction, weight: float):
+        self.prediction, self.other, self.weight = prediction, other, weight
+        self.is_late = prediction.is_late
+
+    @property
+    def whole(self) -> Prediction:
+        return Mixed(self.prediction.whole, self.other.whole, self.weight)
+
+    def logits(self, at: Int[Array, " n"] | None = None) -> Float[Array, "..."]:
+        # Constants of a row, such as its normaliser, are lost in the softmax of the result.
+        told, untold = self.prediction.logits(at), self.other.logits(at)
+        has_mass = jnp.isfinite(told) & jnp.isfinite(untold)
+        told, untold = (jnp.where(has_mass, logits, 0.0) for logits in (told, untold))
+        return jnp.where(has_mass, untold + self.weight * (told - untold), -jnp.inf)
+
+
+class Tilted(_Bent):
+    """A prediction with gamma times `tilt(at)`, `[n v]` over the vocabulary, added to its logits.
+
+    Rows in which the tilt leaves no token but the mask any mass stay as they are.
+    """
+
+    def __init__(
+        self,
+        prediction: Prediction,
+        tilt: Callable[[Int[Array, " n"]], Float[Array, "n v"]],
+        weight: float,
+        mask_id: int,
+    ):
+        self.prediction, self.tilt, self.weight = prediction, tilt, weight
+        self.mask_id = mask_id
+        self.is_late = prediction.is_late
+
+    @property
+    def whole(self) -> Prediction:
+        return Tilted(self.prediction.whole, self.tilt, self.weight, self.mask_id)
+
+    def logits(self, at: Int[Array, " n"] | None = None) -> Float[Array, "..."]:
+        logits = self.prediction.logits(at)
+        flat = logits.reshape(-1, logits.shape[-1])
+        tilt = self.weight * self.tilt(jnp.arange(flat.shape[0]) if at is None else at)
+        size = tilt.shape[1]
+        tilted = flat[:, :size] + tilt
+        is_token = (jnp.arange(size) != self.mask_id)[None]
+        is_law = (jnp.isfinite(tilted) & is_token).any(-1, keepdims=True)
+        bent = flat.at[:, :size].set(jnp.where(is_law, tilted, flat[:, :size]))
+        return bent.reshape(logits.shape)

@@ -1,0 +1,11 @@
+from .base import Schedule as Schedule
+from .change_of_variables import ChangeOfVariables as ChangeOfVariables
+from .closed_form import Cosine as Cosine
+from .closed_form import CosineSquared as CosineSquared
+from .closed_form import Geometric as Geometric
+from .closed_form import LinearSigma as LinearSigma
+from .closed_form import LogLinear as LogLinear
+from .md4 import OneMinusSine as OneMinusSine
+from .md4 import Polynomial as Polynomial
+from .per_token import LearnedPolynomial as LearnedPolynomial
+from .per_token import Spindle as Spindle

@@ -1,0 +1,174 @@
+"""Composition: what is refused and why, what identifies a run, what a file may do wrong."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+
+from mdlm.config.describe import differences
+from mdlm.errors import InputError
+from mdlm.experiment.evaluation import Perplexity
+from mdlm.experiment.identity import fingerprint, identity
+from mdlm.experiment.loading import load_file
+from mdlm.models.block import BlockDiT
+from mdlm.models.causal import CausalTransformer
+from mdlm.models.dit import DiT
+from mdlm.objectives.autoregressive import Autoregressive
+from mdlm.objectives.block import BlockNelbo
+from mdlm.objectives.nelbo import Nelbo
+from mdlm.parallel.mesh import MeshShape, check_batch
+from mdlm.processes.masked import Masked
+from mdlm.samplers.blocks import BlockByBlock
+from mdlm.samplers.left_to_right import LeftToRight
+from mdlm.schedules.base import Schedule
+from mdlm.schedules.closed_form import LogLinear
+from mdlm.schedules.md4 import Polynomial
+
+EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").rglob("*.py"))
+
+
+@pytest.fixture
+def experiment():
+    return tiny.experiment(Path("text.txt"))
+
+
+class NoInverse(Schedule):
+    def alpha(self, t, x_0=None):
+        return 1 - t
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"network": CausalTransformer(width=32, depth=1, heads=2)},
+            r"objective=Nelbo\(\) needs a network that sees all tokens",
+        ),
+        (
+            {"objective": Autoregressive()},
+            r"objective=Autoregressive\(\) needs a network that sees the tokens before",
+        ),
+        (
+            {"sampler": LeftToRight()},
+            r"sampler=LeftToRight\(\) needs a network that sees the tokens before",
+        ),
+        (
+            {"evaluation": Perplexity(objective=Autoregressive())},
+            r"evaluation.objective=Autoregressive\(\) needs a network",
+        ),
+        (
+            {
+                "network": CausalTransformer(width=32, depth=1, heads=2),
+                "objective": Autoregressive(),
+                "sampler": LeftToRight(),
+                "time_condition": "sigma",
+            },
+            "no meaning for a causal network",
+        ),
+        (
+            {"objective": Nelbo(importance=True), "process": Masked(schedule=NoInverse())},
+            "NoInverse has none",
+        ),
+    ],
+)
+def test_nonsense_is_refused_with_the_reason(experiment, changes, reason):
+    with pytest.raises(InputError, match=reason):
+        replace(experiment, **changes)
+
+
+BLOCKS = {
+    "network": BlockDiT(width=32, depth=1, heads=2, block_size=4),
+    "objective": BlockNelbo(block_size=4),
+    "sampler": BlockByBlock(block_size=4),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"objective": Nelbo()}, "Nelbo.. needs a network that sees all tokens of the noised row;"),
+        ({"network": DiT(width=32, depth=1, heads=2)}, "needs a network that sees a noised block"),
+        (
+            {"sampler": BlockByBlock(block_size=8)},
+            "same size: network.block_size=4, objective.block_size=4, sampler.block_size=8",
+        ),
+        (
+            {"evaluation": Perplexity(objective=BlockNelbo(block_size=2))},
+            "evaluation.objective.block_size=2",
+        ),
+        (
+            {
+                "network": replace(BLOCKS["network"], block_size=5),
+                "objective": BlockNelbo(block_size=5),
+                "sampler": BlockByBlock(block_size=5),
+            },
+            "network.block_size=5 does not divide data.packing.length=",
+        ),
+        (
+            {
+                "objective": BlockNelbo(block_size=4, high=0.8),
+                "process": Masked(schedule=Polynomial(power=2.0)),
+            },
+            "masking rates, which are the times of LogLinear",
+        ),
+    ],
+)
+def test_blocks_that_do_not_fit_are_refused(experiment, changes, reason):
+    blocks = replace(experiment, **BLOCKS)
+    with pytest.raises(InputError, match=reason):
+        replace(blocks, **changes)
+
+
+def test_identity_leaves_out_where_how_long_and_how_often(experiment):
+    same = replace(
+        experiment,
+        name="other",
+        mesh=MeshShape(data=2),
+        data=replace(experiment.data, store="elsewhere"),
+        train=replace(experiment.train, steps=99, eval_every=3),
+    )
+    assert fingerprint(same) == fingerprint(experiment)
+    other = replace(experiment, process=Masked(schedule=LogLinear(eps=0.0)))
+    assert fingerprint(other) != fingerprint(experiment)
+    found = differences(identity(experiment), identity(other))
+    assert found == ["process.schedule.eps: 0.001 there, 0.0 here"]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_files_load(path):
+    experiment = load_file(path)
+    assert experiment.name == path.stem
+    doc = path.read_text().split('"""')[1]
+    assert "mdlm train experiments/" in doc and "Data:" in doc
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\n", "defines no `experiment"),
+        ("x = 1\nraise KeyError('here')\n", "line 2: KeyError: 'here'"),
+        ("x = (\n", "line 1"),
+    ],
+)
+def test_faulty_files_are_named_with_the_line(tmp_path, text, message):
+    (tmp_path / "e.py").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_file(tmp_path / "e.py")
+    with pytest.raises(InputError, match="no such experiment file"):
+        load_file(tmp_path / "missing.py")
+
+
+def test_mesh_and_batch_must_fit():
+    with pytest.raises(InputError, match="data=3 does not fit 8 devices"):
+        MeshShape(data=3).build()
+    with pytest.raises(InputError, match="fsdp=16 does not fit"):
+        MeshShape(fsdp=16).build()
+    with pytest.raises(ValueError, match="positive"):
+        MeshShape(data=0)
+    mesh = MeshShape(data=4, fsdp=2).build()
+    check_batch(mesh, 16, 2)
+    with pytest.raises(InputError, match="12 rows does not divide over 8 devices"):
+        check_batch(mesh, 12)
+    with pytest.raises(InputError, match="in 4 micro-batches"):
+        check_batch(mesh, 16, 4)

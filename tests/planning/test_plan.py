@@ -1,0 +1,203 @@
+"""Plans on paper against what is there: compiled steps, loaders' batches, counted positions."""
+
+import math
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from mdlm.cli.plan import rows_of, words
+from mdlm.data.loader import TrainLoader
+from mdlm.data.packing import Pad, Wrap
+from mdlm.errors import InputError
+from mdlm.experiment.experiment import Training
+from mdlm.experiment.model import Model
+from mdlm.models.causal import CausalTransformer
+from mdlm.models.dit import DiT
+from mdlm.models.layers import compute_dtype
+from mdlm.objectives.autoregressive import Autoregressive
+from mdlm.parallel.mesh import MeshShape, on, platform
+from mdlm.planning.memory import abstract_batch, given_bytes, kept_bytes, scored_share
+from mdlm.planning.plan import Compiled, compile_for, first, plan, wanted
+from mdlm.planning.topology import Topology
+from mdlm.samplers.left_to_right import LeftToRight
+from mdlm.train.loop import in_training
+from mdlm.types import Vocab
+
+VOCAB = Vocab(size=61, mask_id=60, bos_id=0, eos_id=1, pad_id=2)
+WIDE = DiT(width=128, depth=1, heads=2, cond_dim=16)
+SLICE = Topology.parse("v5e:2x4")
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    return tiny.experiment(
+        tiny.write_text(tmp_path / "text.txt"), network=WIDE, mesh=MeshShape(data=2, fsdp=4)
+    )
+
+
+def test_memory_is_that_of_the_step(experiment):
+    """On the CPU nothing is padded: the arguments are the state and the batch to the byte."""
+    model = Model(experiment, VOCAB)
+    compiled = compile_for(model, experiment.mesh.build(jax.devices()[:8]))
+    given, gradients = given_bytes(model, SLICE.sizes(experiment.mesh))
+    assert compiled.arguments == sum(given.values())
+    assert given["parameters"] == given["average"] == gradients
+    assert 2 * gradients < given["optimizer"] < 2.01 * gradients
+    p = plan(model, SLICE, compiled)
+    assert vars(p.memory) == given | {
+        "temporaries": compiled.temporaries,
+        "program": compiled.program,
+    }
+    # The matrices are split over four, what is small is not.
+    assert p.parameters < p.memory.parameters < 4 * p.parameters / 2.5
+    assert p.traffic is not None and p.traffic["all-gather"].bytes > p.parameters
+    assert p.fits and not replace(p, refused="no").fits
+    assert not replace(p, available=p.memory.total - 1).fits
+    text = words(p)
+    assert "data=2 fsdp=4" in text and "all-gather" in text and ": fits" in text
+
+
+@pytest.mark.parametrize(
+    "packing",
+    [
+        Wrap(length=30),
+        Wrap(length=32, segments=True),
+        Wrap(length=32, remainder="drop"),
+        Pad(length=2**15),
+    ],
+)
+def test_batches_are_those_of_the_loader(experiment, packing):
+    experiment = replace(experiment, data=replace(experiment.data, packing=packing))
+    dataset = experiment.data.load()
+    model = Model.on(experiment, dataset)
+    rows = TrainLoader(dataset.train.rows, experiment.train.batch_size, 0).batch_at(0)
+    made = {
+        name: (value.shape, value.dtype)
+        for name, value in in_training(rows, np.arange(experiment.train.batch_size)).items()
+    }
+    planned = vars(abstract_batch(model, SLICE.sizes(experiment.mesh)))
+    planned = {name: (x.shape, x.dtype) for name, x in planned.items() if x is not None}
+    assert planned == made
+
+
+def test_scored_places(experiment):
+    """Half of them, by a schedule that hides in proportion to the time; all; all but the first."""
+    longer = replace(experiment, data=replace(experiment.data, packing=Wrap(length=256)))
+    assert scored_share(Model(longer, VOCAB)) == pytest.approx(0.5, abs=0.02)
+    causal = replace(
+        experiment,
+        network=CausalTransformer(width=32, depth=1, heads=2),
+        objective=Autoregressive(),
+        sampler=LeftToRight(),
+    )
+    assert scored_share(Model(causal, VOCAB)) == 31 / 32
+
+
+def test_time_and_money(experiment):
+    experiment = replace(experiment, train=Training(steps=1000, batch_size=64, accumulate=2))
+    model = Model(experiment, VOCAB)
+    p = plan(model, SLICE, None, mfu=0.25, price=2.0)
+    forward = WIDE.flops(64, 32, p.scored * 64 * 32, 61)
+    assert p.flops == 3 * forward and p.peak == 197e12
+    assert p.seconds(p.mfu) == pytest.approx(3 * forward / (8 * 197e12 * 0.25))
+    assert p.days * 86400 == pytest.approx(1000 * p.seconds(0.25))
+    assert p.dollars == pytest.approx(p.days * 24 * 8 * 2.0)
+    found = p.as_json()
+    assert found["tokens_per_second"] == pytest.approx(64 * 32 / p.seconds(0.25))
+    assert found["memory"]["total"] == p.memory.total and found["fits"]
+
+
+def test_what_is_traced_is_for_the_devices_of_the_mesh(experiment):
+    with on(SLICE.sizes(experiment.mesh)):
+        assert platform() == "tpu" and compute_dtype("auto") == jnp.bfloat16
+    with on(experiment.mesh.build()):
+        assert platform() == "cpu" and compute_dtype("auto") == jnp.float32
+    assert platform() == "cpu"
+
+
+def test_what_is_kept(experiment):
+    """Of twice the rows twice as much; of blocks their inputs, with products more, of all most."""
+
+    def kept(remat, rows):
+        network = replace(WIDE, remat=remat)
+        model = Model(replace(experiment, network=network), VOCAB)
+        return kept_bytes(model, SLICE.sizes(experiment.mesh), rows)
+
+    blocks, products, everything = (kept(remat, 8) for remat in ("blocks", "products", "none"))
+    inputs = 4 * 8 * 32 * 128 * WIDE.depth
+    assert inputs < blocks < products < everything
+    # qkv 3, attention and its end 1 each, MLP 4 and 1, in bfloat16.
+    expected = 2 * 10 * 8 * 32 * 128 * WIDE.depth
+    assert expected <= products - blocks < 1.1 * expected
+    # What does not depend on the rows is little: no parameters are in it.
+    fixed = 2 * products - kept("products", 16)
+    assert 0 < fixed < 128 * 128 * 4
+
+
+def test_extrapolated(experiment):
+    """From half the devices: the state by its own shapes, temporaries less what gradients lose."""
+    experiment = replace(experiment, mesh=MeshShape(data=1, fsdp=-1))
+    large, small = Topology.parse("v5e:4x4"), SLICE
+    assert rows_of(experiment, large, small) == experiment.train.batch_size / 2
+    model = Model(experiment, VOCAB)
+    compiled = Compiled(seconds=1.0, arguments=0, temporaries=1e6, traffic={})
+    p = plan(model, large, compiled, on_smaller=small)
+    assert p.method == "extrapolated from v5e:2x4" and str(MeshShape(**p.mesh)) == "fsdp=16"
+    smaller = plan(model, small, None).gradients
+    assert p.memory.temporaries == 1e6 + p.gradients - smaller < 1e6
+    for other in ("v5e:8x8", "v6e:2x2"):
+        with pytest.raises(InputError, match="not a smaller part of v5e:4x4"):
+            rows_of(experiment, large, Topology.parse(other))
+
+
+def test_what_xla_says():
+    message = (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+        "required for HLO temporaries (122.50G) exceeds available HBM (15.75G). HLO module: jit.\n"
+        "See https://openxla.org"
+    )
+    assert wanted(message) == 122.5 * 2**30
+    assert first(message).startswith("Ran out of memory on HBM") and "openxla" not in first(message)
+    assert wanted("RESOURCE_EXHAUSTED: something else") is None
+
+
+def test_a_step_that_did_not_fit(experiment):
+    model = Model(experiment, VOCAB)
+    p = plan(model, SLICE, Compiled(seconds=3.0, refused="Ran out of memory"))
+    assert not p.fits and math.isnan(p.memory.total)
+    assert "DOES NOT FIT. Ran out of memory" in words(p) and "nan" not in words(p)
+
+
+@pytest.mark.parametrize(
+    ("text", "chips", "name"),
+    [
+        ("v5e:4x4", 16, "v5e"),
+        ("v5p:2x2x4", 16, "v5p"),
+        ("v4:2x2x1", 4, "v4"),
+        ("gpu:8xH100", 8, "H100"),
+        ("gpu:16xA100", 16, "A100"),
+    ],
+)
+def test_topologies(text, chips, name):
+    found = Topology.parse(text)
+    assert (found.chips, found.name) == (chips, name)
+    assert found.is_compiled_for == (name in ("v5e", "v5p", "v6e"))
+
+
+@pytest.mark.parametrize("text", ["v5e", "v5e:4", "v5p:4x4", "v9:2x2", "gpu:8xT4", "gpu:8xv5e", ""])
+def test_unknown_topologies(text):
+    with pytest.raises(InputError, match="unknown.*v5e:4x4.*gpu:8xH100"):
+        Topology.parse(text)
+
+
+def test_meshes_that_do_not_fit(experiment):
+    odd = replace(experiment, mesh=MeshShape(data=-1, fsdp=3))
+    with pytest.raises(InputError, match="fsdp=3 does not fit 8 devices"):
+        plan(Model(odd, VOCAB), SLICE, None)
+    few = replace(experiment, train=Training(steps=1, batch_size=4))
+    with pytest.raises(InputError, match="batch of 4 rows does not divide over 8 devices"):
+        plan(Model(few, VOCAB), SLICE, None)
