@@ -1,4 +1,4 @@
-"""Sources, tokenizers, packings, mixtures and recipes. Names are imported when they are first used."""
+"""Sources, tokenizers, packings and recipes. Names are imported when they are first used."""
 
 import lazy_loader
 

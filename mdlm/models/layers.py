@@ -106,8 +106,8 @@ def _uniform(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> Float[
 class Linear(nnx.Module):
     """`x @ kernel + bias`. `zero` starts both at 0, which switches a branch off at first.
 
-    `split` says how devices of a mesh share the work, see `mdlm.parallel.sharding`. With `cuts`, each of
-    so many equal parts of the output is shared by columns.
+    `split` says how devices of a mesh share the work, see `mdlm.parallel.sharding`. With
+    `cuts`, each of so many equal parts of the output is shared by columns.
     """
 
     def __init__(

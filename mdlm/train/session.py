@@ -6,7 +6,8 @@ found to hold the same run), and `train` yields the loop's events, keeping sampl
 and the writers of metrics up to date along the way.
 
 Of many processes (see `mdlm.cluster.process_group`) all prepare the same and read the data
-for themselves; it is compared what they were started with and what they read. Process 0 decides on the folder and writes.
+for themselves; it is compared what they were started with and what they read. Process 0 decides
+on the folder and writes.
 """
 
 from collections.abc import Callable, Iterator
