@@ -9,8 +9,8 @@
 "ddpm_cache" on the PyTorch reference, whose network has the same parameters; both sample
 the same distribution with random numbers of their own. They alternate, one generation each. NFE is
 the mean number of network calls. "executed TFLOP/s" counts the matmuls that each must execute: of
-each call the blocks, all but the last block's keys and values and the head at the positions that are written alone (ours), or
-all of them at all positions (the PyTorch reference's).
+each call the blocks, all but the last block's keys and values and the head at the positions that
+are written alone (ours), or all of them at all positions (the PyTorch reference's).
 """
 
 import argparse

@@ -8,13 +8,14 @@
 The step is the one that `mdlm train` runs, on one batch of random tokens and parameters moved off
 their initial values; the PyTorch reference (`benchmarks/torch_reference.py`, eager and compiled)
 starts from the same parameters. They alternate. Any setting of the experiment may be changed by its
-dotted name (`--network.depth 2`); the PyTorch reference is measured for the paper's network in float32 only.
+dotted name (`--network.depth 2`); the PyTorch reference is measured for the paper's network in
+float32 only.
 
 "model TFLOP/s" counts the matmuls that the loss needs: blocks and full attention, the head at
 masked positions, three times for a step; recomputation is not counted, nor the head of the PyTorch
-reference at all positions. MFU is their fraction of the device's peak. "x torch" is the median, over
-rounds, of tokens/s over those of the faster form of the PyTorch reference. "peak MiB" is what the
-compiled step allocates: state, batch and temporaries.
+reference at all positions. MFU is their fraction of the device's peak. "x torch" is the median,
+over rounds, of tokens/s over those of the faster form of the PyTorch reference. "peak MiB" is what
+the compiled step allocates: state, batch and temporaries.
 """
 
 import math
