@@ -191,7 +191,7 @@ BAD_INPUT = [
     (("sample", "run", "--sampler", "LeftToRight"), "needs a network that sees"),
     (("sample", "run", "--trace", "nowhere/x.trace"), "no file can be written there"),
     (("view", "no.trace"), "no.trace: No such file"),
-    (("view", "cut.trace"), "cut.trace is a trace, but cut short"),
+    (("view", "cut.trace"), "cut.trace is a truncated or damaged trace"),
     (("view", "whole.trace", "--fps", "0"), "--fps 0"),
     ((*TRAIN, "--data.source.train", "bad.txt"), "bad.txt"),
     ((*TRAIN, "--data.source.train", "empty.txt"), "empty.txt is empty"),
