@@ -154,8 +154,8 @@ def as_there(model: Model, topology: Topology) -> Model:
 
     Networks choose by the platform, and to them a mesh of GPUs is one of TPUs (`Topology.sizes`).
     """
-    network: Any = model.experiment.network
-    if topology.name in SHAPES or getattr(network, "remat", None) != "auto":
+    network = model.experiment.network
+    if topology.name in SHAPES or network.remat != "auto":
         return model
     network = replace(network, remat="none")
     return Model(replace(model.experiment, network=network), model.vocab, model.counts)
@@ -204,7 +204,7 @@ def plan(
         program=compiled.program if compiled else 0.0,
     )
     with on(mesh):
-        dtype = compute_dtype(getattr(e.network, "dtype", "float32"))
+        dtype = compute_dtype(e.network.dtype)
     peak = datasheet(topology.chip.kind, str(dtype)).flops
     assert peak is not None, topology.chip.kind
     scored = scored_share(model)
