@@ -43,6 +43,17 @@ class Packing(abc.ABC):
     def frame(self) -> tuple[bool, bool]:
         """Whether every row begins with BOS, and whether every (full) row ends with EOS."""
 
+    @property
+    def hides_padding(self) -> bool:
+        """Whether rows may have padding that attention leaves out, so that batches have
+        `is_valid`."""
+        return False
+
+    @property
+    def splits_attention(self) -> bool:
+        """Whether attention stays inside each document, so that batches have `segment_ids`."""
+        return False
+
     @abc.abstractmethod
     def separator(self, vocab: Vocab) -> int | None:
         """What a stream that is made for this packing has after each document; None: nothing."""
@@ -95,6 +106,14 @@ class Wrap(Packing):
     def frame(self) -> tuple[bool, bool]:
         return self.row_specials, self.row_specials
 
+    @property
+    def hides_padding(self) -> bool:
+        return self.remainder == "pad"
+
+    @property
+    def splits_attention(self) -> bool:
+        return self.segments
+
     def separator(self, vocab: Vocab) -> int | None:
         return ends(vocab)[1] if self.eos else None
 
@@ -123,7 +142,7 @@ class Wrap(Packing):
             vocab,
             length=self.length,
             row_specials=self.row_specials,
-            keeps_rest=self.remainder == "pad",
+            keeps_rest=self.hides_padding,
             segments=self.segments,
         )
 
@@ -155,6 +174,10 @@ class Pad(Packing):
     def frame(self) -> tuple[bool, bool]:
         return self.specials, False
 
+    @property
+    def hides_padding(self) -> bool:
+        return self.pad == "exclude"
+
     def separator(self, vocab: Vocab) -> int | None:
         """EOS, so that one store serves all packings; rows do not need it and leave it out."""
         return vocab.bos_id if vocab.eos_id is None else vocab.eos_id
@@ -170,5 +193,5 @@ class Pad(Packing):
             vocab,
             length=self.length,
             specials=self.specials,
-            sees_padding=self.pad == "as_published",
+            sees_padding=not self.hides_padding,
         )

@@ -36,6 +36,11 @@ class TokenizerConfig(abc.ABC):
     needs_text: ClassVar[bool] = False
     """True where `build` learns from the training text."""
 
+    @property
+    def max_size(self) -> int | None:
+        """Size of the largest vocabulary that it can learn from text; None: the text tells."""
+        return None
+
     @abc.abstractmethod
     def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
         """The tokenizer; `texts` (the training documents, or pieces of them) is read, once, only
@@ -128,6 +133,10 @@ class BPE(TokenizerConfig):
         if self.vocab_size < least:
             raise ValueError(f"vocab_size={self.vocab_size}: bytes and specials alone are {least}")
 
+    @property
+    def max_size(self) -> int:
+        return self.vocab_size
+
     def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -164,6 +173,10 @@ class WordPiece(TokenizerConfig):
         least = len(SPECIALS) + 3  # [UNK], and one character as a word and as a part
         if self.vocab_size < least:
             raise ValueError(f"vocab_size={self.vocab_size}: not even {least}, which is one letter")
+
+    @property
+    def max_size(self) -> int:
+        return self.vocab_size
 
     def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
         normalizer = normalizers.BertNormalizer(lowercase=self.lowercase)

@@ -68,6 +68,7 @@ def test_memory_is_that_of_the_step(experiment):
         Wrap(length=32, segments=True),
         Wrap(length=32, remainder="drop"),
         Pad(length=2**15),
+        Pad(length=2**15, pad="as_published"),
     ],
 )
 def test_batches_are_those_of_the_loader(experiment, packing):
