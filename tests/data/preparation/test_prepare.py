@@ -19,7 +19,7 @@ from mdlm.data.preparation.worker import Setting
 from mdlm.data.sources import TextFiles
 from mdlm.data.store import writer
 from mdlm.data.store.manifest import Manifest
-from mdlm.data.text.chunks import Block, Encoded
+from mdlm.data.text.chunks import Chunk, Encoded
 from mdlm.data.tokenizers import BPE, Bytes, Characters, Pretrained
 from mdlm.data.tokens.tokenizer import Tokenizer
 from mdlm.errors import InputError
@@ -119,14 +119,14 @@ def test_a_store_without_eos(source, tmp_path):
         made(data_of(source), tmp_path / "store")
 
 
-def test_a_document_that_ends_in_another_block_is_not_empty(source, tmp_path):
+def test_a_document_that_ends_in_another_chunk_is_not_empty(source, tmp_path):
     tally = writer.Tally(counts=np.zeros(4, np.int64))
 
     def add(tokens, ends):
         kind = {"tokens": np.array(tokens, np.uint16), "ends": np.array(ends, np.int64)}
         return tally.add(Encoded(**kind, bytes=0), 3)
 
-    # Of the fourth document, begun in the first block, the second holds but the EOS.
+    # Of the fourth document, begun in the first chunk, the second has only the EOS.
     assert [add([1, 3, 3, 3, 2], [2, 3, 4]), add([3, 3], [1, 2]), add([0], [])] == [2, 1, 0]
     assert tally.counts.tolist() == [1, 1, 1, 5] and tally.since == 1
 
@@ -458,13 +458,13 @@ def test_what_was_read_before_an_error_comes_first(source):
 
     def found():
         for text in ("a", "b"):
-            yield Block(texts=(text,), open=False, position=None)
+            yield Chunk(texts=(text,), open=False, position=None)
         raise InputError("lost")
 
     answers = []
     with Pool(1, setting) as pool, pytest.raises(InputError, match="lost"):
-        for block, encoded in pool.encode(found()):
-            answers.append((block.texts, encoded.tokens.tolist()))
+        for chunk, encoded in pool.encode(found()):
+            answers.append((chunk.texts, encoded.tokens.tolist()))
     assert answers == [(("a",), [97]), (("b",), [98])]
 
 
