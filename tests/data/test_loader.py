@@ -252,7 +252,7 @@ def test_rows_without_padding_come_without_a_mask():
 
 def test_errors():
     rows = make_rows(4)
-    with pytest.raises(InputError, match="batch_size=6 does not divide among 4 processes"):
+    with pytest.raises(InputError, match="batch_size=6: must be a positive multiple of .* 4"):
         process_part(6, 0, 4)
     with pytest.raises(InputError, match="batch_size=0"):
         TrainLoader(rows, 0, 0)
@@ -264,5 +264,5 @@ def test_errors():
         process_part(4, 2, 2)
     with pytest.raises(ValueError, match="position=-1"):
         TrainLoader(rows, 4, 0).batch_at(-1)
-    with pytest.raises(ValueError, match="seed=-1 is not in"):
+    with pytest.raises(ValueError, match="seed=-1: must be in"):
         TrainLoader(rows, 4, -1)

@@ -206,11 +206,11 @@ def test_stores_of_one_tokenizer_are_mixed_and_others_refused(tmp_path):
     "weights, message",
     [
         ((1.0,), "2 parts and weights="),
-        ((1.0, 0.0), "a weight is a positive number"),
-        ((1.0, -2.0), "a weight is a positive number"),
-        ((1.0, float("nan")), "a weight is a positive number"),
-        ((1.0, float("inf")), "a weight is a positive number"),
-        ((1.0, 1e-5), "is not one sample in 10,000"),
+        ((1.0, 0.0), "each must be a positive number"),
+        ((1.0, -2.0), "each must be a positive number"),
+        ((1.0, float("nan")), "each must be a positive number"),
+        ((1.0, float("inf")), "each must be a positive number"),
+        ((1.0, 1e-5), "is less than one sample in 10,000"),
     ],
 )
 def test_weights_that_make_no_sense(weights, message):
@@ -237,7 +237,7 @@ def test_an_experiment_takes_a_mixture(tmp_path):
     other = apply(experiment, [("data.weights", "1,4")])
     assert other.data.weights == (1.0, 4.0)
     assert json.dumps(describe(experiment)) != json.dumps(describe(other))
-    with pytest.raises(InputError, match="a weight is a positive number"):
+    with pytest.raises(InputError, match="each must be a positive number"):
         apply(experiment, [("data.weights", "1,-4")])
     a, b = mixture().load(), mixture((1.0, 4.0)).load()
     assert a.fingerprint != b.fingerprint and a.fingerprint == mixture().load().fingerprint

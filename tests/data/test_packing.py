@@ -67,7 +67,7 @@ def test_wrap_that_fits_has_no_padding():
 
 @pytest.mark.parametrize("remainder", ["pad", "drop"])
 def test_wrap_needs_one_row(remainder):
-    with pytest.raises(InputError, match=r"has 9 tokens, .* length=12 \(10 needed\)"):
+    with pytest.raises(InputError, match=r"has 9 tokens, .* length=12 \(must be at least 10\)"):
         Wrap(length=12, remainder=remainder).of(documents(8), VOCAB)
     with pytest.raises(InputError, match="has 0 tokens"):
         Wrap(length=12, remainder=remainder).of([], VOCAB)
@@ -109,7 +109,7 @@ def test_pad_without_bos():
 def test_a_vocabulary_without_an_end():
     bare = Vocab(size=9, mask_id=0)
     for packing in (Wrap(length=4), Pad(length=4)):
-        with pytest.raises(InputError, match="no token that ends a text"):
+        with pytest.raises(InputError, match="neither BOS nor EOS"):
             packing.of(documents(9), bare)
 
 

@@ -55,7 +55,7 @@ def test_patterns_and_several_files(tmp_path):
     assert source.splits == ("train", "valid")
     with pytest.raises(InputError, match="no test split, only train, valid"):
         source.documents("test")
-    with pytest.raises(ValueError, match="'dev' is none of"):
+    with pytest.raises(ValueError, match="'dev': must be one of"):
         source.documents("dev")
 
 
@@ -68,11 +68,11 @@ def test_patterns_and_several_files(tmp_path):
         ("a.jsonl", "\n\n", "no text in .*a.jsonl"),
         ("a.txt", b"abc\xff", "a.txt is not UTF-8 text: byte 0xff at offset 3$"),
         ("a.txt.gz", b"ab\xc3(", "byte 0xc3 at offset 2 of the unpacked data"),
-        ("a.csv", "a", "a.csv: unknown ending; known are .txt and .jsonl"),
+        ("a.csv", "a", "a.csv: unknown ending: must be .txt, .jsonl"),
         ("a.jsonl", '{"text": "a"}\n{"text"', "a.jsonl:2: not JSON: .* at column"),
-        ("a.jsonl", "[1]\n", "a.jsonl:1: a JSON object is needed, not list"),
+        ("a.jsonl", "[1]\n", "a.jsonl:1: list, must be a JSON object"),
         ("a.jsonl", '{"text": 1}\n', "a.jsonl:1: 'text' is int, not text"),
-        ("a.jsonl", '{"text": "\\ud800"}\n', "a.jsonl:1: 'text' holds half a surrogate"),
+        ("a.jsonl", '{"text": "\\ud800"}\n', "a.jsonl:1: 'text' has half a surrogate"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
@@ -137,7 +137,7 @@ def test_held_out_follows_the_files_that_are_named(tmp_path):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="sum must be below 1"):
         TextFiles(train="a.txt", valid_fraction=0.5, test_fraction=0.5)
-    with pytest.raises(ValueError, match="train names no files"):
+    with pytest.raises(ValueError, match="train is empty"):
         TextFiles(train=())
     with pytest.raises(ValueError, match="separator is empty"):
         TextFiles(train="a.txt", separator="")

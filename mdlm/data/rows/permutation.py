@@ -31,7 +31,7 @@ def key(seed: int, *words: int | Int64[np.ndarray, "..."]) -> UInt64[np.ndarray,
     If some of them are arrays, the result is an array of keys.
     """
     if not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed} is not in [0, 2**63)")
+        raise ValueError(f"seed={seed}: must be in [0, 2**63)")
     found = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
         for word in (seed, *words):
@@ -48,7 +48,7 @@ def permuted(
     `positions` and `keys` (from `key`) are broadcast together: each position may have its own key.
     """
     if not 1 <= n <= LIMIT:
-        raise ValueError(f"n={n} is not in [1, 2**62]")
+        raise ValueError(f"n={n}: must be in [1, 2**62]")
     shape = np.broadcast_shapes(positions.shape, keys.shape)
     at = np.broadcast_to(positions, shape).astype(np.uint64).ravel()
     keys = np.broadcast_to(keys, shape).ravel()

@@ -130,12 +130,12 @@ GOLDEN = {
 def test_errors():
     places = np.arange(4, dtype=np.int64)
     for n in (0, LIMIT + 1):
-        with pytest.raises(ValueError, match=f"n={n} is not in"):
+        with pytest.raises(ValueError, match=f"n={n}: must be in"):
             permuted(places, n, key(0))
     with pytest.raises(ValueError, match=r"outside \[0, 3\)"):
         permuted(places, 3, key(0))
     with pytest.raises(ValueError, match=r"outside \[0, 3\)"):
         permuted(places[:1] - 1, 3, key(0))
     for seed in (-1, 2**63):
-        with pytest.raises(ValueError, match=f"seed={seed} is not in"):
+        with pytest.raises(ValueError, match=f"seed={seed}: must be in"):
             key(seed)

@@ -176,7 +176,7 @@ def test_chunks_are_all_rows(monkeypatch):
 def test_a_stream_made_for_another_packing_is_refused(eos):
     docs = documents(3)
     stream = Wrap(length=8, eos=not eos).of(docs, VOCAB).stream
-    with pytest.raises(InputError, match=f"Wrap.eos={eos}. is for .*: use Wrap.eos={not eos}."):
+    with pytest.raises(InputError, match=f"Wrap.eos={eos}. needs .*: use Wrap.eos={not eos}."):
         Wrap(length=8, eos=eos).over(stream, VOCAB)
 
 

@@ -129,7 +129,10 @@ def test_tokenizer_is_the_store_s(tmp_path):
         ({"tokenizer": BPE(vocab_size=280)}, r"made of Bytes\(\), this experiment has BPE\(vocab"),
         ({"source": Told(word="x")}, r"made of Told\(.*word='mät'\), this experiment has Told\("),
         ({"packing": Wrap(length=16, eos=False)}, r"train split: .*use Wrap\(eos=True\)"),
-        ({"store": "memory://nowhere"}, "nowhere holds no token store; make it with: mdlm prepare"),
+        (
+            {"store": "memory://nowhere"},
+            "nowhere is not a token store: make one with: mdlm prepare",
+        ),
     ],
 )
 def test_a_store_of_something_else_is_refused(changes, message, tmp_path):
@@ -161,11 +164,11 @@ def other_tokenizer(_):
 BIN, ENDS = "train-00001.bin", "train-00001.ends"
 DAMAGE = {
     "missing": (BIN, lambda data: None, f"{BIN} is missing: put it back"),
-    "truncated": (BIN, lambda data: data[:-1], f"{BIN} is truncated, it has 199 bytes .* 200"),
-    "longer": (BIN, lambda data: data + b"!", f"{BIN} is not the store's own, it has 201 bytes"),
+    "truncated": (BIN, lambda data: data[:-1], f"{BIN} is truncated, it has 199 bytes, .* 200"),
+    "longer": (BIN, lambda data: data + b"!", f"{BIN} is too large, it has 201 bytes"),
     "no ends": (ENDS, lambda data: None, f"{ENDS} is missing"),
     "short ends": (ENDS, lambda data: data[:-8], f"{ENDS} is truncated"),
-    "no manifest": ("manifest.json", lambda data: None, "holds no token store; make it with"),
+    "no manifest": ("manifest.json", lambda data: None, "is not a token store: make one with"),
     "half a manifest": (
         "manifest.json",
         lambda data: data[: len(data) // 2],
@@ -205,7 +208,10 @@ CHANGES = {
         "damaged .*sha256",
     ),
     "splits of another kind": (lambda values: values.update(splits=[]), "damaged"),
-    "another type": (lambda values: values.update(dtype="int8"), "dtype='int8' is none of uint16"),
+    "another type": (
+        lambda values: values.update(dtype="int8"),
+        "dtype='int8': must be one of uint16",
+    ),
     "too many words": (lambda values: values.update(vocab_size=2**17), "does not fit uint16"),
 }
 
@@ -226,7 +232,7 @@ def test_a_split_that_is_not_there_or_not_complete(tmp_path):
     _ = stored.load().train
     with pytest.raises(
         InputError,
-        match="valid split is not complete, it has 40 documents so far; go on with: mdlm",
+        match="valid split is not complete, it has 40 documents so far: resume with: mdlm",
     ):
         _ = stored.load().valid
 
@@ -235,7 +241,7 @@ def test_counts_of_other_tokens_are_refused(tmp_path):
     stored = prepared(DATA, str(tmp_path / "store"))
     path = tmp_path / "store" / "train-counts.npy"
     np.save(path, np.load(path) + np.eye(len(np.load(path)), dtype=np.int64)[0])
-    with pytest.raises(InputError, match="train-counts.npy counts other tokens than the shards"):
+    with pytest.raises(InputError, match="train-counts.npy does not match the shards"):
         _ = stored.load().counts
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(InputError, match="train-counts.npy cannot be read"):
@@ -249,7 +255,7 @@ def test_tokens_outside_the_vocabulary_are_refused(place, tmp_path):
     edit(url, BIN, lambda data: data[:20] + (60000).to_bytes(2, "little") + data[22:])
     rows = stored.load().train.rows
     rows.take(np.array([0, len(rows) - 1]))  # in other shards
-    with pytest.raises(InputError, match=f"{BIN} holds the token 60000, outside the vocabulary of"):
+    with pytest.raises(InputError, match=f"{BIN} is damaged, it has token 60000 outside the vocab"):
         rows.all()
 
 
@@ -339,7 +345,7 @@ def test_local_damage_after_opening(tmp_path):
 def test_a_cache_that_cannot_be_written(far, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="cannot keep what is fetched .*XDG_CACHE_HOME"):
+    with pytest.raises(InputError, match="cannot write data fetched .*XDG_CACHE_HOME"):
         far.load().train.rows.all()
 
 

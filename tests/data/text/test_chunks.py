@@ -108,8 +108,8 @@ def test_what_comes_behind_may_forbid_a_cut():
 
 def test_a_document_without_a_place_to_cut_is_refused():
     pieces = [Piece(text="x" * 50, ends=False, position=i) for i in range(9)]
-    with pytest.raises(InputError, match=r"\(at 'xxxx.*has 250 characters .* more than the 200"):
+    with pytest.raises(InputError, match=r"\(at 'xxxx.*has 250 characters .* at most 200"):
         list(blocks(pieces, WORDS, size=10, limit=200))
-    with pytest.raises(InputError, match="part it into documents"):
+    with pytest.raises(InputError, match="split it into documents"):
         list(blocks([Piece(text="a " * 500, ends=True, position=1)], None, size=10, limit=200))
     assert len(list(blocks([Piece(text="a " * 500, ends=True, position=1)], WORDS, size=10))) > 90

@@ -236,7 +236,7 @@ def test_a_lost_connection_is_taken_up_again(caplog):
     found = [(row["text"], at) for row, at in hub_stream.stream(flaky.open, START, "set")]
     assert [text for text, _ in found] == [str(i) for i in range(20)]
     assert flaky.opened == 6
-    assert "connection lost behind row 3 (reset by peer)" in caplog.text
+    assert "connection lost after row 3 (reset by peer)" in caplog.text
     for i, (_, position) in enumerate(found):
         rest = hub_stream.stream(Flaky([]).open, json.loads(json.dumps(position)), "set")
         assert [row["text"] for row, _ in rest] == [str(j) for j in range(i + 1, 20)]
@@ -244,7 +244,7 @@ def test_a_lost_connection_is_taken_up_again(caplog):
 
 def test_what_stays_lost_is_said_and_can_be_gone_on_with():
     flaky, found = Flaky([6, 6, 6, 6]), []
-    with pytest.raises(InputError, match=r"lost behind row 6, and 2 attempts .*\(reset by") as e:
+    with pytest.raises(InputError, match=r"lost after row 6, and 2 attempts .*\(reset by") as e:
         for row, position in hub_stream.stream(flaky.open, START, "set"):
             found.append((row["text"], position))
     assert "\n" not in str(e.value) and flaky.opened == 3
@@ -255,11 +255,11 @@ def test_what_stays_lost_is_said_and_can_be_gone_on_with():
 
 def test_what_no_waiting_mends_is_said_at_once():
     flaky = Flaky([6, 6], KeyError("column"))
-    with pytest.raises(InputError, match="set cannot be read behind row 6: 'column'"):
+    with pytest.raises(InputError, match="set cannot be read after row 6: 'column'"):
         list(hub_stream.stream(flaky.open, START, "set"))
     assert flaky.opened == 1
     short = {"state": None, "behind": 21, "row": 21}
-    with pytest.raises(InputError, match="has ended before row 21"):
+    with pytest.raises(InputError, match="ended before row 21"):
         list(hub_stream.stream(Flaky([]).open, short, "set"))
 
 

@@ -86,9 +86,11 @@ def test_word_pieces_of_a_long_text_are_those_of_its_parts(monkeypatch):
 
 
 def test_too_small_a_vocabulary_is_refused():
-    with pytest.raises(ValueError, match="vocab_size=6: not even 7"):
+    with pytest.raises(ValueError, match="vocab_size=6: must be at least 7"):
         WordPiece(vocab_size=6)
-    with pytest.raises(InputError, match=r"vocab_size=20 is too small: the characters .* take \d+"):
+    with pytest.raises(
+        InputError, match=r"vocab_size=20 is too small: must be at least \d+ .* characters"
+    ):
         WordPiece(vocab_size=20).build(TEXTS)
 
 
@@ -110,7 +112,7 @@ def test_bases():
     assert tokenizer.vocab == Vocab(size=9, mask_id=8, bos_id=5, eos_id=6, pad_id=7)
     assert tokenizer.encode(["NTGCA"])[0].tolist() == [4, 3, 2, 1, 0]
     for text in ("ACGa", "ACGR", "AC\n"):
-        with pytest.raises(InputError, match="is not in the alphabet of 5 characters"):
+        with pytest.raises(InputError, match="is not in the tokenizer's alphabet of 5 characters"):
             tokenizer.encode([text])
     soft = Dna(soft_masked=True).build([])
     assert soft.vocab.size == 14 and soft.decode(soft.encode(["ACgtN"])[0]) == "ACgtN"
