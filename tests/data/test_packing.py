@@ -1,4 +1,4 @@
-"""Packing: every token where it belongs, and masks that say the truth about padding."""
+"""Packing: every token in its position, and correct masks of padding."""
 
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ def documents(*sizes, seed=0):
 
 
 def made(packing, docs, vocab):
-    """All rows, and what their set counts."""
+    """All rows, and the counts of their row set."""
     rows = packing.of(docs, vocab)
     whole = rows.all()
     assert rows.scored() == whole.loss_mask.sum()
@@ -106,7 +106,7 @@ def test_pad_without_bos():
         Pad(length=5).of(documents(0, 0), VOCAB)
 
 
-def test_a_vocabulary_without_an_end():
+def test_vocabulary_without_bos_and_eos():
     bare = Vocab(size=9, mask_id=0)
     for packing in (Wrap(length=4), Pad(length=4)):
         with pytest.raises(InputError, match="neither BOS nor EOS"):

@@ -1,4 +1,4 @@
-"""Feeds: things made ahead, errors that arrive, and waiting that is counted where it costs."""
+"""Prefetching: items made in advance, errors of the thread, and time stalled."""
 
 import itertools
 import threading
@@ -19,13 +19,13 @@ def threads() -> int:
     return sum(thread.name == "prefetch" for thread in threading.enumerate())
 
 
-def test_gives_everything_in_order_and_ends():
+def test_yields_all_items_in_order_and_ends():
     assert list(Prefetcher(iter(range(100)))) == list(range(100))
     prefetcher = Prefetcher(iter(range(3)))
     assert [*prefetcher] == [0, 1, 2] and [*prefetcher] == [] and threads() == 0
 
 
-def test_works_ahead_but_not_far():
+def test_items_are_made_in_advance_up_to_a_limit():
     made = []
 
     def items():
@@ -40,14 +40,14 @@ def test_works_ahead_but_not_far():
     while len(made) < AHEAD + 2 and time.monotonic() < until:
         time.sleep(0.01)
     time.sleep(0.05)
-    assert len(made) == AHEAD + 2  # the one taken, those ready, and one in the making
+    assert len(made) == AHEAD + 2  # the one taken, those ready, and one being made
     prefetcher.close()
     assert threads() == 0
     with pytest.raises(StopIteration):
         next(prefetcher)
 
 
-def test_one_that_is_dropped_ends_its_thread():
+def test_garbage_collection_ends_the_thread():
     prefetcher = Prefetcher(itertools.count())
     next(prefetcher)
     assert threads() == 1
@@ -66,7 +66,7 @@ def test_waiting_counts_only_while_idle():
     busy = Prefetcher(slowly(n, seconds), lambda: False)
     assert list(busy) == list(range(n))
     assert busy.stalled == 0
-    # Idle from half of each wait on.
+    # The consumer becomes idle halfway through each wait.
     asked = [0.0]
     half = Prefetcher(slowly(n, seconds), lambda: time.perf_counter() > asked[0] + seconds / 2)
     for _ in range(n):
@@ -76,7 +76,7 @@ def test_waiting_counts_only_while_idle():
     half.close()
 
 
-def test_what_is_ready_costs_nothing():
+def test_ready_items_do_not_count_as_stalled():
     prefetcher = Prefetcher(iter(range(8)))
     next(prefetcher)
     before = prefetcher.stalled
@@ -87,7 +87,7 @@ def test_what_is_ready_costs_nothing():
     prefetcher.close()
 
 
-def test_errors_arrive_after_what_was_made():
+def test_errors_come_after_the_items_before_them():
     def failing():
         yield 1
         raise OSError("disk gone")

@@ -1,4 +1,4 @@
-"""Sources: what is read, what is held out, and what is said when it cannot be read."""
+"""Sources: the documents read, the held-out text, and error messages."""
 
 import gzip
 import json
@@ -30,7 +30,7 @@ def test_text_file_is_one_document(tmp_path, ending):
     assert source.splits == ("train", "valid", "test")
 
 
-def test_separator_parts_documents(tmp_path):
+def test_separator_splits_documents(tmp_path):
     name = write(tmp_path / "a.txt", "one\n\n\ntwo\n\nstill two\n\n\n\n\n\nthree\n")
     source = TextFiles(train=name, valid=name, separator="\n\n\n")
     assert source.documents("train") == ["one", "two\n\nstill two", "three\n"]
@@ -75,7 +75,7 @@ def test_patterns_and_several_files(tmp_path):
         ("a.jsonl", '{"text": "\\ud800"}\n', "a.jsonl:1: 'text' has half a surrogate"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
+def test_unreadable_file_is_named(tmp_path, name, content, message):
     if content is not None:
         write(tmp_path / name, content)
     with pytest.raises(InputError, match=message) as raised:
@@ -153,7 +153,7 @@ def sentences(n):
 
 @pytest.fixture(params=["saved", "parquet", "json"])
 def stored(request, tmp_path):
-    """A data set with LM1B's features and splits (train and test), kept in one of three ways."""
+    """A data set with LM1B's features and splits (train and test), stored in one of three ways."""
     whole = datasets.DatasetDict({"train": sentences(30), "test": sentences(3)})
     folder = tmp_path / "set"
     if request.param == "saved":

@@ -1,4 +1,4 @@
-"""Blocks of text: the same however the text arrives, and cut where no token changes."""
+"""Chunks of text: the same however the source is cut into pieces, and cuts change no token."""
 
 import json
 import re
@@ -16,7 +16,7 @@ WORDS = re.compile(r"(?<=\S) ")
 
 
 def documents(seed=0):
-    """Documents of many lengths: none, shorter than a block, many blocks long; odd spaces."""
+    """Documents of many lengths: empty, shorter than a chunk, many chunks long; odd spaces."""
     rng = np.random.default_rng(seed)
     texts = []
     for n in (0, 3, 0, 0, 40, 600, 1, 200, 0):
@@ -54,7 +54,7 @@ def joined(found: list[Chunk]) -> list[str]:
 
 @pytest.mark.parametrize("cut", [None, WORDS, re.compile("(?s).")])
 @pytest.mark.parametrize("size", [16, 64, 1000, 10**6])
-def test_blocks_do_not_depend_on_pieces(cut, size):
+def test_chunks_do_not_depend_on_pieces(cut, size):
     texts = documents()
     first = list(blocks(cut_up(texts, 0), cut, size=size))
     assert joined(first) == texts
@@ -66,11 +66,11 @@ def test_blocks_do_not_depend_on_pieces(cut, size):
 
 
 @pytest.mark.parametrize("cut", [None, WORDS])
-def test_blocks_go_on_from_any_position(cut):
+def test_chunks_resume_from_any_position(cut):
     texts = documents()
     first = list(blocks(cut_up(texts, 3), cut, size=300))
-    told = sum(b.dropped.get("bad", 0) for b in first)
-    assert told == sum(p.dropped.get("bad", 0) for p in cut_up(texts, 3)) > 3
+    dropped = sum(b.dropped.get("bad", 0) for b in first)
+    assert dropped == sum(p.dropped.get("bad", 0) for p in cut_up(texts, 3)) > 3
     for i, chunk in enumerate(first):
         position = json.loads(json.dumps(chunk.position))
         pieces = cut_up(texts, 3, skip=start_of(position) or 0)
@@ -91,7 +91,7 @@ def test_cuts_change_no_token(config):
     assert np.array_equal(np.concatenate(parts), whole)
 
 
-def test_what_was_dropped_before_a_document_is_counted_once():
+def test_dropped_documents_are_counted_once():
     pieces = [Piece(text="aaa bbb ccc ddd eee fff", ends=True, position=1, dropped={"bad": 1})]
     first = list(blocks(pieces, WORDS, size=5))
     assert [chunk.dropped for chunk in first] == [{"bad": 1}, {}, {}]
@@ -99,14 +99,14 @@ def test_what_was_dropped_before_a_document_is_counted_once():
     assert [(b.texts, b.dropped) for b in rest] == [(b.texts, {}) for b in first[1:]]
 
 
-def test_what_comes_behind_may_forbid_a_cut():
+def test_text_after_a_cut_may_prevent_it():
     cut, texts = re.compile(r"(?<=\S) (?!t)"), ("aaaa bbbb ", "tttt cccc and so on and on")
     for parts in (texts, ("".join(texts),)):
         pieces = [Piece(text=t, ends=t == parts[-1], position=i) for i, t in enumerate(parts)]
         assert next(blocks(pieces, cut, size=9)).texts == ("aaaa bbbb tttt",)
 
 
-def test_a_document_without_a_place_to_cut_is_refused():
+def test_document_without_possible_cut_is_refused():
     pieces = [Piece(text="x" * 50, ends=False, position=i) for i in range(9)]
     with pytest.raises(InputError, match=r"\(at 'xxxx.*has 250 characters .* at most 200"):
         list(blocks(pieces, WORDS, size=10, limit=200))

@@ -1,4 +1,4 @@
-"""Genomes: what is read from FASTA and BED, how it is split, and what is refused."""
+"""Genomes: documents from FASTA and BED files, their splits, and errors."""
 
 import gzip
 
@@ -59,7 +59,7 @@ def test_records_are_documents(tmp_path, ending):
         assert joined(hard, split) == hard.documents(split)
 
 
-def test_the_other_strand_follows_in_training_alone(tmp_path):
+def test_reverse_complement_is_in_train_only(tmp_path):
     files = write(tmp_path / "g.fa", GENOME)
     source = Fasta(files=files, valid="chr2", reverse_complement=True, soft_masked="keep")
     assert source.documents("train") == [
@@ -86,7 +86,7 @@ def test_intervals_with_splits(tmp_path):
         Fasta(files=files, intervals=str(tmp_path / "i.bed"), valid="chr1").documents("train")
 
 
-def test_intervals_without_splits_and_shares(tmp_path):
+def test_intervals_without_splits_and_fractions(tmp_path):
     files = write(tmp_path / "g.fa", GENOME)
     bed = write(tmp_path / "i.bed", "chr1\t0\t4\nchr3\t0\t4\n")
     by_record = Fasta(files=files, intervals=bed, test="chr3")
@@ -103,7 +103,7 @@ def test_intervals_without_splits_and_shares(tmp_path):
     assert Fasta(files=whole, test_fraction=0).splits == ("train", "valid")
 
 
-def test_reading_goes_on_from_any_place(tmp_path, monkeypatch):
+def test_reading_resumes_from_any_position(tmp_path, monkeypatch):
     monkeypatch.setattr(fasta, "PIECE", 5)
     files = write(tmp_path / "g.fa", GENOME)
     source = Fasta(files=files, valid="chr2", reverse_complement=True)
@@ -129,7 +129,7 @@ def test_reading_goes_on_from_any_place(tmp_path, monkeypatch):
         (">a\nACGT\n>a\nACGT\n", "g.fa: record a occurs twice"),
     ],
 )
-def test_what_is_no_fasta(tmp_path, text, message):
+def test_invalid_fasta(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         Fasta(files=write(tmp_path / "g.fa", text)).documents("train")
 
@@ -148,14 +148,14 @@ def test_what_is_no_fasta(tmp_path, text, message):
         ("chr1 0 4 train\nchr1 4 8\n", "i.bed: 1 of 2 intervals name a split"),
     ],
 )
-def test_what_is_no_interval(tmp_path, bed, message):
+def test_invalid_intervals(tmp_path, bed, message):
     files = write(tmp_path / "g.fa", GENOME)
     source = Fasta(files=files, intervals=write(tmp_path / "i.bed", bed), valid_fraction=0)
     with pytest.raises(InputError, match=message):
         source.documents("train")
 
 
-def test_other_refusals(tmp_path):
+def test_other_errors(tmp_path):
     files = write(tmp_path / "g.fa", GENOME)
     with pytest.raises(InputError, match="no record chr7 in genome"):
         Fasta(files=files, valid="chr7").documents("train")
