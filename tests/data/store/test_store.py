@@ -185,7 +185,7 @@ DAMAGE = {
     "another tokenizer": (
         "tokenizer.json",
         other_tokenizer,
-        "tokenizer.json is not the tokenizer that the shards were made with .fingerprint",
+        "tokenizer.json is not the tokenizer of the shards .fingerprint",
     ),
 }
 
