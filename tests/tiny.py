@@ -41,10 +41,7 @@ def experiment(text: Path, **changes) -> Experiment:
 FILE = '''\
 """A small experiment."""
 
-from mdlm.data import TextData
-from mdlm.data import Wrap
-from mdlm.data import TextFiles
-from mdlm.data import Bytes
+from mdlm.data import Bytes, TextData, TextFiles, Wrap
 from mdlm.experiment import Experiment, Training
 from mdlm.models import DiT
 from mdlm.optim import AdamW

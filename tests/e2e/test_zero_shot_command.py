@@ -9,12 +9,9 @@ from test_cli import mdlm, refused
 
 pytestmark = pytest.mark.e2e
 
-FILE = (
-    tiny.FILE.replace("from mdlm.data.packing import Wrap\n", "")
-    .replace(
-        "from mdlm.data.dataset import TextData\n", "from mdlm.data.recipes import tinystories\n"
-    )
-    .replace("from mdlm.data.sources import TextFiles\n", "")
+FILE = tiny.FILE.replace(
+    "from mdlm.data import Bytes, TextData, TextFiles, Wrap\n",
+    "from mdlm.data import Bytes, tinystories\n",
 )
 
 

@@ -11,11 +11,11 @@ from mdlm.objectives.clip_search import candidates
 from mdlm.run import load
 from mdlm.train.session import Session
 
-FILE = tiny.FILE.replace("from mdlm.models.dit import DiT", "").replace(
-    "from mdlm.samplers.ancestral import Ancestral",
-    "from mdlm.models.block import BlockDiT\n"
-    "from mdlm.objectives.block import BlockNelbo\n"
-    "from mdlm.samplers.blocks import BlockByBlock",
+FILE = tiny.FILE.replace("from mdlm.models import DiT", "").replace(
+    "from mdlm.samplers import Ancestral",
+    "from mdlm.models import BlockDiT\n"
+    "from mdlm.objectives import BlockNelbo\n"
+    "from mdlm.samplers import BlockByBlock",
 )
 FILE = FILE.replace(
     "network=DiT(width=32, depth=2, heads=2, cond_dim=16, dropout=0.1)",
