@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
+from mdlm.diffusion import Diffusion
 from mdlm.errors import InputError
 from mdlm.keys import by_row
 from mdlm.parameterizations.base import Parameterization
@@ -178,9 +179,11 @@ def sample(oracle: Oracle, sampler: Sampler, rows: int, seed: int = 0) -> Sample
             tokens,
             is_fixed,
             sampler=sampler,
-            process=Masked(schedule=LogLinear(eps=1e-4)).with_vocab(vocab),
-            parameterization=parameterization.with_vocab(vocab),
-            denoise=denoise,
+            diffusion=Diffusion(
+                process=Masked(schedule=LogLinear(eps=1e-4)).with_vocab(vocab),
+                parameterization=parameterization.with_vocab(vocab),
+                denoise=denoise,
+            ),
         )
 
     nothing = np.zeros((rows, oracle.length), np.int32)

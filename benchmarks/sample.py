@@ -46,9 +46,7 @@ class Ours:
                 tokens,
                 is_fixed,
                 sampler=model.experiment.sampler,
-                process=model.process,
-                parameterization=model.parameterization,
-                denoise=model.denoise(params),
+                diffusion=model.diffusion(params),
             )
 
         self.params, self.key, self.number = jax.device_put(params), jax.random.key(0), 0

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from law import Law
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row, stream
 from mdlm.parameterizations.mean import Mean
 from mdlm.processes.interpolating import Interpolating
@@ -143,9 +144,9 @@ def enumerated(noisy: NoisyLaw, objective, t: np.ndarray, denoise, is_last=False
             z_t=z,
             t=jnp.full((n * m, 1), t),
             is_last=jnp.full((n * m, 1), is_last),
-            process=noisy.bound_process,
-            parameterization=noisy.mean,
-            denoise=denoise,
+            diffusion=Diffusion(
+                process=noisy.bound_process, parameterization=noisy.mean, denoise=denoise
+            ),
         )
         return terms.bound.sum(-1)
 
@@ -180,9 +181,9 @@ def drawn_rows(noisy: NoisyLaw, objective, repeats: int, rows: int = 4096) -> np
         terms = objective(
             stream(key, "loss"),
             batch,
-            process=noisy.bound_process,
-            parameterization=noisy.mean,
-            denoise=noisy.denoise,
+            diffusion=Diffusion(
+                process=noisy.bound_process, parameterization=noisy.mean, denoise=noisy.denoise
+            ),
         )
         return terms.bound.sum() / rows + jnp.log(p)[rank].mean()
 
@@ -197,9 +198,9 @@ def sampled_law(noisy: NoisyLaw, steps: int, rows: int = 10000) -> np.ndarray:
             jnp.zeros((rows, noisy.law.length), jnp.int32),
             jnp.zeros((rows, noisy.law.length), bool),
             sampler=Reverse(steps=steps),
-            process=noisy.bound_process,
-            parameterization=noisy.mean,
-            denoise=noisy.denoise,
+            diffusion=Diffusion(
+                process=noisy.bound_process, parameterization=noisy.mean, denoise=noisy.denoise
+            ),
         )
     )
     tokens = np.asarray(draw(by_row(jax.random.key(0), jnp.arange(rows))).tokens)

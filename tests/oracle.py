@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.oracle import Enumerated
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
@@ -27,15 +28,24 @@ def posterior(inputs, *, key=None):
     return DenseLogits(ENUMERATED.denoise(inputs).logits().at[..., MASK].set(50.0))
 
 
-def sample(key, rows, sampler, *, tokens=None, is_fixed=None, denoise=posterior, **parts):
+def sample(
+    key,
+    rows,
+    sampler,
+    *,
+    tokens=None,
+    is_fixed=None,
+    denoise=posterior,
+    **parts,
+):
     if tokens is None:
         tokens, is_fixed = np.zeros((1, LENGTH), np.int32), np.zeros((1, LENGTH), bool)
 
+    diffusion = Diffusion(denoise=denoise, **{**PARTS, **parts})
+
     @jax.jit
     def run(keys, tokens, is_fixed):
-        return generate(
-            keys, tokens, is_fixed, sampler=sampler, denoise=denoise, **{**PARTS, **parts}
-        )
+        return generate(keys, tokens, is_fixed, sampler=sampler, diffusion=diffusion)
 
     shape = (rows, tokens.shape[1])
     keys = by_row(key, jnp.arange(rows))

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent / "mdlm"
 BASE = {"types", "errors", "vocab", "keys", "draws", "version"}
 DEVICES = {"cluster", "parallel", "profiling"}
 NOISE = {"schedules", "times"}
-METHODS = {"processes", "parameterizations", "objectives", "samplers"}
+METHODS = {"processes", "parameterizations", "diffusion", "objectives", "samplers"}
 COMPONENTS = NOISE | METHODS | {"data", "models", "optim", "config"}
 
 # Each folder, or file of the top, may import itself, BASE, and those that it names.
@@ -22,8 +22,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "times": DEVICES,
     "processes": DEVICES | NOISE | {"parameterizations"},
     "parameterizations": DEVICES | NOISE | {"processes"},
-    "objectives": DEVICES | NOISE | {"processes", "parameterizations"},
-    "samplers": DEVICES | NOISE | {"processes", "parameterizations"},
+    "diffusion": {"processes", "parameterizations"},
+    "objectives": DEVICES | NOISE | {"processes", "parameterizations", "diffusion"},
+    "samplers": DEVICES | NOISE | {"processes", "parameterizations", "diffusion"},
     "data": DEVICES,
     "models": DEVICES,
     "optim": DEVICES,
@@ -33,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runs": DEVICES | {"config", "experiment"},
     "train": DEVICES | COMPONENTS | {"experiment", "evals", "generation", "runs"},
     "interop": DEVICES | COMPONENTS | {"experiment", "runs", "train"},
-    "planning": DEVICES | {"data", "experiment", "models", "train"},
+    "planning": DEVICES | {"data", "diffusion", "experiment", "models", "train"},
     "view": {"generation"},
     "run": DEVICES | COMPONENTS | {"experiment", "evals", "generation", "runs"},
     "cli": DEVICES

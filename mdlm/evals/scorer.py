@@ -123,9 +123,7 @@ class Scorer:
             model.objective,
             key,
             (Batch(**place(self.mesh, {**part, **strata})) for part in islice(parts, batches)),
-            process=model.process,
-            parameterization=model.parameterization,
-            denoise=model.denoise,
+            diffusion=model.diffusion,
             params=params,
         )
 

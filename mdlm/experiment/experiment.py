@@ -23,7 +23,6 @@ from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.ancestral import Ancestral
 from mdlm.samplers.base import Sampler
-from mdlm.types import Sees
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,25 +125,10 @@ def refuse_nonsense(e: Experiment) -> None:
 
 
 def refuse_part(name: str, part: Objective | Sampler, e: Experiment) -> None:
-    title = f"{name}={type(part).__name__}()"
-    for other, kinds in (
-        ("process", part.processes),
-        ("parameterization", part.parameterizations),
-    ):
-        chosen = type(getattr(e, other))
-        if not issubclass(chosen, kinds):
-            fitting = " or ".join(f"{kind.__name__}(...)" for kind in kinds)
-            raise InputError(f"{title} needs {other}={fitting}, not {chosen.__name__}(...)")
-    if part.sees != e.network.sees:
-        raise InputError(
-            f"{title} needs a network that sees {SEEN[part.sees]};"
-            f" network={type(e.network).__name__}(...) sees {SEEN[e.network.sees]}"
-        )
-    reason = part.refuses(e.process, e.parameterization)
-    if reason is None and isinstance(part, Sampler):
-        reason = part.misfits(e.process, e.parameterization, takes_labels=e.network.takes_labels)
-    if reason:
-        raise InputError(f"{title}: {reason}")
+    """InputError, with the reason, where a part does not fit the rest of an experiment."""
+    reason = part.incompatibility(e.process, e.parameterization, e.network)
+    if reason is not None:
+        raise InputError(f"{name}={type(part).__name__}(): {reason}")
 
 
 def refuse_blocks(parts: dict[str, Any], length: int) -> None:
@@ -158,10 +142,3 @@ def refuse_blocks(parts: dict[str, Any], length: int) -> None:
             raise InputError(
                 f"{name}.block_size={size} does not divide data.packing.length={length}"
             )
-
-
-SEEN: dict[Sees, str] = {
-    "all": "all tokens of the noised row",
-    "before": "the tokens before each, and nothing noised",
-    "blocks": "a noised block and the clean blocks before it",
-}

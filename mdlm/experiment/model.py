@@ -1,6 +1,6 @@
 """The model that an experiment composes: its components, bound to a vocabulary."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import numpy as np
@@ -8,6 +8,7 @@ from jax import Array
 from jaxtyping import Int, Key
 
 from mdlm.data.dataset import Dataset
+from mdlm.diffusion import Diffusion
 from mdlm.experiment.experiment import Experiment, refuse_blocks, refuse_part
 from mdlm.keys import stream
 from mdlm.models import network as networks
@@ -15,7 +16,7 @@ from mdlm.objectives.base import Objective
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.samplers.base import Sampler
-from mdlm.types import ArrayTree, Batch, Denoise, LossTerms, NetInput, Prediction, Vocab
+from mdlm.types import ArrayTree, Batch, LossTerms, NetInput, Prediction, Vocab
 
 
 @dataclass(frozen=True)
@@ -71,55 +72,43 @@ class Model:
         """The process with what it has learned."""
         return self.process.bind(params.get("process", {}))
 
-    def denoise(self, params: ArrayTree) -> Denoise:
-        """The network with its parameters, fed as `time_condition` says."""
-        schedule = self.bound_process(params).schedule
+    def diffusion(self, params: ArrayTree) -> Diffusion:
+        """What objectives and samplers are handed: the process with what it has learned, and the
+        network with its parameters, fed as `time_condition` says."""
+        process = self.bound_process(params)
+        schedule = process.schedule
         condition = {
             "none": None,
             "t": lambda t: t,
             "sigma": schedule.sigma,
             "log_snr": schedule.log_snr,
         }[self.experiment.time_condition]
-        return networks.denoiser(
+        denoise = networks.denoiser(
             self.experiment.network, self.columns, params["network"], condition=condition
         )
+        return Diffusion(process=process, parameterization=self.parameterization, denoise=denoise)
 
     def loss(
         self, params: ArrayTree, key: Key[Array, ""], batch: Batch, part: int | Int[Array, ""] = 0
     ) -> LossTerms:
         """The objective, with dropout, which differs from one `part` of a batch to the next."""
-        denoise = self.denoise(params)
+        diffusion = self.diffusion(params)
+        denoise = diffusion.denoise
         batch = self.experiment.network.labelled(batch, stream(key, "labels"))
 
         def with_dropout(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
             return denoise(inputs, key=None if key is None else jax.random.fold_in(key, part))
 
-        return self._apply(self.objective, params, with_dropout, key, batch)
+        return self.objective(key, batch, replace(diffusion, denoise=with_dropout))
 
     def score(self, params: ArrayTree, key: Key[Array, ""], batch: Batch) -> LossTerms:
         """What an evaluation reports: its objective (by default that of the training), and no
         dropout."""
-        denoise = self.denoise(params)
+        diffusion = self.diffusion(params)
+        denoise = diffusion.denoise
         batch = self.experiment.network.labelled(batch)
-        return self._apply(
-            self.reported, params, lambda inputs, *, key=None: denoise(inputs), key, batch
-        )
-
-    def _apply(
-        self,
-        objective: Objective,
-        params: ArrayTree,
-        denoise: Denoise,
-        key: Key[Array, ""],
-        batch: Batch,
-    ) -> LossTerms:
-        return objective(
-            key,
-            batch,
-            process=self.bound_process(params),
-            parameterization=self.parameterization,
-            denoise=denoise,
-        )
+        certain = replace(diffusion, denoise=lambda inputs, *, key=None: denoise(inputs))
+        return self.reported(key, batch, certain)
 
 
 def check_sampler(sampler: Sampler, model: Model) -> None:

@@ -103,12 +103,7 @@ class Generator:
             )
 
         def loop(params: ArrayTree) -> Loop:
-            return Loop(
-                sampler=self.sampler,
-                process=model.bound_process(params),
-                parameterization=model.parameterization,
-                denoise=model.denoise(params),
-            )
+            return Loop(sampler=self.sampler, diffusion=model.diffusion(params))
 
         mesh = mesh_of(params)
         self._everywhere = None if mesh is None else replicated(mesh)

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Key
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row, stream
 from mdlm.objectives.base import Objective, ask, weighted_cross_entropy
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.base import Process
-from mdlm.types import Batch, Denoise, LossTerms, Sees
+from mdlm.types import Batch, LossTerms, Sees
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,26 +28,20 @@ class Autoregressive(Objective):
     sees: ClassVar[Sees] = "before"
     protocol: ClassVar[str] = "exact NLL, first token of each row not scored"
 
-    def __call__(
-        self,
-        key: Key[Array, ""],
-        batch: Batch,
-        *,
-        process: Process,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> LossTerms:
+    def __call__(self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion) -> LossTerms:
         first = jnp.zeros_like(batch.loss_mask).at[:, 0].set(True)
         scored = replace(batch, loss_mask=batch.loss_mask & ~first)
-        prediction = ask(denoise, scored, tokens=batch.tokens, t=None, key=stream(key, "dropout"))
+        prediction = ask(
+            diffusion.denoise, scored, tokens=batch.tokens, t=None, key=stream(key, "dropout")
+        )
         # Every position is asked as if its own token were masked, which it is for this network.
         rows, length = batch.tokens.shape
         keys = by_row(stream(key, "prior"), batch.row)
-        hidden = process.prior(keys, length)
+        hidden = diffusion.process.prior(keys, length)
         terms = weighted_cross_entropy(
             prediction,
             scored,
-            parameterization=parameterization,
+            parameterization=diffusion.parameterization,
             z_t=hidden,
             t=jnp.ones((rows, 1)),
             weight=jnp.ones(batch.tokens.shape),

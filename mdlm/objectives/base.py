@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
+from mdlm.diffusion import Diffusion, NetworkTraits, wrong_kind
 from mdlm.keys import by_row, stream
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.subs import Subs
@@ -40,20 +41,18 @@ class Objective(abc.ABC):
     sees: ClassVar[Sees] = "all"
     """What it is defined for; anything else is refused when the experiment is composed."""
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        """Why it cannot be used with these, though they are of the right kinds; None if it can."""
-        return None
-
-    @abc.abstractmethod
-    def __call__(
+    def incompatibility(
         self,
-        key: Key[Array, ""],
-        batch: Batch,
-        *,
         process: Process,
         parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> LossTerms: ...
+        network: NetworkTraits | None = None,
+    ) -> str | None:
+        """Why it cannot be trained or reported with these; None if it can. Without a network,
+        nothing is asked of one."""
+        return wrong_kind(self, process, parameterization, network)
+
+    @abc.abstractmethod
+    def __call__(self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion) -> LossTerms: ...
 
     def reported(self) -> "Objective":
         """What an evaluation reports, unless it is told otherwise."""
@@ -175,12 +174,10 @@ def noised(
 def noise_and_score(
     key: Key[Array, ""],
     batch: Batch,
+    diffusion: Diffusion[Masked],
     *,
     times: TimeSampler,
     place: Place,
-    process: Masked,
-    parameterization: Parameterization,
-    denoise: Denoise,
     may_change: Bool[Array, "b l"] | None = None,
 ) -> LossTerms:
     """Draws a time for each row, masks its tokens, and scores the masked ones.
@@ -188,37 +185,33 @@ def noise_and_score(
     Noise reaches the tokens that `may_change`, by default all valid ones.
     """
     with jax.named_scope("noise"):
-        t, weight = place(process.schedule, uniform_of_rows(times, key, batch))
-        z_t = noised(process, key, batch, t, may_change)
+        t, weight = place(diffusion.process.schedule, uniform_of_rows(times, key, batch))
+        z_t = noised(diffusion.process, key, batch, t, may_change)
     return score_masked(
         batch,
+        diffusion,
         z_t=z_t,
         t=t,
         weight=weight,
-        process=process,
-        parameterization=parameterization,
-        denoise=denoise,
         key=stream(key, "dropout"),
     )
 
 
 def score_masked(
     batch: Batch,
+    diffusion: Diffusion[Masked],
     *,
     z_t: Int[Array, "b l"],
     t: Float[Array, "b #l"],
     weight: Float[Array, "b #l"],
-    process: Masked,
-    parameterization: Parameterization,
-    denoise: Denoise,
     key: Key[Array, ""] | None = None,
 ) -> LossTerms:
     """`weight` times the cross-entropy of the masked tokens of given noised rows."""
     return weighted_cross_entropy(
-        ask(denoise, batch, tokens=z_t, t=t, key=key),
+        ask(diffusion.denoise, batch, tokens=z_t, t=t, key=key),
         batch,
-        parameterization=parameterization,
+        parameterization=diffusion.parameterization,
         z_t=z_t,
         t=t,
-        weight=jnp.where(process.is_masked(z_t), weight, 0.0),
+        weight=jnp.where(diffusion.process.is_masked(z_t), weight, 0.0),
     )

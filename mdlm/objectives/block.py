@@ -23,16 +23,15 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
+from mdlm.diffusion import Diffusion
 from mdlm.draws import uniforms
 from mdlm.keys import by_row, stream
 from mdlm.objectives.base import Objective, refuse_rates, score_masked
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.schedules.base import Schedule
 from mdlm.schedules.closed_form import LogLinear
 from mdlm.times import LowDiscrepancy, TimeSampler
-from mdlm.types import Batch, Denoise, LossTerms, NetInput, Prediction, Sees
+from mdlm.types import Batch, LossTerms, Sees
 
 Bound = Float[Array, ""] | float
 EDGE = 1e-6
@@ -115,7 +114,10 @@ class BlockNelbo(Objective):
             f" blocks of {self.block_size}{first}"
         )
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        if reason is not None:
+            return reason
         if self.is_clipped and not isinstance(process.schedule, LogLinear):
             name = type(process.schedule).__name__
             return (
@@ -124,23 +126,11 @@ class BlockNelbo(Objective):
         return refuse_rates(process.schedule)
 
     def __call__(
-        self,
-        key: Key[Array, ""],
-        batch: Batch,
-        *,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
+        self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion[Masked]
     ) -> LossTerms:
         # Without ends there is nothing to draw again, nor to look for on all devices.
         return replace(self, rounds=self.rounds if self.is_clipped else 0).on(
-            self.low,
-            self.high,
-            key,
-            batch,
-            process=process,
-            parameterization=parameterization,
-            denoise=denoise,
+            self.low, self.high, key, batch, diffusion
         )
 
     def on(
@@ -149,25 +139,20 @@ class BlockNelbo(Objective):
         high: Bound,
         key: Key[Array, ""],
         batch: Batch,
-        *,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
+        diffusion: Diffusion[Masked],
     ) -> LossTerms:
         """The loss on another interval, which may be traced."""
         with jax.named_scope("noise"):
             may_change = batch.is_valid
             if self.first_is_given:
                 batch, may_change = _without_first(batch)
-            z_t, t, weight = self.noised(low, high, key, batch, may_change, process)
+            z_t, t, weight = self.noised(low, high, key, batch, may_change, diffusion.process)
         return score_masked(
             batch,
+            diffusion.with_clean(batch.tokens),
             z_t=z_t,
             t=t,
             weight=weight,
-            process=process,
-            parameterization=parameterization,
-            denoise=with_clean(denoise, batch.tokens),
             key=stream(key, "dropout"),
         )
 
@@ -275,15 +260,6 @@ def masked_within(
         (jnp.ones((), jnp.int32), z_t),
     )
     return z_t, draws
-
-
-def with_clean(denoise: Denoise, clean: Int[Array, "b l"]) -> Denoise:
-    """`denoise`, which is also shown the clean tokens."""
-
-    def ask(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
-        return denoise(replace(inputs, clean=clean), key=key)
-
-    return ask
 
 
 def _without_first(batch: Batch) -> tuple[Batch, Bool[Array, "b l"]]:

@@ -17,10 +17,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Key
 
+from mdlm.diffusion import Diffusion
 from mdlm.objectives.block import BlockNelbo
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.masked import Masked
-from mdlm.types import ArrayTree, Batch, Denoise
+from mdlm.types import ArrayTree, Batch
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,7 @@ def search(
     key: Key[Array, ""],
     batches: Iterable[Batch],
     *,
-    process: Masked,
-    parameterization: Parameterization,
-    denoise: Callable[[ArrayTree], Denoise],
+    diffusion: Callable[[ArrayTree], Diffusion],
     params: ArrayTree,
     intervals: Sequence[tuple[float, float]] | None = None,
 ) -> list[Interval]:
@@ -80,9 +77,7 @@ def search(
             high,
             key,
             batch,
-            process=process,
-            parameterization=parameterization,
-            denoise=denoise(params),
+            diffusion(params),
         )
         return terms.values, terms.count
 

@@ -36,6 +36,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Key
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import stream
 from mdlm.objectives.base import (
     Objective,
@@ -47,10 +48,9 @@ from mdlm.objectives.base import (
 )
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.mean import Mean
-from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.times import LowDiscrepancy, TimeSampler, step_of_chain
-from mdlm.types import Batch, Denoise, LossTerms
+from mdlm.types import Batch, LossTerms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,10 @@ class D3PM(Objective):
         if self.steps < 1:
             raise ValueError(f"steps={self.steps} is not a number of time steps")
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        if reason is not None:
+            return reason
         name = type(process.schedule).__name__
         if process.schedule.per_token:
             return f"its chain has one rate for all tokens; {name} has one for each"
@@ -80,29 +83,17 @@ class D3PM(Objective):
         return None
 
     def __call__(
-        self,
-        key: Key[Array, ""],
-        batch: Batch,
-        *,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
+        self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion[Masked]
     ) -> LossTerms:
         with jax.named_scope("noise"):
             s, t = self.place(uniform_of_rows(self.times, key, batch))
-            z_t = noised(process, key, batch, t)
-        parts = {"process": process, "parameterization": parameterization, "denoise": denoise}
+            z_t = noised(diffusion.process, key, batch, t)
         terms = score_step(
-            batch, z_t=z_t, s=s, t=t, scale=self.steps, key=stream(key, "dropout"), **parts
+            batch, diffusion, z_t=z_t, s=s, t=t, scale=self.steps, key=stream(key, "dropout")
         )
         if not self.reconstruction:
             return terms
-        last = score_clean(
-            batch,
-            parameterization=parameterization,
-            denoise=denoise,
-            key=stream(key, "dropout at 0"),
-        )
+        last = score_clean(batch, diffusion, key=stream(key, "dropout at 0"))
         return replace(
             terms,
             total=terms.total + last.total,
@@ -118,17 +109,16 @@ class D3PM(Objective):
 
 def score_step(
     batch: Batch,
+    diffusion: Diffusion[Masked],
     *,
     z_t: Int[Array, "b l"],
     s: Float[Array, "b 1"],
     t: Float[Array, "b 1"],
     scale: float,
-    process: Masked,
-    parameterization: Parameterization,
-    denoise: Denoise,
     key: Key[Array, ""] | None = None,
 ) -> LossTerms:
     """`scale` times the divergence of the step from `t` to `s` at the masked tokens."""
+    process, parameterization = diffusion.process, diffusion.parameterization
     schedule = process.schedule
     alpha_s, alpha_t = schedule.alpha(s), schedule.alpha(t)
     noised_s, noised_t = schedule.one_minus_alpha(s), schedule.one_minus_alpha(t)
@@ -160,23 +150,19 @@ def score_step(
         )
 
     weight = jnp.where(process.is_masked(z_t), scale * gap / noised_t, 0.0)
-    prediction = ask(denoise, batch, tokens=z_t, t=t, key=key)
+    prediction = ask(diffusion.denoise, batch, tokens=z_t, t=t, key=key)
     return weighted_sum(prediction, batch, divergence, rows, weight, t)
 
 
 def score_clean(
-    batch: Batch,
-    *,
-    parameterization: Parameterization,
-    denoise: Denoise,
-    key: Key[Array, ""] | None = None,
+    batch: Batch, diffusion: Diffusion[Masked], *, key: Key[Array, ""] | None = None
 ) -> LossTerms:
     """-log p(x_0) of every token, the network reading the clean row at t = 0."""
     t = jnp.zeros((batch.tokens.shape[0], 1))
     return weighted_cross_entropy(
-        ask(denoise, batch, tokens=batch.tokens, t=t, key=key),
+        ask(diffusion.denoise, batch, tokens=batch.tokens, t=t, key=key),
         batch,
-        parameterization=parameterization,
+        parameterization=diffusion.parameterization,
         z_t=batch.tokens,
         t=t,
         weight=jnp.ones_like(t),

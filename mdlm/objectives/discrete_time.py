@@ -14,13 +14,12 @@ from typing import ClassVar
 from jax import Array
 from jaxtyping import Float, Key
 
+from mdlm.diffusion import Diffusion
 from mdlm.objectives.base import Objective, noise_and_score, refuse_rates
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.schedules.base import Schedule
 from mdlm.times import LowDiscrepancy, TimeSampler, step_of_chain
-from mdlm.types import Batch, Denoise, LossTerms
+from mdlm.types import Batch, LossTerms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,26 +35,13 @@ class DiscreteNelbo(Objective):
             raise ValueError(f"steps={self.steps} is not a number of time steps")
 
     def __call__(
-        self,
-        key: Key[Array, ""],
-        batch: Batch,
-        *,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
+        self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion[Masked]
     ) -> LossTerms:
-        return noise_and_score(
-            key,
-            batch,
-            times=self.times,
-            place=self.place,
-            process=process,
-            parameterization=parameterization,
-            denoise=denoise,
-        )
+        return noise_and_score(key, batch, diffusion, times=self.times, place=self.place)
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        return refuse_rates(process.schedule)
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        return reason or refuse_rates(process.schedule)
 
     def place(
         self, schedule: Schedule, u: Float[Array, "b 1"]

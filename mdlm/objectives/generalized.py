@@ -31,14 +31,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Key
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row, stream
 from mdlm.objectives.base import Objective, ask, uniform_of_rows
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.schedules.per_token import PerToken
 from mdlm.times import LowDiscrepancy, TimeSampler, restrict, step_of_chain
-from mdlm.types import Batch, Denoise, LossTerms, pytree
+from mdlm.types import Batch, LossTerms, pytree
 
 
 @pytree
@@ -76,22 +75,19 @@ class PerTokenBound(Objective):
         """The part of the loss that asks no network."""
         return jnp.zeros(x_0.shape)
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        if reason is not None:
+            return reason
         if not isinstance(process.schedule, PerToken):
             name = type(process.schedule).__name__
             return f"it is for schedules that differ by token, and {name} does not: use Nelbo()"
         return None
 
     def __call__(
-        self,
-        key: Key[Array, ""],
-        batch: Batch,
-        *,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
+        self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion[Masked]
     ) -> LossTerms:
-        schedule = schedule_of(process)
+        process, schedule = diffusion.process, schedule_of(diffusion.process)
         with jax.named_scope("noise"):
             at = self.moments(uniform_of_rows(self.times, key, batch))
             z_t = []
@@ -101,23 +97,19 @@ class PerTokenBound(Objective):
                 z_t.append(process.corrupt(keys, batch.tokens, at.t, batch.is_valid))
         return self.score(
             batch,
+            diffusion,
             z_t=jnp.stack(z_t, axis=1),
             at=at,
-            process=process,
-            parameterization=parameterization,
-            denoise=denoise,
             key=stream(key, "dropout"),
         )
 
     def score(
         self,
         batch: Batch,
+        diffusion: Diffusion[Masked],
         *,
         z_t: Int[Array, "b n l"],
         at: Moment,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
         key: Key[Array, ""] | None = None,
     ) -> LossTerms:
         """The loss of given noised rows, `n` independent ones of each row of the batch.
@@ -125,7 +117,7 @@ class PerTokenBound(Objective):
         With one of each there is no baseline: the gradient in what a schedule learns then leaves
         out that the rows were drawn from it.
         """
-        schedule = schedule_of(process)
+        process, schedule = diffusion.process, schedule_of(diffusion.process)
         b, n, l = z_t.shape
         count = batch.loss_mask.astype(jnp.float32)
 
@@ -138,7 +130,7 @@ class PerTokenBound(Objective):
         rows |= {name: jnp.broadcast_to(value, tokens.shape) for name, value in vars(when).items()}
 
         def loss(logits, rows, schedule):
-            log_p0 = parameterization.log_p0(logits, rows["z_t"], rows["t"])
+            log_p0 = diffusion.parameterization.log_p0(logits, rows["z_t"], rows["t"])
             column = jax.lax.broadcasted_iota(jnp.int32, log_p0.shape, 1)
             log_mu_x = jnp.where(column == rows["x_0"][:, None], log_p0, 0.0).sum(-1)
             moment = Moment(**{name: rows[name] for name in vars(when)})
@@ -147,7 +139,7 @@ class PerTokenBound(Objective):
 
         is_masked = process.is_masked(z_t)
         weight = jnp.where(is_masked, count[:, None], 0.0) / n
-        prediction = ask(denoise, copies, tokens=tokens, t=when.t, key=key)
+        prediction = ask(diffusion.denoise, copies, tokens=tokens, t=when.t, key=key)
         with jax.named_scope("head"):
             total, values = prediction.reduce_rows(loss, rows, weight.reshape(b * n, l), schedule)
         values = values.reshape(b, n, l)
@@ -170,7 +162,7 @@ class PerTokenBound(Objective):
 
 
 def schedule_of(process: Masked) -> PerToken:
-    """The schedule, known to differ by token (else ValueError: see `refuses`)."""
+    """The schedule, known to differ by token (else ValueError: see `incompatibility`)."""
     if not isinstance(process.schedule, PerToken):
         raise ValueError(f"{type(process.schedule).__name__} does not differ by token")
     return process.schedule

@@ -29,7 +29,6 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from mdlm.objectives.interpolating import InterpolatingNelbo, elbo_weight
-from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.hybrid import Hybrid, LogSNRHybrid
 from mdlm.processes.interpolating import TINY, Interpolating
@@ -66,11 +65,14 @@ class HybridNelbo(InterpolatingNelbo):
         if not 0 < self.t_min < 0.5:
             raise ValueError(f"t_min={self.t_min} is not between 0 and 1/2")
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        if reason is not None:
+            return reason
         if self.weights.startswith("dynamic") and not isinstance(process, Hybrid):
             name = type(process).__name__
             return f"dynamic weights are those of process=Hybrid(...), not of {name}(...)"
-        return super().refuses(process, parameterization)
+        return None
 
     def place(self, u: Float[Array, "b 1"]) -> tuple[Float[Array, "b 1"], Bool[Array, "b 1"]]:
         if self.reconstruction:

@@ -28,14 +28,14 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import stream
 from mdlm.objectives.base import Objective, ask, noised, uniform_of_rows
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.mean import Mean
-from mdlm.processes.base import Process
 from mdlm.processes.interpolating import TINY, Interpolating, log
 from mdlm.times import LowDiscrepancy, TimeSampler
-from mdlm.types import Batch, Denoise, LossTerms
+from mdlm.types import Batch, LossTerms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,49 +69,43 @@ class InterpolatingNelbo(Objective):
         """What the bound has besides, for each token: how far z_1 is from the prior."""
         return 0.0
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        if reason is not None:
+            return reason
         if isinstance(parameterization, Mean) and parameterization.mask_has_mass:
             return "a clean token is never the mask; use parameterization=Mean(mask_has_mass=False)"
         return None
 
     def __call__(
-        self,
-        key: Key[Array, ""],
-        batch: Batch,
-        *,
-        process: Interpolating,
-        parameterization: Parameterization,
-        denoise: Denoise,
+        self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion[Interpolating]
     ) -> LossTerms:
         with jax.named_scope("noise"):
             t, is_last = self.place(uniform_of_rows(self.times, key, batch))
-            z_t = noised(process, key, batch, t)
+            z_t = noised(diffusion.process, key, batch, t)
         return self.score_noised(
             batch,
+            diffusion,
             z_t=z_t,
             t=t,
             is_last=is_last,
-            process=process,
-            parameterization=parameterization,
-            denoise=denoise,
             key=stream(key, "dropout"),
         )
 
     def score_noised(
         self,
         batch: Batch,
+        diffusion: Diffusion[Interpolating],
         *,
         z_t: Int[Array, "b l"],
         t: Float[Array, "b #l"],
         is_last: Bool[Array, "b #l"],
-        process: Interpolating,
-        parameterization: Parameterization,
-        denoise: Denoise,
         key: Key[Array, ""] | None = None,
     ) -> LossTerms:
         """The loss of given noised rows: the training weight times KL + IS, of which the bound is
         reported; where `is_last`, loss and bound are 1 / t_min times the cross-entropy, that of
         the step that makes clean tokens."""
+        process = diffusion.process
         count = batch.loss_mask.astype(jnp.float32)
         rows = {
             "x_0": batch.tokens,
@@ -127,11 +121,11 @@ class InterpolatingNelbo(Objective):
 
         def loss(logits, rows, _):
             z_t, t = rows["z_t"], rows["t"]
-            log_p0 = parameterization.log_p0(logits, z_t, t)
+            log_p0 = diffusion.parameterization.log_p0(logits, z_t, t)
             kl, divergence, cross_entropy = divergences(process, log_p0, z_t, rows["x_0"], t)
             return jnp.where(rows["is_last"], cross_entropy, kl + divergence)
 
-        prediction = ask(denoise, batch, tokens=z_t, t=t, key=key)
+        prediction = ask(diffusion.denoise, batch, tokens=z_t, t=t, key=key)
         with jax.named_scope("head"):
             total, values = prediction.reduce_rows(loss, rows, trained)
         # Training weights are 0 only where the bound's are.

@@ -21,14 +21,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row, stream
 from mdlm.objectives.base import Objective, score_masked, scored_tokens, uniform_of_rows
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.schedules.base import Schedule
 from mdlm.times import LowDiscrepancy, TimeSampler
-from mdlm.types import Batch, Denoise, LossTerms
+from mdlm.types import Batch, LossTerms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +41,14 @@ class OrderAgnostic(Objective):
     times: TimeSampler = LowDiscrepancy()
     protocol: ClassVar[str] = "NELBO, order-agnostic, by counts of masked tokens"
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        return refuse_without_inverse(process.schedule)
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        return reason or refuse_without_inverse(process.schedule)
 
     def __call__(
-        self,
-        key: Key[Array, ""],
-        batch: Batch,
-        *,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
+        self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion[Masked]
     ) -> LossTerms:
+        process = diffusion.process
         with jax.named_scope("noise"):
             may_change = scored_tokens(batch)
             n = may_change.sum(-1, keepdims=True)
@@ -63,12 +58,10 @@ class OrderAgnostic(Objective):
             weight = n / jnp.maximum(count, 1)
         return score_masked(
             batch,
+            diffusion,
             z_t=jnp.where(is_chosen, process.prior(keys, is_chosen.shape[1]), batch.tokens),
             t=time_of_share(process.schedule, count, n),
             weight=jnp.where(is_chosen, weight, 0.0),
-            process=process,
-            parameterization=parameterization,
-            denoise=denoise,
             key=stream(key, "dropout"),
         )
 

@@ -20,14 +20,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Int, Key
 
+from mdlm.diffusion import Diffusion
 from mdlm.draws import uniforms
 from mdlm.keys import by_row, stream, streams
 from mdlm.objectives.base import Objective, ask, scored_tokens, weighted_cross_entropy
 from mdlm.objectives.masked_count import choose, refuse_without_inverse, time_of_share
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.types import Batch, Denoise, LossTerms, Vocab, with_ids
+from mdlm.types import Batch, LossTerms, Vocab, with_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +56,14 @@ class MaskedLM(Objective):
     def with_vocab(self, vocab: Vocab) -> Self:
         return with_ids(self, vocab)
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        return refuse_without_inverse(process.schedule)
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        return reason or refuse_without_inverse(process.schedule)
 
     def __call__(
-        self,
-        key: Key[Array, ""],
-        batch: Batch,
-        *,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
+        self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion[Masked]
     ) -> LossTerms:
+        process = diffusion.process
         with jax.named_scope("noise"):
             may_change = scored_tokens(batch)
             n = may_change.sum(-1, keepdims=True)
@@ -81,9 +76,9 @@ class MaskedLM(Objective):
             seen = jnp.where(is_chosen, seen, batch.tokens)
             t = time_of_share(process.schedule, count, n)
         return weighted_cross_entropy(
-            ask(denoise, batch, tokens=seen, t=t, key=stream(key, "dropout")),
+            ask(diffusion.denoise, batch, tokens=seen, t=t, key=stream(key, "dropout")),
             batch,
-            parameterization=parameterization,
+            parameterization=diffusion.parameterization,
             z_t=jnp.where(is_chosen, masks, batch.tokens),
             t=t,
             weight=jnp.where(is_chosen, n / jnp.maximum(count, 1), 0.0),

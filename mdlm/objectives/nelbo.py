@@ -17,13 +17,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Key
 
+from mdlm.diffusion import Diffusion
 from mdlm.objectives.base import Objective, noise_and_score, refuse_rates
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.schedules.base import Schedule
 from mdlm.times import LowDiscrepancy, TimeSampler, restrict
-from mdlm.types import Batch, Denoise, LossTerms
+from mdlm.types import Batch, LossTerms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,22 +49,14 @@ class Nelbo(Objective):
             raise ValueError(f"t_min={self.t_min} is not between 0 and 1")
 
     def __call__(
-        self,
-        key: Key[Array, ""],
-        batch: Batch,
-        *,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
+        self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion[Masked]
     ) -> LossTerms:
         return noise_and_score(
             key,
             batch,
+            diffusion,
             times=self.times,
             place=self.place,
-            process=process,
-            parameterization=parameterization,
-            denoise=denoise,
             may_change=self.may_change(batch),
         )
 
@@ -73,7 +64,10 @@ class Nelbo(Objective):
         """The tokens that noise reaches; None for all valid ones."""
         return None
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        if reason is not None:
+            return reason
         if self.importance and not process.schedule.has_inverse:
             name = type(process.schedule).__name__
             return f"importance sampling of times needs a schedule with an inverse; {name} has none"

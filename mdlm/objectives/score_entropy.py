@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Key
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import stream
 from mdlm.objectives.base import Objective, ask, noised, uniform_of_rows, weighted_sum
 from mdlm.parameterizations.base import Parameterization
@@ -34,7 +35,7 @@ from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
 from mdlm.times import LowDiscrepancy, TimeSampler, restrict
-from mdlm.types import ArrayTree, Batch, Denoise, LossTerms
+from mdlm.types import ArrayTree, Batch, LossTerms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,43 +56,30 @@ class ScoreEntropy(Objective):
         if not 0 < self.t_min < 1:
             raise ValueError(f"t_min={self.t_min} is not between 0 and 1")
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        return parameterization.refuses(process) if isinstance(parameterization, Score) else None
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        return reason or parameterization.incompatibility(process)
 
     def __call__(
-        self,
-        key: Key[Array, ""],
-        batch: Batch,
-        *,
-        process: Masked | Uniform,
-        parameterization: Score,
-        denoise: Denoise,
+        self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion[Masked | Uniform]
     ) -> LossTerms:
         with jax.named_scope("noise"):
             t = restrict(uniform_of_rows(self.times, key, batch), self.t_min)
-            z_t = noised(process, key, batch, t)
-        return score_noised(
-            batch,
-            z_t=z_t,
-            t=t,
-            process=process,
-            parameterization=parameterization,
-            denoise=denoise,
-            key=stream(key, "dropout"),
-        )
+            z_t = noised(diffusion.process, key, batch, t)
+        return score_noised(batch, diffusion, z_t=z_t, t=t, key=stream(key, "dropout"))
 
 
 def score_noised(
     batch: Batch,
+    diffusion: Diffusion[Masked | Uniform],
     *,
     z_t: Int[Array, "b l"],
     t: Float[Array, "b #l"],
-    process: Masked | Uniform,
-    parameterization: Score,
-    denoise: Denoise,
     key: Key[Array, ""] | None = None,
 ) -> LossTerms:
     """The score entropy of given noised rows, per unit of time."""
+    process, parameterization = diffusion.process, diffusion.parameterization
+    assert isinstance(parameterization, Score)  # others are refused
     by_token = jnp.broadcast_to(t, z_t.shape)
     rows = {"x_0": batch.tokens, "z_t": z_t, "sigma": process.schedule.sigma(by_token)}
     if isinstance(process, Masked):
@@ -104,7 +92,7 @@ def score_noised(
         rows["log_moved"] = jnp.log(token) - jnp.log(alpha + token)
         weight, _ = process.rate(by_token)
         entropy = _uniform(parameterization)
-    prediction = ask(denoise, batch, tokens=z_t, t=by_token, key=key)
+    prediction = ask(diffusion.denoise, batch, tokens=z_t, t=by_token, key=key)
     return weighted_sum(prediction, batch, entropy, rows, weight, t)
 
 

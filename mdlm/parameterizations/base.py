@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from mdlm.processes.base import Process
 from mdlm.types import Vocab, with_ids
 
 
@@ -26,6 +27,10 @@ class Parameterization(abc.ABC):
         Raises ValueError where a token was set by hand and `vocab` says otherwise.
         """
         return with_ids(self, vocab)
+
+    def incompatibility(self, process: Process) -> str | None:
+        """Why the output cannot be read so under a process; None if it can."""
+        return None
 
     def ids(self) -> tuple[int, int]:
         """The mask and the size of the vocabulary. ValueError while they are not known."""

@@ -68,8 +68,7 @@ class Score(Parameterization):
             raise ValueError(f"a score of {self.graph} noise gives no law of x_0 without its alpha")
         return Subs(mask_id=mask_id, vocab_size=size).log_p0(output, z_t, t)
 
-    def refuses(self, process: Process) -> str | None:
-        """Why it is no score of this process; None if it is."""
+    def incompatibility(self, process: Process) -> str | None:
         graph = "absorbing" if isinstance(process, Masked) else "uniform"
         name = type(process.schedule).__name__
         if self.graph != graph:

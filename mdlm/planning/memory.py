@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
+from mdlm.diffusion import Diffusion
 from mdlm.experiment.model import Model
 from mdlm.keys import stream
 from mdlm.models.layers import compute_dtype
@@ -108,9 +109,11 @@ def scored_share(model: Model) -> float:
         terms = model.objective(
             jax.random.key(0),
             batch,
-            process=process,
-            parameterization=model.parameterization,
-            denoise=lambda inputs, *, key=None: Unread(model.columns, inputs.tokens.shape),
+            Diffusion(
+                process=process,
+                parameterization=model.parameterization,
+                denoise=lambda inputs, *, key=None: Unread(model.columns, inputs.tokens.shape),
+            ),
         )
         return terms.scored.sum() / (rows * length)
 

@@ -19,16 +19,15 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Int, Key
 
+from mdlm.diffusion import Diffusion
 from mdlm.draws import uniforms
 from mdlm.keys import streams
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import rates_differ
-from mdlm.samplers.grid import ResolvingSampler
+from mdlm.samplers.grid import GridSampler, Last, check_last, resolved
 from mdlm.samplers.state import SampleState, extended
 from mdlm.times import grid_of
-from mdlm.types import Denoise, pytree
+from mdlm.types import pytree
 
 
 @pytree
@@ -39,7 +38,7 @@ class RevealState(SampleState):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ancestral(ResolvingSampler):
+class Ancestral(GridSampler):
     """NFE is that of the row with the most steps that reveal something. A row of L open positions,
     with alpha = 1 - t and a uniform grid, has steps * (1 - (1 - 1 / steps)^L) of them in the mean:
     at most `steps`, and near L where that is smaller.
@@ -48,45 +47,62 @@ class Ancestral(ResolvingSampler):
     is compiled once.
     """
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        return rates_differ(process, "reveals")
+    last: Last = "draw"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_last(self.last)
+
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        return reason or rates_differ(process, "reveals")
 
     def init(
         self,
         keys: Key[Array, " b"],
         tokens: Int[Array, "b l"],
         is_fixed: Bool[Array, "b l"],
-        *,
-        process: Masked,
+        diffusion: Diffusion[Masked],
     ) -> RevealState:
-        state = super().init(keys, tokens, is_fixed, process=process)
-        return extended(state, RevealState, due=self.due(keys, tokens.shape[1], process))
+        state = super().init(keys, tokens, is_fixed, diffusion)
+        due = due_steps(self, keys, tokens.shape[1], diffusion.process)
+        return extended(state, RevealState, due=due)
 
-    def due(self, keys: Key[Array, " b"], length: int, process: Masked) -> Int[Array, "b l"]:
-        """The step that reveals each position: 0 is the first of the grid, `steps` the one more."""
-        noised = process.schedule.one_minus_alpha(grid_of(self.grid, self.steps))
-        rising = (noised[1:] / noised[0])[::-1]  # still masked after the last step, .., the first
-        u = uniforms(streams(keys, "due"), length)
-        return self.steps - jnp.searchsorted(rising, u, side="right").astype(jnp.int32)
+    def step(self, state: RevealState, diffusion: Diffusion[Masked]) -> RevealState:
+        return reveal_due(self, state, diffusion)
 
-    def step(
-        self,
-        state: RevealState,
-        *,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> RevealState:
-        is_open = process.is_masked(state.tokens) & ~state.is_fixed
-        never = jnp.iinfo(jnp.int32).max
-        now = jnp.where(is_open, state.due, never).min(-1, keepdims=True)
-        is_revealed = is_open & (state.due == now)
-        # A row that is done reveals nothing, at whatever time.
-        t = grid_of(self.grid, self.steps)[now % (self.steps + 1)]
-        state = self.write(
-            state, is_revealed, t, parameterization=parameterization, denoise=denoise
-        )
-        return replace(state, done=(is_open == is_revealed).all(-1))
+    def choose(self, keys, log_p, at, state: RevealState):
+        drawn = super().choose(keys, log_p, at, state)
+        return resolved(drawn, log_p, self.last, is_after_grid(self, state, at))
 
-    def is_last(self, state: RevealState, at: Int[Array, " n"]) -> Bool[Array, "#n"]:
-        return state.due.reshape(-1)[at] % (self.steps + 1) == self.steps
+
+def due_steps(
+    sampler: GridSampler, keys: Key[Array, " b"], length: int, process: Masked
+) -> Int[Array, "b l"]:
+    """The step that reveals each position: 0 is the first of the grid, `steps` the one more."""
+    noised = process.schedule.one_minus_alpha(grid_of(sampler.grid, sampler.steps))
+    rising = (noised[1:] / noised[0])[::-1]  # still masked after the last step, .., the first
+    u = uniforms(streams(keys, "due"), length)
+    return sampler.steps - jnp.searchsorted(rising, u, side="right").astype(jnp.int32)
+
+
+def reveal_due(
+    sampler: GridSampler, state: RevealState, diffusion: Diffusion[Masked]
+) -> RevealState:
+    """One step: the positions of each row that are due first are written. `due` may count on
+    beyond the grid, `steps + 1` for each pass down it."""
+    is_open = diffusion.process.is_masked(state.tokens) & ~state.is_fixed
+    never = jnp.iinfo(jnp.int32).max
+    now = jnp.where(is_open, state.due, never).min(-1, keepdims=True)
+    is_revealed = is_open & (state.due == now)
+    # A row that is done reveals nothing, at whatever time.
+    t = grid_of(sampler.grid, sampler.steps)[now % (sampler.steps + 1)]
+    state = sampler.write(state, is_revealed, t, diffusion)
+    return replace(state, done=(is_open == is_revealed).all(-1))
+
+
+def is_after_grid(
+    sampler: GridSampler, state: RevealState, at: Int[Array, " n"]
+) -> Bool[Array, " n"]:
+    """Whether the rows `at` are revealed by the step after the grid."""
+    return state.due.reshape(-1)[at] % (sampler.steps + 1) == sampler.steps

@@ -18,15 +18,24 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
 from mdlm import draws
+from mdlm.diffusion import Diffusion, NetworkTraits, wrong_kind
 from mdlm.keys import streams
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
+from mdlm.samplers.logits.filters import TopP
 from mdlm.samplers.logits.guidance import Guidance
-from mdlm.samplers.logits.shaping import Shaping
+from mdlm.samplers.logits.shaping import (
+    Annealed,
+    Hook,
+    check_banned,
+    check_settings,
+    shape,
+    unshapeable,
+)
 from mdlm.samplers.state import Proposal, SampleState, State, placed, step_keys
-from mdlm.types import Denoise, NetInput, Prediction, Sees
+from mdlm.types import NetInput, Prediction, Sees, Vocab
 
 CHUNK = 128
 """Positions whose logits are held at once, at most."""
@@ -41,9 +50,20 @@ what samplers that write the best first order positions by."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler(Shaping, abc.ABC):
-    """Turns the prior into a sample. A sampler says when each position is written; `Shaping` says
-    how the law of the token is reshaped, and `guidance` bends the network's law before that.
+class Sampler(abc.ABC):
+    """Turns the prior into a sample. A sampler says when each position is written; its fields say
+    how the network's distribution of the token is changed before it is drawn (`guidance` is
+    applied first, see `logits.shaping` for the rest).
+
+    Args:
+        temperature: the distribution becomes proportional to p^(1 / temperature); 0 takes the
+            likeliest token. `Annealed` has it change as a row fills.
+        top_k: then only the likeliest that many are kept (0: all).
+        top_p: then, of what is left, the likeliest that hold this mass.
+        top_p_rule: whether the token that crosses `top_p` is kept ("reach") or not ("below").
+        banned: ids of tokens that are never written. Fixed ones stay.
+        hook: changes the distribution before all these; see `Hook`.
+        guidance: changes the network's answers to what is wanted of the sample.
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked,)
@@ -51,22 +71,34 @@ class Sampler(Shaping, abc.ABC):
     sees: ClassVar[Sees] = "all"
     """What it is defined for; anything else is refused when the experiment is composed."""
 
+    temperature: float | Annealed = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    top_p_rule: TopP = "reach"
+    banned: tuple[int, ...] = ()
+    hook: Hook | None = None
     guidance: Guidance | None = None
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        """Why it cannot be used with these, though they are of the right kinds; None if it can."""
-        return None
+    def __post_init__(self):
+        check_settings(self)
 
-    def misfits(
-        self, process: Process, parameterization: Parameterization, *, takes_labels: bool
+    def check_ids(self, vocab: Vocab) -> None:
+        """Raises InputError if a banned token is not in the vocabulary, or if all are banned."""
+        check_banned(self.banned, vocab)
+
+    def incompatibility(
+        self,
+        process: Process,
+        parameterization: Parameterization,
+        network: NetworkTraits | None = None,
     ) -> str | None:
-        """Why its laws cannot be bent or reshaped as its fields say, whatever its kind; None if
-        they can. `takes_labels`: whether the network does."""
-        reason = self.misshapes(process)
+        """Why it cannot sample with these, its settings and guidance included; None if it can.
+        Without a network, nothing is asked of one."""
+        reason = wrong_kind(self, process, parameterization, network)
+        if reason is None:
+            reason = unshapeable(self, process)
         if reason is None and self.guidance is not None:
-            reason = self.guidance.refuses(
-                process, parameterization, sees=self.sees, takes_labels=takes_labels
-            )
+            reason = self.guidance.incompatibility(process, parameterization, network)
         return reason
 
     def init(
@@ -74,11 +106,10 @@ class Sampler(Shaping, abc.ABC):
         keys: Key[Array, " b"],
         tokens: Int[Array, "b l"],
         is_fixed: Bool[Array, "b l"],
-        *,
-        process: Process,
+        diffusion: Diffusion,
     ) -> SampleState:
         """The state before the first step: the prior, and `tokens` where they are fixed."""
-        prior = process.prior(streams(keys, "prior"), tokens.shape[1])
+        prior = diffusion.process.prior(streams(keys, "prior"), tokens.shape[1])
         return SampleState(
             tokens=jnp.where(is_fixed, tokens, prior),
             is_fixed=is_fixed,
@@ -89,36 +120,15 @@ class Sampler(Shaping, abc.ABC):
             confidence=is_fixed.astype(jnp.float32),
         )
 
-    def begin(
-        self,
-        state: SampleState,
-        *,
-        process: Process,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> SampleState:
+    def begin(self, state: SampleState, diffusion: Diffusion) -> SampleState:
         """What is to be asked of the network once, before the first step; by default nothing."""
         return state
 
     @abc.abstractmethod
-    def step(
-        self,
-        state: SampleState,
-        *,
-        process: Process,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> SampleState:
+    def step(self, state: SampleState, diffusion: Diffusion) -> SampleState:
         """One step. Sets `done`; the loop itself counts `step`."""
 
-    def finish(
-        self,
-        state: SampleState,
-        *,
-        process: Process,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> SampleState:
+    def finish(self, state: SampleState, diffusion: Diffusion) -> SampleState:
         """Resolves what the steps left open; by default they leave nothing."""
         return state
 
@@ -133,18 +143,13 @@ class Sampler(Shaping, abc.ABC):
         reshaped law."""
         return draws.categorical(keys, log_p)
 
-    def inputs(self, tokens: Int[Array, "b l"], t: Float[Array, "b #l"] | None) -> NetInput:
-        """What the network is asked by `propose`."""
-        return NetInput(tokens=tokens, t=t)
-
     def propose(
         self,
         state: State,
         is_asked: Bool[Array, "b l"],
         t: Float[Array, "b #l"] | None,
+        diffusion: Diffusion,
         *,
-        parameterization: Parameterization,
-        denoise: Denoise,
         score: Score | None = None,
         unseen: int | None = None,
     ) -> tuple[State, Proposal]:
@@ -167,6 +172,7 @@ class Sampler(Shaping, abc.ABC):
             present=jnp.zeros(b * l),
             score=jnp.full(b * l, -jnp.inf),
         )
+        parameterization = diffusion.parameterization
         mask_id, vocab_size = parameterization.ids()
         times = None if t is None else jnp.broadcast_to(t, (b, l)).reshape(-1)
         keys = step_keys(state, "which")
@@ -183,8 +189,14 @@ class Sampler(Shaping, abc.ABC):
                     prediction.logits(at), seen, None if times is None else times[at]
                 )
                 token_keys = jax.vmap(jax.random.fold_in)(keys[at // l], at % l)
-                log_p = self.shape(
-                    log_p0, at, state.tokens, state.is_fixed, mask_id=mask_id, size=vocab_size
+                log_p = shape(
+                    self,
+                    log_p0,
+                    at,
+                    state.tokens,
+                    state.is_fixed,
+                    mask_id=mask_id,
+                    size=vocab_size,
                 )
                 drawn = self.choose(token_keys, log_p, at, state).astype(z_t.dtype)
                 found = Proposal(
@@ -199,7 +211,9 @@ class Sampler(Shaping, abc.ABC):
             return jax.lax.fori_loop(0, -(-is_asked.sum() // size), fill_chunk, nothing)
 
         def ask() -> Proposal:
-            prediction = denoise(replace(self.inputs(state.tokens, t), defer_last_block=True))
+            prediction = diffusion.denoise(
+                NetInput(tokens=state.tokens, t=t, defer_last_block=True)
+            )
             many = min(CHUNK, b * l)
             return jax.lax.cond(
                 4 * is_asked.sum() <= b * l,
@@ -213,19 +227,13 @@ class Sampler(Shaping, abc.ABC):
         return replace(state, nfe=state.nfe + is_any), proposal
 
     def ask_everywhere(
-        self,
-        state: SampleState,
-        t: Float[Array, "b 1"],
-        *,
-        process: Process,
-        parameterization: Parameterization,
-        denoise: Denoise,
+        self, state: SampleState, t: Float[Array, "b 1"], diffusion: Diffusion
     ) -> Float[Array, "b l v"]:
         """The network's laws of the clean tokens at all positions, held at once."""
-        logits = denoise(NetInput(tokens=state.tokens, t=t)).logits()
-        log_p0 = parameterization.log_p0(logits, state.tokens, t)
+        logits = diffusion.denoise(NetInput(tokens=state.tokens, t=t)).logits()
+        log_p0 = diffusion.parameterization.log_p0(logits, state.tokens, t)
         # A clean token is no noise, though D3PM's network may put mass there.
-        is_noise = process.is_noise(jnp.arange(log_p0.shape[-1]))
+        is_noise = diffusion.process.is_noise(jnp.arange(log_p0.shape[-1]))
         return jax.nn.log_softmax(jnp.where(is_noise[None, None], -jnp.inf, log_p0), axis=-1)
 
     def write(
@@ -233,14 +241,10 @@ class Sampler(Shaping, abc.ABC):
         state: State,
         is_chosen: Bool[Array, "b l"],
         t: Float[Array, "b #l"] | None,
-        *,
-        parameterization: Parameterization,
-        denoise: Denoise,
+        diffusion: Diffusion,
     ) -> State:
         """Proposes a token at each chosen position, and writes it."""
-        state, proposal = self.propose(
-            state, is_chosen, t, parameterization=parameterization, denoise=denoise
-        )
+        state, proposal = self.propose(state, is_chosen, t, diffusion)
         return placed(state, proposal, is_chosen)
 
 

@@ -11,15 +11,19 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, Key
+from jaxtyping import Bool, Int, Key
 
+from mdlm.diffusion import Diffusion
 from mdlm.processes.masked import Masked
-from mdlm.samplers.ancestral import Ancestral
-from mdlm.types import NetInput, Sees
+from mdlm.samplers.ancestral import RevealState, due_steps, is_after_grid, reveal_due
+from mdlm.samplers.base import rates_differ
+from mdlm.samplers.grid import GridSampler, Last, check_last, resolved
+from mdlm.samplers.state import extended
+from mdlm.types import Sees
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockByBlock(Ancestral):
+class BlockByBlock(GridSampler):
     """The steps of `Ancestral` for each block of `block_size` tokens, which is the network's.
     Rows need not be at the same block. NFE is at most the tokens of a row, and at most `steps`
     (one more where alpha(0) < 1) for each block.
@@ -29,19 +33,38 @@ class BlockByBlock(Ancestral):
 
     sees: ClassVar[Sees] = "blocks"
 
+    last: Last = "draw"
     block_size: int
 
     def __post_init__(self):
         super().__post_init__()
+        check_last(self.last)
         if self.block_size < 1:
             raise ValueError(f"block_size={self.block_size} must be at least 1")
 
-    def due(self, keys: Key[Array, " b"], length: int, process: Masked) -> Int[Array, "b l"]:
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        return reason or rates_differ(process, "reveals")
+
+    def init(
+        self,
+        keys: Key[Array, " b"],
+        tokens: Int[Array, "b l"],
+        is_fixed: Bool[Array, "b l"],
+        diffusion: Diffusion[Masked],
+    ) -> RevealState:
+        length = tokens.shape[1]
         if length % self.block_size:
             raise ValueError(f"block_size={self.block_size} does not divide the length of {length}")
+        state = super().init(keys, tokens, is_fixed, diffusion)
         block = jnp.arange(length, dtype=jnp.int32) // self.block_size
-        return super().due(keys, length, process) + block[None] * (self.steps + 1)
+        due = due_steps(self, keys, length, diffusion.process) + block[None] * (self.steps + 1)
+        return extended(state, RevealState, due=due)
 
-    def inputs(self, tokens: Int[Array, "b l"], t: Float[Array, "b #l"] | None) -> NetInput:
+    def step(self, state: RevealState, diffusion: Diffusion[Masked]) -> RevealState:
         # What is still masked lies in the block at hand or later: never read as clean.
-        return NetInput(tokens=tokens, clean=tokens, t=t)
+        return reveal_due(self, state, diffusion.with_clean(state.tokens))
+
+    def choose(self, keys, log_p, at, state: RevealState):
+        drawn = super().choose(keys, log_p, at, state)
+        return resolved(drawn, log_p, self.last, is_after_grid(self, state, at))

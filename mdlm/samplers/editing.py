@@ -18,12 +18,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.base import Process
+from mdlm.diffusion import Diffusion
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import Sampler, no_inverse
 from mdlm.samplers.state import SampleState, extended, placed, ranks
-from mdlm.types import Denoise, pytree
+from mdlm.types import pytree
 
 
 @pytree
@@ -55,21 +54,16 @@ class Editing(Sampler):
         if self.edits < 0:
             raise ValueError(f"edits={self.edits} is below 0")
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        return no_inverse(process, "a given share of masks")
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        return reason or no_inverse(process, "a given share of masks")
 
-    def init(self, keys, tokens, is_fixed, *, process):
-        state = super().init(keys, tokens, is_fixed, process=process)
+    def init(self, keys, tokens, is_fixed, diffusion):
+        state = super().init(keys, tokens, is_fixed, diffusion)
         return extended(state, EditState, edited=jnp.zeros_like(state.done, jnp.int32))
 
-    def step(
-        self,
-        state: EditState,
-        *,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> EditState:
+    def step(self, state: EditState, diffusion: Diffusion[Masked]) -> EditState:
+        process = diffusion.process
         is_active = ~state.is_fixed & ~state.done[:, None]
         is_masked = is_active & process.is_masked(state.tokens)
         count = is_masked.sum(-1, keepdims=True)
@@ -79,8 +73,7 @@ class Editing(Sampler):
             state,
             is_active,
             t,
-            parameterization=parameterization,
-            denoise=denoise,
+            diffusion,
             unseen=process.mask_id,
         )
         sure = proposal.confidence

@@ -27,14 +27,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
+from mdlm.diffusion import Diffusion
 from mdlm.draws import uniforms
 from mdlm.keys import streams
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import Sampler, no_inverse, rates_differ
 from mdlm.samplers.state import SampleState, extended, ranks
-from mdlm.types import Denoise, pytree
+from mdlm.types import pytree
 
 
 @pytree
@@ -62,39 +61,34 @@ class FirstHitting(Sampler):
         if not 0 <= self.left_first < 1:
             raise ValueError(f"left_first={self.left_first} is not in [0, 1)")
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        return rates_differ(process, "reveals") or no_inverse(process, "a given level")
+    def incompatibility(self, process, parameterization, network=None):
+        return (
+            super().incompatibility(process, parameterization, network)
+            or rates_differ(process, "reveals")
+            or no_inverse(process, "a given level")
+        )
 
     def init(
         self,
         keys: Key[Array, " b"],
         tokens: Int[Array, "b l"],
         is_fixed: Bool[Array, "b l"],
-        *,
-        process: Masked,
+        diffusion: Diffusion[Masked],
     ) -> LevelState:
-        state = super().init(keys, tokens, is_fixed, process=process)
+        state = super().init(keys, tokens, is_fixed, diffusion)
         # Never 0, the level of clean data, where log-SNR is infinite.
         u = 1 - uniforms(streams(keys, "level"), tokens.shape[1])
         return extended(state, LevelState, level=levels(u, self.left_first))
 
-    def step(
-        self,
-        state: LevelState,
-        *,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> LevelState:
+    def step(self, state: LevelState, diffusion: Diffusion[Masked]) -> LevelState:
+        process = diffusion.process
         is_open = process.is_masked(state.tokens) & ~state.is_fixed
         level = jnp.where(is_open, state.level, -jnp.inf)
         is_revealed = is_open & (ranks(level) < self.per_call)
         # A row that is done reveals nothing, at whatever time.
         first = jnp.where(is_open.any(-1), level.max(-1), 1.0)[:, None]
         t = process.schedule.time_of(first * process.schedule.one_minus_alpha(jnp.ones(())))
-        state = self.write(
-            state, is_revealed, t, parameterization=parameterization, denoise=denoise
-        )
+        state = self.write(state, is_revealed, t, diffusion)
         return replace(state, done=(is_open == is_revealed).all(-1))
 
 

@@ -1,12 +1,11 @@
 """Samplers that go down a grid of times."""
 
-import abc
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Bool, Float, Int
 
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.state import SampleState
@@ -37,31 +36,25 @@ class GridSampler(Sampler):
         return jnp.full(rows, grid[state.step]), jnp.full(rows, grid[state.step + 1])
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResolvingSampler(GridSampler):
-    """A sampler after whose grid positions may still be masked: schedules with alpha(0) < 1 leave
-    some. One step and call more resolves them: "draw" from the same law, or "argmax", the
-    likeliest token, the papers' "noise removal"."""
+Last = Literal["draw", "argmax"]
+"""How a position that is still masked after the grid is resolved, by one step and call more
+(schedules with alpha(0) < 1 leave some): drawn from the same distribution, or the likeliest token,
+the papers' "noise removal"."""
 
-    last: Literal["draw", "argmax"] = "draw"
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.last not in ("draw", "argmax"):
-            raise ValueError(f'last={self.last!r} is neither "draw" nor "argmax"')
+def check_last(last: Last) -> None:
+    """Raises ValueError if `last` is not one of its values."""
+    if last not in get_args(Last):
+        raise ValueError(f'last={last!r} is neither "draw" nor "argmax"')
 
-    @abc.abstractmethod
-    def is_last(self, state: SampleState, at: Int[Array, " n"]) -> Bool[Array, "#n"]:
-        """Whether this step is the one after the grid, for the rows `at` of `choose`."""
 
-    def choose(
-        self,
-        keys: Key[Array, " n"],
-        log_p: Float[Array, "n v"],
-        at: Int[Array, " n"],
-        state: SampleState,
-    ) -> Int[Array, " n"]:
-        drawn = super().choose(keys, log_p, at, state)
-        if self.last == "draw":
-            return drawn
-        return jnp.where(self.is_last(state, at), jnp.argmax(log_p, axis=-1), drawn)
+def resolved(
+    drawn: Int[Array, " n"],
+    log_p: Float[Array, "n v"],
+    last: Last,
+    is_last: Bool[Array, "#n"],
+) -> Int[Array, " n"]:
+    """Tokens `drawn` from `log_p`, but where `is_last` as `last` says."""
+    if last == "draw":
+        return drawn
+    return jnp.where(is_last, jnp.argmax(log_p, axis=-1), drawn)

@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.base import Process
+from mdlm.diffusion import Diffusion
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.state import SampleState, extended
-from mdlm.types import Denoise, KeyValues, NetInput, Sees, pytree
+from mdlm.types import KeyValues, NetInput, Sees, pytree
 
 
 @pytree
@@ -38,15 +37,8 @@ class LeftToRight(Sampler):
 
     sees: ClassVar[Sees] = "before"
 
-    def begin(
-        self,
-        state: SampleState,
-        *,
-        process: Process,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> ReadState:
-        cache = denoise(NetInput(tokens=state.tokens, make_cache=True)).cache
+    def begin(self, state: SampleState, diffusion: Diffusion) -> ReadState:
+        cache = diffusion.denoise(NetInput(tokens=state.tokens, make_cache=True)).cache
         if cache is None:
             return extended(state, ReadState, cache=None)
         # What stands before the first open place is read again, for what it says of that place.
@@ -54,14 +46,7 @@ class LeftToRight(Sampler):
         at = jnp.maximum(first_open.astype(jnp.int32) - 1, 0)
         return extended(state, ReadState, nfe=state.nfe + 1, cache=replace(cache, at=at))
 
-    def step(
-        self,
-        state: ReadState,
-        *,
-        process: Process,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> ReadState:
+    def step(self, state: ReadState, diffusion: Diffusion) -> ReadState:
         position = jnp.arange(state.tokens.shape[1])[None, :]
         cache: KeyValues | None = state.cache
         step = state.step
@@ -70,19 +55,12 @@ class LeftToRight(Sampler):
         # Each place is written once, so its draw needs no step: with a cache or without, the same.
         asked = replace(state, step=jnp.zeros_like(state.step))
         if cache is None:
-            state = self.write(
-                asked, is_next, None, parameterization=parameterization, denoise=denoise
-            )
+            state = self.write(asked, is_next, None, diffusion)
         else:
             # Also tokens after which nothing is written have to be read.
-            prediction = denoise(NetInput(tokens=state.tokens, cache=cache))
-            written = self.write(
-                asked,
-                is_next,
-                None,
-                parameterization=parameterization,
-                denoise=lambda inputs, *, key=None: prediction,
-            )
+            prediction = diffusion.denoise(NetInput(tokens=state.tokens, cache=cache))
+            answered = replace(diffusion, denoise=lambda inputs, *, key=None: prediction)
+            written = self.write(asked, is_next, None, answered)
             state = replace(written, nfe=asked.nfe + 1, cache=prediction.cache)
         is_left = ~state.is_fixed & (position > here)
         return replace(state, step=step, done=~is_left.any(-1))

@@ -11,11 +11,10 @@ import jax
 from jax import Array
 from jaxtyping import Bool, Int, Key
 
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.base import Process
+from mdlm.diffusion import Diffusion
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.state import Samples, SampleState
-from mdlm.types import Denoise, NetInput, Prediction
+from mdlm.types import NetInput, Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +27,7 @@ class Loop:
     """
 
     sampler: Sampler
-    process: Process
-    parameterization: Parameterization
-    denoise: Denoise
+    diffusion: Diffusion
     is_valid: Any = None  # Bool[Array, "b l"]
     positions: Any = None  # Int[Array, "b l"]
     label: Any = None  # Int[Array, " b"]
@@ -39,33 +36,31 @@ class Loop:
         self, keys: Key[Array, " b"], tokens: Int[Array, "b l"], is_fixed: Bool[Array, "b l"]
     ) -> SampleState:
         """The state before the first step."""
-        state = self.sampler.init(keys, tokens, is_fixed, process=self.process)
-        return self._counted(state, self.sampler.begin(state, **self._parts(state)))
+        state = self.sampler.init(keys, tokens, is_fixed, self.diffusion)
+        return self._counted(state, self.sampler.begin(state, self._told(state)))
 
     def advance(self, state: SampleState) -> SampleState:
         """One step; wanted until every row is done."""
-        after = self._counted(state, self.sampler.step(state, **self._parts(state)))
+        after = self._counted(state, self.sampler.step(state, self._told(state)))
         return replace(after, step=state.step + 1)
 
     def finish(self, state: SampleState) -> SampleState:
         """What follows the last step, once."""
-        return self._counted(state, self.sampler.finish(state, **self._parts(state)))
+        return self._counted(state, self.sampler.finish(state, self._told(state)))
 
-    def _parts(self, state: SampleState) -> dict[str, Any]:
-        parts: dict[str, Any] = {
-            "process": self.process,
-            "parameterization": self.parameterization,
-        }
-        denoise, guidance = self.denoise, self.sampler.guidance
+    def _told(self, state: SampleState) -> Diffusion:
+        """The diffusion with a network that is guided, and told what is known of the rows."""
+        diffusion, guidance = self.diffusion, self.sampler.guidance
         if guidance is not None:
-            denoise = guidance.wrap(denoise, state.is_fixed, **parts)
+            diffusion = guidance.wrap(diffusion, state.is_fixed)
+        denoise = diffusion.denoise
         known = dict(is_valid=self.is_valid, positions=self.positions, label=self.label)
 
         # What guidance withholds is taken from what is known, so it is told before.
         def ask(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
             return denoise(replace(inputs, **known), key=key)
 
-        return {**parts, "denoise": ask}
+        return replace(diffusion, denoise=ask)
 
     def _counted(self, before: SampleState, after: SampleState) -> SampleState:
         guidance = self.sampler.guidance
@@ -80,9 +75,7 @@ def generate(
     is_fixed: Bool[Array, "b l"],
     *,
     sampler: Sampler,
-    process: Process,
-    parameterization: Parameterization,
-    denoise: Denoise,
+    diffusion: Diffusion,
     is_valid: Bool[Array, "b l"] | None = None,
     positions: Int[Array, "b l"] | None = None,
     label: Int[Array, " b"] | None = None,
@@ -98,9 +91,7 @@ def generate(
         is_fixed = is_fixed | ~is_valid
     loop = Loop(
         sampler=sampler,
-        process=process,
-        parameterization=parameterization,
-        denoise=denoise,
+        diffusion=diffusion,
         is_valid=is_valid,
         positions=positions,
         label=label,

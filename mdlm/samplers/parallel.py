@@ -21,14 +21,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
+from mdlm.diffusion import Diffusion
 from mdlm.draws import uniforms
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import Sampler, Score, entry, no_inverse
 from mdlm.samplers.state import SampleState, extended, placed, step_keys
 from mdlm.samplers.unmasking_rules import FixedCount, Order, Rule, Turn
-from mdlm.types import Denoise, pytree
+from mdlm.types import pytree
 
 
 @pytree
@@ -62,7 +61,10 @@ class Parallel(Sampler):
         if self.block_size is not None and self.block_size < 1:
             raise ValueError(f"block_size={self.block_size} is below 1 (None: one block)")
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        if reason is not None:
+            return reason
         if process.schedule.per_token:
             return (
                 "a number of masks tells no time where the schedule has a rate for each token;"
@@ -75,20 +77,13 @@ class Parallel(Sampler):
         keys: Key[Array, " b"],
         tokens: Int[Array, "b l"],
         is_fixed: Bool[Array, "b l"],
-        *,
-        process: Masked,
+        diffusion: Diffusion[Masked],
     ) -> BlockState:
-        state = super().init(keys, tokens, is_fixed, process=process)
+        state = super().init(keys, tokens, is_fixed, diffusion)
         return extended(state, BlockState, calls=jnp.zeros(tokens.shape[0], jnp.int32))
 
-    def step(
-        self,
-        state: BlockState,
-        *,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> BlockState:
+    def step(self, state: BlockState, diffusion: Diffusion[Masked]) -> BlockState:
+        process = diffusion.process
         is_open = process.is_masked(state.tokens) & ~state.is_fixed
         block = self.block(state.is_fixed)
         never = jnp.iinfo(jnp.int32).max
@@ -104,16 +99,13 @@ class Parallel(Sampler):
         t = process.schedule.time_of(jnp.maximum(left, 1) / jnp.maximum(writable, 1))
         if self.order in ("random", "left"):  # known before the network is asked
             is_written = self.rule.select(self.blind(state), is_asked, turn)
-            state = self.write(
-                state, is_written, t, parameterization=parameterization, denoise=denoise
-            )
+            state = self.write(state, is_written, t, diffusion)
         else:
             state, proposal = self.propose(
                 state,
                 is_asked,
                 t,
-                parameterization=parameterization,
-                denoise=denoise,
+                diffusion,
                 score=SCORES[self.order],
             )
             is_written = self.rule.select(proposal.score, is_asked, turn)

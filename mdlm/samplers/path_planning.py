@@ -25,13 +25,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from mdlm.diffusion import Diffusion
 from mdlm.draws import uniforms
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.grid import GridSampler
 from mdlm.samplers.state import SampleState, placed, ranks, removed, step_keys
-from mdlm.types import Denoise
 
 SMALLEST = 1e-37
 """Stands for a probability of 0, whose logarithm has no multiples."""
@@ -57,19 +55,16 @@ class PathPlanning(GridSampler):
         if self.score not in ("probability", "random"):
             raise ValueError(f'score={self.score!r} is neither "probability" nor "random"')
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        if reason is not None:
+            return reason
         if process.schedule.per_token:
             return "it counts masks of all tokens alike, and the schedule has a rate for each"
         return None
 
-    def step(
-        self,
-        state: SampleState,
-        *,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> SampleState:
+    def step(self, state: SampleState, diffusion: Diffusion[Masked]) -> SampleState:
+        process = diffusion.process
         t, s = self.times(state)
         is_last = state.step >= self.steps - 1
         is_open = ~state.is_fixed
@@ -80,21 +75,14 @@ class PathPlanning(GridSampler):
         if self.score == "random":
             p = uniforms(step_keys(state, "score"), state.tokens.shape[1])
             is_kept = highest(self.scores(p, p, is_masked), is_open, kept)
-            state = self.write(
-                state,
-                is_masked & is_kept,
-                t,
-                parameterization=parameterization,
-                denoise=denoise,
-            )
+            state = self.write(state, is_masked & is_kept, t, diffusion)
         else:
             is_asked = is_masked if self.eta == 0 else is_open
             state, proposal = self.propose(
                 state,
                 is_asked,
                 t,
-                parameterization=parameterization,
-                denoise=denoise,
+                diffusion,
                 unseen=process.mask_id,
             )
             scores = self.scores(proposal.confidence, proposal.present, is_masked)

@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from mdlm.diffusion import Diffusion
 from mdlm.draws import categorical_by_position, uniforms
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.mean import Mean
@@ -29,13 +30,15 @@ from mdlm.parameterizations.subs import Subs
 from mdlm.processes.base import Process
 from mdlm.processes.interpolating import Interpolating
 from mdlm.processes.masked import Masked
-from mdlm.samplers.remask import Exchange, Remasking, reveal_probability
+from mdlm.samplers.base import rates_differ
+from mdlm.samplers.grid import GridSampler, Last, check_last, resolved
+from mdlm.samplers.logits.shaping import shape_all
+from mdlm.samplers.remask import Exchange, remask, reveal_probability
 from mdlm.samplers.state import SampleState, rewritten, step_keys
-from mdlm.types import Denoise
 
 
 @dataclass(frozen=True, kw_only=True)
-class Psi(Remasking):
+class Psi(GridSampler):
     """`kappa` is one number, or numbers at equally spaced times from 0 to 1, with straight lines
     between: (1, 1, 0.95, 1, 1) leaves the begin and the end of sampling ancestral. A step from t
     to s uses that of t.
@@ -47,10 +50,12 @@ class Psi(Remasking):
     processes: ClassVar[tuple[type[Process], ...]] = (Masked, Interpolating)
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Subs, Mean)
 
+    last: Last = "draw"
     kappa: float | tuple[float, ...] = 0.95
 
     def __post_init__(self):
         super().__post_init__()
+        check_last(self.last)
         if not self.kappas or not all(0 <= kappa <= 1 for kappa in self.kappas):
             raise ValueError(f"kappa={self.kappa} is not in [0, 1]")
 
@@ -58,43 +63,48 @@ class Psi(Remasking):
     def kappas(self) -> tuple[float, ...]:
         return self.kappa if isinstance(self.kappa, tuple) else (self.kappa,)
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        if isinstance(process, Masked) != isinstance(parameterization, Subs):
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        if reason is None and isinstance(process, Masked) != isinstance(parameterization, Subs):
             fitting = "Subs" if isinstance(process, Masked) else "Mean"
             return f"process={type(process).__name__}(...) needs parameterization={fitting}(...)"
-        return super().refuses(process, parameterization)
+        return reason or rates_differ(process, "removes")
 
     def kappa_at(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """The share of ancestral steps at time `t`."""
         return jnp.interp(t, np.linspace(0, 1, len(self.kappas)), jnp.asarray(self.kappas))
 
-    def exchange(self, state, t, s, *, process):
+    def exchange(
+        self,
+        state: SampleState,
+        t: Float[Array, "b 1"],
+        s: Float[Array, "b 1"],
+        *,
+        process: Masked,
+    ) -> Exchange:
+        """The probabilities of the step from grid time `t` to `s < t`, for masking."""
         schedule = process.schedule
         noised_t, noised_s = schedule.one_minus_alpha(t), schedule.one_minus_alpha(s)
         sigma = sigma_of(self.kappa_at(t), noised_s)
         gap = schedule.alpha_gap(s, t)
         return Exchange(t, reveal_probability(noised_t, noised_s, gap, sigma), sigma)
 
-    def step(
-        self,
-        state: SampleState,
-        *,
-        process: Process,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> SampleState:
+    def step(self, state: SampleState, diffusion: Diffusion) -> SampleState:
+        process = diffusion.process
         if isinstance(process, Masked):
-            return super().step(
-                state, process=process, parameterization=parameterization, denoise=denoise
-            )
-        return self._mix(state, process, parameterization, denoise)
+            plan = self.exchange(state, *self.times(state), process=process)
+            return remask(self, state, plan, diffusion)
+        return self._mix(state, diffusion)
 
-    def _mix(self, state, process, parameterization, denoise) -> SampleState:
+    def choose(self, keys, log_p, at, state):
+        drawn = super().choose(keys, log_p, at, state)
+        return resolved(drawn, log_p, self.last, jnp.atleast_1d(state.step >= self.steps))
+
+    def _mix(self, state: SampleState, diffusion: Diffusion[Interpolating]) -> SampleState:
+        process = diffusion.process
         t, s = self.times(state)
-        log_p0 = self.ask_everywhere(
-            state, t, process=process, parameterization=parameterization, denoise=denoise
-        )
-        shaped = self.shaped(log_p0, state, parameterization)
+        log_p0 = self.ask_everywhere(state, t, diffusion)
+        shaped = shape_all(self, log_p0, state, diffusion.parameterization)
         known = process.given_all(shaped, state.tokens, jnp.broadcast_to(t, state.tokens.shape))
         x_0 = categorical_by_position(step_keys(state, "which"), known)
 

@@ -31,23 +31,20 @@ reveals more, about sigma alpha / (1 - alpha) of the masks, so it is lost where 
 small.
 """
 
-import abc
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
+from mdlm.diffusion import Diffusion
 from mdlm.draws import uniforms
-from mdlm.parameterizations.base import Parameterization
-from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import no_inverse, rates_differ
-from mdlm.samplers.grid import ResolvingSampler
+from mdlm.samplers.grid import GridSampler, Last, check_last, resolved
 from mdlm.samplers.state import SampleState, removed, step_keys
-from mdlm.types import Denoise
 
 TINY = 1e-30
 """Below every alpha that a schedule has where there are tokens to remove."""
@@ -61,48 +58,22 @@ class Exchange(NamedTuple):
     remove: Float[Array, "b #l"]  # probability that a token is masked
 
 
-@dataclass(frozen=True, kw_only=True)
-class Remasking(ResolvingSampler):
-    """A sampler that both reveals and removes tokens. The network is asked about revealed
-    positions only; NFE is at most `steps`, less steps that reveal nothing in any row."""
-
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        return rates_differ(process, "removes")
-
-    @abc.abstractmethod
-    def exchange(
-        self,
-        state: SampleState,
-        t: Float[Array, "b 1"],
-        s: Float[Array, "b 1"],
-        *,
-        process: Masked,
-    ) -> Exchange:
-        """The probabilities of the step from grid time `t` to `s < t`."""
-
-    def step(
-        self,
-        state: SampleState,
-        *,
-        process: Masked,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> SampleState:
-        plan = self.exchange(state, *self.times(state), process=process)
-        is_over = state.step >= self.steps
-        is_masked = process.is_masked(state.tokens) & ~state.is_fixed
-        u = uniforms(step_keys(state, "whether"), state.tokens.shape[1])
-        is_revealed = is_masked & (is_over | (u < plan.reveal))
-        is_removed = visible(state, process) & ~is_over & (u < plan.remove)
-        state = self.write(
-            state, is_revealed, plan.t, parameterization=parameterization, denoise=denoise
-        )
-        state = removed(state, is_removed, process.mask_id)
-        is_left = ((is_masked & ~is_revealed) | is_removed).any(-1)
-        return replace(state, done=(state.step >= self.steps - 1) & ~is_left)
-
-    def is_last(self, state: SampleState, at: Int[Array, " n"]) -> Bool[Array, "#n"]:
-        return jnp.atleast_1d(state.step >= self.steps)
+def remask(
+    sampler: GridSampler, state: SampleState, plan: Exchange, diffusion: Diffusion[Masked]
+) -> SampleState:
+    """One step that both reveals and removes tokens, by the probabilities of `plan`; beyond the
+    grid all that is masked is revealed, and nothing removed. The network is asked about revealed
+    positions only."""
+    process = diffusion.process
+    is_over = state.step >= sampler.steps
+    is_masked = process.is_masked(state.tokens) & ~state.is_fixed
+    u = uniforms(step_keys(state, "whether"), state.tokens.shape[1])
+    is_revealed = is_masked & (is_over | (u < plan.reveal))
+    is_removed = visible(state, process) & ~is_over & (u < plan.remove)
+    state = sampler.write(state, is_revealed, plan.t, diffusion)
+    state = removed(state, is_removed, process.mask_id)
+    is_left = ((is_masked & ~is_revealed) | is_removed).any(-1)
+    return replace(state, done=(state.step >= sampler.steps - 1) & ~is_left)
 
 
 Strategy = Literal["cap", "rescale", "confidence", "forward-backward", "dfm"]
@@ -119,21 +90,44 @@ PUBLISHED: dict[Strategy, float] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remask(Remasking):
-    """Removes tokens all the way down, as `strategy` and `eta` say (None: as published)."""
+class Remask(GridSampler):
+    """Removes tokens all the way down, as `strategy` and `eta` say (None: as published). NFE is
+    at most `steps`, less steps that reveal nothing in any row."""
 
+    last: Last = "draw"
     strategy: Strategy = "cap"
     eta: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        check_last(self.last)
         if self.strategy not in get_args(Strategy):
             raise ValueError(f"strategy={self.strategy!r} is none of {get_args(Strategy)}")
         most = 1.0 if self.strategy in ("cap", "rescale", "confidence") else float("inf")
         if self.eta is not None and not 0 <= self.eta <= most:
             raise ValueError(f'eta={self.eta} is not in [0, {most}] for strategy="{self.strategy}"')
 
-    def exchange(self, state, t, s, *, process):
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        return reason or rates_differ(process, "removes")
+
+    def step(self, state: SampleState, diffusion: Diffusion[Masked]) -> SampleState:
+        plan = self.exchange(state, *self.times(state), process=diffusion.process)
+        return remask(self, state, plan, diffusion)
+
+    def choose(self, keys, log_p, at, state):
+        drawn = super().choose(keys, log_p, at, state)
+        return resolved(drawn, log_p, self.last, jnp.atleast_1d(state.step >= self.steps))
+
+    def exchange(
+        self,
+        state: SampleState,
+        t: Float[Array, "b 1"],
+        s: Float[Array, "b 1"],
+        *,
+        process: Masked,
+    ) -> Exchange:
+        """The probabilities of the step from grid time `t` to `s < t`."""
         schedule = process.schedule
         noised_t, noised_s = schedule.one_minus_alpha(t), schedule.one_minus_alpha(s)
         gap = schedule.alpha_gap(s, t)
@@ -161,7 +155,7 @@ class Remask(Remasking):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemaskLoop(Remasking):
+class RemaskLoop(GridSampler):
     """Goes down to alpha = `alpha_on`, stays there removing and revealing, then goes on to the
     end (ReMDM's "loop"). In time r of the grid, 1 to 0:
 
@@ -174,6 +168,7 @@ class RemaskLoop(Remasking):
     eta alpha_on / (1 - alpha_on) a step, which must not exceed 1.
     """
 
+    last: Last = "draw"
     eta: float = 0.02
     t_on: float = 0.55
     t_off: float = 0.05
@@ -181,6 +176,7 @@ class RemaskLoop(Remasking):
 
     def __post_init__(self):
         super().__post_init__()
+        check_last(self.last)
         if not 0 < self.t_off < self.t_on < 1:
             raise ValueError(f"t_off={self.t_off}, t_on={self.t_on} do not rise inside (0, 1)")
         if not 0 < self.alpha_on < 1:
@@ -189,11 +185,30 @@ class RemaskLoop(Remasking):
         if not 0 <= self.eta <= most:
             raise ValueError(f"eta={self.eta} is not in [0, {most:.3g}], what alpha_on allows")
 
-    def refuses(self, process, parameterization):
-        reason = super().refuses(process, parameterization)
-        return reason or no_inverse(process, "a given alpha")
+    def incompatibility(self, process, parameterization, network=None):
+        return (
+            super().incompatibility(process, parameterization, network)
+            or rates_differ(process, "removes")
+            or no_inverse(process, "a given alpha")
+        )
 
-    def exchange(self, state, t, s, *, process):
+    def step(self, state: SampleState, diffusion: Diffusion[Masked]) -> SampleState:
+        plan = self.exchange(state, *self.times(state), process=diffusion.process)
+        return remask(self, state, plan, diffusion)
+
+    def choose(self, keys, log_p, at, state):
+        drawn = super().choose(keys, log_p, at, state)
+        return resolved(drawn, log_p, self.last, jnp.atleast_1d(state.step >= self.steps))
+
+    def exchange(
+        self,
+        state: SampleState,
+        t: Float[Array, "b 1"],
+        s: Float[Array, "b 1"],
+        *,
+        process: Masked,
+    ) -> Exchange:
+        """The probabilities of the step from grid time `t` to `s < t`."""
         noised_t, noised_s = self.noised(t), self.noised(s)
         gap, sigma = noised_t - noised_s, self.sigma(t, s)
         reveal = reveal_probability(noised_t, noised_s, gap, sigma)

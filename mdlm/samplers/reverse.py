@@ -14,13 +14,14 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from mdlm.diffusion import Diffusion
 from mdlm.draws import categorical_by_position
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.score import Score
 from mdlm.processes.base import Process
 from mdlm.samplers.grid import GridSampler
+from mdlm.samplers.logits.shaping import shape_all
 from mdlm.samplers.state import SampleState, rewritten, step_keys
-from mdlm.types import Denoise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,24 +36,19 @@ class Reverse(GridSampler):
     processes: ClassVar[tuple[type[Process], ...]] = (Process,)
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Parameterization,)
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        if reason is not None:
+            return reason
         if isinstance(parameterization, Score) and parameterization.graph != "absorbing":
             return "ratios between tokens give no law of the clean one; use sampler=Tweedie()"
         return None
 
-    def step(
-        self,
-        state: SampleState,
-        *,
-        process: Process,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> SampleState:
+    def step(self, state: SampleState, diffusion: Diffusion) -> SampleState:
+        process = diffusion.process
         t, s = self.times(state)
-        log_p0 = self.ask_everywhere(
-            state, t, process=process, parameterization=parameterization, denoise=denoise
-        )
-        shaped = self.shaped(log_p0, state, parameterization)
+        log_p0 = self.ask_everywhere(state, t, diffusion)
+        shaped = shape_all(self, log_p0, state, diffusion.parameterization)
         keys = step_keys(state, "reverse")
         written = jax.lax.cond(
             state.step < self.steps,

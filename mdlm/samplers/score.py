@@ -24,7 +24,7 @@ Whether a token jumps and where to are two draws, since one draw over all would 
 "where to" by the step's length, beyond what float32 resolves.
 """
 
-import abc
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -33,6 +33,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from mdlm.diffusion import Diffusion
 from mdlm.draws import categorical_by_position, uniforms
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.score import Score
@@ -40,8 +41,9 @@ from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
 from mdlm.samplers.grid import GridSampler
+from mdlm.samplers.logits.shaping import is_plain, shape_all
 from mdlm.samplers.state import SampleState, rewritten, step_keys
-from mdlm.types import Denoise, NetInput
+from mdlm.types import NetInput
 
 TINY = 1e-30  # for places that nothing leaves
 
@@ -50,74 +52,40 @@ Weights = tuple[Float[Array, "b l v"], Float[Array, "b l"]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreSampler(GridSampler):
-    """One network call a step.
-
-    With absorbing noise, what is reshaped is the law of a revealed token.
+class Tweedie(GridSampler):
+    """Undoes the noise of each step, place by place (SEDD's "analytic" sampler). One network call
+    a step. With absorbing noise, what is reshaped is the law of a revealed token.
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked, Uniform)
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Score,)
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
-        if isinstance(process, Uniform) and not self.is_plain:
-            return (
-                "temperature, top_k, top_p, banned and hook shape the law of a revealed token, and"
-                " uniform noise reveals none"
-            )
-        return parameterization.refuses(process) if isinstance(parameterization, Score) else None
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        return reason or no_jumps(self, process, parameterization)
 
-    @abc.abstractmethod
-    def weights(
-        self,
-        log_score: Float[Array, "b l v"],
-        z_t: Int[Array, "b l"],
-        t: Float[Array, "b 1"],
-        s: Float[Array, "b 1"],
-        *,
-        process: Masked | Uniform,
-    ) -> Weights:
-        """The weights of a step from `t` to `s`, none below 0."""
-
-    def step(
-        self,
-        state: SampleState,
-        *,
-        process: Masked | Uniform,
-        parameterization: Score,
-        denoise: Denoise,
-    ) -> SampleState:
-        t, s = self.times(state)
-        logits = denoise(NetInput(tokens=state.tokens, t=t)).logits()
-        log_score = parameterization.log_score(logits, state.tokens, process.schedule.sigma(t))
-        is_last = state.step == self.steps - 1
-        others, stay = jax.lax.cond(
-            is_last,
-            lambda: clean_weights(log_score, state.tokens, t, process=process),
-            lambda: self.weights(log_score, state.tokens, t, s, process=process),
-        )
-        u = uniforms(step_keys(state, "whether"), state.tokens.shape[1])
-        leave = others.sum(-1)
-        jumps = u * (leave + stay) < leave
-        law = jnp.log(others) - jnp.log(jnp.maximum(leave, TINY))[..., None]
-        shaped = self.shaped(law, state, parameterization)
-        drawn = categorical_by_position(step_keys(state, "which"), shaped)
-        written = jnp.where(jumps & ~state.is_fixed, drawn, state.tokens)
-        state = rewritten(state, written, law)
-        return replace(state, done=jnp.full_like(state.done, is_last), nfe=state.nfe + 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tweedie(ScoreSampler):
-    """Undoes the noise of each step, place by place (SEDD's "analytic" sampler)."""
+    def step(self, state: SampleState, diffusion: Diffusion[Masked | Uniform]) -> SampleState:
+        return jump(self, self.weights, state, diffusion)
 
     def weights(self, log_score, z_t, t, s, *, process):
         return tweedie_weights(log_score, z_t, t, s, process=process)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Euler(ScoreSampler):
-    """Jumps at the rates of the step's beginning (tau-leaping)."""
+class Euler(GridSampler):
+    """Jumps at the rates of the step's beginning (tau-leaping). One network call a step. With
+    absorbing noise, what is reshaped is the law of a revealed token.
+    """
+
+    processes: ClassVar[tuple[type[Process], ...]] = (Masked, Uniform)
+    parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Score,)
+
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        return reason or no_jumps(self, process, parameterization)
+
+    def step(self, state: SampleState, diffusion: Diffusion[Masked | Uniform]) -> SampleState:
+        return jump(self, self.weights, state, diffusion)
 
     def weights(self, log_score, z_t, t, s, *, process):
         schedule = process.schedule
@@ -128,6 +96,49 @@ class Euler(ScoreSampler):
             score = jnp.where(_column(log_score) == z_t[..., None], 0.0, jnp.exp(log_score))
             others = rate[..., None] / process.tokens * score
         return others, jnp.maximum(1 - others.sum(-1), 0.0)
+
+
+def no_jumps(
+    sampler: GridSampler, process: Process, parameterization: Parameterization
+) -> str | None:
+    """Why tokens of this process cannot jump by this score as the sampler's settings say; None if
+    they can."""
+    if isinstance(process, Uniform) and not is_plain(sampler):
+        return (
+            "temperature, top_k, top_p, banned and hook shape the law of a revealed token, and"
+            " uniform noise reveals none"
+        )
+    return parameterization.incompatibility(process)
+
+
+def jump(
+    sampler: GridSampler,
+    weights: Callable[..., Weights],
+    state: SampleState,
+    diffusion: Diffusion[Masked | Uniform],
+) -> SampleState:
+    """One step down the grid by `weights(log_score, z_t, t, s, process=...)`, none of them below
+    0; the last step removes all noise."""
+    process, score = diffusion.process, diffusion.parameterization
+    assert isinstance(score, Score)  # others are refused
+    t, s = sampler.times(state)
+    logits = diffusion.denoise(NetInput(tokens=state.tokens, t=t)).logits()
+    log_score = score.log_score(logits, state.tokens, process.schedule.sigma(t))
+    is_last = state.step == sampler.steps - 1
+    others, stay = jax.lax.cond(
+        is_last,
+        lambda: clean_weights(log_score, state.tokens, t, process=process),
+        lambda: weights(log_score, state.tokens, t, s, process=process),
+    )
+    u = uniforms(step_keys(state, "whether"), state.tokens.shape[1])
+    leave = others.sum(-1)
+    jumps = u * (leave + stay) < leave
+    law = jnp.log(others) - jnp.log(jnp.maximum(leave, TINY))[..., None]
+    shaped = shape_all(sampler, law, state, score)
+    drawn = categorical_by_position(step_keys(state, "which"), shaped)
+    written = jnp.where(jumps & ~state.is_fixed, drawn, state.tokens)
+    state = rewritten(state, written, law)
+    return replace(state, done=jnp.full_like(state.done, is_last), nfe=state.nfe + 1)
 
 
 def tweedie_weights(

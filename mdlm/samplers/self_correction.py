@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from mdlm.diffusion import Diffusion
 from mdlm.draws import categorical_by_position
 from mdlm.keys import stream
 from mdlm.parameterizations.base import Parameterization
@@ -28,9 +29,10 @@ from mdlm.processes.base import Process
 from mdlm.processes.interpolating import Interpolating
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.grid import GridSampler
+from mdlm.samplers.logits.shaping import shape_all
 from mdlm.samplers.reverse import Reverse
 from mdlm.samplers.state import SampleState, extended, ranks, rewritten
-from mdlm.types import Denoise, Vocab, pytree
+from mdlm.types import Vocab, pytree
 
 
 @pytree
@@ -70,15 +72,15 @@ class SelfCorrection(Sampler):
         if not 0 < self.time <= 1:
             raise ValueError(f"time={self.time} is not in (0, 1]")
 
-    def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
+    def incompatibility(self, process, parameterization, network=None):
         name = type(self.first).__name__
         if self.first.guidance is not None:
             return f"first={name}(...) has guidance; give it to SelfCorrection(...)"
-        if not isinstance(process, self.first.processes):
-            return f"first={name}(...) does not sample {type(process).__name__}(...)"
-        if not isinstance(parameterization, self.first.parameterizations):
-            return f"first={name}(...) does not read {type(parameterization).__name__}(...)"
-        return self.first.refuses(process, parameterization) or self.first.misshapes(process)
+        reason = super().incompatibility(process, parameterization, network)
+        if reason is None:
+            of_first = self.first.incompatibility(process, parameterization, network)
+            reason = of_first and f"first={name}(...): {of_first}"
+        return reason
 
     def check_ids(self, vocab: Vocab) -> None:
         super().check_ids(vocab)
@@ -89,8 +91,8 @@ class SelfCorrection(Sampler):
         """`first`, which writes no token that is banned here."""
         return replace(self.first, banned=(*self.first.banned, *self.banned))
 
-    def init(self, keys, tokens, is_fixed, *, process):
-        first = self.first.init(keys, tokens, is_fixed, process=process)
+    def init(self, keys, tokens, is_fixed, diffusion):
+        first = self.first.init(keys, tokens, is_fixed, diffusion)
         none = jnp.zeros_like(first.done, jnp.int32)
         return extended(
             first,
@@ -101,19 +103,10 @@ class SelfCorrection(Sampler):
             stale=none,
         )
 
-    def step(
-        self,
-        state: CorrectionState,
-        *,
-        process: Interpolating,
-        parameterization: Parameterization,
-        denoise: Denoise,
-    ) -> CorrectionState:
+    def step(self, state: CorrectionState, diffusion: Diffusion[Interpolating]) -> CorrectionState:
         def sample() -> CorrectionState:
             first = replace(state.first, step=state.step)
-            first = self._first.step(
-                first, process=process, parameterization=parameterization, denoise=denoise
-            )
+            first = self._first.step(first, diffusion)
             return replace(
                 state,
                 first=first,
@@ -123,23 +116,17 @@ class SelfCorrection(Sampler):
             )
 
         def correct() -> CorrectionState:
-            return self.correct(state, process, parameterization, denoise)
+            return self.correct(state, diffusion)
 
         return jax.lax.cond(state.first.done.all(), correct, sample)
 
     def correct(
-        self,
-        state: CorrectionState,
-        process: Interpolating,
-        parameterization: Parameterization,
-        denoise: Denoise,
+        self, state: CorrectionState, diffusion: Diffusion[Interpolating]
     ) -> CorrectionState:
         """One round."""
         t = jnp.full((state.tokens.shape[0], 1), self.time)
-        log_p0 = self.ask_everywhere(
-            state, t, process=process, parameterization=parameterization, denoise=denoise
-        )
-        law = self.shaped(log_p0, state, parameterization)
+        log_p0 = self.ask_everywhere(state, t, diffusion)
+        law = shape_all(self, log_p0, state, diffusion.parameterization)
         # By the row's own rounds: the steps before depend on the rows beside it.
         keys = jax.vmap(lambda key, i: stream(jax.random.fold_in(key, i), "correct"))(
             state.keys, state.rounds

@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the bench extra (PyTorch) is not installed")
 
 from benchmarks import synthetic, torch_reference  # noqa: E402
+from mdlm.diffusion import Diffusion  # noqa: E402
 from mdlm.interop.mdlm_torch import to_reference  # noqa: E402
 from mdlm.models.dit import DiT  # noqa: E402
 from mdlm.models.network import denoiser, init  # noqa: E402
@@ -66,9 +67,11 @@ def our_loss(params, x_0, t, is_masked):
         z_t=jnp.where(is_masked, MASK, x_0),
         t=t,
         weight=weight,
-        process=process,
-        parameterization=Subs(mask_id=MASK, vocab_size=COLUMNS),
-        denoise=denoiser(NETWORK, COLUMNS, params),
+        diffusion=Diffusion(
+            process=process,
+            parameterization=Subs(mask_id=MASK, vocab_size=COLUMNS),
+            denoise=denoiser(NETWORK, COLUMNS, params),
+        ),
     )
     return terms.total / terms.count.sum()
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from law import Law
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import stream
 from mdlm.objectives.block import BlockNelbo, masked_within
 from mdlm.parameterizations.subs import Subs
@@ -68,7 +69,9 @@ def test_expected_bound_is_the_entropy(law, objective, schedule):
         batch = type(batch)(
             **{**vars(batch), "tokens": jnp.asarray(law.sequences, jnp.int32)[rank]}
         )
-        terms = objective(stream(key, "loss"), batch, denoise=denoise, **parts(law, schedule))
+        terms = objective(
+            stream(key, "loss"), batch, diffusion=Diffusion(denoise=denoise, **parts(law, schedule))
+        )
         # The mean information of the rows drawn takes the data's own spread out of the estimate.
         information = -jnp.log(jnp.asarray(law.p, jnp.float32))[rank].mean()
         return terms.bound.sum() / rows - information
@@ -86,7 +89,9 @@ def test_all_masked_one_token_to_a_block_is_next_token_likelihood(law, key):
     """Of each sequence, token by token, against the law's own conditionals in float64."""
     objective = BlockNelbo(block_size=1, low=1.0, high=1.0)
     terms = objective(
-        key, law.batch(law.sequences), denoise=blockwise(law, 1), **parts(law, LogLinear())
+        key,
+        law.batch(law.sequences),
+        diffusion=Diffusion(denoise=blockwise(law, 1), **parts(law, LogLinear())),
     )
     expected = np.zeros(law.sequences.shape)
     for x, row in zip(law.sequences, expected, strict=True):
@@ -98,7 +103,9 @@ def test_all_masked_one_token_to_a_block_is_next_token_likelihood(law, key):
     np.testing.assert_allclose(terms.bound, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(terms.bound.sum(-1), -np.log(law.p), rtol=1e-4)
     again = objective(
-        stream(key, "other"), law.batch(law.sequences), denoise=blockwise(law, 1), **parts(law)
+        stream(key, "other"),
+        law.batch(law.sequences),
+        diffusion=Diffusion(denoise=blockwise(law, 1), **parts(law)),
     )
     np.testing.assert_array_equal(terms.bound, again.bound)  # nothing is drawn
 

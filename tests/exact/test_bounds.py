@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from law import SCHEDULES, TIGHT, Law
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import stream
 from mdlm.objectives.base import score_masked
 from mdlm.objectives.discrete_time import DiscreteNelbo
@@ -34,9 +35,11 @@ def enumerated(schedule, t: np.ndarray, weight: np.ndarray) -> np.ndarray:
             z_t=jnp.asarray(z, jnp.int32),
             t=jnp.full((len(x), 1), 0.5),  # the posterior of a masked process has no time in it
             weight=jnp.full((len(x), 1), weight),
-            process=process,
-            parameterization=Subs(mask_id=LAW.mask_id, vocab_size=LAW.mask_id + 1),
-            denoise=LAW.denoise,
+            diffusion=Diffusion(
+                process=process,
+                parameterization=Subs(mask_id=LAW.mask_id, vocab_size=LAW.mask_id + 1),
+                denoise=LAW.denoise,
+            ),
         ).bound.sum(-1)
 
     cross_entropy = np.asarray(losses(1.0), np.float64)
@@ -117,7 +120,9 @@ def test_expected_loss_is_the_entropy(name):
         tokens = jnp.asarray(LAW.sequences, jnp.int32)[rank]
         batch = type(batch)(**{**vars(batch), "tokens": tokens})
         terms = TIGHT[name](
-            stream(key, "loss"), batch, process=process, parameterization=subs, denoise=LAW.denoise
+            stream(key, "loss"),
+            batch,
+            diffusion=Diffusion(process=process, parameterization=subs, denoise=LAW.denoise),
         )
         information = -jnp.log(jnp.asarray(LAW.p, jnp.float32))[rank].mean()
         # The mean information of the rows drawn takes the data's own spread out of the estimate.

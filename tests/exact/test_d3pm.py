@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from law import SCHEDULES, Law
 
+from mdlm.diffusion import Diffusion
 from mdlm.objectives.base import score_masked
 from mdlm.objectives.d3pm import D3PM, score_step
 from mdlm.objectives.discrete_time import DiscreteNelbo
@@ -65,9 +66,11 @@ def formula(schedule, s: float, t: float, scale: float = 1.0, mask_has_mass: boo
         s=rows * s,
         t=rows * t,
         scale=scale,
-        process=Masked(schedule=schedule, mask_id=MASK),
-        parameterization=Mean(mask_has_mass=mask_has_mass, mask_id=MASK, vocab_size=STATES),
-        denoise=denoise,
+        diffusion=Diffusion(
+            process=Masked(schedule=schedule, mask_id=MASK),
+            parameterization=Mean(mask_has_mass=mask_has_mass, mask_id=MASK, vocab_size=STATES),
+            denoise=denoise,
+        ),
     )
 
 
@@ -119,13 +122,15 @@ def test_without_mass_on_the_mask_it_is_the_discrete_nelbo(name):
     u = jnp.asarray(np.random.default_rng(0).uniform(size=(len(X), 1)), jnp.float32)
     batch, z_t = LAW.batch(X), jnp.asarray(Z, jnp.int32)
     fields = {"mask_id": MASK, "vocab_size": STATES}
-    parts = {"process": Masked(schedule=schedule, mask_id=MASK), "denoise": denoise}
-    s, t = D3PM(steps=20).place(u)
-    ours = score_step(batch, z_t=z_t, s=s, t=t, scale=20, parameterization=Mean(**fields), **parts)
-    t, weight = DiscreteNelbo(steps=20).place(schedule, u)
-    theirs = score_masked(
-        batch, z_t=z_t, t=t, weight=weight, parameterization=Subs(**fields), **parts
+    process = Masked(schedule=schedule, mask_id=MASK)
+    as_mean, as_subs = (
+        Diffusion(process=process, parameterization=kind(**fields), denoise=denoise)
+        for kind in (Mean, Subs)
     )
+    s, t = D3PM(steps=20).place(u)
+    ours = score_step(batch, as_mean, z_t=z_t, s=s, t=t, scale=20)
+    t, weight = DiscreteNelbo(steps=20).place(schedule, u)
+    theirs = score_masked(batch, as_subs, z_t=z_t, t=t, weight=weight)
     np.testing.assert_array_equal(ours.values, theirs.values)
     np.testing.assert_array_equal(ours.total, theirs.total)
     np.testing.assert_array_equal(ours.scored, theirs.scored)
@@ -163,9 +168,11 @@ def test_expected_loss_is_the_chain_s_bound():
             D3PM(steps=steps)(
                 key,
                 batch,
-                process=Masked(schedule=schedule, mask_id=MASK),
-                parameterization=mean,
-                denoise=denoise,
+                diffusion=Diffusion(
+                    process=Masked(schedule=schedule, mask_id=MASK),
+                    parameterization=mean,
+                    denoise=denoise,
+                ),
             ).bound.sum()
             / rows
         )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from law import Law
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import stream
 from mdlm.objectives.llada import LLaDA
 from mdlm.objectives.masked_count import OrderAgnostic
@@ -86,9 +87,11 @@ class AnyNetwork:
             terms = objective(
                 key,
                 batch,
-                process=Masked(schedule=LogLinear(eps=0.0), mask_id=SYMBOLS),
-                parameterization=Subs(mask_id=SYMBOLS, vocab_size=SYMBOLS + 1),
-                denoise=denoise,
+                diffusion=Diffusion(
+                    process=Masked(schedule=LogLinear(eps=0.0), mask_id=SYMBOLS),
+                    parameterization=Subs(mask_id=SYMBOLS, vocab_size=SYMBOLS + 1),
+                    denoise=denoise,
+                ),
             )
             return terms.bound.sum(-1), seen[0].tokens == SYMBOLS, seen[0].t[:, 0]
 
@@ -198,9 +201,11 @@ def test_a_prompt_is_given(objective, key):
         terms = objective(
             stream(key, "loss"),
             batch,
-            process=Masked(schedule=LogLinear(eps=0.0), mask_id=law.mask_id),
-            parameterization=Subs(mask_id=law.mask_id, vocab_size=law.mask_id + 1),
-            denoise=law.denoise,
+            diffusion=Diffusion(
+                process=Masked(schedule=LogLinear(eps=0.0), mask_id=law.mask_id),
+                parameterization=Subs(mask_id=law.mask_id, vocab_size=law.mask_id + 1),
+                denoise=law.denoise,
+            ),
         )
         information = -jnp.log(jnp.asarray(given, jnp.float32))[rank].mean()
         return terms.bound.sum() / rows - information

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from law import Law
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import stream
 from mdlm.objectives.generalized import GeneralizedDiscreteNelbo, GeneralizedNelbo, Moment
 from mdlm.objectives.nelbo import Nelbo
@@ -94,9 +95,11 @@ def expected(objective, schedule, at: list[dict], reads=posterior) -> np.ndarray
             LAW.batch(np.tile(X, (n, 1))),
             z_t=z[:, None],
             at=moments,
-            process=Masked(schedule=schedule, mask_id=MASK),
-            parameterization=SUBS,
-            denoise=lambda inputs, *, key=None: DenseLogits(logits),
+            diffusion=Diffusion(
+                process=Masked(schedule=schedule, mask_id=MASK),
+                parameterization=SUBS,
+                denoise=lambda inputs, *, key=None: DenseLogits(logits),
+            ),
         ).bound.sum(-1)
 
     losses = np.asarray(bound(jnp.asarray(logits, jnp.float32)), np.float64).reshape(n, -1)
@@ -197,7 +200,7 @@ def test_weighted_cross_entropy_alone_is_no_bound(name):
             total += by * (P * q(schedule, at) * loss).sum()
         return total
 
-    assert "no bound" in (Nelbo().refuses(Masked(schedule=schedule), SUBS) or "")
+    assert "no bound" in (Nelbo().incompatibility(Masked(schedule=schedule), SUBS) or "")
     # With the true posterior, the missing term is 0 in the mean.
     assert weighted(posterior) == pytest.approx(LAW.entropy, abs=2e-3)
     assert weighted(flattered) < LAW.entropy - 0.01
@@ -287,9 +290,11 @@ def test_expected_loss_is_the_entropy(name, objective):
         terms = DRAWN[objective](
             stream(key, "loss"),
             batch,
-            process=Masked(schedule=schedule, mask_id=MASK),
-            parameterization=SUBS,
-            denoise=Posterior(schedule),
+            diffusion=Diffusion(
+                process=Masked(schedule=schedule, mask_id=MASK),
+                parameterization=SUBS,
+                denoise=Posterior(schedule),
+            ),
         )
         # The mean information of the rows drawn takes the data's own spread out of the estimate.
         return terms.bound.sum() / rows + jnp.log(jnp.asarray(LAW.p, jnp.float32))[rank].mean()
@@ -341,9 +346,11 @@ def test_samples_have_the_law(name, key):
             jnp.zeros((n, LAW.length), jnp.int32),
             jnp.zeros((n, LAW.length), bool),
             sampler=Reverse(steps=steps),
-            process=Masked(schedule=schedule, mask_id=MASK),
-            parameterization=SUBS,
-            denoise=Posterior(schedule),
+            diffusion=Diffusion(
+                process=Masked(schedule=schedule, mask_id=MASK),
+                parameterization=SUBS,
+                denoise=Posterior(schedule),
+            ),
         )
     )(jax.random.split(key, n))
     place = LAW.symbols ** np.arange(LAW.length)[::-1]

@@ -7,6 +7,7 @@ import pytest
 from law import Law
 from noisy_law import NoisyLaw, nodes
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row, stream
 from mdlm.objectives.base import score_masked
 from mdlm.objectives.score_entropy import ScoreEntropy, score_noised
@@ -91,9 +92,7 @@ def enumerated(process, score, denoise, t):
             LAW.batch(x),
             z_t=jnp.asarray(z, jnp.int32),
             t=jnp.full((len(x), 1), t),
-            process=process,
-            parameterization=score,
-            denoise=denoise,
+            diffusion=Diffusion(process=process, parameterization=score, denoise=denoise),
         ).bound.sum(-1)
 
     values = jax.jit(lambda t: jax.lax.map(at, t))(jnp.asarray(t, jnp.float32))
@@ -148,18 +147,22 @@ def test_a_score_that_is_a_law_costs_the_nelbo():
         batch,
         z_t=z_t,
         t=t,
-        process=process,
-        parameterization=Score(**FIELDS),
-        denoise=lambda inputs, *, key=None: DenseLogits(law + np.log(STATES - 1)),
+        diffusion=Diffusion(
+            process=process,
+            parameterization=Score(**FIELDS),
+            denoise=lambda inputs, *, key=None: DenseLogits(law + np.log(STATES - 1)),
+        ),
     )
     theirs = score_masked(
         batch,
         z_t=z_t,
         t=t,
         weight=process.schedule.weight(t),
-        process=process,
-        parameterization=subs,
-        denoise=lambda inputs, *, key=None: DenseLogits(logits),
+        diffusion=Diffusion(
+            process=process,
+            parameterization=subs,
+            denoise=lambda inputs, *, key=None: DenseLogits(logits),
+        ),
     )
     np.testing.assert_allclose(ours.values, theirs.values, rtol=1e-5)
     np.testing.assert_array_equal(ours.scored, theirs.scored)
@@ -181,7 +184,9 @@ def test_expected_loss_is_the_integral(graph):
         batch = LAW.batch(np.zeros((rows, LAW.length)))
         batch = type(batch)(**{**vars(batch), "tokens": jnp.asarray(LAW.sequences)[rank]})
         terms = ScoreEntropy(t_min=t_min)(
-            stream(key, "loss"), batch, process=process, parameterization=score, denoise=true
+            stream(key, "loss"),
+            batch,
+            diffusion=Diffusion(process=process, parameterization=score, denoise=true),
         )
         return terms.bound.sum() / rows
 
@@ -201,9 +206,9 @@ def distance(sampler, graph, rows=10000):
             jnp.zeros((rows, LAW.length), jnp.int32),
             jnp.zeros((rows, LAW.length), bool),
             sampler=sampler,
-            process=process,
-            parameterization=score,
-            denoise=true_denoise(process),
+            diffusion=Diffusion(
+                process=process, parameterization=score, denoise=true_denoise(process)
+            ),
         )
     )
     samples = draw(by_row(jax.random.key(0), jnp.arange(rows)))

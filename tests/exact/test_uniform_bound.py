@@ -7,6 +7,7 @@ import pytest
 from law import Law
 from noisy_law import NoisyLaw, drawn_rows, enumerated, nodes, sampled_law
 
+from mdlm.diffusion import Diffusion
 from mdlm.objectives.uniform import UniformNelbo
 from mdlm.processes.uniform import Uniform
 from mdlm.schedules.closed_form import Cosine, LogLinear
@@ -120,7 +121,9 @@ def test_padding_and_what_is_not_counted(key):
     terms, z_t = jax.jit(
         lambda: (
             UniformNelbo()(
-                key, batch, process=process, parameterization=noisy.mean, denoise=denoise
+                key,
+                batch,
+                diffusion=Diffusion(process=process, parameterization=noisy.mean, denoise=denoise),
             ),
             seen[0],
         )

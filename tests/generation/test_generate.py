@@ -20,6 +20,7 @@ from oracle import (
     sample,
 )
 
+from mdlm.diffusion import Diffusion
 from mdlm.errors import InputError
 from mdlm.generation.prompts import check_prompt
 from mdlm.keys import by_row
@@ -118,10 +119,9 @@ def test_padding_keeps_its_token_and_the_network_hears_of_it(key):
         jnp.full((2, LENGTH), MASK),  # even a mask, as padding, is nobody's business
         jnp.zeros((2, LENGTH), bool),
         sampler=Ancestral(steps=3),
-        denoise=denoise,
+        diffusion=Diffusion(denoise=denoise, **PARTS),
         is_valid=jnp.asarray(is_valid),
         positions=jnp.asarray(positions),
-        **PARTS,
     )
     assert ((np.asarray(samples.tokens) == MASK) == ~is_valid).all()
     assert seen["is_valid"].shape == is_valid.shape and seen["positions"].shape == positions.shape
@@ -170,7 +170,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(key):
     parts = dict(process=Masked().with_vocab(vocab), parameterization=Subs().with_vocab(vocab))
     run = jax.jit(
         lambda keys, tokens, is_fixed: generate(
-            keys, tokens, is_fixed, sampler=sampler, denoise=denoise, **parts
+            keys, tokens, is_fixed, sampler=sampler, diffusion=Diffusion(denoise=denoise, **parts)
         )
     )
     rng = np.random.default_rng(2)
@@ -198,8 +198,7 @@ def test_nfe_is_the_number_of_steps_that_reveal(key):
             jnp.zeros((1, length), jnp.int32),
             jnp.zeros((1, length), bool),
             sampler=Ancestral(steps=steps),
-            denoise=uniform_law,
-            **PARTS,
+            diffusion=Diffusion(denoise=uniform_law, **PARTS),
         ).nfe
 
     called = np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys))(by_row(key, jnp.arange(runs))))
@@ -273,7 +272,9 @@ def test_generate_compiles_once(key):
     def run(keys, tokens, is_fixed):
         traces.append(1)
         sampler = Ancestral(steps=4)
-        return generate(keys, tokens, is_fixed, sampler=sampler, denoise=posterior, **PARTS)
+        return generate(
+            keys, tokens, is_fixed, sampler=sampler, diffusion=Diffusion(denoise=posterior, **PARTS)
+        )
 
     for seed in range(3):
         keys = by_row(jax.random.fold_in(key, seed), jnp.arange(2))

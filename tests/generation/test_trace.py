@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.generation.trace import generate_traced, rows_of
 from mdlm.generation.windows import Windows, generate_long
 from mdlm.keys import by_row
@@ -44,23 +45,24 @@ class TakesBack(Sampler):
     Its `finish` takes the last place's token back and writes it anew.
     """
 
-    def step(self, state, *, process, parameterization, denoise):
+    def step(self, state, diffusion):
+        process = diffusion.process
         is_open = process.is_masked(state.tokens) & ~state.is_fixed
         is_next = is_open & (is_open.cumsum(-1) <= 2)
-        state = self.write(state, is_next, None, parameterization=parameterization, denoise=denoise)
+        state = self.write(state, is_next, None, diffusion)
         back = (state.step == 2) & (jnp.arange(LENGTH) == 1)[None] & ~state.is_fixed
         # It says nothing of its confidence: the trace knows what a mask's is.
         state = replace(state, tokens=jnp.where(back, process.mask_id, state.tokens))
         return replace(state, done=~(process.is_masked(state.tokens) & ~state.is_fixed).any(-1))
 
-    def finish(self, state, *, process, parameterization, denoise):
+    def finish(self, state, diffusion):
+        process = diffusion.process
         last = (jnp.arange(LENGTH) == LENGTH - 1)[None] & ~state.is_fixed
         state, proposal = self.propose(
             removed(state, last, process.mask_id),
             last,
             None,
-            parameterization=parameterization,
-            denoise=denoise,
+            diffusion,
         )
         return placed(state, proposal, last)
 
@@ -68,9 +70,11 @@ class TakesBack(Sampler):
 def parts(sampler, process=MASKED):
     return dict(
         sampler=sampler,
-        process=process.with_vocab(VOCAB),
-        parameterization=Subs().with_vocab(VOCAB),
-        denoise=denoise,
+        diffusion=Diffusion(
+            process=process.with_vocab(VOCAB),
+            parameterization=Subs().with_vocab(VOCAB),
+            denoise=denoise,
+        ),
     )
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.errors import InputError
 from mdlm.generation.windows import Windows, generate_long
 from mdlm.keys import by_row
@@ -141,9 +142,11 @@ def test_one_compilation_and_rows_that_do_not_depend_on_each_other(key):
             tokens,
             is_fixed,
             sampler=Ancestral(steps=4),
-            process=Masked().with_vocab(VOCAB),
-            parameterization=Subs().with_vocab(VOCAB),
-            denoise=denoise,
+            diffusion=Diffusion(
+                process=Masked().with_vocab(VOCAB),
+                parameterization=Subs().with_vocab(VOCAB),
+                denoise=denoise,
+            ),
         )
 
     window, prompts = Windows(length=8, stride=3), [[1, 2], [], list(range(20))]

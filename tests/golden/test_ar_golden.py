@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.interop.mdlm_torch import params_from
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.network import denoiser
@@ -58,9 +59,11 @@ def test_losses(golden, denoise, key, is_hidden):
         lambda key: Autoregressive()(
             key,
             batch,
-            process=Masked().with_vocab(VOCAB),
-            parameterization=Subs().with_vocab(VOCAB),
-            denoise=lambda inputs, *, key=None: denoise(inputs),
+            diffusion=Diffusion(
+                process=Masked().with_vocab(VOCAB),
+                parameterization=Subs().with_vocab(VOCAB),
+                denoise=lambda inputs, *, key=None: denoise(inputs),
+            ),
         )
     )(key)
     assert data["token_mask"].sum() == 86  # seven positions are padded

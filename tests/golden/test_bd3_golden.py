@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.interop.mdlm_torch import params_from
 from mdlm.models.attention.mask import AttentionMask, Halves
 from mdlm.models.block import BlockDiT
@@ -13,7 +14,6 @@ from mdlm.objectives.block import BlockNelbo, masked_within
 from mdlm.objectives.clip_search import candidates, spread
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
-from mdlm.samplers.blocks import BlockByBlock
 from mdlm.schedules.closed_form import LogLinear
 from mdlm.times import stratify
 from mdlm.types import Batch, DenseLogits, NetInput
@@ -106,9 +106,13 @@ def test_losses(values, block_size, interval):
             z_t=jnp.asarray(values[case + "xt"], jnp.int32),
             t=t,
             weight=weight,
-            process=PROCESS,
-            parameterization=SUBS,
-            denoise=lambda inputs, *, key=None: DenseLogits(jnp.asarray(values[case + "logits"])),
+            diffusion=Diffusion(
+                process=PROCESS,
+                parameterization=SUBS,
+                denoise=lambda inputs, *, key=None: DenseLogits(
+                    jnp.asarray(values[case + "logits"])
+                ),
+            ),
         )
         np.testing.assert_allclose(terms.values, values[case + "nlls"], rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(terms.total / terms.count.sum(), values[case + name], rtol=1e-5)
@@ -125,9 +129,7 @@ def test_one_token_to_a_block_is_the_exact_likelihood(golden, values, key):
     terms = BlockNelbo(block_size=1, low=1.0, high=1.0, first_is_given=True)(
         key,
         batch_of(values["x0"], np.ones((3, LENGTH), bool)),
-        process=PROCESS,
-        parameterization=SUBS,
-        denoise=denoise,
+        diffusion=Diffusion(process=PROCESS, parameterization=SUBS, denoise=denoise),
     )
     np.testing.assert_array_equal(asked[0].tokens, values["bs1__nll__xt"])
     np.testing.assert_allclose(terms.bound, values["bs1__nll__nlls"], rtol=1e-4, atol=1e-4)
@@ -159,8 +161,14 @@ def test_masks_are_drawn_again(values, block_size, low, high):
 
 def test_one_step_of_sampling(golden, values):
     x = values["sample_bs8__x"]
-    inputs = BlockByBlock(block_size=8).inputs(jnp.asarray(x, jnp.int32), None)
-    logits = ask(golden, 8, inputs.tokens, inputs.clean)
+
+    def denoise(inputs, *, key=None):
+        return DenseLogits(ask(golden, 8, inputs.tokens, inputs.clean))
+
+    # As `BlockByBlock` asks.
+    tokens = jnp.asarray(x, jnp.int32)
+    diffusion = Diffusion(process=PROCESS, parameterization=SUBS, denoise=denoise)
+    logits = diffusion.with_clean(tokens).denoise(NetInput(tokens=tokens)).logits()
     np.testing.assert_allclose(logits, values["sample_bs8__logits"], rtol=1e-5, atol=2e-5)
     z_t, t = jnp.asarray(x[:, -8:], jnp.int32), jnp.asarray(values["sample_bs8__t"])
     step = PROCESS.reverse_probabilities(

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.objectives.d3pm import D3PM, score_clean, score_step
 from mdlm.parameterizations.mean import Mean
 from mdlm.processes.masked import Masked
@@ -45,9 +46,11 @@ def test_losses(golden, case):
         s=s - cut,
         t=t - cut,
         scale=steps,
-        process=Masked(schedule=LogLinear(eps=0.0), mask_id=mask_id),
-        parameterization=parameterization,
-        denoise=lambda inputs, *, key=None: DenseLogits(jnp.asarray(logits)),
+        diffusion=Diffusion(
+            process=Masked(schedule=LogLinear(eps=0.0), mask_id=mask_id),
+            parameterization=parameterization,
+            denoise=lambda inputs, *, key=None: DenseLogits(jnp.asarray(logits)),
+        ),
     )
     last = score_clean(
         batch,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.objectives.generalized import GeneralizedNelbo, Moment, log_q_of
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
@@ -50,9 +51,11 @@ def scored(w, logits, x_0, z_t, t, mask=MASK, objective=PUBLISHED):
         batch,
         z_t=jnp.asarray(z_t),
         at=at,
-        process=process,
-        parameterization=Subs(mask_id=mask, vocab_size=mask + 1),
-        denoise=lambda inputs, *, key=None: DenseLogits(logits.reshape(b * n, l, -1)),
+        diffusion=Diffusion(
+            process=process,
+            parameterization=Subs(mask_id=mask, vocab_size=mask + 1),
+            denoise=lambda inputs, *, key=None: DenseLogits(logits.reshape(b * n, l, -1)),
+        ),
     )
     return terms, log_q_of(process, batch, jnp.asarray(z_t), t)
 

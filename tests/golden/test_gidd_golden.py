@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.objectives.hybrid import HybridNelbo
 from mdlm.objectives.interpolating import divergences, elbo_weight
 from mdlm.parameterizations.mean import Mean
@@ -50,9 +51,11 @@ def scored(process, objective, data, logits, loss_mask=None):
             z_t=jnp.asarray(data["zt"]),
             t=jnp.asarray(data["t"], jnp.float32)[:, None],
             is_last=jnp.zeros((6, 1), bool),
-            process=process,
-            parameterization=Mean().with_vocab(Vocab(size=17, mask_id=16)),
-            denoise=lambda inputs, *, key=None: DenseLogits(logits),
+            diffusion=Diffusion(
+                process=process,
+                parameterization=Mean().with_vocab(Vocab(size=17, mask_id=16)),
+                denoise=lambda inputs, *, key=None: DenseLogits(logits),
+            ),
         )
 
     logits = jnp.asarray(logits)
@@ -247,9 +250,11 @@ def test_log_snr_losses(golden, shift, scale):
             z_t=jnp.asarray(data["zt"]),
             t=jnp.asarray((1 - data["log_snr"] / 9) / 2, jnp.float32),
             is_last=jnp.zeros((5, 1), bool),
-            process=process,
-            parameterization=Mean().with_vocab(Vocab(size=19, mask_id=3)),
-            denoise=lambda inputs, *, key=None: DenseLogits(logits),
+            diffusion=Diffusion(
+                process=process,
+                parameterization=Mean().with_vocab(Vocab(size=19, mask_id=3)),
+                denoise=lambda inputs, *, key=None: DenseLogits(logits),
+            ),
         )
 
     logits = jnp.asarray(data["logits"])

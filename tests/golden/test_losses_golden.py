@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.objectives.base import score_masked
 from mdlm.objectives.discrete_time import DiscreteNelbo
 from mdlm.objectives.nelbo import Nelbo
@@ -74,9 +75,11 @@ def test_losses(golden, case):
         z_t=jnp.asarray(data[f"xt_{place}"], jnp.int32),
         t=t,
         weight=weight,
-        process=Masked(schedule=schedule, mask_id=mask_id),
-        parameterization=Subs(mask_id=mask_id, vocab_size=67),
-        denoise=lambda inputs, *, key=None: DenseLogits(jnp.asarray(logits)),
+        diffusion=Diffusion(
+            process=Masked(schedule=schedule, mask_id=mask_id),
+            parameterization=Subs(mask_id=mask_id, vocab_size=67),
+            denoise=lambda inputs, *, key=None: DenseLogits(jnp.asarray(logits)),
+        ),
     )
     expected = data[f"{case}__nlls"]
     known = np.isfinite(expected)

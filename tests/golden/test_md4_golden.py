@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
 from mdlm.objectives.base import score_masked
 from mdlm.objectives.discrete_time import DiscreteNelbo
@@ -51,9 +52,11 @@ def score(x_0, z_t, t, weight, logits, name):
         z_t=jnp.asarray(z_t),
         t=t,
         weight=weight,
-        process=masked(name),
-        parameterization=SUBS,
-        denoise=lambda inputs, *, key=None: DenseLogits(logits),
+        diffusion=Diffusion(
+            process=masked(name),
+            parameterization=SUBS,
+            denoise=lambda inputs, *, key=None: DenseLogits(logits),
+        ),
     )
 
 
@@ -206,8 +209,8 @@ def test_the_network_is_told_the_time_it_stands_at(golden, grid):
         return DenseLogits(jnp.zeros((*inputs.tokens.shape, MASK + 1)))
 
     tokens = np.full((1, 4), MASK, np.int32)
-    parts = dict(process=masked("linear"), parameterization=SUBS, denoise=denoise)
-    step = jax.jit(lambda state: sampler.step(state, **parts))
+    diffusion = Diffusion(process=masked("linear"), parameterization=SUBS, denoise=denoise)
+    step = jax.jit(lambda state: sampler.step(state, diffusion))
     for i in INDICES:
         step(state(tokens, i))
         jax.effects_barrier()
@@ -220,9 +223,11 @@ def test_the_last_step_cleans_up(golden):
     logits = jnp.pad(jnp.asarray(data["logits"]), ((0, 0), (0, 0), (0, 1)), constant_values=99.0)
     cleaned = Ancestral(steps=STEPS, last="argmax").step(
         state(data["zt"], STEPS),
-        process=masked("linear"),
-        parameterization=SUBS,
-        denoise=lambda inputs, *, key=None: DenseLogits(logits),
+        diffusion=Diffusion(
+            process=masked("linear"),
+            parameterization=SUBS,
+            denoise=lambda inputs, *, key=None: DenseLogits(logits),
+        ),
     )
     np.testing.assert_array_equal(cleaned.tokens, data["decode/out"])
     assert cleaned.done.all()

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.interop.mdlm_torch import params_from
 from mdlm.models.dit import DiT
 from mdlm.models.network import denoiser
@@ -90,9 +91,11 @@ def test_score_entropy(golden, case):
         batch_of(data[f"{case}__x0"]),
         z_t=jnp.asarray(data[f"{case}__x"], jnp.int32),
         t=t,
-        process=process,
-        parameterization=score,
-        denoise=lambda inputs, *, key=None: DenseLogits(output),
+        diffusion=Diffusion(
+            process=process,
+            parameterization=score,
+            denoise=lambda inputs, *, key=None: DenseLogits(output),
+        ),
     )
     theirs = data[f"{case}__score_entropy"]
     np.testing.assert_allclose(terms.values / dsigma[:, None], theirs, rtol=1e-3, atol=1e-4)
@@ -167,9 +170,11 @@ def test_losses_of_the_mdlm_repository(golden, case):
         batch_of(data["x0"], data["attention_mask"] > 0),
         z_t=jnp.asarray(data["xt_mid" if "mid" in case else "xt_last"], jnp.int32),
         t=t,
-        process=Masked(schedule=schedule, mask_id=mask_id),
-        parameterization=Score(mask_id=mask_id, vocab_size=67),
-        denoise=lambda inputs, *, key=None: DenseLogits(jnp.asarray(data[f"{case}__logits"])),
+        diffusion=Diffusion(
+            process=Masked(schedule=schedule, mask_id=mask_id),
+            parameterization=Score(mask_id=mask_id, vocab_size=67),
+            denoise=lambda inputs, *, key=None: DenseLogits(jnp.asarray(data[f"{case}__logits"])),
+        ),
     )
     rtol = 2e-4 if "geometric" in case else 1e-4
     np.testing.assert_allclose(terms.values, data[f"{case}__nlls"], rtol=rtol, atol=1e-4)
@@ -186,9 +191,11 @@ def test_losses_of_the_bd3lm_repository(golden, case, eps):
         batch_of(data["x0"]),
         z_t=jnp.asarray(data[f"{case}__xt"], jnp.int32),
         t=t,
-        process=Masked(schedule=schedule, mask_id=66),
-        parameterization=Score(mask_id=66, vocab_size=67),
-        denoise=lambda inputs, *, key=None: DenseLogits(jnp.asarray(data[f"{case}__logits"])),
+        diffusion=Diffusion(
+            process=Masked(schedule=schedule, mask_id=66),
+            parameterization=Score(mask_id=66, vocab_size=67),
+            denoise=lambda inputs, *, key=None: DenseLogits(jnp.asarray(data[f"{case}__logits"])),
+        ),
     )
     np.testing.assert_allclose(terms.values, data[f"{case}__nlls"], rtol=1e-5, atol=1e-6)
     total = terms.total / terms.count.sum()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from mdlm.diffusion import Diffusion
 from mdlm.interop.mdlm_torch import params_from
 from mdlm.models.dit import DiT
 from mdlm.models.network import denoiser
@@ -55,9 +56,9 @@ def test_four_steps(golden, golden_folder):
             z_t=jnp.asarray(data["xt_last"], jnp.int32),
             t=t,
             weight=weight,
-            process=process,
-            parameterization=subs,
-            denoise=denoiser(NETWORK, 67, params),
+            diffusion=Diffusion(
+                process=process, parameterization=subs, denoise=denoiser(NETWORK, 67, params)
+            ),
         )
         return terms.total / terms.count.sum()
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.generation.windows import Windows, generate_long
 from mdlm.interop.mdlm_torch import params_from
 from mdlm.models.causal import CausalTransformer
@@ -53,8 +54,8 @@ class Race(Sampler):
     t_last: float  # the time of the clean-up by argmax
     is_cached: bool  # whether an answer serves until the tokens change
 
-    def init(self, keys, tokens, is_fixed, *, process):
-        state = super().init(keys, tokens, is_fixed, process=process)
+    def init(self, keys, tokens, is_fixed, diffusion):
+        state = super().init(keys, tokens, is_fixed, diffusion)
         shape = tokens.shape
         return RaceState(
             **{name: getattr(state, name) for name in state.__dataclass_fields__},
@@ -63,12 +64,13 @@ class Race(Sampler):
             states=jnp.zeros((len(self.t), *shape), state.tokens.dtype),
         )
 
-    def step(self, state, *, process, parameterization, denoise):
+    def step(self, state, diffusion):
+        process, parameterization = diffusion.process, diffusion.parameterization
         b = state.tokens.shape[0]
         t = jnp.full((b, 1), self.t[state.step])
 
         def ask():
-            output = denoise(NetInput(tokens=state.tokens, t=t)).logits()
+            output = diffusion.denoise(NetInput(tokens=state.tokens, t=t)).logits()
             return parameterization.log_p0(output, state.tokens, t)
 
         log_p0 = jax.lax.cond(state.is_stale, ask, lambda: state.log_p0)
@@ -86,25 +88,25 @@ class Race(Sampler):
             done=jnp.full(b, state.step + 1 == len(self.t)),
         )
 
-    def finish(self, state, *, process, parameterization, denoise):
+    def finish(self, state, diffusion):
         """The likeliest token wherever a mask is left; the network is asked in any case."""
         t = jnp.full((state.tokens.shape[0], 1), self.t_last)
-        output = denoise(NetInput(tokens=state.tokens, t=t)).logits()
-        tokens = jnp.argmax(parameterization.log_p0(output, state.tokens, t), axis=-1)
+        output = diffusion.denoise(NetInput(tokens=state.tokens, t=t)).logits()
+        tokens = jnp.argmax(diffusion.parameterization.log_p0(output, state.tokens, t), axis=-1)
         return replace(state, tokens=tokens, nfe=state.nfe + 1)
 
 
 class Recorder(Race):
     """Race, which gives the states in place of the final tokens."""
 
-    def finish(self, state, **parts):
-        final = super().finish(state, **parts)
+    def finish(self, state, diffusion):
+        final = super().finish(state, diffusion)
         return replace(final, tokens=jnp.concatenate([state.states, final.tokens[None]]))
 
 
-def parts(golden, schedule, condition=None):
+def diffusion_of(golden, schedule, condition=None):
     params = params_from(golden("mdlm_dit.safetensors"), NETWORK, COLUMNS)
-    return dict(
+    return Diffusion(
         process=Masked(schedule=schedule).with_vocab(VOCAB),
         parameterization=Subs().with_vocab(VOCAB),
         denoise=denoiser(NETWORK, COLUMNS, params, condition=condition),
@@ -139,7 +141,8 @@ def test_trajectory(golden, key, name, schedule, is_cached, is_timed):
     )
     # The network is fed sigma of the training schedule, whatever move chances the sampler uses.
     condition = LogLinear(eps=1e-3).sigma if is_timed else None
-    run = jax.jit(lambda *a: generate(*a, sampler=sampler, **parts(golden, schedule, condition)))
+    diffusion = diffusion_of(golden, schedule, condition)
+    run = jax.jit(lambda *a: generate(*a, sampler=sampler, diffusion=diffusion))
     result = run(*empty(key, b, l))
     np.testing.assert_array_equal(result.tokens[:-1], states)
     np.testing.assert_array_equal(result.tokens[-1], data[f"{name}__final"])
@@ -154,13 +157,13 @@ def test_semi_autoregressive_windows(golden, key):
     per_window = u.shape[0] // windows
     b, l = u.shape[1:3]
     t = jnp.asarray(1 - dt * np.arange(per_window), jnp.float32)  # down to 0: one step past it
-    components = parts(golden, LogLinear(eps=0.0))
+    diffusion = diffusion_of(golden, LogLinear(eps=0.0))
     changes = []
 
     @jax.jit
     def compiled(keys, tokens, is_fixed, u):
         sampler = Recorder(u=u, t=t, dt=dt, t_last=0.0, is_cached=True)
-        return generate(keys, tokens, is_fixed, sampler=sampler, **components)
+        return generate(keys, tokens, is_fixed, sampler=sampler, diffusion=diffusion)
 
     def run(keys, tokens, is_fixed):
         done = len(changes)
@@ -208,9 +211,11 @@ def test_left_to_right(golden, key):
             jnp.full((b, l), int(data["sample_bos"])),
             jnp.broadcast_to(jnp.arange(l)[None] == 0, (b, l)),
             sampler=StoredGumbel(noise=jnp.asarray(data["sample_gumbel"])),
-            process=Masked().with_vocab(VOCAB),
-            parameterization=Subs().with_vocab(VOCAB),
-            denoise=denoiser(CAUSAL, COLUMNS, params),
+            diffusion=Diffusion(
+                process=Masked().with_vocab(VOCAB),
+                parameterization=Subs().with_vocab(VOCAB),
+                denoise=denoiser(CAUSAL, COLUMNS, params),
+            ),
         )
     )(keys)
     np.testing.assert_array_equal(result.tokens, expected)

@@ -178,9 +178,7 @@ def test_learns_what_a_label_says(tmp_path):
             jnp.zeros((rows, L), jnp.int32),
             jnp.zeros((rows, L), bool),
             sampler=Ancestral(steps=32),
-            process=model.process,
-            parameterization=model.parameterization,
-            denoise=model.denoise(params),
+            diffusion=model.diffusion(params),
             label=label,
         ).tokens
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.objectives.block import BlockNelbo, masked_within, strata
 from mdlm.objectives.clip_search import candidates, search
 from mdlm.parameterizations.subs import Subs
@@ -43,7 +44,7 @@ class Asked:
 
 def run(objective, key, data, **parts):
     asked = Asked()
-    terms = objective(key, data, denoise=asked, **{**PARTS, **parts})
+    terms = objective(key, data, Diffusion(denoise=asked, **{**PARTS, **parts}))
     return terms, asked.inputs
 
 
@@ -181,9 +182,9 @@ def test_an_interval_of_rates_needs_a_schedule_whose_times_they_are(key):
     clipped, whole = BlockNelbo(block_size=4, high=0.8), BlockNelbo(block_size=4)
     cosine = Masked(schedule=Cosine(), mask_id=MASK)
     subs = PARTS["parameterization"]
-    assert "the times of LogLinear, not of Cosine" in clipped.refuses(cosine, subs)
-    assert whole.refuses(cosine, subs) is None
-    assert clipped.refuses(PARTS["process"], subs) is None
+    assert "the times of LogLinear, not of Cosine" in clipped.incompatibility(cosine, subs)
+    assert whole.incompatibility(cosine, subs) is None
+    assert clipped.incompatibility(PARTS["process"], subs) is None
     with pytest.raises(ValueError, match="block_size=5 does not divide the length of 12"):
         run(BlockNelbo(block_size=5), key, batch())
 
@@ -194,10 +195,9 @@ def test_search_finds_the_interval_of_least_spread(key):
         BlockNelbo(block_size=4),
         key,
         data,
-        denoise=lambda params: Asked(),
+        diffusion=lambda params: Diffusion(denoise=Asked(), **PARTS),
         params={},
         intervals=[(1e-3, 1.0), (0.3, 0.8), (0.45, 0.95), (1e-3, 0.5)],
-        **PARTS,
     )
     spreads = [interval.spread for interval in found]
     assert spreads == sorted(spreads)
@@ -214,7 +214,7 @@ def test_search_finds_the_interval_of_least_spread(key):
 
 
 def test_search_with_one_token_to_a_block_finds_that_all_masked_spreads_nothing(key):
-    parts = {**PARTS, "denoise": lambda params: Asked(), "params": {}}
+    parts = {"diffusion": lambda params: Diffusion(denoise=Asked(), **PARTS), "params": {}}
     table = search(BlockNelbo(block_size=1), key, [batch(rows=64)], **parts)
     assert [(i.low, i.high) for i in table] == [(1.0, 1.0), (1e-3, 1.0)]
     assert table[0].spread == pytest.approx(0, abs=1e-9)

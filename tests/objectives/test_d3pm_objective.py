@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.objectives.d3pm import D3PM
 from mdlm.parameterizations.mean import Mean
 from mdlm.processes.masked import Masked
@@ -41,7 +42,9 @@ def run(key, batch, objective, calls=None):
         t = inputs.t[..., None] * COLUMN
         return DenseLogits(jnp.sin(1.0 + inputs.tokens[..., None] * COLUMN) + t)
 
-    return objective(key, batch, process=PROCESS, parameterization=MEAN, denoise=denoise)
+    return objective(
+        key, batch, diffusion=Diffusion(process=PROCESS, parameterization=MEAN, denoise=denoise)
+    )
 
 
 @pytest.mark.parametrize("steps", [0, -1])
@@ -51,12 +54,12 @@ def test_bad_settings(steps):
 
 
 def test_refusals():
-    assert D3PM().refuses(PROCESS, MEAN) is None
-    assert D3PM(reconstruction=True).refuses(PROCESS, MEAN) is None
-    assert "PerToken" in (D3PM().refuses(Masked(schedule=PerToken()), MEAN) or "")
+    assert D3PM().incompatibility(PROCESS, MEAN) is None
+    assert D3PM(reconstruction=True).incompatibility(PROCESS, MEAN) is None
+    assert "PerToken" in (D3PM().incompatibility(Masked(schedule=PerToken()), MEAN) or "")
     geometric = Masked(schedule=Geometric())
-    assert D3PM().refuses(geometric, MEAN) is None
-    assert "Geometric" in (D3PM(reconstruction=True).refuses(geometric, MEAN) or "")
+    assert D3PM().incompatibility(geometric, MEAN) is None
+    assert "Geometric" in (D3PM(reconstruction=True).incompatibility(geometric, MEAN) or "")
 
 
 def test_reconstruction_reads_the_clean_row_at_0(key, batch):
@@ -95,7 +98,7 @@ def test_gradients_are_finite_where_the_mask_has_all_mass(key, batch):
             return DenseLogits(logits)
 
         return D3PM(steps=1000)(
-            key, batch, process=PROCESS, parameterization=MEAN, denoise=denoise
+            key, batch, diffusion=Diffusion(process=PROCESS, parameterization=MEAN, denoise=denoise)
         ).total
 
     for logit in (-200.0, 0.0, 30.0):

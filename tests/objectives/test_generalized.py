@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.objectives.base import score_masked
 from mdlm.objectives.discrete_time import DiscreteNelbo
 from mdlm.objectives.generalized import GeneralizedDiscreteNelbo, GeneralizedNelbo
@@ -92,9 +93,7 @@ def test_expected_gradient_in_the_powers_is_the_exact_one(u, objective):
             batch,
             z_t=jnp.asarray(z_t),
             at=moment,
-            process=learned(w),
-            parameterization=SUBS,
-            denoise=denoise,
+            diffusion=Diffusion(process=learned(w), parameterization=SUBS, denoise=denoise),
         )
 
     def q(w):
@@ -128,9 +127,9 @@ def test_equal_rates_are_the_plain_bounds(name):
     np.testing.assert_array_equal(at.t, t)
     z_t = process.corrupt(jax.random.split(jax.random.key(0), 64), batch.tokens, t)
     z_t = z_t.at[0].set(MASK)
-    shared = {"process": process, "parameterization": SUBS, "denoise": denoise}
-    ours = jax.jit(lambda: objective.score(batch, z_t=z_t[:, None], at=at, **shared))()
-    theirs = score_masked(batch, z_t=z_t, t=t, weight=weight, **shared)
+    diffusion = Diffusion(process=process, parameterization=SUBS, denoise=denoise)
+    ours = jax.jit(lambda: objective.score(batch, z_t=z_t[:, None], at=at, diffusion=diffusion))()
+    theirs = score_masked(batch, z_t=z_t, t=t, weight=weight, diffusion=diffusion)
     np.testing.assert_allclose(ours.values, theirs.values, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(ours.total, theirs.total, rtol=1e-5)
     np.testing.assert_array_equal(ours.scored, theirs.scored)
@@ -141,7 +140,9 @@ def test_total_is_the_sum_of_values_which_are_the_bound(name, key):
     for process in (learned(), spindle()):
         terms = jax.jit(
             lambda process=process: OBJECTIVES[name](
-                key, rows_of(32), process=process, parameterization=SUBS, denoise=denoise
+                key,
+                rows_of(32),
+                diffusion=Diffusion(process=process, parameterization=SUBS, denoise=denoise),
             )
         )()
         np.testing.assert_allclose(terms.total, terms.values.sum(), rtol=1e-5)
@@ -158,8 +159,8 @@ def test_rows_are_noised_twice_where_the_schedule_learns(key):
         return denoise(inputs)
 
     for process in (learned(), spindle()):
-        shared = {"process": process, "parameterization": SUBS, "denoise": watching}
-        GeneralizedNelbo()(key, batch, **shared)
+        diffusion = Diffusion(process=process, parameterization=SUBS, denoise=watching)
+        GeneralizedNelbo()(key, batch, diffusion=diffusion)
     twice, once = seen
     assert once.tokens.shape == (32, 4) and twice.tokens.shape == (64, 4)
     np.testing.assert_array_equal(twice.t[::2], twice.t[1::2])
@@ -174,8 +175,8 @@ def test_rows_are_noised_twice_where_the_schedule_learns(key):
 
 def test_a_row_draws_by_its_place(key):
     batch = rows_of(8)
-    shared = {"process": learned(), "parameterization": SUBS, "denoise": denoise}
-    run = jax.jit(lambda part: GeneralizedNelbo()(key, part, **shared).values)
+    diffusion = Diffusion(process=learned(), parameterization=SUBS, denoise=denoise)
+    run = jax.jit(lambda part: GeneralizedNelbo()(key, part, diffusion=diffusion).values)
     part = jax.tree.map(lambda x: x[2:5] if x.ndim else x, batch)
     np.testing.assert_allclose(run(part), run(batch)[2:5], rtol=1e-5)
     other = replace(batch, row=batch.row[::-1])
@@ -195,7 +196,10 @@ def test_gradients_are_finite_at_the_ends_of_time(name):
     def total(w):
         process = learned(w, eps=0.0)
         return objective.score(
-            batch, z_t=z_t, at=at, process=process, parameterization=SUBS, denoise=denoise
+            batch,
+            z_t=z_t,
+            at=at,
+            diffusion=Diffusion(process=process, parameterization=SUBS, denoise=denoise),
         ).total
 
     value, slope = jax.jit(jax.value_and_grad(total))(W)
@@ -214,17 +218,17 @@ def test_tokens_never_masked_at_t_min_cost_nothing():
 
 def test_schedules_with_one_rate_are_refused():
     for objective in OBJECTIVES.values():
-        refusal = objective.refuses(Masked(), SUBS)
+        refusal = objective.incompatibility(Masked(), SUBS)
         assert refusal is not None and "LogLinear" in refusal and "use Nelbo()" in refusal
-        assert objective.refuses(learned(), SUBS) is None
+        assert objective.incompatibility(learned(), SUBS) is None
         with pytest.raises(ValueError, match="LogLinear does not differ by token"):
             objective.score(
                 rows_of(1),
                 z_t=jnp.full((1, 1, 4), MASK),
                 at=objective.moments(jnp.full((1, 1), 0.5)),
-                process=Masked(mask_id=MASK),
-                parameterization=SUBS,
-                denoise=denoise,
+                diffusion=Diffusion(
+                    process=Masked(mask_id=MASK), parameterization=SUBS, denoise=denoise
+                ),
             )
 
 

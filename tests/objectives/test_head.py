@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import stream
 from mdlm.models.readout import Readout
 from mdlm.objectives.autoregressive import Autoregressive
@@ -95,9 +96,11 @@ def test_equals_dense_logits(key, batch, name):
         terms = objective(
             stream(key, "loss"),
             batch,
-            process=process.bind(params["process"]),
-            parameterization=parameterization,
-            denoise=denoise,
+            diffusion=Diffusion(
+                process=process.bind(params["process"]),
+                parameterization=parameterization,
+                denoise=denoise,
+            ),
         )
         return terms.total, (terms.values, terms.bound)
 

@@ -7,6 +7,7 @@ import pytest
 import tiny
 from jaxtyping import TypeCheckError
 
+from mdlm.diffusion import Diffusion
 from mdlm.errors import InputError
 from mdlm.objectives.hybrid import HybridNelbo
 from mdlm.objectives.interpolating import divergences, elbo_weight
@@ -34,9 +35,11 @@ def terms(objective, process, logits, t=0.3):
         z_t=Z_T,
         t=jnp.full((2, 1), t),
         is_last=jnp.zeros((2, 1), bool),
-        process=process.with_vocab(VOCAB),
-        parameterization=Mean().with_vocab(VOCAB),
-        denoise=lambda inputs, *, key=None: DenseLogits(logits),
+        diffusion=Diffusion(
+            process=process.with_vocab(VOCAB),
+            parameterization=Mean().with_vocab(VOCAB),
+            denoise=lambda inputs, *, key=None: DenseLogits(logits),
+        ),
     )
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.objectives.llada import LLaDA
 from mdlm.objectives.nelbo import Nelbo
 from mdlm.parameterizations.subs import Subs
@@ -37,9 +38,11 @@ def run(objective, key, loss_mask, **changes):
     terms = objective(
         key,
         batch,
-        process=Masked(schedule=LogLinear(eps=0.0), mask_id=MASK),
-        parameterization=Subs(mask_id=MASK, vocab_size=V),
-        denoise=denoise,
+        diffusion=Diffusion(
+            process=Masked(schedule=LogLinear(eps=0.0), mask_id=MASK),
+            parameterization=Subs(mask_id=MASK, vocab_size=V),
+            denoise=denoise,
+        ),
     )
     return terms, seen[0]
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import stream
 from mdlm.objectives.masked_count import OrderAgnostic, choose, count_of
 from mdlm.parameterizations.subs import Subs
@@ -48,9 +49,11 @@ def run(objective, batch, key, schedule=LOG_LINEAR):
     terms = objective.with_vocab(VOCAB)(
         key,
         batch,
-        process=Masked(schedule=schedule).with_vocab(VOCAB),
-        parameterization=Subs().with_vocab(VOCAB),
-        denoise=denoise,
+        diffusion=Diffusion(
+            process=Masked(schedule=schedule).with_vocab(VOCAB),
+            parameterization=Subs().with_vocab(VOCAB),
+            denoise=denoise,
+        ),
     )
     return terms, seen[0]
 
@@ -121,6 +124,6 @@ class NoInverse(Schedule):
     [(NoInverse(), "NoInverse has none"), (Spindle(), "a rate for each")],
 )
 def test_schedules_without_a_time_for_a_share_are_refused(schedule, reason):
-    refusal = OrderAgnostic().refuses(Masked(schedule=schedule), Subs())
+    refusal = OrderAgnostic().incompatibility(Masked(schedule=schedule), Subs())
     assert refusal is not None and reason in refusal
-    assert OrderAgnostic().refuses(Masked(), Subs()) is None
+    assert OrderAgnostic().incompatibility(Masked(), Subs()) is None

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.objectives.masked_lm import MaskedLM
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
@@ -33,9 +34,11 @@ def run(objective, key, loss_mask=None):
     terms = objective.with_vocab(VOCAB)(
         key,
         batch,
-        process=Masked().with_vocab(VOCAB),
-        parameterization=Subs().with_vocab(VOCAB),
-        denoise=denoise,
+        diffusion=Diffusion(
+            process=Masked().with_vocab(VOCAB),
+            parameterization=Subs().with_vocab(VOCAB),
+            denoise=denoise,
+        ),
     )
     return terms, seen[0].tokens
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.objectives.score_entropy import ScoreEntropy, score_noised
 from mdlm.parameterizations.score import Score
 from mdlm.processes.masked import Masked
@@ -41,10 +42,10 @@ def test_bad_settings(t_min):
 
 def test_refuses_what_its_score_refuses():
     for process, score in GRAPHS.values():
-        assert ScoreEntropy().refuses(process, score) is None
-    assert "Score(graph=" in (ScoreEntropy().refuses(Uniform(), Score()) or "")
+        assert ScoreEntropy().incompatibility(process, score) is None
+    assert "Score(graph=" in (ScoreEntropy().incompatibility(Uniform(), Score()) or "")
     assert "alpha = 0" in (
-        ScoreEntropy().refuses(Masked(schedule=LogLinear(eps=0.0)), Score()) or ""
+        ScoreEntropy().incompatibility(Masked(schedule=LogLinear(eps=0.0)), Score()) or ""
     )
 
 
@@ -57,8 +58,8 @@ def test_what_is_not_scored_costs_nothing(key, batch, graph):
         seen.append(inputs)
         return DenseLogits(jnp.sin(inputs.tokens[..., None] + jnp.arange(V)[None, None]))
 
-    parts = {"process": process, "parameterization": score, "denoise": denoise}
-    terms = ScoreEntropy(t_min=0.2)(key, batch, **parts)
+    diffusion = Diffusion(process=process, parameterization=score, denoise=denoise)
+    terms = ScoreEntropy(t_min=0.2)(key, batch, diffusion)
     (inputs,) = seen
     assert (inputs.t >= 0.2).all() and (inputs.t < 1).all()
     np.testing.assert_array_equal(inputs.tokens[1, 3:], batch.tokens[1, 3:])
@@ -68,7 +69,7 @@ def test_what_is_not_scored_costs_nothing(key, batch, graph):
     np.testing.assert_array_equal(terms.bound, terms.values)
     np.testing.assert_allclose(terms.total, terms.values.sum(), rtol=1e-6)
     empty = replace(batch, loss_mask=jnp.zeros_like(batch.loss_mask))
-    assert float(ScoreEntropy()(key, empty, **parts).total) == 0
+    assert float(ScoreEntropy()(key, empty, diffusion).total) == 0
 
 
 @pytest.mark.parametrize("t", [1e-3, 0.5, 1.0])
@@ -85,9 +86,11 @@ def test_loss_and_gradient_are_finite_at_the_ends(batch, graph, schedule, t):
             batch,
             z_t=z_t,
             t=jnp.full((B, 1), t),
-            process=process,
-            parameterization=score,
-            denoise=lambda inputs, *, key=None: DenseLogits(logits),
+            diffusion=Diffusion(
+                process=process,
+                parameterization=score,
+                denoise=lambda inputs, *, key=None: DenseLogits(logits),
+            ),
         ).total
 
     value, slope = jax.value_and_grad(total)(jnp.zeros((B, L, V)))

@@ -110,9 +110,13 @@ def test_log_expm1_at_both_ends():
 
 def test_refusals():
     absorbing, uniform = Masked(schedule=LogLinear()), Uniform(schedule=LogLinear())
-    assert ABSORBING.refuses(absorbing) is None and UNIFORM.refuses(uniform) is None
-    assert ABSORBING.refuses(Masked(schedule=Geometric())) is None
-    assert 'needs parameterization=Score(graph="uniform")' in (ABSORBING.refuses(uniform) or "")
-    assert 'needs parameterization=Score(graph="absorbing")' in (UNIFORM.refuses(absorbing) or "")
-    assert "PerToken" in (ABSORBING.refuses(Masked(schedule=PerToken())) or "")
-    assert "alpha = 0" in (ABSORBING.refuses(Masked(schedule=LogLinear(eps=0.0))) or "")
+    assert ABSORBING.incompatibility(absorbing) is None and UNIFORM.incompatibility(uniform) is None
+    assert ABSORBING.incompatibility(Masked(schedule=Geometric())) is None
+    assert 'needs parameterization=Score(graph="uniform")' in (
+        ABSORBING.incompatibility(uniform) or ""
+    )
+    assert 'needs parameterization=Score(graph="absorbing")' in (
+        UNIFORM.incompatibility(absorbing) or ""
+    )
+    assert "PerToken" in (ABSORBING.incompatibility(Masked(schedule=PerToken())) or "")
+    assert "alpha = 0" in (ABSORBING.incompatibility(Masked(schedule=LogLinear(eps=0.0))) or "")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
@@ -53,9 +54,11 @@ def sample(key, rows, sampler, *, tokens=None, is_fixed=None, schedule=None, den
             tokens,
             is_fixed,
             sampler=sampler,
-            process=Masked(schedule=schedule or LogLinear(eps=0.0)).with_vocab(VOCAB),
-            parameterization=Subs().with_vocab(VOCAB),
-            denoise=denoise or network(sampler.block_size),
+            diffusion=Diffusion(
+                process=Masked(schedule=schedule or LogLinear(eps=0.0)).with_vocab(VOCAB),
+                parameterization=Subs().with_vocab(VOCAB),
+                denoise=denoise or network(sampler.block_size),
+            ),
         )
 
     return run(
@@ -138,9 +141,11 @@ def test_each_block_runs_down_the_whole_grid(key):
             jnp.zeros((rows, 8), jnp.int32),
             jnp.zeros((rows, 8), bool),
             sampler=BlockByBlock(block_size=2, steps=steps),
-            process=Masked(schedule=LogLinear(eps=0.0)).with_vocab(vocab),
-            parameterization=Subs().with_vocab(vocab),
-            denoise=told,
+            diffusion=Diffusion(
+                process=Masked(schedule=LogLinear(eps=0.0)).with_vocab(vocab),
+                parameterization=Subs().with_vocab(vocab),
+                denoise=told,
+            ),
         )
 
     found = np.asarray(run(by_row(key, jnp.arange(rows))).tokens).reshape(rows, 4, 2)
@@ -181,5 +186,5 @@ def test_what_it_cannot_do_is_said(key):
     with pytest.raises(ValueError, match="block_size=2 does not divide the length of 3"):
         sample(key, 1, sampler)
     subs = Subs().with_vocab(VOCAB)
-    assert sampler.refuses(Masked(), subs) is None
-    assert "a rate for each" in sampler.refuses(Masked(schedule=LearnedPolynomial()), subs)
+    assert sampler.incompatibility(Masked(), subs) is None
+    assert "a rate for each" in sampler.incompatibility(Masked(schedule=LearnedPolynomial()), subs)

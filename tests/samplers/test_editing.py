@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from oracle import LENGTH, MASK, PARTS, SYMBOLS, posterior, sample
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
@@ -123,7 +124,11 @@ def test_prompts_stay_no_mask_is_left_and_rows_are_their_own(key, temperature):
     tokens, is_fixed = rng.integers(0, SYMBOLS, (64, LENGTH)), rng.random((64, LENGTH)) < 0.4
     sampler = Editing(edits=3, temperature=temperature, write_above=0.3)
     keys = by_row(key, jnp.arange(64))
-    run = jax.jit(lambda *row: generate(*row, sampler=sampler, denoise=posterior, **PARTS))
+    run = jax.jit(
+        lambda *row: generate(
+            *row, sampler=sampler, diffusion=Diffusion(denoise=posterior, **PARTS)
+        )
+    )
     samples = run(keys, tokens, is_fixed)
     found = np.asarray(samples.tokens)
     assert (found[is_fixed] == tokens[is_fixed]).all()
@@ -141,12 +146,12 @@ def test_written_tokens_carry_their_confidence():
         by_row(jax.random.key(0), jnp.arange(1)),
         jnp.zeros((1, 3), jnp.int32),
         jnp.zeros((1, 3), bool),
-        process=PARTS["process"],
+        Diffusion(denoise=posterior, **PARTS),
     )
     denoise = table(few, few, few, [SURE_0, SURE_1, UNSURE])
-    state = sampler.step(state, denoise=denoise, **PARTS)
+    state = sampler.step(state, diffusion=Diffusion(denoise=denoise, **PARTS))
     np.testing.assert_allclose(state.confidence, [[0.98, 0.98, 0]], rtol=1e-5)
-    state = sampler.step(state, denoise=denoise, **PARTS)
+    state = sampler.step(state, diffusion=Diffusion(denoise=denoise, **PARTS))
     np.testing.assert_allclose(state.confidence, [[0.98, 0.98, 0.4]], rtol=1e-5)
 
 
@@ -155,8 +160,8 @@ def test_what_it_is_not_for_is_refused():
         def alpha(self, t, x_0=None):
             return 1 - t
 
-    assert Editing().refuses(Masked(), Subs()) is None
-    assert "no inverse" in (Editing().refuses(Masked(schedule=NoInverse()), Subs()) or "")
+    assert Editing().incompatibility(Masked(), Subs()) is None
+    assert "no inverse" in (Editing().incompatibility(Masked(schedule=NoInverse()), Subs()) or "")
 
 
 @pytest.mark.parametrize(

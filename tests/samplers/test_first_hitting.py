@@ -21,6 +21,7 @@ from oracle import (
     sample,
 )
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
@@ -153,7 +154,13 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(key):
     @jax.jit
     def run(keys):
         tokens = jnp.zeros((len(keys), LENGTH), jnp.int32)
-        return generate(keys, tokens, tokens > 0, sampler=sampler, denoise=posterior, **PARTS)
+        return generate(
+            keys,
+            tokens,
+            tokens > 0,
+            sampler=sampler,
+            diffusion=Diffusion(denoise=posterior, **PARTS),
+        )
 
     together = np.asarray(run(keys).tokens)
     np.testing.assert_array_equal(run(keys[20:27]).tokens, together[20:27])
@@ -236,6 +243,6 @@ class Bare(Schedule):
 def test_what_it_cannot_do_is_said():
     sampler, subs = FirstHitting(), PARTS["parameterization"]
     assert not issubclass(Uniform, sampler.processes)
-    assert sampler.refuses(PARTS["process"], subs) is None
-    assert "a rate for each" in sampler.refuses(Masked(schedule=LearnedPolynomial()), subs)
-    assert "Bare has no inverse" in sampler.refuses(Masked(schedule=Bare()), subs)
+    assert sampler.incompatibility(PARTS["process"], subs) is None
+    assert "a rate for each" in sampler.incompatibility(Masked(schedule=LearnedPolynomial()), subs)
+    assert "Bare has no inverse" in sampler.incompatibility(Masked(schedule=Bare()), subs)

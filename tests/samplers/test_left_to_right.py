@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.network import denoiser, init
@@ -35,9 +36,11 @@ def run(keys, tokens, is_fixed, *, denoise=chain, **settings):
             tokens,
             is_fixed,
             sampler=LeftToRight(**settings),
-            process=Masked().with_vocab(VOCAB),
-            parameterization=Subs().with_vocab(VOCAB),
-            denoise=denoise,
+            diffusion=Diffusion(
+                process=Masked().with_vocab(VOCAB),
+                parameterization=Subs().with_vocab(VOCAB),
+                denoise=denoise,
+            ),
         )
 
     return generated(keys, tokens, is_fixed)

@@ -20,6 +20,7 @@ from oracle import (
     sample,
 )
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
@@ -243,7 +244,11 @@ def test_prompts_stay_and_a_row_does_not_depend_on_the_rows_beside_it(key, sampl
     rng, rows = np.random.default_rng(1), 40
     tokens, is_fixed = rng.integers(0, SYMBOLS, (rows, LENGTH)), rng.random((rows, LENGTH)) < 0.3
     keys = by_row(key, jnp.arange(rows))
-    run = jax.jit(lambda *row: generate(*row, sampler=sampler, denoise=posterior, **PARTS).tokens)
+    run = jax.jit(
+        lambda *row: (
+            generate(*row, sampler=sampler, diffusion=Diffusion(denoise=posterior, **PARTS)).tokens
+        )
+    )
     together = np.asarray(run(keys, tokens, is_fixed))
     assert (together[is_fixed] == tokens[is_fixed]).all() and (together != MASK).all()
     part = slice(20, 27)
@@ -281,6 +286,6 @@ class Bare(Schedule):
 def test_what_it_cannot_do_is_said():
     sampler, subs = Parallel(), PARTS["parameterization"]
     assert not issubclass(Uniform, sampler.processes)
-    assert sampler.refuses(Masked().with_vocab(VOCAB), subs) is None
-    assert "a rate for each" in sampler.refuses(Masked(schedule=LearnedPolynomial()), subs)
-    assert "Bare has no inverse" in sampler.refuses(Masked(schedule=Bare()), subs)
+    assert sampler.incompatibility(Masked().with_vocab(VOCAB), subs) is None
+    assert "a rate for each" in sampler.incompatibility(Masked(schedule=LearnedPolynomial()), subs)
+    assert "Bare has no inverse" in sampler.incompatibility(Masked(schedule=Bare()), subs)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from oracle import LAW, LENGTH, MASK, PARTS, SYMBOLS, distance, noise_floor, posterior, sample
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
@@ -107,27 +108,26 @@ def test_the_surest_are_written_first(key):
 
 def test_scores_of_what_is_there_are_the_networks_own():
     """A token the network now finds unlikely goes, though everything else is less sure still."""
-    process, sampler = PARTS["process"], PathPlanning(eta=1.0, steps=3, temperature=0.0)
+    sampler = PathPlanning(eta=1.0, steps=3, temperature=0.0)
 
     def denoise(inputs, *, key=None):
         p = jnp.array([[0.98, 0.01, 0.01, 1], [0.4, 0.35, 0.25, 1], [0.5, 0.3, 0.2, 1]])
         return DenseLogits(jnp.broadcast_to(jnp.log(p)[None], (*inputs.tokens.shape, 4)))
 
+    diffusion = Diffusion(denoise=denoise, **PARTS)
     state = sampler.init(
         by_row(jax.random.key(0), jnp.arange(1)),
         jnp.zeros((1, 3), jnp.int32),
         jnp.zeros((1, 3), bool),
-        process=process,
+        diffusion,
     )
     # One token is there, of probability 0.01; two masks remain of three after no step at all.
     state = replace(state, tokens=jnp.array([[1, MASK, MASK]]), step=jnp.asarray(0))
-    after = sampler.step(state, denoise=denoise, **PARTS)
+    after = sampler.step(state, diffusion)
     np.testing.assert_array_equal(after.tokens, [[MASK, MASK, 0]])
     np.testing.assert_allclose(after.confidence, [[0, 0, 0.5]], rtol=1e-5)
     state = replace(state, tokens=jnp.array([[0, MASK, MASK]]))
-    np.testing.assert_array_equal(
-        sampler.step(state, denoise=denoise, **PARTS).tokens, [[0, MASK, MASK]]
-    )
+    np.testing.assert_array_equal(sampler.step(state, diffusion).tokens, [[0, MASK, MASK]])
 
 
 def test_counts_and_choices():
@@ -152,7 +152,11 @@ def test_prompts_stay_no_mask_is_left_and_rows_are_their_own(key, score):
     tokens, is_fixed = rng.integers(0, SYMBOLS, (64, LENGTH)), rng.random((64, LENGTH)) < 0.4
     sampler = PathPlanning(eta=2.0, score=score, steps=7)
     keys = by_row(key, jnp.arange(64))
-    run = jax.jit(lambda *row: generate(*row, sampler=sampler, denoise=posterior, **PARTS))
+    run = jax.jit(
+        lambda *row: generate(
+            *row, sampler=sampler, diffusion=Diffusion(denoise=posterior, **PARTS)
+        )
+    )
     samples = run(keys, tokens, is_fixed)
     found = np.asarray(samples.tokens)
     assert (found[is_fixed] == tokens[is_fixed]).all()
@@ -164,9 +168,9 @@ def test_prompts_stay_no_mask_is_left_and_rows_are_their_own(key, score):
 
 
 def test_what_it_is_not_for_is_refused():
-    assert PathPlanning().refuses(Masked(), Subs()) is None
+    assert PathPlanning().incompatibility(Masked(), Subs()) is None
     per_token = Masked(schedule=LearnedPolynomial())
-    assert "rate for each" in (PathPlanning().refuses(per_token, Subs()) or "")
+    assert "rate for each" in (PathPlanning().incompatibility(per_token, Subs()) or "")
 
 
 @pytest.mark.parametrize("setting", [{"eta": -1.0}, {"eta": float("inf")}, {"score": "margin"}])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from oracle import PARTS, sample
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.network import denoiser, init
@@ -135,9 +136,9 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(key, text, parts):
                 tokens,
                 is_fixed,
                 sampler=from_text(text),
-                process=process,
-                parameterization=parameterization,
-                denoise=denoise,
+                diffusion=Diffusion(
+                    process=process, parameterization=parameterization, denoise=denoise
+                ),
             ).tokens
         )
     )
@@ -176,7 +177,12 @@ def test_calls_are_as_many_as_promised(key, text, expected):
     def one(key):
         fresh = jnp.zeros((1, 3), jnp.int32), jnp.zeros((1, 3), bool)
         denoise = lambda inputs, key=None: DenseLogits(jnp.zeros((1, 3, 4)))
-        return generate(key[None], *fresh, sampler=from_text(text), denoise=denoise, **PARTS).nfe
+        return generate(
+            key[None],
+            *fresh,
+            sampler=from_text(text),
+            diffusion=Diffusion(denoise=denoise, **PARTS),
+        ).nfe
 
     runs = 1000
     called = np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys))(by_row(key, jnp.arange(runs))))

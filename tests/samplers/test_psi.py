@@ -19,6 +19,7 @@ from oracle import (
     sample,
 )
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
 from mdlm.parameterizations.mean import Mean
 from mdlm.parameterizations.score import Score
@@ -90,7 +91,7 @@ def test_masking_is_remasking_with_another_name(schedule):
         by_row(jax.random.key(0), jnp.arange(1)),
         jnp.zeros((1, 2), jnp.int32),
         jnp.zeros((1, 2), bool),
-        process=process,
+        Diffusion(process=process, parameterization=MEAN, denoise=posterior),
     )
     for t, s in ((1.0, 0.9), (0.6, 0.5), (0.3, 0.29), (0.1, 0.0)):
         t, s = jnp.full((1, 1), t), jnp.full((1, 1), s)
@@ -130,14 +131,17 @@ def test_masked_samples_tend_to_the_law(key):
 
 def step_of(sampler, process, denoise):
     return jax.jit(
-        lambda state: sampler.step(state, process=process, parameterization=MEAN, denoise=denoise)
+        lambda state: sampler.step(
+            state, diffusion=Diffusion(process=process, parameterization=MEAN, denoise=denoise)
+        )
     )
 
 
 def begun(sampler, process, key, rows, length):
     shape = (rows, length)
     keys = by_row(key, jnp.arange(rows))
-    return sampler.init(keys, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), process=process)
+    diffusion = Diffusion(process=process, parameterization=MEAN, denoise=posterior)
+    return sampler.init(keys, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), diffusion)
 
 
 @pytest.mark.parametrize(
@@ -245,13 +249,13 @@ def test_prompts_stay_no_mask_is_left_and_rows_are_their_own(key, process):
     rng = np.random.default_rng(1)
     is_masked = isinstance(process, Masked)
     shape = (32, LENGTH if is_masked else 2)
-    parts = dict(
-        sampler=Psi(kappa=0.7, steps=6),
+    sampler = Psi(kappa=0.7, steps=6)
+    diffusion = Diffusion(
         process=process,
         parameterization=Subs().with_vocab(VOCAB) if is_masked else MEAN,
         denoise=posterior if is_masked else reader(process),
     )
-    run = jax.jit(lambda *inputs: generate(*inputs, **parts))
+    run = jax.jit(lambda *inputs: generate(*inputs, sampler=sampler, diffusion=diffusion))
     tokens, is_fixed = rng.integers(0, SYMBOLS, shape), rng.random(shape) < 0.4
     keys = by_row(key, jnp.arange(32))
     samples = run(keys, tokens, is_fixed)
@@ -269,11 +273,13 @@ def test_prompts_stay_no_mask_is_left_and_rows_are_their_own(key, process):
 
 
 def test_what_it_is_not_for_is_refused():
-    assert Psi().refuses(PARTS["process"], Subs()) is None
-    assert Psi().refuses(uniform("plug_in"), Mean()) is None
-    assert "Subs" in (Psi().refuses(Masked(), Mean()) or "")
-    assert "Mean" in (Psi().refuses(uniform("plug_in"), Subs()) or "")
-    assert "rate for each" in (Psi().refuses(Masked(schedule=LearnedPolynomial()), Subs()) or "")
+    assert Psi().incompatibility(PARTS["process"], Subs()) is None
+    assert Psi().incompatibility(uniform("plug_in"), Mean()) is None
+    assert "Subs" in (Psi().incompatibility(Masked(), Mean()) or "")
+    assert "Mean" in (Psi().incompatibility(uniform("plug_in"), Subs()) or "")
+    assert "rate for each" in (
+        Psi().incompatibility(Masked(schedule=LearnedPolynomial()), Subs()) or ""
+    )
     assert not issubclass(Score, Psi.parameterizations)
 
 

@@ -20,6 +20,7 @@ from oracle import (
     sample,
 )
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
@@ -247,7 +248,11 @@ def test_prompts_stay_no_mask_is_left_and_rows_are_their_own(key, sampler):
     rng = np.random.default_rng(1)
     tokens, is_fixed = rng.integers(0, SYMBOLS, (64, LENGTH)), rng.random((64, LENGTH)) < 0.4
     keys = by_row(key, jnp.arange(64))
-    run = jax.jit(lambda *row: generate(*row, sampler=sampler, denoise=posterior, **PARTS))
+    run = jax.jit(
+        lambda *row: generate(
+            *row, sampler=sampler, diffusion=Diffusion(denoise=posterior, **PARTS)
+        )
+    )
     samples = run(keys, tokens, is_fixed)
     found = np.asarray(samples.tokens)
     assert (found[is_fixed] == tokens[is_fixed]).all()
@@ -259,16 +264,19 @@ def test_prompts_stay_no_mask_is_left_and_rows_are_their_own(key, sampler):
 
 
 def test_removed_tokens_have_no_confidence(key):
-    process, sampler = PARTS["process"], Remask(strategy="rescale", eta=0.5, steps=6)
+    sampler, diffusion = (
+        Remask(strategy="rescale", eta=0.5, steps=6),
+        Diffusion(denoise=posterior, **PARTS),
+    )
     rows = (16, LENGTH)
     is_fixed = np.zeros(rows, bool)
     is_fixed[:, 1] = True
     keys = by_row(key, jnp.arange(16))
-    state = sampler.init(keys, jnp.ones(rows, jnp.int32), jnp.asarray(is_fixed), process=process)
+    state = sampler.init(keys, jnp.ones(rows, jnp.int32), jnp.asarray(is_fixed), diffusion)
     gone = 0
     for step in range(6):
         before = np.asarray(state.tokens)
-        state = sampler.step(state, denoise=posterior, **PARTS)
+        state = sampler.step(state, diffusion)
         state = replace(state, step=state.step + 1)
         after, c = np.asarray(state.tokens), np.asarray(state.confidence)
         assert (c[after == MASK] == 0).all() and (c[after != MASK] > 0).all()
@@ -311,15 +319,17 @@ def test_what_the_schedule_leaves_masked_is_resolved(key, last):
 def test_what_it_is_not_for_is_refused():
     per_token = Masked(schedule=LearnedPolynomial())
     for sampler in (Remask(), RemaskLoop()):
-        assert "rate for each" in (sampler.refuses(per_token, Subs()) or "")
-        assert sampler.refuses(Masked(schedule=LinearSigma()), Subs()) is None
+        assert "rate for each" in (sampler.incompatibility(per_token, Subs()) or "")
+        assert sampler.incompatibility(Masked(schedule=LinearSigma()), Subs()) is None
 
     class NoInverse(Schedule):
         def alpha(self, t, x_0=None):
             return 1 - t
 
-    assert "no inverse" in (RemaskLoop().refuses(Masked(schedule=NoInverse()), Subs()) or "")
-    assert Remask().refuses(Masked(schedule=NoInverse()), Subs()) is None
+    assert "no inverse" in (
+        RemaskLoop().incompatibility(Masked(schedule=NoInverse()), Subs()) or ""
+    )
+    assert Remask().incompatibility(Masked(schedule=NoInverse()), Subs()) is None
 
 
 @pytest.mark.parametrize(

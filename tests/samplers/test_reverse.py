@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
 from mdlm.parameterizations.mean import Mean
 from mdlm.parameterizations.score import Score
@@ -39,9 +40,7 @@ def drawn(sampler, rows=4000, schedule=None, fixed=None, reads=SUBS):
             tokens,
             is_fixed,
             sampler=sampler,
-            process=process,
-            parameterization=reads,
-            denoise=denoise,
+            diffusion=Diffusion(process=process, parameterization=reads, denoise=denoise),
         )
     )(by_row(jax.random.key(0), jnp.arange(rows)))
     return np.asarray(out.tokens), int(out.nfe)
@@ -91,8 +90,8 @@ def test_a_network_s_mass_on_the_mask_is_no_clean_token():
 
 def test_scores_between_tokens_are_refused():
     score = Score(graph="uniform")
-    assert "Tweedie" in (Reverse().refuses(Uniform(), score) or "")
-    assert Reverse().refuses(Masked(), Score()) is None
+    assert "Tweedie" in (Reverse().incompatibility(Uniform(), score) or "")
+    assert Reverse().incompatibility(Masked(), Score()) is None
 
 
 @pytest.mark.parametrize("settings", [{"steps": 0}, {"temperature": -1.0}])

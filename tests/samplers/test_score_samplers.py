@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
 from mdlm.parameterizations.score import Score
 from mdlm.processes.masked import Masked
@@ -120,9 +121,7 @@ def drawn(sampler, graph, fixed=False, rows=4000, schedule=SCHEDULE):
             tokens,
             is_fixed,
             sampler=sampler,
-            process=process,
-            parameterization=score,
-            denoise=denoise,
+            diffusion=Diffusion(process=process, parameterization=score, denoise=denoise),
         )
     )(by_row(jax.random.key(0), jnp.arange(rows)))
     return np.asarray(out.tokens), int(out.nfe)
@@ -160,8 +159,8 @@ def test_bad_settings(sampler, settings):
 def test_refusals():
     absorbing, uniform = Masked(), Uniform()
     scores = Score(), Score(graph="uniform")
-    assert Tweedie(top_k=3).refuses(absorbing, scores[0]) is None
-    assert Tweedie().refuses(uniform, scores[1]) is None
-    assert "Score(graph=" in (Euler().refuses(uniform, scores[0]) or "")
+    assert Tweedie(top_k=3).incompatibility(absorbing, scores[0]) is None
+    assert Tweedie().incompatibility(uniform, scores[1]) is None
+    assert "Score(graph=" in (Euler().incompatibility(uniform, scores[0]) or "")
     for settings in ({"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.9}):
-        assert "temperature" in (Euler(**settings).refuses(uniform, scores[1]) or "")
+        assert "temperature" in (Euler(**settings).incompatibility(uniform, scores[1]) or "")

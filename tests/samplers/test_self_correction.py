@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
 from mdlm.parameterizations.mean import Mean
 from mdlm.parameterizations.subs import Subs
@@ -33,7 +34,7 @@ class AtOnce(GridSampler):
     """Writes 0, 1, 2, .. in its first step. Takes a row's length of further steps, a row its
     number of them, to see whether rows wait for each other."""
 
-    def step(self, state, *, process, parameterization, denoise):
+    def step(self, state, diffusion):
         l = state.tokens.shape[1]
         tokens = jnp.where(state.is_fixed, state.tokens, jnp.arange(l)[None] % 4)
         return replace(state, tokens=tokens, done=state.step >= state.tokens[:, 0] % 4)
@@ -63,7 +64,9 @@ def run(
     shape = (rows, LENGTH)
     samples = jax.jit(
         lambda *inputs: generate(
-            *inputs, sampler=sampler, process=process, parameterization=reads, denoise=asked
+            *inputs,
+            sampler=sampler,
+            diffusion=Diffusion(process=process, parameterization=reads, denoise=asked),
         )
     )(
         by_row(jax.random.key(0) if key is None else key, jnp.arange(rows)),
@@ -161,9 +164,9 @@ def test_moves_and_agreement():
 
 
 def test_what_it_is_not_for_is_refused():
-    assert SelfCorrection().refuses(PROCESS, MEAN) is None
-    assert SelfCorrection().refuses(Uniform().with_vocab(VOCAB), MEAN) is None
-    assert "Remask" in (SelfCorrection(first=Remask()).refuses(PROCESS, MEAN) or "")
+    assert SelfCorrection().incompatibility(PROCESS, MEAN) is None
+    assert SelfCorrection().incompatibility(Uniform().with_vocab(VOCAB), MEAN) is None
+    assert "Remask" in (SelfCorrection(first=Remask()).incompatibility(PROCESS, MEAN) or "")
     assert not issubclass(Masked, SelfCorrection.processes)
     assert not issubclass(Subs, SelfCorrection.parameterizations)
 

@@ -43,8 +43,8 @@ class Poisoned(Nelbo):
 
     what: str = "loss"
 
-    def __call__(self, key, batch, **parts):
-        terms = super().__call__(key, batch, **parts)
+    def __call__(self, key, batch, diffusion):
+        terms = super().__call__(key, batch, diffusion)
         is_bad = (batch.tokens == BAD).any()
         if self.what == "loss":
             return replace(terms, total=jnp.where(is_bad, jnp.nan, terms.total))
@@ -61,8 +61,8 @@ class Marked(Nelbo):
     mark: tuple[int, ...] = ()
     factor: float = 1.0
 
-    def __call__(self, key, batch, **parts):
-        terms = super().__call__(key, batch, **parts)
+    def __call__(self, key, batch, diffusion):
+        terms = super().__call__(key, batch, diffusion)
         is_it = (batch.tokens == jnp.asarray(self.mark)[None]).all(-1).any()
         times = jnp.where(is_it, self.factor, 1.0)
         return replace(terms, total=terms.total * times, bound=terms.bound * times)

@@ -63,9 +63,7 @@ def test_learns_eight_sequences_and_generates_them(tmp_path):
             jax.numpy.zeros((TEXTS, LENGTH), jax.numpy.int32),
             jax.numpy.zeros((TEXTS, LENGTH), bool),
             sampler=replace(experiment.sampler, steps=256),
-            process=model.process,
-            parameterization=model.parameterization,
-            denoise=model.denoise(params),
+            diffusion=model.diffusion(params),
         )
     )(state["ema"], jax.random.split(jax.random.key(1), TEXTS))
     known = (np.asarray(samples.tokens)[:, None] == data[None]).all(-1)

@@ -23,12 +23,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
+from mdlm.diffusion import Diffusion, NetworkTraits
 from mdlm.errors import InputError
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.types import ArrayTree, Denoise, DenseLogits, NetInput, Prediction, Sees
+from mdlm.types import ArrayTree, DenseLogits, NetInput, Prediction
 
 LogP = Callable[[Float[Array, "n l v"], Float[Array, "n #l"] | None], Float[Array, " n"]]
 """`log_p(one_hot, t)`: log p(y | z) of rows z, given as one-hot vectors over the vocabulary (the
@@ -58,15 +59,14 @@ class Guidance(abc.ABC):
         """Whether the rows that it guides must have labels."""
         return False
 
-    def refuses(
+    def incompatibility(
         self,
         process: Process,
         parameterization: Parameterization,
-        *,
-        sees: Sees,
-        takes_labels: bool,
+        network: NetworkTraits | None = None,
     ) -> str | None:
-        """Why it cannot be used with these and a network that `sees` so much; None if it can."""
+        """Why it cannot guide with these; None if it can. Without a network, nothing is asked of
+        one."""
         if isinstance(process, Masked) and isinstance(parameterization, Subs):
             return None
         return (
@@ -76,15 +76,8 @@ class Guidance(abc.ABC):
         )
 
     @abc.abstractmethod
-    def wrap(
-        self,
-        denoise: Denoise,
-        is_fixed: Bool[Array, "b l"],
-        *,
-        process: Process,
-        parameterization: Parameterization,
-    ) -> Denoise:
-        """The guided network, for rows whose tokens at `is_fixed` are given."""
+    def wrap(self, diffusion: Diffusion, is_fixed: Bool[Array, "b l"]) -> Diffusion:
+        """The diffusion with a guided network, for rows whose tokens at `is_fixed` are given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,36 +103,23 @@ class ClassifierFree(Guidance):
     def needs_labels(self) -> bool:
         return self.without == "label"
 
-    def refuses(
-        self,
-        process: Process,
-        parameterization: Parameterization,
-        *,
-        sees: Sees,
-        takes_labels: bool,
-    ) -> str | None:
-        reason = super().refuses(process, parameterization, sees=sees, takes_labels=takes_labels)
-        if reason is not None:
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        if reason is not None or network is None:
             return reason
         title = f'guidance=ClassifierFree(without="{self.without}")'
-        if self.without == "label" and not takes_labels:
+        if self.without == "label" and not network.takes_labels:
             return f"{title} needs a network that takes labels, e.g. network=DiT(labels=...)"
-        if self.without == "prompt" and sees != "all":
+        if self.without == "prompt" and network.sees != "all":
             return (
                 f"{title} puts masks in place of the prompt, which only a network that reads the"
                 " noised row can take"
             )
         return None
 
-    def wrap(
-        self,
-        denoise: Denoise,
-        is_fixed: Bool[Array, "b l"],
-        *,
-        process: Process,
-        parameterization: Parameterization,
-    ) -> Denoise:
-        mask_id, _ = parameterization.ids()
+    def wrap(self, diffusion: Diffusion, is_fixed: Bool[Array, "b l"]) -> Diffusion:
+        denoise = diffusion.denoise
+        mask_id, _ = diffusion.parameterization.ids()
 
         def withheld(inputs: NetInput) -> NetInput:
             if self.without == "prompt":
@@ -156,7 +136,7 @@ class ClassifierFree(Guidance):
                 return denoise(without, key=key)
             return Mixed(denoise(inputs, key=key), denoise(without, key=key), self.weight)
 
-        return guided
+        return replace(diffusion, denoise=guided)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,15 +160,9 @@ class Classifier(Guidance):
         if self.batch < 1:
             raise ValueError(f"batch={self.batch} is below 1")
 
-    def wrap(
-        self,
-        denoise: Denoise,
-        is_fixed: Bool[Array, "b l"],
-        *,
-        process: Process,
-        parameterization: Parameterization,
-    ) -> Denoise:
-        mask_id, size = parameterization.ids()
+    def wrap(self, diffusion: Diffusion, is_fixed: Bool[Array, "b l"]) -> Diffusion:
+        denoise = diffusion.denoise
+        mask_id, size = diffusion.parameterization.ids()
         tilt = self._exact if self.how == "exact" else self._taylor
 
         def guided(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
@@ -198,7 +172,7 @@ class Classifier(Guidance):
             asked = tilt(inputs.tokens, inputs.t, size)
             return Tilted(prediction, asked, self.weight, mask_id)
 
-        return guided
+        return replace(diffusion, denoise=guided)
 
     def _exact(self, tokens: Int[Array, "b l"], t: Float[Array, "b #l"] | None, size: int):
         """log p(y | z with v at i) for rows asked about."""

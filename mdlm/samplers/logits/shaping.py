@@ -8,7 +8,7 @@ What a sampler judges its draws by (`Proposal.confidence`) is the network's law,
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
+from typing import Protocol, get_args
 
 import jax.numpy as jnp
 from jax import Array
@@ -47,115 +47,119 @@ class Annealed:
         return self.first + (self.last - self.first) * written
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shaping:
-    """The law of a written token, from the network's.
-
-    Args:
-        temperature: the law becomes proportional to p^(1 / temperature); 0 takes the likeliest
-            token. `Annealed` has it change as a row fills.
-        top_k: then only the likeliest that many are kept (0: all).
-        top_p: then, of what is left, the likeliest that hold this mass.
-        top_p_rule: whether the token that crosses `top_p` is kept ("reach") or not ("below").
-        banned: ids of tokens that are never written. Fixed ones stay.
-        hook: changes the law before all else; see `Hook`.
-    """
-
-    temperature: float | Annealed = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    top_p_rule: TopP = "reach"
-    banned: tuple[int, ...] = ()
-    hook: Hook | None = None
-
-    def __post_init__(self):
-        if not isinstance(self.temperature, Annealed):
-            check_temperature("temperature", self.temperature)
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} is below 0 (0 keeps all tokens)")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} is not in (0, 1]")
-        if self.top_p_rule not in get_args(TopP):
-            raise ValueError(f'top_p_rule={self.top_p_rule!r} is neither "reach" nor "below"')
-        if any(token < 0 for token in self.banned):
-            raise ValueError(f"banned={self.banned} holds an id below 0")
+class Shaping(Protocol):
+    """The settings that reshape the distribution of a written token: fields of every sampler."""
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the law stays the network's own."""
-        settings = (self.temperature, self.top_k, self.top_p, self.banned, self.hook)
-        return settings == (1, 0, 1, (), None)
+    def temperature(self) -> float | Annealed: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def top_p_rule(self) -> TopP: ...
+    @property
+    def banned(self) -> tuple[int, ...]: ...
+    @property
+    def hook(self) -> Hook | None: ...
 
-    def misshapes(self, process: Process) -> str | None:
-        """Why laws cannot be reshaped so under a process; None if they can."""
-        if isinstance(self.temperature, Annealed) and not isinstance(process, Masked):
-            return (
-                "temperature=Annealed(...) follows the share of masks that are filled, and"
-                f" process={type(process).__name__}(...) does not fill masks alone; use a number"
+
+def check_settings(settings: Shaping) -> None:
+    """Raises ValueError if a setting is out of range."""
+    if not isinstance(settings.temperature, Annealed):
+        check_temperature("temperature", settings.temperature)
+    if settings.top_k < 0:
+        raise ValueError(f"top_k={settings.top_k} is below 0 (0 keeps all tokens)")
+    if not 0 < settings.top_p <= 1:
+        raise ValueError(f"top_p={settings.top_p} is not in (0, 1]")
+    if settings.top_p_rule not in get_args(TopP):
+        raise ValueError(f'top_p_rule={settings.top_p_rule!r} is neither "reach" nor "below"')
+    if any(token < 0 for token in settings.banned):
+        raise ValueError(f"banned={settings.banned} holds an id below 0")
+
+
+def check_banned(banned: tuple[int, ...], vocab: Vocab) -> None:
+    """Raises InputError if a banned token is not in the vocabulary, or if all are banned."""
+    for token in banned:
+        if token >= vocab.size:
+            raise InputError(
+                f"banned token {token} is outside the vocabulary of {vocab.size} tokens"
             )
-        if self.banned and not isinstance(process, Masked):
-            left = float(process.schedule.one_minus_alpha(jnp.zeros(())))
-            if left > 0:
-                return (
-                    f"banned={self.banned}: the schedule ends with alpha={1 - left:g}, and the"
-                    " noise that it leaves is any token"
-                )
-        return None
+    if len({*banned, vocab.mask_id}) == vocab.size:
+        raise InputError(f"banned: all {vocab.size - 1} tokens are, and none is left to write")
 
-    def check_ids(self, vocab: Vocab) -> None:
-        """InputError where a banned token is none of the vocabulary, or all are banned."""
-        for token in self.banned:
-            if token >= vocab.size:
-                raise InputError(
-                    f"banned token {token} is outside the vocabulary of {vocab.size} tokens"
-                )
-        if len({*self.banned, vocab.mask_id}) == vocab.size:
-            raise InputError(f"banned: all {vocab.size - 1} tokens are, and none is left to write")
 
-    def shape(
-        self,
-        log_p: Float[Array, "n v"],
-        at: Int[Array, " n"],
-        tokens: Int[Array, "b l"],
-        is_fixed: Bool[Array, "b l"],
-        *,
-        mask_id: int,
-        size: int,
-    ) -> Float[Array, "n v"]:
-        """The laws that the tokens at the rows `at` are drawn from.
+def is_plain(settings: Shaping) -> bool:
+    """Whether the distribution stays the network's own."""
+    s = settings
+    return (s.temperature, s.top_k, s.top_p, s.banned, s.hook) == (1, 0, 1, (), None)
 
-        ValueError where the hook gives back another shape than it was given.
-        """
-        if self.hook is not None:
-            hooked = self.hook(log_p, at, tokens)
-            if hooked.shape != log_p.shape:
-                raise ValueError(f"hook: laws of shape {log_p.shape} came back as {hooked.shape}")
-            log_p = hooked.astype(jnp.float32)
-        if self.banned or self.hook is not None:
-            log_p = restrict(log_p, self.banned, mask_id=mask_id, size=size)
-        temperature = self.temperature
-        if isinstance(temperature, Annealed):
-            is_open = ~is_fixed
-            left = (is_open & (tokens == mask_id)).sum(-1)
-            written = 1 - left / jnp.maximum(is_open.sum(-1), 1)
-            temperature = temperature.at(written)[at // tokens.shape[1]][:, None]
-        return filter_log_p(
-            log_p,
-            temperature=temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            rule=self.top_p_rule,
+
+def unshapeable(settings: Shaping, process: Process) -> str | None:
+    """Why distributions cannot be reshaped so under a process; None if they can."""
+    if isinstance(settings.temperature, Annealed) and not isinstance(process, Masked):
+        return (
+            "temperature=Annealed(...) follows the share of masks that are filled, and"
+            f" process={type(process).__name__}(...) does not fill masks alone; use a number"
         )
+    if settings.banned and not isinstance(process, Masked):
+        left = float(process.schedule.one_minus_alpha(jnp.zeros(())))
+        if left > 0:
+            return (
+                f"banned={settings.banned}: the schedule ends with alpha={1 - left:g}, and the"
+                " noise that it leaves is any token"
+            )
+    return None
 
-    def shaped(
-        self, log_p: Float[Array, "b l v"], state: SampleState, parameterization: Parameterization
-    ) -> Float[Array, "b l v"]:
-        """The laws of all positions, reshaped."""
-        b, l, v = log_p.shape
-        mask_id, size = parameterization.ids()
-        flat, at = log_p.reshape(b * l, v), jnp.arange(b * l)
-        shaped = self.shape(flat, at, state.tokens, state.is_fixed, mask_id=mask_id, size=size)
-        return shaped.reshape(b, l, v)
+
+def shape(
+    settings: Shaping,
+    log_p: Float[Array, "n v"],
+    at: Int[Array, " n"],
+    tokens: Int[Array, "b l"],
+    is_fixed: Bool[Array, "b l"],
+    *,
+    mask_id: int,
+    size: int,
+) -> Float[Array, "n v"]:
+    """The distributions that the tokens at the rows `at` are drawn from.
+
+    Raises ValueError if the hook returns another shape than it was given.
+    """
+    if settings.hook is not None:
+        hooked = settings.hook(log_p, at, tokens)
+        if hooked.shape != log_p.shape:
+            raise ValueError(f"hook: laws of shape {log_p.shape} came back as {hooked.shape}")
+        log_p = hooked.astype(jnp.float32)
+    if settings.banned or settings.hook is not None:
+        log_p = restrict(log_p, settings.banned, mask_id=mask_id, size=size)
+    temperature = settings.temperature
+    if isinstance(temperature, Annealed):
+        is_open = ~is_fixed
+        left = (is_open & (tokens == mask_id)).sum(-1)
+        written = 1 - left / jnp.maximum(is_open.sum(-1), 1)
+        temperature = temperature.at(written)[at // tokens.shape[1]][:, None]
+    return filter_log_p(
+        log_p,
+        temperature=temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        rule=settings.top_p_rule,
+    )
+
+
+def shape_all(
+    settings: Shaping,
+    log_p: Float[Array, "b l v"],
+    state: SampleState,
+    parameterization: Parameterization,
+) -> Float[Array, "b l v"]:
+    """`shape` of all positions."""
+    b, l, v = log_p.shape
+    mask_id, size = parameterization.ids()
+    flat, at = log_p.reshape(b * l, v), jnp.arange(b * l)
+    shaped = shape(settings, flat, at, state.tokens, state.is_fixed, mask_id=mask_id, size=size)
+    return shaped.reshape(b, l, v)
 
 
 def check_temperature(name: str, value: float) -> None:

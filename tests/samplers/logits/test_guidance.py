@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+from mdlm.diffusion import Diffusion
 from mdlm.errors import InputError
 from mdlm.experiment.model import Model
 from mdlm.keys import by_row
@@ -84,9 +86,8 @@ def sample(sampler, rows=4000, label=None, first=None, denoise=network):
             jnp.full((rows, LENGTH), first or 0),
             jnp.asarray(is_fixed),
             sampler=sampler,
-            denoise=denoise,
+            diffusion=Diffusion(denoise=denoise, **PARTS),
             label=label,
-            **PARTS,
         )
     )
     out = run(by_row(jax.random.key(0), jnp.arange(rows)), label)
@@ -167,7 +168,7 @@ def guided_logits(guidance, at=None, columns=V, t=((0.3,), (0.8,))):
     """Of two rows, at two times; the network's own are all 0."""
     tokens = jnp.array([[0, MASK, MASK], [MASK, 2, MASK]])
     zeros = lambda inputs, *, key=None: DenseLogits(jnp.zeros((2, LENGTH, columns)))
-    denoise = guidance.wrap(zeros, tokens != MASK, **PARTS)
+    denoise = guidance.wrap(Diffusion(denoise=zeros, **PARTS), tokens != MASK).denoise
     times = None if t is None else jnp.asarray(t)
     return np.asarray(denoise(NetInput(tokens=tokens, t=times)).logits(at))
 
@@ -234,9 +235,9 @@ def test_the_whole_of_a_bent_prediction_is_that_of_its_parts():
     np.testing.assert_allclose(Mixed(deferred, deferred, 3.0).whole.logits(), 2 * logits)
     slope = lambda x, t: (x * jnp.arange(3.0)[None, None]).sum((-1, -2))
     parts = dict(PARTS, parameterization=Subs(mask_id=2, vocab_size=3))
-    tilted = Classifier(log_p=slope, how="taylor").wrap(
-        lambda inputs, *, key=None: deferred, jnp.zeros((1, 2), bool), **parts
-    )(NetInput(tokens=jnp.full((1, 2), 2)))
+    diffusion = Diffusion(denoise=lambda inputs, *, key=None: deferred, **parts)
+    guided = Classifier(log_p=slope, how="taylor").wrap(diffusion, jnp.zeros((1, 2), bool))
+    tilted = guided.denoise(NetInput(tokens=jnp.full((1, 2), 2)))
     np.testing.assert_allclose(tilted.whole.logits() - tilted.logits(), logits, rtol=1e-6)
     assert tilted.whole.whole.logits(jnp.array([1])).shape == (1, 3)
 
@@ -254,9 +255,11 @@ def test_a_network_with_labels_is_asked_without(key):
     random = np.random.default_rng(0)
     draw = lambda a: jnp.asarray(0.3 * random.normal(size=a.shape), jnp.float32)
     ask = denoiser(config, V, jax.tree.map(draw, shapes(config, V)))
-    guided = ClassifierFree(weight=2.0, without="label").wrap(
-        ask, jnp.zeros((2, LENGTH), bool), **PARTS
+    guidance, diffusion = (
+        ClassifierFree(weight=2.0, without="label"),
+        Diffusion(denoise=ask, **PARTS),
     )
+    guided = guidance.wrap(diffusion, jnp.zeros((2, LENGTH), bool)).denoise
     tokens, label = jnp.full((2, LENGTH), MASK), jnp.array([0, 2])
 
     @jax.jit
@@ -294,17 +297,21 @@ def test_what_it_does_not_fit_is_refused_with_the_reason(tmp_path):
     labels = ClassifierFree(weight=2.0, without="label")
     prompt = ClassifierFree(weight=2.0, without="prompt")
     classifier = Classifier(log_p=bayes)
-    masked, subs = Masked(), Subs()
+    masked, subs, traits = Masked(), Subs(), SimpleNamespace
     for guidance in (labels, prompt, classifier):
         for parts in ((Uniform(), Mean()), (masked, Mean())):
-            reason = guidance.refuses(*parts, sees="all", takes_labels=True)
+            reason = guidance.incompatibility(*parts, traits(sees="all", takes_labels=True))
             assert "needs process=Masked(...) and parameterization=Subs(...)" in (reason or "")
-        assert guidance.refuses(masked, subs, sees="all", takes_labels=True) is None
-    assert "takes labels" in (labels.refuses(masked, subs, sees="all", takes_labels=False) or "")
+        assert guidance.incompatibility(masked, subs, traits(sees="all", takes_labels=True)) is None
+    assert "takes labels" in (
+        labels.incompatibility(masked, subs, traits(sees="all", takes_labels=False)) or ""
+    )
     for sees in ("before", "blocks"):
-        reason = prompt.refuses(masked, subs, sees=sees, takes_labels=True)
+        reason = prompt.incompatibility(masked, subs, traits(sees=sees, takes_labels=True))
         assert "puts masks in place of the prompt" in (reason or "")
-        assert classifier.refuses(masked, subs, sees=sees, takes_labels=False) is None
+        assert (
+            classifier.incompatibility(masked, subs, traits(sees=sees, takes_labels=False)) is None
+        )
 
     sampler = Ancestral(guidance=labels)
     plain = tiny.experiment(Path("text.txt"))

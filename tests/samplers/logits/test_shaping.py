@@ -11,6 +11,7 @@ import tiny
 
 from mdlm.cli.sample import banned_by, temperature_of
 from mdlm.data.tokenizers import Bytes
+from mdlm.diffusion import Diffusion
 from mdlm.errors import InputError
 from mdlm.experiment.model import Model, check_sampler
 from mdlm.generation.generator import Generator
@@ -28,7 +29,7 @@ from mdlm.samplers.blocks import BlockByBlock
 from mdlm.samplers.editing import Editing
 from mdlm.samplers.first_hitting import FirstHitting
 from mdlm.samplers.left_to_right import LeftToRight
-from mdlm.samplers.logits.shaping import Annealed, Shaping
+from mdlm.samplers.logits.shaping import Annealed, shape
 from mdlm.samplers.loop import generate
 from mdlm.samplers.parallel import Parallel
 from mdlm.samplers.path_planning import PathPlanning
@@ -92,9 +93,9 @@ def drawn(parts, rows=2000, law=LAW, first=None):
                 jnp.full((rows, LENGTH), first or 0),
                 jnp.asarray(is_fixed),
                 sampler=sampler,
-                process=process,
-                parameterization=parameterization,
-                denoise=denoise,
+                diffusion=Diffusion(
+                    process=process, parameterization=parameterization, denoise=denoise
+                ),
             ).tokens
         )
     )
@@ -132,7 +133,7 @@ def shaped(**fields):
     rows, none = jnp.full((1, LENGTH), MASK), jnp.zeros((1, LENGTH), bool)
     law = jnp.log(jnp.asarray(LAW, jnp.float32))[None]
     at = jnp.zeros(1, jnp.int32)
-    return np.exp(Shaping(**fields).shape(law, at, rows, none, mask_id=MASK, size=V))[0]
+    return np.exp(shape(Ancestral(**fields), law, at, rows, none, mask_id=MASK, size=V))[0]
 
 
 def assert_law(law, expected):
@@ -226,11 +227,11 @@ def test_what_is_written_at_once_is_at_the_first_temperature(name):
 
 
 def test_annealing_ends_at_the_last_temperature():
-    shaping = Shaping(temperature=Annealed(first=1.0, last=0.0))
+    shaping = Ancestral(temperature=Annealed(first=1.0, last=0.0))
     tokens = jnp.array([[0, MASK, MASK, 3], [MASK, 1, 1, 1]])
     is_fixed = jnp.array([[True, False, False, True], [True, False, False, False]])
     law = jnp.log(jnp.broadcast_to(jnp.asarray(LAW, jnp.float32), (2, V)))
-    shaped = shaping.shape(law, jnp.array([1, 7]), tokens, is_fixed, mask_id=MASK, size=V)
+    shaped = shape(shaping, law, jnp.array([1, 7]), tokens, is_fixed, mask_id=MASK, size=V)
     np.testing.assert_allclose(np.exp(shaped), [LAW, np.eye(V)[0]], rtol=1e-5)
 
 
@@ -260,15 +261,19 @@ def test_temperatures_out_of_range_are_refused(end):
 
 def test_shapes_without_a_meaning_are_refused():
     annealed = Reverse(temperature=Annealed(first=1.0, last=0.5))
-    misfits = lambda sampler, process: sampler.misfits(process, Mean(), takes_labels=False)
-    assert "share of masks that are filled" in (misfits(annealed, Uniform()) or "")
-    assert misfits(annealed, Masked()) is None
+    mean, subs = Mean(), Subs()
+    assert "share of masks that are filled" in (annealed.incompatibility(Uniform(), mean) or "")
+    assert annealed.incompatibility(Masked(), subs) is None
     noisy = Uniform(schedule=Polynomial(power=1.0, eps=0.1))
-    assert "noise that it leaves is any token" in (misfits(Reverse(banned=(1,)), noisy) or "")
-    assert misfits(Reverse(banned=(1,)), Uniform()) is None
+    assert "noise that it leaves is any token" in (
+        Reverse(banned=(1,)).incompatibility(noisy, mean) or ""
+    )
+    assert Reverse(banned=(1,)).incompatibility(Uniform(), mean) is None
     scores = Score(graph="uniform")
     for settings in ({"banned": (1,)}, {"hook": lambda log_p, at, tokens: log_p}):
-        assert "uniform noise reveals none" in (Euler(**settings).refuses(Uniform(), scores) or "")
+        assert "uniform noise reveals none" in (
+            Euler(**settings).incompatibility(Uniform(), scores) or ""
+        )
 
 
 def test_unknown_tokens_are_refused_before_anything_compiles(tmp_path):
