@@ -6,9 +6,9 @@ from mdlm.cli.common import Changes, Command
 
 
 def run(args: argparse.Namespace, _: Changes) -> int:
-    import argcomplete
+    from argcomplete.shell_integration import shellcode
 
-    print(argcomplete.shellcode(["mdlm"], shell=args.shell))
+    print(shellcode(["mdlm"], shell=args.shell))
     return 0
 
 

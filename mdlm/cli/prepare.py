@@ -168,8 +168,9 @@ examples:
   mdlm prepare owt_small --out gs://bucket/owt --workers 32
   mdlm prepare data.py --data.source.train 'books/*.parquet' --data.tokenizer.vocab_size 8192
 
-Of an experiment only the data matter; a file with `data = TextData(...)` alone is enough. The store holds the tokens of every split, an EOS after each document, and the tokenizer;
-the length of rows is chosen when it is read, so one store serves many experiments. Train on it with
+Of an experiment only the data matter; a file with `data = TextData(...)` alone is enough. The store
+holds the tokens of every split, an EOS after each document, and the tokenizer; the length of rows
+is chosen when it is read, so one store serves many experiments. Train on it with
 `TextData(..., store=STORE)`, or with `mdlm train EXPERIMENT --data.store STORE`.
 
 Interrupted, by whatever, the same command goes on behind the last finished shard, and the store is

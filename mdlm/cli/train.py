@@ -94,8 +94,8 @@ examples:
   mdlm train quickstart --train.steps 2000 --optimizer.learning_rate 1e-3
   mdlm train owt_small --out runs/owt --mesh.fsdp 8
 
-Any value of the experiment can be replaced by its dotted name; `mdlm settings EXPERIMENT` lists them.
-The same command continues a run that was interrupted, from its newest checkpoint. An experiment
+Any value of the experiment can be replaced by its dotted name; `mdlm settings EXPERIMENT` lists
+them. The same command continues a run that was interrupted, from its newest checkpoint. An experiment
 file is Python and is executed.
 
 Ctrl-C and SIGTERM save the run, then end it: exit code 130 and 143. 3: too many steps in a row had
