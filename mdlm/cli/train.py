@@ -95,8 +95,8 @@ examples:
   mdlm train owt_small --out runs/owt --mesh.fsdp 8
 
 Any value of the experiment can be replaced by its dotted name; `mdlm settings EXPERIMENT` lists
-them. The same command continues a run that was interrupted, from its newest checkpoint. An experiment
-file is Python and is executed.
+them. The same command continues a run that was interrupted, from its newest checkpoint. An
+experiment file is Python and is executed.
 
 Ctrl-C and SIGTERM save the run, then end it: exit code 130 and 143. 3: too many steps in a row had
 a loss or gradient that is not finite (--train.max_skipped); starting it again unchanged will not

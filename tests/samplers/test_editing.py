@@ -14,8 +14,6 @@ from mdlm.samplers.loop import generate
 from mdlm.schedules.base import Schedule
 from mdlm.types import DenseLogits
 
-pytestmark = pytest.mark.slow
-
 
 def table(*laws):
     """A network whose law of position i is `laws[number of masks in the row][i]`."""

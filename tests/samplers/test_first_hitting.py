@@ -34,8 +34,6 @@ from mdlm.schedules.md4 import OneMinusSine
 from mdlm.schedules.per_token import LearnedPolynomial
 from mdlm.types import DenseLogits, Vocab
 
-pytestmark = pytest.mark.slow
-
 
 def recorded(rows, length, value, largest, *, sampler, key, schedule=None, is_fixed=None):
     """Runs the sampler with a network whose token is `value(inputs)`, a number for each row."""
@@ -78,6 +76,7 @@ def test_all_at_once_it_draws_the_product_of_the_marginals(key):
     assert int(samples.nfe) == 1
 
 
+@pytest.mark.slow
 def test_ancestral_tends_to_it_as_steps_grow(key):
     rows = 20_000
     hits = frequencies(sample(key, rows, FirstHitting()).tokens)

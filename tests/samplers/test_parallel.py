@@ -39,8 +39,6 @@ from mdlm.schedules.closed_form import Cosine, LogLinear
 from mdlm.schedules.per_token import LearnedPolynomial
 from mdlm.types import DenseLogits, Vocab
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize("order", ["random", "left", "margin", "entropy"])
 def test_one_by_one_orders_that_do_not_see_the_token_draw_the_law(key, order):

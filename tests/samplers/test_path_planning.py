@@ -16,8 +16,6 @@ from mdlm.samplers.path_planning import PathPlanning, highest, kept_of
 from mdlm.schedules.per_token import LearnedPolynomial
 from mdlm.types import DenseLogits
 
-pytestmark = pytest.mark.slow
-
 
 def watched(key, sampler, denoise, length=10, rows=200):
     """What the network was asked in each step, and the samples."""

@@ -20,8 +20,6 @@ from mdlm.samplers.reverse import Reverse
 from mdlm.samplers.self_correction import SelfCorrection, agreement, moved
 from mdlm.types import DenseLogits, Vocab
 
-pytestmark = pytest.mark.slow
-
 VOCAB = Vocab(size=5, mask_id=4)
 MEAN = Mean().with_vocab(VOCAB)
 PROCESS = Hybrid(schedule=HybridSchedule(p_uniform=0.2)).with_vocab(VOCAB)
