@@ -45,16 +45,19 @@ def pytest_collection_modifyitems(config, items):
     cases = defaultdict(list)
     for item in items:
         cases[item.nodeid.partition("[")[0]].append(item)
-    chosen = set()
-    for name, own in cases.items():
-        is_slow = own[0].get_closest_marker("slow") is not None
-        if len(own) > 1:
-            own = own[int(k) % len(own) :: int(n)]
-        elif is_slow and crc32(name.encode()) % int(n) != int(k):
-            own = []
-        chosen.update(own)
+    chosen = {item for own in cases.values() for item in part_of(own, int(k), int(n))}
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = [item for item in items if item in chosen]
+
+
+def part_of(cases, k, n):
+    """The k-th of n parts of a test's cases. Some case that is not slow is in each of them."""
+    slow = [item for item in cases if item.get_closest_marker("slow") is not None]
+    quick = [item for item in cases if item not in slow]
+    if len(slow) > 1 and not quick:
+        return slow[k % len(slow) :: n]
+    of_this_day = [item for item in slow if crc32(item.nodeid.encode()) % n == k]
+    return of_this_day + (quick[k % len(quick) :: n] if quick else [])
 
 
 def _folder(variable: str) -> Path:

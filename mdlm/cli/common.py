@@ -58,6 +58,27 @@ def experiment_of(args: argparse.Namespace, changes: Changes) -> "Experiment":
     return apply(load_file(args.experiment), changes)
 
 
+def add_experiment(sub: argparse.ArgumentParser) -> None:
+    """The argument that names an experiment."""
+    action = sub.add_argument(
+        "experiment", help="an experiment: its name (`mdlm experiments`), or a file (.py)"
+    )
+    complete_experiments(action)
+
+
+def complete_experiments(action: argparse.Action) -> None:
+    """Has shells complete an argument with names of experiments, and files."""
+
+    def candidates(prefix: str, **_) -> list[str]:
+        from argcomplete.completers import FilesCompleter
+
+        from mdlm.experiment.shipped import names
+
+        return [*names(), *FilesCompleter(("py",))(prefix)]
+
+    setattr(action, "completer", candidates)  # noqa: B010, an attribute that argcomplete reads
+
+
 def writable(name: str) -> Path:
     """Where a file can be written; refused before the work is done rather than after it."""
     path = Path(name)

@@ -4,13 +4,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdlm.cli.common import Command, experiment_of
+from mdlm.cli.common import Command, add_experiment, experiment_of
 
 if TYPE_CHECKING:  # what a `--help` need not wait for
     pass
 
 
 def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
+    from mdlm.experiment.shipped import located
     from mdlm.interop.importing import import_weights
 
     experiment = experiment_of(args, changes)
@@ -18,7 +19,7 @@ def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
         args.weights,
         experiment,
         Path(args.out),
-        source=Path(args.experiment).read_text(),
+        source=located(args.experiment).read_text(),
         overrides=changes,
     )
     print(f"{args.out}: {parameters:,} parameters from {args.weights}")
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
 
 def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("weights", help=".safetensors in the layout of the MDLM repository")
-    sub.add_argument("experiment", help="an experiment file whose network has their sizes")
+    add_experiment(sub)
     sub.add_argument("--out", required=True, help="run folder to make")
 
 

@@ -1,4 +1,4 @@
-"""The command line: `mdlm train | prepare | eval | sample | view | ...`.
+"""The command line: `mdlm train | prepare | eval | sample | view | ...`, a file for each command.
 
 What a command does is a few lines around `mdlm.load` and a training session; this file draws
 progress and turns what people can mend into one line on standard error.
@@ -20,8 +20,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mdlm.cli import (
+    completion,
     eval,
+    experiments,
     import_weights,
+    new,
     plan,
     prepare,
     sample,
@@ -38,7 +41,21 @@ from mdlm.cluster.launch import find_rank, joined
 from mdlm.errors import InputError
 from mdlm.version import __version__
 
-FILES = train, plan, prepare, eval, sample, view, import_weights, samplers, tokenizer, settings
+FILES = (
+    experiments,
+    new,
+    settings,
+    train,
+    plan,
+    prepare,
+    tokenizer,
+    eval,
+    sample,
+    samplers,
+    view,
+    import_weights,
+    completion,
+)
 COMMANDS: dict[str, Command] = {file.COMMAND.name: file.COMMAND for file in FILES}
 
 PLACE = ("coordinator", "processes", "process", "join_timeout")
@@ -48,7 +65,9 @@ PLACE = ("coordinator", "processes", "process", "join_timeout")
 def parser() -> argparse.ArgumentParser:
     """All commands and their arguments; `command` holds the name of the one that was given."""
     main = argparse.ArgumentParser(
-        prog="mdlm", description="Masked diffusion language models: train, evaluate, generate."
+        prog="mdlm",
+        description="Masked diffusion language models: train, evaluate, generate.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=16),
     )
     main.add_argument("--version", action="version", version=f"mdlm {__version__}")
     main.add_argument("--traceback", action="store_true", help="show where an error comes from")
@@ -69,7 +88,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
-    args, rest = parser().parse_known_args(arguments)
+    commands = parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow; answered, and ended, here
+        import argcomplete
+
+        argcomplete.autocomplete(commands)
+    args, rest = commands.parse_known_args(arguments)
     command = COMMANDS[args.command]
     try:
         changes = overrides(rest)

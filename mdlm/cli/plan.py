@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mdlm.cli.common import Command
+from mdlm.cli.common import Command, add_experiment
 from mdlm.errors import InputError
 from mdlm.vocab import Vocab
 
@@ -271,9 +271,9 @@ def amount(size: float) -> str:
 
 PLAN_HELP = """\
 examples:
-  mdlm plan experiments/owt_small.py --topology v5e:4x4 --mesh.fsdp 16 --price 1.2
-  mdlm plan experiments/owt_small.py --topology gpu:8xH100 --mfu 0.35
-  mdlm plan experiments/quickstart.py --topology v6e:2x2 --vocab 70 --json
+  mdlm plan owt_small --topology v5e:4x4 --mesh.fsdp 16 --price 1.2
+  mdlm plan owt_small --topology gpu:8xH100 --mfu 0.35
+  mdlm plan quickstart --topology v6e:2x2 --vocab 70 --json
   mdlm plan big.py --topology v5p:16x16x16 --extrapolate-from v5p:4x4x4
 
 WHERE is a slice of TPUs by the chips along each of its axes (v5e:4x4, v5p:2x2x4, v6e:8x8,
@@ -287,7 +287,7 @@ peak, and the MFU that you expect; they are no measurement."""
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("experiment", help="an experiment file (.py)")
+    add_experiment(sub)
     sub.add_argument("--topology", metavar="WHERE", required=True, help="such as v5e:4x4")
     sub.add_argument(
         "--vocab", type=int, metavar="N", help="tokens there are, where only the text could tell"

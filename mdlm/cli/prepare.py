@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mdlm.cli.common import Command
+from mdlm.cli.common import Command, add_experiment
 from mdlm.cli.progress import Progress
 from mdlm.errors import InputError
 
@@ -164,14 +164,14 @@ def _stopped_at_once() -> Iterator[None]:
 
 PREPARE_HELP = """\
 examples:
-  mdlm prepare experiments/books.py --out stores/books
-  mdlm prepare experiments/owt_small.py --out gs://bucket/owt --workers 32
+  mdlm prepare books --out stores/books
+  mdlm prepare owt_small --out gs://bucket/owt --workers 32
   mdlm prepare data.py --data.source.train 'books/*.parquet' --data.tokenizer.vocab_size 8192
 
-FILE is an experiment file, of which only the data matter, or a file with `data = TextData(...)`
-alone. The store holds the tokens of every split, an EOS after each document, and the tokenizer;
-the length of rows is chosen when it is read, so one store serves many experiments. Train on it with
-`TextData(..., store=STORE)`, or with `mdlm train FILE --data.store STORE`.
+Of an experiment only the data matter; a file with `data = TextData(...)` alone is enough. The store
+holds the tokens of every split, an EOS after each document, and the tokenizer; the length of rows
+is chosen when it is read, so one store serves many experiments. Train on it with
+`TextData(..., store=STORE)`, or with `mdlm train EXPERIMENT --data.store STORE`.
 
 Interrupted, by whatever, the same command goes on behind the last finished shard, and the store is
 the same to the byte in the end, with any number of workers. A finished store is read through, and
@@ -179,7 +179,7 @@ left as it is. A store of another source or tokenizer is refused."""
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("experiment", metavar="FILE", help="an experiment file (.py)")
+    add_experiment(sub)
     sub.add_argument(
         "--out", metavar="STORE", help="folder, or a URL such as gs://... (default: data.store)"
     )

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from mdlm.cli.common import Command, experiment_of
+from mdlm.cli.common import Command, add_experiment, experiment_of
 
 if TYPE_CHECKING:  # what a `--help` need not wait for
     pass
@@ -18,7 +18,7 @@ def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("experiment", help="an experiment file (.py)")
+    add_experiment(sub)
 
 
 COMMAND = Command(

@@ -53,8 +53,9 @@ def _config(args: argparse.Namespace) -> "TokenizerConfig":
 def _source(names: list[str], changes: list[tuple[str, str]]) -> "Source":
     """The text of an experiment, or that of files."""
     from mdlm.data.sources import TextFiles
+    from mdlm.experiment.shipped import is_name
 
-    if any(Path(name).suffix == ".py" for name in names):
+    if any(Path(name).suffix == ".py" or is_name(name) for name in names):
         if len(names) > 1:
             raise InputError(f"{len(names)} names: give text files, or one experiment")
         from mdlm.config.overrides import apply
@@ -112,8 +113,8 @@ def _closing_words(
 TOKENIZER_HELP = """\
 examples:
   mdlm tokenizer train books/*.txt.gz --vocab-size 8192 --out tokenizers/books
-  mdlm tokenizer train experiments/owt_small.py --kind wordpiece --out tokenizers/owt
-  mdlm tokenizer train experiments/books.py --data.source.train 'mine/*.txt.gz' --out t
+  mdlm tokenizer train owt_small --kind wordpiece --out tokenizers/owt
+  mdlm tokenizer train books --data.source.train 'mine/*.txt.gz' --out t
 
 It learns from text files (.txt, .jsonl, .parquet; the last 5% are held out to try it on), or from
 the training split of an experiment, read once. The vocabulary holds [BOS], [EOS], [PAD] and [MASK]
@@ -127,7 +128,7 @@ wordpiece: BERT's, in lower case unless --cased; spaces do not come back, rare s
 
 def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("action", choices=("train",))
-    sub.add_argument("texts", metavar="FILE", nargs="+", help="text files, or one experiment (.py)")
+    sub.add_argument("texts", metavar="FILE", nargs="+", help="text files, or one experiment")
     sub.add_argument("--out", required=True, metavar="FOLDER", help="folder to make")
     sub.add_argument("--kind", choices=("bpe", "wordpiece"), default="bpe", help="default: bpe")
     sub.add_argument("--vocab-size", type=int, default=32768, metavar="N", help="default: 32768")

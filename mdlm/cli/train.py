@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdlm.cli.common import Command, add_process_group, experiment_of
+from mdlm.cli.common import Command, add_experiment, add_process_group, experiment_of
 from mdlm.cli.progress import Progress
 from mdlm.cluster import heartbeat, process_group
 from mdlm.errors import InputError
@@ -35,6 +35,7 @@ def _prepare_profile(steps: int) -> None:
 
 
 def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
+    from mdlm.experiment.shipped import located
     from mdlm.train.session import Session
 
     if args.seed is not None:
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
         session = Session(
             experiment,
             out,
-            source=Path(args.experiment).read_text(),
+            source=located(args.experiment).read_text(),
             overrides=changes,
             checkpoints=args.checkpoints,
             init_from=args.init_from,
@@ -89,13 +90,13 @@ def _stop_signals() -> Iterator[heartbeat.Stop]:
 
 TRAIN_HELP = """\
 examples:
-  mdlm train experiments/quickstart.py
-  mdlm train experiments/quickstart.py --train.steps 2000 --optimizer.learning_rate 1e-3
-  mdlm train experiments/owt_small.py --out runs/owt --mesh.fsdp 8
+  mdlm train quickstart
+  mdlm train quickstart --train.steps 2000 --optimizer.learning_rate 1e-3
+  mdlm train owt_small --out runs/owt --mesh.fsdp 8
 
-Any value of the experiment can be replaced by its dotted name; `mdlm settings FILE` lists them.
-The same command continues a run that was interrupted, from its newest checkpoint. An experiment
-file is Python and is executed.
+Any value of the experiment can be replaced by its dotted name; `mdlm settings EXPERIMENT` lists
+them. The same command continues a run that was interrupted, from its newest checkpoint. An
+experiment file is Python and is executed.
 
 Ctrl-C and SIGTERM save the run, then end it: exit code 130 and 143. 3: too many steps in a row had
 a loss or gradient that is not finite (--train.max_skipped); starting it again unchanged will not
@@ -115,7 +116,7 @@ it may be another number of processes then."""
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("experiment", help="an experiment file (.py)")
+    add_experiment(sub)
     sub.add_argument("--out", help="run folder (default: runs/NAME of the experiment)")
     sub.add_argument("--seed", type=int, help="the run's seed (short for --seed of the file)")
     sub.add_argument(

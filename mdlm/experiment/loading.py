@@ -13,12 +13,13 @@ from mdlm.data.dataset import TextData
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.old_names import old_names
+from mdlm.experiment.shipped import located
 
 
 def load_file(path: str | Path) -> Experiment:
-    """Executes an experiment file and returns its `experiment`.
+    """Executes an experiment file, given as its path or its name, and returns its `experiment`.
 
-    InputError, naming the line, where the file is missing, raises, or defines no experiment.
+    Raises InputError, naming the line, if the file is missing, raises, or defines no experiment.
     """
     experiment = _executed(path).get("experiment")
     if not isinstance(experiment, Experiment):
@@ -47,9 +48,7 @@ class DataOnly:
 
 def _executed(path: str | Path) -> dict[str, Any]:
     """What a file of Python defines."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such experiment file")
+    path = located(path)
     space: dict[str, Any] = {"__name__": "mdlm_experiment", "__file__": str(path)}
     try:
         with old_names():

@@ -159,7 +159,7 @@ def bad(work):
 
 TRAIN = ("train", "tiny.py", "--out", "x")
 BAD_INPUT = [
-    (("train", "missing.py"), "no such experiment file"),
+    (("train", "missing.py"), "no such file"),
     (("train", "tiny.py", "--train.stpes", "3"), "did you mean --train.steps?"),
     (("train", "tiny.py", "--train.steps", "many"), "expected a whole number"),
     (("train", "tiny.py", "--train.steps"), "a value is missing"),

@@ -155,7 +155,7 @@ def test_faulty_files_are_named_with_the_line(tmp_path, text, message):
     (tmp_path / "e.py").write_text(text)
     with pytest.raises(InputError, match=message):
         load_file(tmp_path / "e.py")
-    with pytest.raises(InputError, match="no such experiment file"):
+    with pytest.raises(InputError, match="no such file"):
         load_file(tmp_path / "missing.py")
 
 

@@ -15,8 +15,6 @@ from mdlm.samplers.loop import generate
 from mdlm.schedules.base import Schedule
 from mdlm.types import DenseLogits
 
-pytestmark = pytest.mark.slow
-
 
 def table(*laws):
     """A network whose law of position i is `laws[number of masks in the row][i]`."""
@@ -68,6 +66,7 @@ def test_masks_are_written_and_tokens_edited():
     np.testing.assert_allclose([t for _, t in seen], [1, 1 / 3, 1 / 3], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_time_is_told_as_the_share_of_open_positions_that_is_masked():
     law = [UNSURE] * 4
     seen, _, _ = watched(
@@ -80,6 +79,7 @@ def test_time_is_told_as_the_share_of_open_positions_that_is_masked():
     np.testing.assert_allclose([t for _, t in seen], [1, 2 / 3, 1 / 3, 1 / 3], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_mask_at_least_is_written_in_each_step():
     order = [[0.5, 0.3, 0.2], [0.2, 0.6, 0.2], [0.2, 0.3, 0.5]]
     seen, tokens, nfe = watched(table(order, order, order, order), Editing(), length=3)
@@ -89,6 +89,7 @@ def test_one_mask_at_least_is_written_in_each_step():
     assert nfe == 4
 
 
+@pytest.mark.slow
 def test_thresholds_are_what_they_say():
     law = [[0.8, 0.1, 0.1], [0.85, 0.1, 0.05], [0.9, 0.05, 0.05]]
     first, _, _ = watched(table(law, law, law, law), Editing(write_above=0.84), length=3)
@@ -99,6 +100,7 @@ def test_thresholds_are_what_they_say():
     assert list(tokens) == [0, 1, 1]
 
 
+@pytest.mark.slow
 def test_edits_without_end_are_ended():
     """The network wants 1 where it sees 0, and 0 where it sees 1."""
 

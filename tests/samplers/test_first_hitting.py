@@ -35,8 +35,6 @@ from mdlm.schedules.md4 import OneMinusSine
 from mdlm.schedules.per_token import LearnedPolynomial
 from mdlm.types import DenseLogits, Vocab
 
-pytestmark = pytest.mark.slow
-
 
 def recorded(rows, length, value, largest, *, sampler, key, schedule=None, is_fixed=None):
     """Runs the sampler with a network whose token is `value(inputs)`, a number for each row."""
@@ -69,6 +67,7 @@ def test_one_by_one_it_draws_the_law(key, schedule):
     assert int(samples.nfe) == LENGTH
 
 
+@pytest.mark.slow
 def test_all_at_once_it_draws_the_product_of_the_marginals(key):
     rows = 20_000
     samples = sample(key, rows, FirstHitting(per_call=LENGTH))
@@ -79,6 +78,7 @@ def test_all_at_once_it_draws_the_product_of_the_marginals(key):
     assert int(samples.nfe) == 1
 
 
+@pytest.mark.slow
 def test_ancestral_tends_to_it_as_steps_grow(key):
     rows = 20_000
     hits = frequencies(sample(key, rows, FirstHitting()).tokens)
@@ -118,6 +118,7 @@ def test_times_are_order_statistics(key, schedule, per_call):
         assert abs(off.mean() - variance) < 4 * off.std() / np.sqrt(rows) + 1 / BINS
 
 
+@pytest.mark.slow
 def test_nfe_is_that_of_the_fullest_row(key):
     tokens = np.zeros((4, 7), np.int32)
     is_fixed = np.arange(7)[None] < np.array([7, 5, 6, 2])[:, None]  # 0, 2, 1 and 5 open
@@ -185,6 +186,7 @@ def test_left_first_levels(left_first):
     assert (np.diff(level, axis=1) < 0).all() == (w >= length / (length + 1))
 
 
+@pytest.mark.slow
 def test_left_first_is_plain_at_0_and_keeps_the_law(key):
     u = jnp.asarray(np.random.default_rng(4).random((3, 4)), jnp.float32)
     np.testing.assert_array_equal(levels(u, 0.0), u)
@@ -195,6 +197,7 @@ def test_left_first_is_plain_at_0_and_keeps_the_law(key):
         assert distance(samples.tokens, LAW) < 2 * noise_floor(LAW, rows)
 
 
+@pytest.mark.slow
 def test_left_first_orders_the_reveals(key):
     """The tokens are the number of masks in the row when they are drawn."""
     length, rows = 6, 2000

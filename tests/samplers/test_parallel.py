@@ -40,8 +40,6 @@ from mdlm.schedules.closed_form import Cosine, LogLinear
 from mdlm.schedules.per_token import LearnedPolynomial
 from mdlm.types import DenseLogits, Vocab
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize("order", ["random", "left", "margin", "entropy"])
 def test_one_by_one_orders_that_do_not_see_the_token_draw_the_law(key, order):
@@ -51,6 +49,7 @@ def test_one_by_one_orders_that_do_not_see_the_token_draw_the_law(key, order):
     assert int(samples.nfe) == LENGTH
 
 
+@pytest.mark.slow
 def test_by_confidence_samples_are_likelier_than_the_law(key):
     rows = 20_000
     samples = sample(key, rows, Parallel(order="confidence"))
@@ -182,6 +181,7 @@ def test_blocks_come_one_after_the_other(key, order, rule, calls):
         assert (found[0] == np.arange(length, 0, -1)).all()
 
 
+@pytest.mark.slow
 def test_without_blocks_all_positions_are_at_hand(key):
     sampler = Parallel(order="random", rule=FixedCount(per_call=4))
     found, nfe = counted(masks(12), 12, 12, np.zeros((200, 12), bool), sampler=sampler, key=key)

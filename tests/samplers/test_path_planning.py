@@ -17,8 +17,6 @@ from mdlm.samplers.path_planning import PathPlanning, highest, kept_of
 from mdlm.schedules.per_token import LearnedPolynomial
 from mdlm.types import DenseLogits
 
-pytestmark = pytest.mark.slow
-
 
 def watched(key, sampler, denoise, length=10, rows=200):
     """What the network was asked in each step, and the samples."""
@@ -61,6 +59,7 @@ def test_random_order_one_by_one_has_the_very_law(key):
     assert distance(at_once.tokens, LAW) > 0.1
 
 
+@pytest.mark.slow
 def test_random_scores_choose_all_positions_alike(key):
     seen, _ = watched(key, PathPlanning(eta=0.0, score="random", steps=8), independent, rows=2_000)
     is_first = (seen[1] != MASK)[:, 2:]
@@ -88,6 +87,7 @@ def test_each_step_keeps_its_count(key, eta, score):
     assert taken == 0 if eta == 0 else taken > 0
 
 
+@pytest.mark.slow
 def test_larger_eta_takes_back_more(key):
     taken = []
     for eta in (0.3, 1.0, 3.0):
@@ -96,6 +96,7 @@ def test_larger_eta_takes_back_more(key):
     assert taken[0] < taken[1] < taken[2]
 
 
+@pytest.mark.slow
 def test_the_surest_are_written_first(key):
     order = np.argsort(-((7 * np.arange(10)) % 10), kind="stable")
     order = order[order >= 2]  # without the prompt

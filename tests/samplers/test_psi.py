@@ -35,8 +35,6 @@ from mdlm.schedules.closed_form import Cosine, LogLinear
 from mdlm.schedules.per_token import LearnedPolynomial
 from mdlm.types import DenseLogits
 
-pytestmark = pytest.mark.slow
-
 MEAN = Mean().with_vocab(VOCAB)
 PAIR = np.random.default_rng(3).dirichlet(np.full(SYMBOLS**2, 0.5)).reshape(SYMBOLS, SYMBOLS)
 
@@ -120,6 +118,7 @@ def test_masking_is_remasking_with_another_name(schedule):
     assert reveal_probability(*jnp.array([0.5, 0.4, 0.1, 0.0])) == pytest.approx(0.2)
 
 
+@pytest.mark.slow
 def test_masked_samples_tend_to_the_law(key):
     rows = 2_000
     far, near = (
@@ -203,6 +202,7 @@ def test_one_token_steps_by_its_law(key, coordinate, kappa):
             assert (np.abs(share - expected[z]) < 4 * error + 1e-9).all()
 
 
+@pytest.mark.slow
 def test_uniform_samples_tend_to_the_law(key):
     rows, process = 4_000, uniform("plug_in")
     near = off(drawn(key, Psi(kappa=0.95, steps=32), process, rows).tokens)

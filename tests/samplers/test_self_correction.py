@@ -21,8 +21,6 @@ from mdlm.samplers.reverse import Reverse
 from mdlm.samplers.self_correction import SelfCorrection, agreement, moved
 from mdlm.types import DenseLogits, Vocab
 
-pytestmark = pytest.mark.slow
-
 VOCAB = Vocab(size=5, mask_id=4)
 MEAN = Mean().with_vocab(VOCAB)
 PROCESS = Hybrid(schedule=HybridSchedule(p_uniform=0.2)).with_vocab(VOCAB)
@@ -105,6 +103,7 @@ def test_prompts_stay():
     assert nfe == 4
 
 
+@pytest.mark.slow
 def test_it_gives_up():
     """The network wants each row otherwise than it is, so that no round is better."""
 
@@ -117,6 +116,7 @@ def test_it_gives_up():
     assert run(replace(first, patience=50, rounds=7), contrary)[2] == 7
 
 
+@pytest.mark.slow
 def test_noise_is_no_correction_and_steps_of_the_first_count():
     """Reverse sampling of hybrid noise, by a network that is surest of the mask."""
     sampler = SelfCorrection(first=Reverse(steps=3), rounds=5, temperature=1.0)
@@ -134,6 +134,7 @@ def test_noise_is_no_correction_and_steps_of_the_first_count():
     np.testing.assert_allclose(times[3:], 0.01, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_the_rows_beside_it(key):
     """`AtOnce` takes as many steps for a row as its first token says."""
     table = 3 * jax.random.normal(jax.random.key(3), (5, 5))
