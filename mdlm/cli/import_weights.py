@@ -20,6 +20,7 @@ def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
         Path(args.out),
         source=Path(args.experiment).read_text(),
         overrides=changes,
+        dtype=args.dtype,
     )
     print(f"{args.out}: {parameters:,} parameters from {args.weights}")
     return 0
@@ -29,6 +30,11 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("weights", help=".safetensors in the layout of the MDLM repository")
     sub.add_argument("experiment", help="an experiment file whose network has their sizes")
     sub.add_argument("--out", required=True, help="run folder to make")
+    sub.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the weights that are kept (default: as in the file)",
+    )
 
 
 COMMAND = Command(
