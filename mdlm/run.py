@@ -17,8 +17,8 @@ from mdlm.cluster import process_group
 from mdlm.data.dataset import Dataset, TextData
 from mdlm.data.mixture import Mixture
 from mdlm.errors import InputError
-from mdlm.evals.nll import Metric, Report
-from mdlm.evals.scorer import Scorer, check_same_data
+from mdlm.evals.nll import Metric
+from mdlm.evals.scorer import Report, Scorer, check_same_data
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.model import Model
