@@ -2,12 +2,8 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mdlm.cli.common import Command, experiment_of
-
-if TYPE_CHECKING:  # what a `--help` need not wait for
-    pass
 
 
 def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
@@ -37,9 +33,20 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     )
 
 
+IMPORT_HELP = """\
+examples:
+  mdlm import mdlm.safetensors experiments/owt_small.py --out runs/published
+  mdlm import mdlm.safetensors experiments/owt_small.py --out runs/half --dtype bfloat16
+
+The folder holds weights and no training state. `mdlm eval` and `mdlm sample` use them in their
+dtype; `mdlm train EXPERIMENT --out` that folder begins with them at step 0, in float32, as does
+--init-from that folder for another run."""
+
+
 COMMAND = Command(
     name="import",
     help="make a run folder from published MDLM weights",
+    epilog=IMPORT_HELP,
     arguments=arguments,
     run=run,
     takes_settings=True,
