@@ -127,13 +127,10 @@ def train(recipe: str, dataset, args: argparse.Namespace, seed: int, ratio: floa
     """One run, its result in quality.json."""
     import jax
 
-    from mdlm.evals.scorer import Scorer
     from mdlm.experiment.model import Model
-    from mdlm.runs.checkpoints import Checkpoints
     from mdlm.runs.folder import RunFolder
-    from mdlm.train.loop import Evaluated, Stepped
-    from mdlm.train.loop import train as loop
-    from mdlm.train.step import abstract_state
+    from mdlm.runs.parameters import restore_parameters
+    from mdlm.train.loop import Evaluated, Stepped, Trainer
 
     steps = round(args.minutes * 60 / args.step_seconds / ratio)
     e = experiment(recipe, args.corpus, steps, seed)
@@ -143,19 +140,18 @@ def train(recipe: str, dataset, args: argparse.Namespace, seed: int, ratio: floa
         return
     if not folder.exists:
         folder.begin(EXPERIMENT.read_text(), [], e)
+    model, mesh = Model.on(e, dataset), e.mesh.build()
+    trainer = Trainer(model, mesh, e.optimizer.build(steps), dataset, folder)
     curve = []
-    for event in loop(e, dataset, folder):
+    for event in trainer.run():
         if isinstance(event, Evaluated):
             share = event.step / steps
             curve.append((share * args.minutes * 60, event.metrics[0].value))
             print(f"{folder.path} {share:4.0%} {curve[-1][1]:.4f}", flush=True)
         elif isinstance(event, Stepped):
             speed = event.metrics.get("tokens_per_second")
-    model, mesh = Model(e, dataset.vocab), e.mesh.build()
-    abstract = abstract_state(model, e.optimizer.build(steps), mesh)
-    with Checkpoints(folder.checkpoints) as checkpoints:
-        ema = checkpoints.restore_part({"ema": abstract["ema"]})["ema"]
-    metric = Scorer(model, mesh, dataset).run(ema, e.evaluation)[0]
+    _, ema = restore_parameters(folder, model.abstract_params(mesh))
+    metric = trainer.scorer.run(ema, e.evaluation)[0]
     result = {
         "recipe": recipe,
         "changes": RECIPES[recipe],

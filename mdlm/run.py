@@ -16,22 +16,24 @@ import jax
 from mdlm.cluster import process_group
 from mdlm.data.dataset import Dataset, TextData
 from mdlm.data.mixture import Mixture
-from mdlm.evals.nll import Metric, Report
-from mdlm.evals.scorer import Scorer, check_same_data
+from mdlm.errors import InputError
+from mdlm.evals.nll import Metric
+from mdlm.evals.scorer import Report, Scorer, check_same_data
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.model import Model
 from mdlm.generation.generator import Generation, Generator, window_of, within_reach
 from mdlm.objectives.clip_search import Interval
 from mdlm.parallel.mesh import MeshShape
-from mdlm.runs.checkpoints import Checkpoints
+from mdlm.runs import weights
 from mdlm.runs.folder import RunFolder
+from mdlm.runs.parameters import restore_parameters
 from mdlm.samplers.base import Sampler
-from mdlm.train.step import abstract_state
 
 
 def load(path: str | Path, *, step: int | None = None, mesh: MeshShape | None = None) -> "Run":
-    """Opens a run folder at its newest checkpoint, or at that of `step`.
+    """Opens a run folder at its newest checkpoint, or at that of `step`; where it has weights and
+    no newer checkpoint, with those.
 
     It may have been trained on other devices: where its mesh does not fit those that are here, and
     `mesh` names no other, it is spread over all of them. The folder's copy of the experiment file
@@ -52,11 +54,8 @@ class Run:
         self.model = Model(self.experiment, self.tokenizer.vocab, self.folder.counts())
         self.shape = mesh or self.experiment.mesh.fitting(len(jax.devices()))
         self.mesh = self.shape.build()
-        tx = self.experiment.optimizer.build(self.experiment.train.steps)
-        state = abstract_state(self.model, tx, self.mesh)
-        with Checkpoints(self.folder.checkpoints, read_only=True) as checkpoints:
-            found = checkpoints.restore_part({"step": state["step"], "ema": state["ema"]}, step)
-        self.step, self.params = int(found["step"]), found["ema"]
+        abstract = self.model.abstract_params(self.mesh)
+        self.step, self.params = restore_parameters(self.folder, abstract, step)
 
     @property
     def remark(self) -> str | None:
@@ -65,6 +64,19 @@ class Run:
             return None
         here = MeshShape(**self.mesh.shape)
         return f"trained on a mesh of {self.experiment.mesh}, opened on one of {here}"
+
+    def save_weights(self, dtype: weights.WeightsDtype | None = None) -> Path:
+        """Writes the parameters into the run folder as `weights.safetensors`; returns the file.
+
+        `dtype` is that of the network's tensors, by default their own. Raises InputError if a
+        value is too large for it, or if the parameters are spread over several processes.
+        """
+        if jax.process_count() > 1:
+            raise InputError("weights are written by one process: open the run with one")
+        known = self.folder.config().get("fingerprint")
+        return weights.write(
+            self.folder.path, self.params, step=self.step, dtype=dtype, fingerprint=known
+        )
 
     @cached_property
     def dataset(self) -> Dataset:

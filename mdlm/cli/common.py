@@ -89,7 +89,9 @@ def writable(name: str) -> Path:
 
 def add_run(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run_folder", metavar="RUN", help="a run folder")
-    sub.add_argument("--step", type=int, help="checkpoint of that step (default: the newest)")
+    sub.add_argument(
+        "--step", type=int, help="checkpoint of that step (default: newest checkpoint or weights)"
+    )
     sub.add_argument("--json", action="store_true", help="print JSON")
 
 

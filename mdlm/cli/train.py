@@ -124,7 +124,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="keep checkpoints there: a folder, or a URL such as gs://... (default: in --out)",
     )
-    sub.add_argument("--init-from", metavar="RUN", help="begin with the parameters of a run")
+    sub.add_argument("--init-from", metavar="RUN", help="begin with the EMA parameters of a run")
     sub.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     sub.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases")
     add_process_group(sub)

@@ -1,27 +1,17 @@
-"""Perplexity: an objective's bound (or exact likelihood) over a whole split.
+"""Perplexity: what sums of an objective's bound (or exact likelihood) over a split come to.
 
-A pass scores every token of the split once, with noise times stratified over all of its rows and
-dealt to them at random. `passes` independent passes give the mean and its Monte-Carlo standard
-error (their standard deviation / sqrt(passes)); the spread of the rows' own means gives the
-standard error over sequences, which is about the split rather than about the noise.
+Independent passes over the split give the mean and its Monte-Carlo standard error (their standard
+deviation / sqrt(passes)); the spread of the rows' own means gives the standard error over
+sequences, which is about the split rather than about the noise.
 
     nats per token   sum of bounds / scored tokens          perplexity   exp of that
     bits per byte    sum of bounds / (ln 2 * bytes of the text that the tokens spell)
 """
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-
-Score = Callable[[int, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
-"""`(pass number, batch) -> (bound [b], count [b])`: sums over each row, nats and tokens."""
-
-Batches = Callable[[], Iterable[dict[str, np.ndarray]]]
-
-Report = Callable[[int, int], None]
-"""`(rows scored, rows to score)`, over all passes."""
 
 
 @dataclass(frozen=True)
@@ -43,32 +33,6 @@ class Metric:
         mc = "" if self.stderr is None else f" +- {self.stderr:.4f} (noise)"
         rows = "" if self.stderr_rows is None else f" +- {self.stderr_rows:.4f} (sequences)"
         return f"{self.name:24s} {self.value:9.4f}{mc}{rows}   [{self.protocol}]"
-
-
-def passes(
-    score: Score,
-    batches: Batches,
-    *,
-    count: int,
-    rows: int,
-    seed: int,
-    report: Report = lambda done, total: None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores a split `count` times. Returns bounds (nats) and numbers of scored tokens, both by
-    pass and row, `[passes rows]`, float64."""
-    bound, tokens = np.zeros((count, rows)), np.zeros((count, rows))
-    done = 0
-    for number in range(count):
-        deal = np.random.default_rng((seed, number)).permutation(rows).astype(np.int32)
-        for batch in batches():
-            row = np.asarray(batch["row"])
-            filled = np.asarray(batch["loss_mask"]).any(axis=-1)
-            nats, scored = score(number, {**batch, "row": deal[row]})
-            bound[number, row[filled]] = nats[filled]
-            tokens[number, row[filled]] = scored[filled]
-            done += int(filled.sum())
-            report(done, rows * count)
-    return bound, tokens
 
 
 def summarise(

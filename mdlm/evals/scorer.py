@@ -1,8 +1,12 @@
-"""Scoring a split with a set of parameters: an evaluator, a compiled score and the data, joined."""
+"""Scoring a split with a set of parameters: the compiled score, and the loop over batches.
+
+A pass scores every token of the split once, with noise times stratified over all of its rows and
+dealt to them at random.
+"""
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
 
@@ -18,7 +22,7 @@ from mdlm.data.loader import evaluation_batches
 from mdlm.data.mixture import Mixture
 from mdlm.errors import InputError
 from mdlm.evals.ngrams import Baselines
-from mdlm.evals.nll import Metric, Report, passes, summarise
+from mdlm.evals.nll import Metric, summarise
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.experiment.model import Model
 from mdlm.objectives.block import BlockNelbo
@@ -30,6 +34,14 @@ from mdlm.types import ArrayTree, Batch
 
 TABLE_TOKENS = 2**24
 """Tokens of a stored training split that tables of counts are learnt from, all in memory."""
+
+Score = Callable[[int, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
+"""`(pass number, batch) -> (bound [b], count [b])`: sums over each row, nats and tokens."""
+
+Batches = Callable[[], Iterable[dict[str, np.ndarray]]]
+
+Report = Callable[[int, int], None]
+"""`(rows scored, rows to score)`, over all passes."""
 
 
 def other_text(data: TextData | Mixture) -> str:
@@ -150,6 +162,32 @@ class Scorer:
             ):
                 out.append(Metric(unit, total / of, None, None, part.tokens, protocol))
         return out
+
+
+def passes(
+    score: Score,
+    batches: Batches,
+    *,
+    count: int,
+    rows: int,
+    seed: int,
+    report: Report = lambda done, total: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores a split `count` times. Returns bounds (nats) and numbers of scored tokens, both by
+    pass and row, `[passes rows]`, float64."""
+    bound, tokens = np.zeros((count, rows)), np.zeros((count, rows))
+    done = 0
+    for number in range(count):
+        deal = np.random.default_rng((seed, number)).permutation(rows).astype(np.int32)
+        for batch in batches():
+            row = np.asarray(batch["row"])
+            filled = np.asarray(batch["loss_mask"]).any(axis=-1)
+            nats, scored = score(number, {**batch, "row": deal[row]})
+            bound[number, row[filled]] = nats[filled]
+            tokens[number, row[filled]] = scored[filled]
+            done += int(filled.sum())
+            report(done, rows * count)
+    return bound, tokens
 
 
 def compile_score(model: Model, mesh: Mesh) -> Callable[..., tuple[Array, Array]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 import jax
 import numpy as np
 from jax import Array
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Int, Key
 
 from mdlm.data.dataset import Dataset
@@ -13,6 +14,7 @@ from mdlm.experiment.experiment import Experiment, refuse_blocks, refuse_part
 from mdlm.keys import stream
 from mdlm.models import network as networks
 from mdlm.objectives.base import Objective
+from mdlm.parallel.sharding import Path, Rest, parameter_sharding
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.samplers.base import Sampler
@@ -67,6 +69,29 @@ class Model:
         params = {"network": networks.init(self.experiment.network, key, self.columns)}
         learned = self.process.init(stream(key, "process"))
         return {**params, "process": learned} if learned else params
+
+    def abstract_params(self, mesh: Mesh | AbstractMesh) -> ArrayTree:
+        """Shapes, dtypes and shardings of the parameters on a mesh; nothing is computed.
+
+        Raises InputError if the network or its rows cannot be split over the mesh.
+        """
+        return self.on_mesh(mesh, jax.eval_shape(self.init, jax.random.key(0)))
+
+    def on_mesh(self, mesh: Mesh | AbstractMesh, shapes: ArrayTree) -> ArrayTree:
+        """The shapes of parameters, or of anything with arrays named like them (gradients, the
+        optimizer's moments, an average), with their shardings on a mesh.
+
+        Raises InputError if the network or its rows cannot be split over the mesh.
+        """
+        network = self.experiment.network
+        network.check_mesh(mesh, self.experiment.data.packing.length)
+        rests = networks.rests(network, self.columns)
+        uses: dict[Path, Rest] = {("network", *path): rest for path, rest in rests.items()}
+        return jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            shapes,
+            parameter_sharding(mesh, shapes, uses),
+        )
 
     def bound_process(self, params: ArrayTree) -> Process:
         """The process with what it has learned."""

@@ -8,14 +8,15 @@ import jax
 from mdlm.data.dataset import TextData
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Experiment
+from mdlm.experiment.identity import fingerprint
 from mdlm.experiment.model import Model
 from mdlm.interop import mdlm_torch
+from mdlm.keys import stream
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.network import count_parameters
-from mdlm.runs.checkpoints import Checkpoints
+from mdlm.runs import weights as weights_file
 from mdlm.runs.folder import RunFolder
-from mdlm.train.step import create_state
 
 
 def import_weights(
@@ -25,10 +26,13 @@ def import_weights(
     *,
     source: str,
     overrides: list[tuple[str, str]],
+    dtype: weights_file.WeightsDtype | None = None,
 ) -> int:
-    """Makes a run folder, at step 0, from weights in the layout of the MDLM repository.
+    """Makes a run folder that holds weights, in the layout of the MDLM repository, and no training
+    state. They are kept in `dtype`, by default each in that of the file.
 
-    Returns the number of parameters. InputError where the sizes are not the experiment's.
+    Returns the number of parameters. Raises InputError if the sizes are not the experiment's, or
+    a value is too large for the dtype.
     """
     folder = RunFolder(out)
     if folder.exists:
@@ -43,12 +47,14 @@ def import_weights(
         data = replace(data, store=None)
     tokenizer = data.load(None).tokenizer
     model = Model(experiment, tokenizer.vocab)
-    params = mdlm_torch.params_from(mdlm_torch.read(weights), network, model.columns)
+    tensors = mdlm_torch.read(weights, dtype)
+    params = {"network": mdlm_torch.stacked(tensors, network, model.columns)}
+    # What a process learns is not in the file: it starts as in training.
+    start = stream(jax.random.key(experiment.seed), "init")
+    learned = jax.jit(lambda key: model.init(key).get("process", {}))(start)
+    if learned:
+        params["process"] = learned
     folder.begin(source, overrides, experiment)
     tokenizer.save(folder.data)
-    tx = experiment.optimizer.build(experiment.train.steps)
-    state = create_state(model, tx, experiment.mesh.build(), jax.random.key(experiment.seed))
-    imported = {"network": jax.tree.map(lambda a: jax.numpy.asarray(a), params)}
-    with Checkpoints(folder.checkpoints) as checkpoints:
-        checkpoints.save(0, {**state, "params": imported, "ema": imported}, {"position": 0})
-    return count_parameters(params)
+    weights_file.write(folder.path, params, step=0, fingerprint=fingerprint(experiment))
+    return count_parameters(params["network"])

@@ -8,19 +8,22 @@ is exact. Both the diffusion transformer and the autoregressive baseline are cov
 
 import importlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.flax import load_file
+from safetensors import SafetensorError, safe_open
 
 from mdlm.errors import InputError
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.network import Params, shapes
 from mdlm.models.rotary import ROTARY_BASE
+from mdlm.runs.weights import WeightsDtype, cast
 
 Tensors = dict[str, np.ndarray]
 
@@ -57,30 +60,43 @@ _OUTSIDE_CONDITIONED = {
 }
 
 
-def read(path: str | Path) -> Tensors:
-    """The tensors of a file, float32, by their plain names (wrappers' prefixes taken off).
+def read(path: str | Path, dtype: WeightsDtype | None = None) -> Tensors:
+    """The tensors of a file by their plain names (wrappers' prefixes taken off), in `dtype` or each
+    in its own.
 
     `.safetensors` files are read directly. PyTorch's own formats (`.bin`, `.ckpt`, `.pt`, `.pth`)
     need torch installed and are read with `weights_only=True`; of a training checkpoint, its
     `state_dict` is taken, which holds the last weights and not their moving average. Raises
-    InputError where the file is missing, unreadable or of another kind.
+    InputError if the file is missing, unreadable or of another kind, or if a value is too large
+    for the dtype.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        try:
-            raw = load_file(path)
-        except SafetensorError as error:
-            raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+        raw = _read_safetensors(path)
     elif path.suffix in (".bin", ".ckpt", ".pt", ".pth"):
         raw = _read_torch(path)
     else:
         raise InputError(f"{path}: expected .safetensors, .bin, .ckpt, .pt or .pth")
-    return _unwrapped({name: np.asarray(value, np.float32) for name, value in raw.items()})
+    if dtype is None:
+        return _unwrapped(dict(raw))
+    wanted = np.dtype(dtype)
+    return _unwrapped({name: cast(name, value, wanted) for name, value in raw})
 
 
-def _read_torch(path: Path) -> dict[str, Any]:
+def _read_safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and tensors, one after the other."""
+    try:
+        with safe_open(path, "numpy") as file:
+            for name in file.keys():
+                yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _read_torch(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and tensors of a PyTorch pickle."""
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
@@ -95,8 +111,13 @@ def _read_torch(path: Path) -> dict[str, Any]:
             f"torch cannot load {path} as plain weights ({type(error).__name__}):"
             " give the weights as .safetensors"
         ) from error
-    content = content.get("state_dict", content)
-    return {k: v.float().numpy() for k, v in content.items() if isinstance(v, torch.Tensor)}
+    for name, value in content.get("state_dict", content).items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        if value.dtype == torch.bfloat16:  # which NumPy does not know
+            yield name, value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        else:
+            yield name, value.numpy()
 
 
 def _unwrapped(tensors: Tensors) -> Tensors:
@@ -138,7 +159,12 @@ def infer(tensors: Tensors) -> dict[str, Any]:
 
 
 def params_from(tensors: Tensors, network: DiT | CausalTransformer, columns: int) -> Params:
-    """The parameters of `network` from tensors in the reference layout.
+    """The parameters of `network` from tensors in the reference layout, see `stacked`."""
+    return jax.tree.map(jnp.asarray, stacked(tensors, network, columns))
+
+
+def stacked(tensors: Tensors, network: DiT | CausalTransformer, columns: int) -> Params:
+    """Parameters from tensors in the reference layout, on the host and in the tensors' dtypes.
 
     Raises InputError that names the first tensor that is missing, unexpected or of another shape
     than the network's.
@@ -161,12 +187,11 @@ def params_from(tensors: Tensors, network: DiT | CausalTransformer, columns: int
 
     layers: dict[str, list[np.ndarray]] = {}
     for name, (path, _) in names.items():  # blocks come in order
-        value = np.asarray(tensors[name], np.float32)
+        value = np.asarray(tensors[name])
         layers.setdefault(path, []).append(value.T if _is_kernel(path) else value)
     params: Params = {}
     for path, values in layers.items():
-        stacked = np.stack(values) if path.startswith("blocks.") else values[0]
-        _set(params, path, jnp.asarray(stacked))
+        _set(params, path, np.stack(values) if path.startswith("blocks.") else values[0])
     return params
 
 

@@ -220,13 +220,14 @@ def norm(kind: NormKind, width: int) -> LayerNorm | RMSNorm:
 
 
 class Embedding(nnx.Module):
-    """A row of a learned table per token. Ids must be below the number of rows."""
+    """A row of a learned table per token, float32. Ids must be below the number of rows."""
 
     def __init__(self, columns: int, width: int, rngs: nnx.Rngs):
         self.table = nnx.Param(_uniform(rngs.params(), (columns, width), width), rest="table")
 
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-        return applied(lambda table, tokens: table[tokens], self.table[...], tokens)
+        rows = applied(lambda table, tokens: table[tokens], self.table[...], tokens)
+        return rows.astype(jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -23,8 +23,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
-from mdlm.runs.checkpoint_paths import first_line, located, reach, steps_in
 from mdlm.errors import InputError
+from mdlm.runs.checkpoint_paths import first_line, located, reach, steps_in
+from mdlm.runs.weights import named
 from mdlm.types import ArrayTree
 
 METRIC = "nelbo"
@@ -159,7 +160,7 @@ class Checkpoints:
             found = reader.metadata(self.folder / str(step) / "state").item_metadata
             if found is None:
                 raise ValueError("the list of its arrays is missing or damaged")
-        return {_name(path): tuple(leaf.shape) for path, leaf in _leaves(found.tree)}
+        return {name: tuple(leaf.shape) for name, leaf in named(found.tree).items()}
 
     @contextmanager
     def _reading(self, step: int | None = None) -> Iterator[None]:
@@ -202,22 +203,13 @@ class Checkpoints:
 
     def _check_shapes(self, step: int, abstract: ArrayTree) -> None:
         there = self._stored(step)
-        for path, leaf in _leaves(abstract):
-            shape = there.get(_name(path))
+        for name, leaf in named(abstract).items():
+            shape = there.get(name)
             if shape != tuple(leaf.shape):
                 raise InputError(
-                    f"{self.folder}: the checkpoint of step {step} has {_name(path)} of shape"
+                    f"{self.folder}: the checkpoint of step {step} has {name} of shape"
                     f" {shape}, this experiment has {tuple(leaf.shape)}"
                 )
-
-
-def _leaves(tree: ArrayTree) -> list:
-    return jax.tree_util.tree_leaves_with_path(tree)
-
-
-def _name(path: tuple) -> str:
-    parts = [getattr(p, "key", getattr(p, "idx", getattr(p, "name", None))) for p in path]
-    return ".".join(str(part) for part in parts)
 
 
 def _let_readers_end(error: BaseException | None) -> None:

@@ -3,7 +3,8 @@
 experiment.py   the experiment file, as it was            metrics.jsonl   one line per entry
 config.json     its values, the overrides, fingerprint    samples.txt     text by step
 env.json        versions, devices, git state              curves.png      the picture
-data/           the tokenizer, token counts               checkpoints/
+data/           the tokenizer, token counts               checkpoints/    training states
+weights.safetensors   parameters alone, where they were imported or written
 """
 
 import json

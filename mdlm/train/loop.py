@@ -1,10 +1,10 @@
-"""The training loop on the host: feeds the step, looks at the run now and then, and saves it.
+"""The training loop on the host: feeds the step, logs, evaluates and saves the run.
 
-It is a generator of events; whoever iterates draws them (the command line as a progress bar) and
-may stop it at any step through `should_stop`, upon which a checkpoint is saved first. Metrics are
-fetched one step late, so the host hands the device its next step before it reads the last one;
-batches are put on the devices ahead of time, by the loader's thread. Metrics that are read may end
-the run, or send it back to a checkpoint (see `mdlm.train.guard`).
+`Trainer.run` is a generator of events; whoever iterates draws them (the command line as a progress
+bar) and may stop it at any step through `should_stop`, upon which a checkpoint is saved first.
+Metrics are fetched one step late, so the host hands the device its next step before it reads the
+last one; batches are put on the devices ahead of time, by the loader's thread. Metrics that are
+read may end the run, or send it back to a checkpoint (see `mdlm.train.guard`).
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -13,14 +13,16 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
+from jax.sharding import Mesh
 
 from mdlm.cluster import process_group
 from mdlm.data.dataset import Dataset
 from mdlm.data.loader import HostBatch, TrainLoader
+from mdlm.data.prefetch import Feed
 from mdlm.errors import InputError
 from mdlm.evals.nll import Metric
 from mdlm.evals.scorer import Scorer
-from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import recorded
 from mdlm.experiment.model import Model
 from mdlm.models.network import count_parameters
@@ -90,155 +92,221 @@ class Stopped:
 
 
 Event = Began | Stepped | Evaluated | Spiked | Profiled | Saved | Stopped
-Look = Callable[[int, ArrayTree], None]
-"""Called with (step, averaged parameters) when it is time to sample."""
+Sample = Callable[[int, ArrayTree], None]
+"""Called with (step, EMA parameters)."""
 
 
-def train(
-    experiment: Experiment,
-    dataset: Dataset,
-    folder: RunFolder,
-    *,
-    initial: ArrayTree | None = None,
-    sample: Look | None = None,
-    profile: int = 0,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Iterator[Event]:
-    """Trains to the last step, from the folder's newest checkpoint if it has one.
+@dataclass(frozen=True)
+class Pending:
+    """Metrics that are still on the devices, of a step, and the data position after it."""
 
-    `initial` replaces the fresh parameters of a run that has none; `profile` steps are traced.
-    InputError where mesh, batch, checkpoint or data do not fit; Diverged where too many steps in a
-    row were not finite.
+    step: int
+    metrics: dict[str, jax.Array]
+    position: int
+
+
+class Trainer:
+    """Trains one run, from its folder's newest checkpoint if it has one. For one `run` only.
+
+    Args:
+        model: what is trained; its experiment says how long, and how often the rest is done.
+        mesh: the devices.
+        tx: the optimizer, built for the run's number of steps.
+        dataset: the training split, and what is evaluated on.
+        folder: takes checkpoints, log and profile.
+        initial: replaces the fresh parameters of a run that has no checkpoint.
+        sample: called when it is time to sample.
+        profile: steps to trace.
+
+    Raises InputError if the batch or the network do not fit the mesh.
     """
-    settings = experiment.train
-    mesh = experiment.mesh.build()
-    check_batch(mesh, settings.batch_size, settings.accumulate)
-    model = Model.on(experiment, dataset)
-    tx = experiment.optimizer.build(settings.steps)
-    loader = TrainLoader(
-        dataset.train.rows,
-        settings.batch_size,
-        experiment.seed,
-        rows_here(mesh, settings.batch_size),
-    )
-    abstract = abstract_state(model, tx, mesh)
-    state: State
-    with Checkpoints(folder.checkpoints, settings.keep, settings.keep_every) as checkpoints:
-        if checkpoints.latest is None:
-            state = create_state(model, tx, mesh, jax.random.key(experiment.seed))
-            data: dict[str, Any] = {"position": 0}
-            if initial is not None:
-                state = started_from(state, initial)
-        else:
-            state, data = restored(checkpoints, abstract)
-        step, position = int(state["step"]), data["position"]
-        judge = Guard(settings, data)
-        folder.rewind(step)
-        parameters = count_parameters(state["params"])
-        yield Began(step, settings.steps, parameters, mesh.size)
 
-        train_step = compile_step(model, tx, mesh)
-        scorer = Scorer(model, mesh, dataset)
-        order = balanced_order(settings.batch_size)
-        quick = replace(experiment.evaluation, passes=1, ngrams=False)
-        saved, nelbo = checkpoints.latest, None
-        profiler = Profiler(folder.path, profile, step, folder.writes)
-        pending: tuple[int, dict[str, jax.Array], int] | None = None
-        running: dict[str, Any] | None = None
+    state: State
+    """Of the run, as are the following, once `run` has begun."""
+    made: int
+    """Steps made."""
+    position: int
+    """Position in the data after the last step's batch."""
+    saved: int | None
+    """Step of the newest checkpoint."""
+
+    def __init__(
+        self,
+        model: Model,
+        mesh: Mesh,
+        tx: optax.GradientTransformation,
+        dataset: Dataset,
+        folder: RunFolder,
+        *,
+        initial: ArrayTree | None = None,
+        sample: Sample | None = None,
+        profile: int = 0,
+    ):
+        experiment = model.experiment
+        size = experiment.train.batch_size
+        check_batch(mesh, size, experiment.train.accumulate)
+        self.settings = experiment.train
+        self.model, self.mesh, self.tx, self.folder = model, mesh, tx, folder
+        self.initial, self.sample, self.profile = initial, sample, profile
+        self.abstract = abstract_state(model, tx, mesh)
+        self.train_step = compile_step(model, tx, mesh)
+        self.scorer = Scorer(model, mesh, dataset)
+        self.validation = replace(experiment.evaluation, passes=1, ngrams=False)
+        self.loader = TrainLoader(dataset.train.rows, size, experiment.seed, rows_here(mesh, size))
+        self.order = balanced_order(size)
+        self.metrics: dict[str, Any] | None = None
+        self.pending: Pending | None = None
+        self.nelbo: float | None = None
+
+    def run(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        """Trains to the last step; stops before it, with the state saved, once `should_stop()`.
+
+        Raises InputError if checkpoint or data do not fit, and Diverged if too many steps in a row
+        were not finite.
+        """
+        settings = self.settings
+        with Checkpoints(
+            self.folder.checkpoints, settings.keep, settings.keep_every
+        ) as self.checkpoints:
+            self._begin()
+            parameters = count_parameters(self.state["params"])
+            yield Began(self.made, settings.steps, parameters, self.mesh.size)
+            self.profiler = Profiler(self.folder.path, self.profile, self.made, self.folder.writes)
+            self.batches = self._batches()
+            self.meter = Meter(self.model, self.mesh, lambda: self.batches.stalled)
+            try:
+                while self.made < settings.steps and not should_stop():
+                    self.step()
+                    yield from self._after_step()
+                yield from self.log()
+                if self.saved != self.made:
+                    yield self.save()
+                self.checkpoints.wait()
+                if self.made < settings.steps:
+                    yield Stopped(self.made)
+            finally:
+                self.profiler.close()
+                self.batches.close()
+
+    def step(self) -> None:
+        """Hands the next batch to the devices, which work on while the host goes on."""
+        self.position, batch = next(self.batches)
+        if self.metrics is None:
+            process_group.compile_together(self.train_step, self.state, batch)
+        self.profiler.before(self.made, self.train_step, self.state, batch)
+        self.state, self.metrics = self.train_step(self.state, batch)
+        self.made += 1
+
+    def log(self) -> Generator[Event, None, bool]:
+        """Fetches and logs the metrics that are pending. True if they sent the run back.
+
+        Raises Diverged if the run is to end.
+        """
+        if self.pending is None:
+            return False
+        pending, self.pending = self.pending, None
+        stepped = Stepped(pending.step, self.meter.read(self.folder, pending.step, pending.metrics))
+        yield stepped
+        if self.guard.has_given_up(stepped.metrics):
+            self.checkpoints.wait()
+            raise Diverged(given_up(stepped, self.checkpoints))
+        spike = self.guard.spike(stepped.metrics["loss"])
+        if self.settings.spike is not None:  # a loss may differ in its last bit between processes
+            found = process_group.broadcast(lambda: spike and vars(spike))
+            spike = found and Spike(**found)
+        if spike is None:
+            return False
+        back_to = self.checkpoints.latest if self.guard.may_rewind else None
+        yield Spiked(pending.step, spike, back_to)
+        if back_to is None:
+            self.folder.log("spike", pending.step, vars(spike))
+            return False
+        self._go_back(back_to, pending, spike)
+        return True
+
+    def evaluate(self) -> Evaluated:
+        """Evaluates the EMA parameters; the result ranks the next checkpoint that is saved."""
+        found = self.scorer.run(self.state["ema"], self.validation, self.settings.eval_rows)
+        self.nelbo = found[0].value
+        self.folder.log("valid", self.made, {m.name: m.value for m in found})
+        return Evaluated(self.made, found)
+
+    def save(self) -> Saved:
+        """Starts writing a checkpoint."""
+        data = {
+            "position": self.position,
+            "run": recorded(self.model.experiment),
+            **self.guard.memory,
+        }
+        self.checkpoints.save(self.made, self.state, data, self.nelbo)
+        self.saved, self.nelbo = self.made, None
+        return Saved(self.made)
+
+    def _begin(self) -> None:
+        """Takes the newest checkpoint, or makes the state before the first step."""
+        data: dict[str, Any] = {"position": 0}
+        self.saved = self.checkpoints.latest
+        if self.saved is not None:
+            self.state, data = restored(self.checkpoints, self.abstract)
+        else:
+            key = jax.random.key(self.model.experiment.seed)
+            self.state = create_state(self.model, self.tx, self.mesh, key)
+            if self.initial is not None:
+                self.state = started_from(self.state, self.initial)
+        self.initial = None  # its memory is free
+        self.made, self.position = int(self.state["step"]), data["position"]
+        self.guard = Guard(self.settings, data)
+        self.folder.rewind(self.made)
+
+    def _after_step(self) -> Iterator[Event]:
+        """What is due between a step and the next one."""
+        settings = self.settings
+        if (yield from self.log()):
+            return
+        last = self.made == settings.steps
+        if self.made % settings.log_every == 0 or last:
+            assert self.metrics is not None
+            self.pending = Pending(self.made, self.metrics, self.position)
+        self.meter.steps += 1
+        if (traced := self.profiler.after(self.made, self.state)) is not None:
+            yield Profiled(self.made, traced)
+            self.meter.skip()
+        if last or due(self.made, settings.eval_every):
+            yield self.evaluate()
+            self.meter.skip()
+        if self.sample and (last or due(self.made, settings.sample_every)):
+            self.sample(self.made, self.state["ema"])
+            self.meter.skip()
+        if last or due(self.made, settings.checkpoint_every):
+            if (yield from self.log()):  # before a spike is saved
+                return
+            yield self.save()
+
+    def _go_back(self, step: int, spiked: Pending, spike: Spike) -> None:
+        """Continues from the checkpoint of `step` with the batches after those of a spike."""
+        self.checkpoints.wait()
+        self.batches.close()
+        self.state = {}  # before another takes its memory
+        self.state, data = restored(self.checkpoints, self.abstract)
+        self.guard = Guard(self.settings, {**data, "rewinds": self.guard.rewinds + 1})
+        self.made, self.position, self.saved, self.nelbo = step, spiked.position, step, None
+        self.folder.rewind(step)
+        # Of the first step that is made anew: gone again where a stopped run does it again.
+        self.folder.log("rewind", step + 1, {"from": spiked.step, **vars(spike)})
+        self.batches = self._batches()
+        self.meter.skip()
+
+    def _batches(self) -> Feed[tuple[int, Batch]]:
+        """Batches from the present position on, put on the devices ahead of time."""
 
         def on_device(rows: HostBatch) -> Batch:
-            batch = Batch(**place(mesh, in_training(rows, order)))
+            batch = Batch(**place(self.mesh, in_training(rows, self.order)))
             return jax.block_until_ready(batch)
 
         def is_idle() -> bool:
-            return running is None or running["loss"].is_ready()
+            return self.metrics is None or self.metrics["loss"].is_ready()
 
-        batches = loader.iterate(position, on_device, is_idle)
-        meter = Meter(model, mesh, lambda: batches.stalled)
-
-        def save() -> None:
-            nonlocal saved, nelbo
-            data = {"position": position, "run": recorded(experiment), **judge.memory}
-            checkpoints.save(step, state, data, nelbo)
-            saved, nelbo = step, None
-
-        def look() -> Generator[Event, None, bool]:
-            """Reads what is pending. True where that sent the run back."""
-            nonlocal pending, state, step, position, saved, nelbo, judge, batches
-            if pending is None:
-                return False
-            at, metrics, after = pending
-            pending = None
-            stepped = Stepped(at, meter.read(folder, at, metrics))
-            yield stepped
-            if judge.has_given_up(stepped.metrics):
-                checkpoints.wait()
-                raise Diverged(given_up(stepped, checkpoints))
-            spike = judge.spike(stepped.metrics["loss"])
-            if settings.spike is not None:  # a loss may differ in its last bit between processes
-                found = process_group.broadcast(lambda: spike and vars(spike))
-                spike = found and Spike(**found)
-            if spike is None:
-                return False
-            back_to = checkpoints.latest if judge.may_rewind else None
-            yield Spiked(at, spike, back_to)
-            if back_to is None:
-                folder.log("spike", at, vars(spike))
-                return False
-            checkpoints.wait()
-            batches.close()
-            state = {}  # before another takes its memory
-            state, data = restored(checkpoints, abstract)
-            judge = Guard(settings, {**data, "rewinds": judge.rewinds + 1})
-            step, position, saved, nelbo = back_to, after, back_to, None
-            folder.rewind(step)
-            # Of the first step that is made anew: gone again where a stopped run does it again.
-            folder.log("rewind", step + 1, {"from": at, **vars(spike)})
-            batches = loader.iterate(position, on_device, is_idle)
-            meter.skip()
-            return True
-
-        try:
-            while step < settings.steps and not should_stop():
-                position, batch = next(batches)
-                if running is None:
-                    process_group.compile_together(train_step, state, batch)
-                profiler.before(step, train_step, state, batch)
-                state, running = train_step(state, batch)
-                step += 1
-                if (yield from look()):
-                    continue
-                last = step == settings.steps
-                if step % settings.log_every == 0 or last:
-                    pending = (step, running, position)
-                meter.steps += 1
-                if (traced := profiler.after(step, state)) is not None:
-                    yield Profiled(step, traced)
-                    meter.skip()
-                if last or due(step, settings.eval_every):
-                    found = scorer.run(state["ema"], quick, settings.eval_rows)
-                    nelbo = found[0].value
-                    folder.log("valid", step, {m.name: m.value for m in found})
-                    yield Evaluated(step, found)
-                    meter.skip()
-                if sample and (last or due(step, settings.sample_every)):
-                    sample(step, state["ema"])
-                    meter.skip()
-                if last or due(step, settings.checkpoint_every):
-                    if (yield from look()):  # before a spike is saved
-                        continue
-                    save()
-                    yield Saved(step)
-            yield from look()
-            if saved != step:
-                save()
-                yield Saved(step)
-            checkpoints.wait()
-            if step < settings.steps:
-                yield Stopped(step)
-        finally:
-            profiler.close()
-            batches.close()
+        return self.loader.iterate(self.position, on_device, is_idle)
 
 
 def restored(checkpoints: Checkpoints, abstract: State) -> tuple[State, dict[str, Any]]:

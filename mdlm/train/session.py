@@ -19,8 +19,9 @@ import jax
 from mdlm.cluster import process_group
 from mdlm.config.describe import describe
 from mdlm.data.dataset import Dataset
+from mdlm.errors import InputError
 from mdlm.evals.nll import Metric
-from mdlm.evals.scorer import Scorer, check_same_data
+from mdlm.evals.scorer import check_same_data
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import without_stores
 from mdlm.experiment.model import Model
@@ -30,9 +31,10 @@ from mdlm.profiling import profile as profiles
 from mdlm.runs import curves
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
+from mdlm.runs.parameters import restore_parameters
+from mdlm.runs.weights import Weights
 from mdlm.runs.writers import writers
-from mdlm.train.loop import Evaluated, Event, Saved, train
-from mdlm.train.step import abstract_state
+from mdlm.train.loop import Evaluated, Event, Saved, Trainer
 from mdlm.types import ArrayTree
 from mdlm.version import __version__
 
@@ -75,9 +77,9 @@ class Session:
         settings = experiment.train
         asked = {"--checkpoints": checkpoints, "--init-from": init_from, "--profile": profile}
         process_group.check_same({**configuration(experiment), **asked}, "values")
-        mesh = experiment.mesh.build()
-        check_batch(mesh, settings.batch_size, settings.accumulate)
-        experiment.network.check_mesh(mesh, experiment.data.packing.length)
+        self.mesh = experiment.mesh.build()
+        check_batch(self.mesh, settings.batch_size, settings.accumulate)
+        experiment.network.check_mesh(self.mesh, experiment.data.packing.length)
         goes_on = self.folder.agreed(experiment)
         self.dataset: Dataset = experiment.data.load(self.folder.data if goes_on else None, report)
         self.model = Model.on(experiment, self.dataset)
@@ -87,7 +89,7 @@ class Session:
         check_same_data(self.dataset, splits)
         self.initial = self._initial(init_from)
         if profile:
-            profiles.check(profile, settings.steps - self._steps_made())
+            profiles.check(profile, settings.steps - (self._steps_made() or 0))
         self.folder.begin(source, overrides, experiment)
         if self.folder.writes:
             self.dataset.tokenizer.save(self.folder.data)
@@ -107,20 +109,23 @@ class Session:
 
     def train(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """The loop's events. Returns early, with everything saved, once `should_stop()`."""
+        initial, self.initial = self.initial, None  # the trainer drops it when it has begun
+        trainer = Trainer(
+            self.model,
+            self.mesh,
+            self.experiment.optimizer.build(self.experiment.train.steps),
+            self.dataset,
+            self.folder,
+            initial=initial,
+            sample=self._sample,
+            profile=self.profile,
+        )
+        del initial
         if self.experiment.evaluation.ngrams:
-            scorer = Scorer(self.model, self.experiment.mesh.build(), self.dataset)
-            found = scorer.ngrams(self.experiment.evaluation.split)
+            found = trainer.scorer.ngrams(self.experiment.evaluation.split)
             self.references = {m.name.split()[0]: m.value for m in found if "nats" in m.name}
         try:
-            for event in train(
-                self.experiment,
-                self.dataset,
-                self.folder,
-                initial=self.initial,
-                sample=self._sample,
-                profile=self.profile,
-                should_stop=should_stop,
-            ):
+            for event in trainer.run(should_stop):
                 self.step = event.step
                 if isinstance(event, Evaluated):
                     self.metrics = event.metrics
@@ -141,22 +146,29 @@ class Session:
         lines.append(f"next: mdlm eval {self.folder.path}    mdlm sample {self.folder.path}")
         return "\n".join(lines)
 
-    def _steps_made(self) -> int:
-        """Steps of the folder's newest checkpoint."""
+    def _steps_made(self) -> int | None:
+        """Steps of the folder's newest checkpoint, None where it has none."""
         with Checkpoints(self.folder.checkpoints, read_only=True) as checkpoints:
-            return checkpoints.latest or 0
+            return checkpoints.latest
 
     def _initial(self, init_from: str | None) -> ArrayTree | None:
-        if init_from is None:
-            return None
-        RunFolder(init_from).config()  # refuses what is no run
-        with Checkpoints(RunFolder(init_from).checkpoints, read_only=True) as checkpoints:
-            tx = self.experiment.optimizer.build(self.experiment.train.steps)
-            mesh = self.experiment.mesh.build()
-            average = abstract_state(self.model, tx, mesh)["ema"]
+        """The parameters to begin with, if they are not to be fresh: those of the run that is
+        named, or the weights of this one where it has only those."""
+        abstract = self.model.abstract_params(self.mesh)
+        if init_from is not None:
+            other = RunFolder(init_from)
+            other.config()  # refuses what is no run
             # What this run's process learns may be nothing that the other run has.
-            there = {name: part for name, part in average.items() if checkpoints.has("ema", name)}
-            return checkpoints.restore_part({"ema": there})["ema"]
+            return restore_parameters(other, abstract, some=True)[1]
+        weights = Weights.of(self.folder.path)
+        if weights is None or self._steps_made() is not None:
+            return None
+        if weights.step:
+            raise InputError(
+                f"{weights.path} is of step {weights.step}, and there is no training state to"
+                f" resume; to begin with it: --init-from {self.folder.path}, and another --out"
+            )
+        return weights.restore(abstract)
 
     def _sample(self, step: int, params: ArrayTree) -> None:
         params = within_reach(params)

@@ -23,9 +23,7 @@ from jaxtyping import Float, Int, Key
 
 from mdlm.experiment.model import Model
 from mdlm.keys import stream
-from mdlm.models.network import rests
 from mdlm.parallel.mesh import ROWS, on, replicated, row_parts
-from mdlm.parallel.sharding import parameter_sharding
 from mdlm.train import guard
 from mdlm.types import ArrayTree, Batch, LossTerms
 
@@ -48,19 +46,11 @@ def init(model: Model, tx: optax.GradientTransformation, key: Key[Array, ""]) ->
 def abstract_state(
     model: Model, tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh
 ) -> State:
-    """Shapes, types and shardings of the state, nothing computed.
+    """Shapes, dtypes and shardings of the state; nothing is computed.
 
-    InputError where the network or its rows cannot be split over the mesh.
+    Raises InputError if the network or its rows cannot be split over the mesh.
     """
-    network = model.experiment.network
-    network.check_mesh(mesh, model.experiment.data.packing.length)
-    uses: Any = {("network", *path): rest for path, rest in rests(network, model.columns).items()}
-    shapes = jax.eval_shape(partial(init, model, tx), jax.random.key(0))
-    return jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-        shapes,
-        parameter_sharding(mesh, shapes, uses),
-    )
+    return model.on_mesh(mesh, jax.eval_shape(partial(init, model, tx), jax.random.key(0)))
 
 
 def create_state(

@@ -347,6 +347,11 @@ def test_import_reproduces_the_logits_of_published_weights(work, golden, golden_
     weights = golden_folder / "mdlm_dit.safetensors"
     out = mdlm("import", weights, "published.py", "--out", "published", cwd=work)
     assert out.returncode == 0, out.stderr
+    half = ("--out", "half", "--dtype", "bfloat16")
+    assert mdlm("import", weights, "published.py", *half, cwd=work).returncode == 0
+    sizes = [(work / name / "weights.safetensors").stat().st_size for name in ("published", "half")]
+    assert 0.5 < sizes[1] / sizes[0] < 0.6
+    assert not (work / "published" / "checkpoints").exists()
     import jax.numpy as jnp
     import numpy as np
 
@@ -357,7 +362,10 @@ def test_import_reproduces_the_logits_of_published_weights(work, golden, golden_
     data = golden("mdlm_dit.npz")
     logits = run.model.denoise(run.params)(NetInput(tokens=jnp.asarray(data["x"], jnp.int32)))
     np.testing.assert_allclose(logits.logits(), data["logits_notime"], rtol=1e-5, atol=2e-5)
-    assert mdlm("sample", "published", "--steps", "4", cwd=work).returncode == 0
+    assert run.step == 0 and package.load(work / "half").params["network"]["head"][
+        "kernel"
+    ].dtype == jnp.dtype("bfloat16")
+    assert mdlm("sample", "half", "--steps", "4", cwd=work).returncode == 0
     # The sizes are what is wrong; a store that is not there would not be, for bytes need no text.
     said = refused(
         *("import", weights, "tiny.py", "--data.store", "nowhere", "--out", "wrong"), cwd=work

@@ -9,7 +9,8 @@ from held import Held
 from mdlm.data.loader import evaluation_batches
 from mdlm.data.rows.base import Rows
 from mdlm.evals.ngrams import Baselines
-from mdlm.evals.nll import passes, summarise
+from mdlm.evals.nll import summarise
+from mdlm.evals.scorer import passes
 
 
 def rows(n: int, l: int = 4) -> Rows:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -63,10 +64,29 @@ def test_prefixes_are_taken_off(tmp_path, network, prefix):
         np.testing.assert_array_equal(found[name], value)
 
 
-def test_half_precision_becomes_float32(tmp_path):
-    save_file({"a": np.array([0.5], np.float16)}, tmp_path / "weights.safetensors")
-    (value,) = read(tmp_path / "weights.safetensors").values()
-    assert value.dtype == np.float32 and value == 0.5
+def test_precision_is_kept_unless_another_is_asked_for(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    values = {"a": np.array([0.5, 1e5], np.float32), "b": np.array([1.5], ml_dtypes.bfloat16)}
+    save_file(values, path)
+    for asked in (None, "float32", "bfloat16"):
+        for name, value in read(path, asked).items():
+            assert value.dtype == (asked or values[name].dtype)
+            np.testing.assert_array_equal(value, values[name].astype(value.dtype))
+    with pytest.raises(InputError, match=r"^a has a value of 1e\+05, and float16 .*: use bfloat16"):
+        read(path, "float16")
+
+
+def test_pickles_keep_their_precision(tmp_path):
+    torch = pytest.importorskip("torch")
+    values = {"model.a": torch.tensor([0.5, 3.0]), "b": torch.tensor([[1.5]], dtype=torch.bfloat16)}
+    torch.save({"state_dict": values, "step": 3}, tmp_path / "a.ckpt")
+    found = read(tmp_path / "a.ckpt")
+    assert {name: value.dtype.name for name, value in found.items()} == {
+        "a": "float32",
+        "b": "bfloat16",
+    }
+    np.testing.assert_array_equal(found["a"], [0.5, 3.0])
+    np.testing.assert_array_equal(found["b"].astype(np.float32), [[1.5]])
 
 
 @both

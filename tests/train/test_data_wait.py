@@ -10,10 +10,11 @@ import tiny
 from mdlm.cli.progress import Progress
 from mdlm.data.loader import TrainLoader
 from mdlm.experiment.experiment import Training
+from mdlm.experiment.model import Model
 from mdlm.models.dit import DiT
 from mdlm.runs.folder import RunFolder
 from mdlm.train import loop
-from mdlm.train.loop import Began, Stepped, train
+from mdlm.train.loop import Began, Stepped, Trainer
 
 PAUSE = 0.15
 """Seconds a batch takes where the loader is slow; a step of the tiny network takes far less."""
@@ -35,8 +36,9 @@ def trained(tmp_path, name: str, steps: int = 12) -> list[dict[str, float]]:
     )
     folder = RunFolder(tmp_path / name)
     folder.begin("", [], experiment)
-    events = train(experiment, experiment.data.load(), folder)
-    found = [event.metrics for event in events if isinstance(event, Stepped)]
+    dataset, tx = experiment.data.load(), experiment.optimizer.build(steps)
+    trainer = Trainer(Model.on(experiment, dataset), experiment.mesh.build(), tx, dataset, folder)
+    found = [event.metrics for event in trainer.run() if isinstance(event, Stepped)]
     # The last is read after an evaluation, which no speed is given for.
     return [metrics for metrics in found[1:] if "tokens_per_second" in metrics]
 

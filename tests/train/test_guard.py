@@ -26,7 +26,7 @@ from mdlm.runs.folder import RunFolder
 from mdlm.times import balanced_order
 from mdlm.train import guard
 from mdlm.train.guard import BINS, ENOUGH, WINDOW, Diverged, Guard
-from mdlm.train.loop import Spiked, Stopped, in_training, restored, train
+from mdlm.train.loop import Spiked, Stopped, Trainer, in_training, restored
 from mdlm.train.step import compile_step, create_state
 from mdlm.types import Batch, LossTerms, Vocab
 
@@ -232,7 +232,9 @@ def run(experiment, dataset, folder: Path, stop_at: int | None = None) -> list:
     folder.mkdir(exist_ok=True)
     asked = lambda seen: stop_at in [event.step for event in seen]
     seen = []
-    for event in train(experiment, dataset, RunFolder(folder), should_stop=lambda: asked(seen)):
+    tx = experiment.optimizer.build(experiment.train.steps)
+    parts = Model.on(experiment, dataset), experiment.mesh.build(), tx, dataset
+    for event in Trainer(*parts, RunFolder(folder)).run(lambda: asked(seen)):
         seen.append(event)
     return seen
 
@@ -296,7 +298,8 @@ def test_its_exit_code_is_its_own(monkeypatch, capsys):
         raise Diverged("3 steps in a row")
 
     monkeypatch.setattr(cli, "_prepare_jax", lambda: None)
-    monkeypatch.setitem(cli.RUN, "train", diverge)
+    train = replace(cli.COMMANDS["train"], run=diverge)
+    monkeypatch.setitem(cli.COMMANDS, "train", train)
     assert cli.main(["train", "x.py"]) == 3
     assert capsys.readouterr().err == "mdlm: 3 steps in a row\n"
 

@@ -1,0 +1,154 @@
+"""Weights: the parameters of a run alone, in one safetensors file of its folder.
+
+They lie beside training states, or instead of them: an imported network has none. A tensor is named
+by its path in the tree of parameters, `network.blocks.qkv.kernel`. The metadata, all text:
+
+step         optimizer steps after which the parameters were taken; 0 for imported ones
+parameters   which these are: "ema", the moving average, which is what runs evaluate and sample
+dtype        of the network's tensors
+fingerprint  of the experiment, if it was known
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mdlm.errors import InputError
+from mdlm.types import ArrayTree
+
+NAME = "weights.safetensors"
+WeightsDtype = Literal["float32", "bfloat16", "float16"]
+DTYPES: dict[str, np.dtype] = {
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+}
+"""By their names in safetensors files."""
+
+
+def named(tree: ArrayTree) -> dict[str, Any]:
+    """The leaves of a tree by their dotted paths."""
+
+    def name(path: tuple) -> str:
+        parts = [getattr(p, "key", getattr(p, "idx", getattr(p, "name", None))) for p in path]
+        return ".".join(map(str, parts))
+
+    return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def cast(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`value` in another dtype. Raises InputError if a finite value is infinite there."""
+    with np.errstate(over="ignore"):
+        out = value.astype(dtype, copy=False)
+    if dtype == np.float16 and not np.array_equal(np.isfinite(out), np.isfinite(value)):
+        largest = np.abs(value[np.isfinite(value)].astype(np.float32)).max()
+        raise InputError(
+            f"{name} has a value of {largest:.3g}, and float16 ends at 65504: use bfloat16"
+        )
+    return out
+
+
+def write(
+    folder: Path,
+    params: Mapping[str, ArrayTree],
+    *,
+    step: int,
+    dtype: WeightsDtype | None = None,
+    fingerprint: str | None = None,
+) -> Path:
+    """Writes the parameters, by component, into a run folder; returns the file.
+
+    `dtype` is that of the network's tensors, by default their own. What a process has learned is
+    a few numbers and keeps its dtype. Raises InputError if a value is too large for the dtype.
+    """
+    tensors = {}
+    for name, leaf in named(params).items():
+        value = np.asarray(leaf)
+        if dtype is not None and name.startswith("network."):
+            value = cast(name, value, np.dtype(dtype))
+        tensors[name] = np.ascontiguousarray(value)
+    kinds = {value.dtype.name for name, value in tensors.items() if name.startswith("network.")}
+    metadata = {"step": str(step), "parameters": "ema", "dtype": " ".join(sorted(kinds))}
+    if fingerprint is not None:
+        metadata["fingerprint"] = fingerprint
+    # A reader, or a crash, sees the old file or the new one.
+    new = folder / f".{NAME}.new"
+    save_file(tensors, new, metadata)
+    os.replace(new, folder / NAME)
+    return folder / NAME
+
+
+class Weights:
+    """A file of weights: its names, shapes and metadata. Tensors are read by `restore`.
+
+    Raises InputError if it cannot be read.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with safe_open(path, "numpy") as file:
+                self.metadata: dict[str, str] = file.metadata() or {}
+                slices = {name: file.get_slice(name) for name in file.keys()}
+                self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+                self.dtypes = {name: part.get_dtype() for name, part in slices.items()}
+            self.step = int(self.metadata.get("step", 0))
+        except (SafetensorError, ValueError, OSError) as error:
+            raise InputError(f"{path}: cannot be read as weights ({error})") from error
+
+    @classmethod
+    def of(cls, folder: Path) -> "Weights | None":
+        """The weights of a run folder, None where it has none."""
+        path = folder / NAME
+        return cls(path) if path.is_file() else None
+
+    @property
+    def components(self) -> set[str]:
+        """What there are parameters of: "network", and "process" where it learned something."""
+        return {name.partition(".")[0] for name in self.shapes}
+
+    def restore(self, abstract: Mapping[str, ArrayTree], *, some: bool = False) -> dict[str, Any]:
+        """The parameters, each in the dtype of the file and with the sharding that `abstract` has.
+
+        Tensors are read one after the other, and by each process only those parts that its devices
+        hold. With `some`, only the components that both have are read, and the network. Raises InputError, in
+        one line with names and shapes, if tensors are missing, left over or of other shapes.
+        """
+        if some:
+            there = {"network", *self.components}
+            abstract = {name: part for name, part in abstract.items() if name in there}
+        due = named(abstract)
+        self._check({name: tuple(leaf.shape) for name, leaf in due.items()}, set(abstract), some)
+        with safe_open(self.path, "numpy") as file:
+            found = [self._put(file.get_slice(name), leaf) for name, leaf in due.items()]
+        return jax.tree.unflatten(jax.tree.structure(abstract), found)
+
+    def _put(self, tensor: Any, leaf: Any) -> jax.Array:
+        array = jax.make_array_from_callback(
+            leaf.shape, leaf.sharding, lambda index: np.ascontiguousarray(tensor[index])
+        )
+        return jax.block_until_ready(array)  # so that one tensor at a time lies on the host
+
+    def _check(self, due: dict[str, tuple[int, ...]], components: set[str], some: bool) -> None:
+        wrong = []
+        for name in sorted({*due, *self.shapes}):
+            if some and name.partition(".")[0] not in components:
+                continue
+            there, here = self.shapes.get(name), due.get(name)
+            if there != here:
+                said = [str(shape) if shape is not None else "missing" for shape in (there, here)]
+                wrong.append(f"{name} is {said[0]} there, {said[1]} here")
+            elif self.dtypes[name] not in DTYPES:
+                wrong.append(f"{name} is {self.dtypes[name]}, not {' or '.join(DTYPES)}")
+        if wrong:
+            more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+            raise InputError(
+                f"{self.path} does not fit this experiment: {'; '.join(wrong[:3])}{more}"
+            )
