@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from mdlm.cluster import process_group
 from mdlm.data.dataset import Dataset
 from mdlm.data.loader import HostBatch, TrainLoader
-from mdlm.data.prefetch import Feed
+from mdlm.data.prefetch import Prefetcher
 from mdlm.errors import InputError
 from mdlm.evals.nll import Metric
 from mdlm.evals.scorer import Scorer
@@ -296,7 +296,7 @@ class Trainer:
         self.batches = self._batches()
         self.meter.skip()
 
-    def _batches(self) -> Feed[tuple[int, Batch]]:
+    def _batches(self) -> Prefetcher[tuple[int, Batch]]:
         """Batches from the present position on, put on the devices ahead of time."""
 
         def on_device(rows: HostBatch) -> Batch:
