@@ -33,7 +33,8 @@ class Objective(abc.ABC):
     """True where the reported bound is the likelihood itself and nothing is drawn."""
 
     protocol: ClassVar[str] = ""
-    """What the reported bound is, in words, for the line in which the number is given."""
+    """What the reported bound is, in words, for the line in which the number is given. It names
+    every term of the bound that the objective leaves out."""
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked,)
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Subs,)
@@ -43,6 +44,10 @@ class Objective(abc.ABC):
     def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
         """Why it cannot be used with these, though they are of the right kinds; None if it can."""
         return None
+
+    def protocol_on(self, process: Process) -> str:
+        """`protocol`, and what is left out with the schedule of this process besides."""
+        return self.protocol
 
     @abc.abstractmethod
     def __call__(
@@ -62,6 +67,24 @@ class Objective(abc.ABC):
     def with_vocab(self, vocab: Vocab) -> Self:
         """The objective for a known vocabulary (most need not know it)."""
         return self
+
+
+def nelbo_without(*terms: str, where: str) -> str:
+    """The name of a NELBO that lacks these of its terms; `where` says what is left of it.
+
+    >>> nelbo_without("reconstruction", "prior", where="t >= 0.001")
+    'NELBO without the reconstruction and prior terms (t >= 0.001)'
+    """
+    noun = "term" if len(terms) == 1 else "terms"
+    return f"NELBO without the {' and '.join(terms)} {noun} ({where})"
+
+
+def without_start(process: Process, protocol: str) -> str:
+    """The protocol of a chain of steps on this process. The step to t = 0 is the reconstruction
+    where alpha(0) = 1; of other schedules nothing reveals what is still masked at t = 0."""
+    if not process.schedule.one_minus_alpha(jnp.zeros(())) > 0:
+        return protocol
+    return protocol.replace("NELBO", nelbo_without("reconstruction", where="alpha(0) < 1"), 1)
 
 
 def ask(

@@ -14,7 +14,7 @@ from typing import ClassVar
 from jax import Array
 from jaxtyping import Float, Key
 
-from mdlm.objectives.base import Objective, noise_and_score, refuse_rates
+from mdlm.objectives.base import Objective, noise_and_score, refuse_rates, without_start
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
@@ -30,6 +30,9 @@ class DiscreteNelbo(Objective):
     steps: int = 1000
     times: TimeSampler = LowDiscrepancy()
     protocol: ClassVar[str] = "NELBO, discrete time"
+
+    def protocol_on(self, process: Process) -> str:
+        return without_start(process, self.protocol)
 
     def __post_init__(self):
         if self.steps < 1:

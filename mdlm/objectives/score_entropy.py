@@ -47,13 +47,16 @@ class ScoreEntropy(Objective):
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked, Uniform)
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Score,)
-    protocol: ClassVar[str] = "score entropy on [t_min, 1], without the terms of its ends"
     times: TimeSampler = LowDiscrepancy()
     t_min: float = 1e-3
 
     def __post_init__(self):
         if not 0 < self.t_min < 1:
             raise ValueError(f"t_min={self.t_min} is not between 0 and 1")
+
+    @property
+    def protocol(self) -> str:
+        return f"score entropy without the reconstruction and prior terms (t >= {self.t_min:g})"
 
     def refuses(self, process: Process, parameterization: Parameterization) -> str | None:
         return parameterization.refuses(process) if isinstance(parameterization, Score) else None
