@@ -43,6 +43,16 @@ class Packing(abc.ABC):
     def frame(self) -> tuple[bool, bool]:
         """Whether every row begins with BOS, and whether every (full) row ends with EOS."""
 
+    @property
+    @abc.abstractmethod
+    def hides_padding(self) -> bool:
+        """Whether rows may have padding that the network must not see: batches then say where."""
+
+    @property
+    @abc.abstractmethod
+    def parts_documents(self) -> bool:
+        """Whether attention stays inside each document of a row: batches then number them."""
+
     @abc.abstractmethod
     def separator(self, vocab: Vocab) -> int | None:
         """What a stream that is made for this packing has after each document; None: nothing."""
@@ -94,6 +104,14 @@ class Wrap(Packing):
     @property
     def frame(self) -> tuple[bool, bool]:
         return self.row_specials, self.row_specials
+
+    @property
+    def hides_padding(self) -> bool:
+        return self.remainder == "pad"
+
+    @property
+    def parts_documents(self) -> bool:
+        return self.segments
 
     def separator(self, vocab: Vocab) -> int | None:
         return ends(vocab)[1] if self.eos else None
@@ -154,6 +172,14 @@ class Pad(Packing):
     @property
     def frame(self) -> tuple[bool, bool]:
         return self.specials, False
+
+    @property
+    def hides_padding(self) -> bool:
+        return self.pad == "exclude"
+
+    @property
+    def parts_documents(self) -> bool:
+        return False
 
     def separator(self, vocab: Vocab) -> int | None:
         """EOS, so that one store serves all packings; rows do not need it and leave it out."""

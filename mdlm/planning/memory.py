@@ -46,14 +46,13 @@ def abstract_batch(model: Model, mesh: Mesh | AbstractMesh) -> Batch:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh))
 
     tokens = (rows, packing.length)
-    is_padded = getattr(packing, "remainder", "pad") == "pad"
     return Batch(
         tokens=array(tokens, jnp.int32),
         loss_mask=array(tokens, bool),
         row=array((rows,), jnp.int32),
         rows=array((), jnp.int32),
-        is_valid=array(tokens, bool) if is_padded else None,
-        segment_ids=array(tokens, jnp.int32) if getattr(packing, "segments", False) else None,
+        is_valid=array(tokens, bool) if packing.hides_padding else None,
+        segment_ids=array(tokens, jnp.int32) if packing.parts_documents else None,
     )
 
 
