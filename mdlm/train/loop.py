@@ -20,6 +20,7 @@ from mdlm.data.loader import HostBatch, TrainLoader
 from mdlm.errors import InputError
 from mdlm.evals.nll import Metric
 from mdlm.evals.scorer import Scorer
+from mdlm.experiment.evaluation import SELECTS, split_in_training
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import recorded
 from mdlm.experiment.model import Model
@@ -56,7 +57,10 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
+    """After an evaluation of `split`: the validation split, where the data have one."""
+
     step: int
+    split: str
     metrics: list[Metric]
 
 
@@ -88,6 +92,9 @@ class Stopped:
 
     step: int
 
+
+KINDS = {"valid": "valid", "test": "test", "train": "train split"}
+"""What an evaluation of a split is called in metrics.jsonl, where "train" is a training step."""
 
 Event = Began | Stepped | Evaluated | Spiked | Profiled | Saved | Stopped
 Look = Callable[[int, ArrayTree], None]
@@ -140,7 +147,8 @@ def train(
         train_step = compile_step(model, tx, mesh)
         scorer = Scorer(model, mesh, dataset)
         order = balanced_order(settings.batch_size)
-        quick = replace(experiment.evaluation, passes=1, ngrams=False)
+        split = split_in_training(experiment.evaluation, dataset.splits)
+        quick = replace(experiment.evaluation, passes=1, ngrams=False, split=split)
         saved, nelbo = checkpoints.latest, None
         profiler = Profiler(folder.path, profile, step, folder.writes)
         pending: tuple[int, dict[str, jax.Array], int] | None = None
@@ -217,9 +225,9 @@ def train(
                     meter.skip()
                 if last or due(step, settings.eval_every):
                     found = scorer.run(state["ema"], quick, settings.eval_rows)
-                    nelbo = found[0].value
-                    folder.log("valid", step, {m.name: m.value for m in found})
-                    yield Evaluated(step, found)
+                    nelbo = found[0].value if split == SELECTS else None
+                    folder.log(KINDS[split], step, {m.name: m.value for m in found})
+                    yield Evaluated(step, split, found)
                     meter.skip()
                 if sample and (last or due(step, settings.sample_every)):
                     sample(step, state["ema"])

@@ -21,6 +21,7 @@ from mdlm.config.describe import describe
 from mdlm.data.dataset import Dataset
 from mdlm.evals.nll import Metric
 from mdlm.evals.scorer import Scorer, check_same_data
+from mdlm.experiment.evaluation import split_in_training
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import without_stores
 from mdlm.experiment.model import Model
@@ -81,7 +82,8 @@ class Session:
         goes_on = self.folder.agreed(experiment)
         self.dataset: Dataset = experiment.data.load(self.folder.data if goes_on else None, report)
         self.model = Model.on(experiment, self.dataset)
-        splits = ("train", experiment.evaluation.split)
+        self.split = split_in_training(experiment.evaluation, self.dataset.splits)
+        splits = ("train", self.split)
         for split in splits:
             getattr(self.dataset, split)  # reads and packs it: too short a text is refused here
         check_same_data(self.dataset, splits)
@@ -109,7 +111,7 @@ class Session:
         """The loop's events. Returns early, with everything saved, once `should_stop()`."""
         if self.experiment.evaluation.ngrams:
             scorer = Scorer(self.model, self.experiment.mesh.build(), self.dataset)
-            found = scorer.ngrams(self.experiment.evaluation.split)
+            found = scorer.ngrams(self.split)
             self.references = {m.name.split()[0]: m.value for m in found if "nats" in m.name}
         try:
             for event in train(
