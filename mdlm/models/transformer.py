@@ -159,7 +159,7 @@ class Block(nnx.Module):
         mask: AttentionMask,
         table: Table,
         *,
-        cond: Float[Array, "b #l c"] | None,
+        cond: Float[Array, " b #l c"] | None,
         key: Key[Array, ""] | None,
     ) -> Float[Array, "b l d"]:
         """The residual stream after this block. ValueError if it has adaLN and no `cond`."""
@@ -196,7 +196,7 @@ class Block(nnx.Module):
         q, k = (rotate(x, table).astype(v.dtype) for x in (q, k))
         return attention(q, k, v, mask, self.config.attention).reshape(y.shape)
 
-    def vectors(self, cond: Float[Array, "b #l c"] | None) -> Sequence[Array | float]:
+    def vectors(self, cond: Float[Array, " b #l c"] | None) -> Sequence[Array | float]:
         """Shift, scale and gate of the attention, then of the MLP."""
         if self.modulation is None:
             return (0.0, 0.0, 1.0) * 2
@@ -237,7 +237,7 @@ def run_blocks(
     *,
     causal: bool,
     halves: Halves | None = None,
-    cond: Float[Array, "b #l c"] | None,
+    cond: Float[Array, " b #l c"] | None,
     key: Key[Array, ""] | None,
 ) -> Float[Array, "b l d"]:
     """`x` after all blocks, in order; each block's dropout key is folded from `key`."""
@@ -255,7 +255,7 @@ def run_but_last(
     inputs: NetInput,
     *,
     halves: Halves | None = None,
-    cond: Float[Array, "b #l c"] | None,
+    cond: Float[Array, " b #l c"] | None,
 ) -> BegunBlock:
     """`run_blocks` without dropout, up to the keys and values of the last block."""
     mask = mask_of(inputs, causal=False, halves=halves)

@@ -92,7 +92,7 @@ def ask(
     batch: Batch,
     *,
     tokens: Int[Array, "b l"],
-    t: Float[Array, "b #l"] | None,
+    t: Float[Array, " b #l"] | None,
     key: Key[Array, ""] | None,
 ) -> Prediction:
     """The network's prediction about a batch whose tokens were replaced by `tokens`."""
@@ -114,8 +114,8 @@ def weighted_cross_entropy(
     *,
     parameterization: Parameterization,
     z_t: Int[Array, "b l"],
-    t: Float[Array, "b #l"],
-    weight: Float[Array, "b #l"],
+    t: Float[Array, " b #l"],
+    weight: Float[Array, " b #l"],
 ) -> LossTerms:
     """`sum w * -log p(x_0 | z_t)` over the scored tokens; the bound is the same sum.
 
@@ -138,8 +138,8 @@ def weighted_sum(
     batch: Batch,
     loss: Callable[..., Float[Array, " n"]],
     rows: ArrayTree,
-    weight: Float[Array, "b #l"],
-    t: Float[Array, "b #l"],
+    weight: Float[Array, " b #l"],
+    t: Float[Array, " b #l"],
 ) -> LossTerms:
     """`sum w * loss(logits, rows, None)` over the scored tokens; the bound is the same sum.
 
@@ -184,7 +184,7 @@ def noised(
     process: Process,
     key: Key[Array, ""],
     batch: Batch,
-    t: Float[Array, "b #l"],
+    t: Float[Array, " b #l"],
     may_change: Bool[Array, "b l"] | None = None,
 ) -> Int[Array, "b l"]:
     """The rows noised to `t`, from the objective's key: the tokens that `may_change`, by default
@@ -229,8 +229,8 @@ def score_masked(
     batch: Batch,
     *,
     z_t: Int[Array, "b l"],
-    t: Float[Array, "b #l"],
-    weight: Float[Array, "b #l"],
+    t: Float[Array, " b #l"],
+    weight: Float[Array, " b #l"],
     process: Masked,
     parameterization: Parameterization,
     denoise: Denoise,

@@ -88,7 +88,7 @@ def score_noised(
     batch: Batch,
     *,
     z_t: Int[Array, "b l"],
-    t: Float[Array, "b #l"],
+    t: Float[Array, " b #l"],
     process: Masked | Uniform,
     parameterization: Score,
     denoise: Denoise,

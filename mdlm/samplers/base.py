@@ -133,7 +133,7 @@ class Sampler(Shaping, abc.ABC):
         reshaped law."""
         return draws.categorical(keys, log_p)
 
-    def inputs(self, tokens: Int[Array, "b l"], t: Float[Array, "b #l"] | None) -> NetInput:
+    def inputs(self, tokens: Int[Array, "b l"], t: Float[Array, " b #l"] | None) -> NetInput:
         """What the network is asked by `propose`."""
         return NetInput(tokens=tokens, t=t)
 
@@ -141,7 +141,7 @@ class Sampler(Shaping, abc.ABC):
         self,
         state: State,
         is_asked: Bool[Array, "b l"],
-        t: Float[Array, "b #l"] | None,
+        t: Float[Array, " b #l"] | None,
         *,
         parameterization: Parameterization,
         denoise: Denoise,
@@ -232,7 +232,7 @@ class Sampler(Shaping, abc.ABC):
         self,
         state: State,
         is_chosen: Bool[Array, "b l"],
-        t: Float[Array, "b #l"] | None,
+        t: Float[Array, " b #l"] | None,
         *,
         parameterization: Parameterization,
         denoise: Denoise,

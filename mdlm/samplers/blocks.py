@@ -42,6 +42,6 @@ class BlockByBlock(Ancestral):
         block = jnp.arange(length, dtype=jnp.int32) // self.block_size
         return super().due(keys, length, process) + block[None] * (self.steps + 1)
 
-    def inputs(self, tokens: Int[Array, "b l"], t: Float[Array, "b #l"] | None) -> NetInput:
+    def inputs(self, tokens: Int[Array, "b l"], t: Float[Array, " b #l"] | None) -> NetInput:
         # What is still masked lies in the block at hand or later: never read as clean.
         return NetInput(tokens=tokens, clean=tokens, t=t)
