@@ -18,9 +18,8 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from mdlm.cluster import process_group
+from mdlm.cluster import jax_private, process_group
 from mdlm.cluster.abort_handler import Aborts
 from mdlm.cluster.heartbeat import Watch
 from mdlm.errors import InputError
@@ -90,8 +89,6 @@ def detected() -> Place | None:
 
     InputError where the environment speaks of several processes and does not say enough.
     """
-    from jax._src import cloud_tpu_init
-
     here = os.environ
     if _several("SLURM_STEP_NUM_TASKS"):
         tasks = here.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0]
@@ -99,7 +96,7 @@ def detected() -> Place | None:
     if _several("OMPI_COMM_WORLD_SIZE"):
         tasks = here.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")
         return _of("OmpiCluster", "mpirun", tasks, here.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
-    if cloud_tpu_init.running_in_cloud_tpu_vm:
+    if jax_private.is_cloud_tpu():
         if "TPU_PROCESS_ADDRESSES" in here or "TPU_WORKER_HOSTNAMES" in here:
             return _of("GkeTpuCluster", "GKE")
         return None if "TPU_SKIP_MDS_QUERY" in here else _of("GceTpuCluster", "Cloud TPU")
@@ -119,9 +116,7 @@ def _of(cluster: str, name: str, tasks: str = "1", local: str = "0") -> Place | 
     Of `tasks` of a node each gets the device of its number, unless its launcher has seen to that;
     a single one gets all.
     """
-    from jax._src import clusters
-
-    known: Any = getattr(clusters, cluster)
+    known = jax_private.cluster(cluster)
     try:
         if not known.is_env_present():
             if name in ("srun", "mpirun"):
@@ -157,7 +152,6 @@ def joined(place: Place | None, *, patience: int | None = None, advice: str = ""
         yield
         return
     import jax
-    from jax._src import distributed
 
     err = io.TextIOWrapper(io.FileIO(os.dup(2), "w"), line_buffering=True)
     _quiet_standard_output(place.index == 0)
@@ -181,7 +175,7 @@ def joined(place: Place | None, *, patience: int | None = None, advice: str = ""
                 )
             except RuntimeError as error:
                 raise InputError(meaning(str(error))) from error
-        client = distributed.global_state.client
+        client = jax_private.coordination_client()
         party = process_group.Party(client, place.index, place.count, err)
         process_group.enter(party)
         aborts.watch = watch = Watch(party, advice)
