@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "mdlm"
 
-BASE = {"types", "errors", "vocab", "keys", "draws", "version"}
+BASE = {"types", "errors", "vocab", "keys", "draws", "version", "names"}
 DEVICES = {"cluster", "parallel", "profiling"}
 NOISE = {"schedules", "times"}
 METHODS = {"processes", "parameterizations", "objectives", "samplers"}

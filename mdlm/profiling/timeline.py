@@ -15,10 +15,9 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from mdlm.names import PARTS
 from mdlm.profiling import hlo
 
-PARTS = ("noise", "embed", "attention", "mlp", "head", "optimizer", "ema")
-"""The named scopes of a training step."""
 SCAN, OTHER = "scan", "other"
 """What a loop (over layers, over micro-batches) itself moves, and what has no name."""
 FORWARD, BACKWARD, RECOMPUTED = DIRECTIONS = "forward", "backward", "recomputed"
