@@ -45,7 +45,7 @@ class Run:
 
     def __init__(self, path: str | Path, *, step: int | None = None, mesh: MeshShape | None = None):
         self.folder = RunFolder(path)
-        process_group.told(lambda: self.folder.config() and None)  # refuses what is no run
+        process_group.broadcast(lambda: self.folder.config() and None)  # refuses what is no run
         self.folder.check_shared()
         self.experiment: Experiment = self.folder.experiment()
         self.tokenizer = self.experiment.data.load_tokenizer(self.folder.data)

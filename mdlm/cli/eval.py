@@ -22,7 +22,7 @@ def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     from mdlm.run import load
 
     run = load(args.run_folder, step=args.step)
-    if run.remark and process_group.leads():
+    if run.remark and process_group.is_main():
         print(f"mdlm: {run.remark}", file=sys.stderr)
     how, data = run.experiment.evaluation, None
     if args.passes is not None and args.passes < 1:
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         passes=how.passes if args.passes is None else args.passes,
         batch_size=how.batch_size if args.batch_size is None else args.batch_size,
     )
-    with Progress(quiet=not process_group.leads()) as progress:
+    with Progress(quiet=not process_group.is_main()) as progress:
         metrics = run.perplexity(how, data=data, report=progress.bar("scoring", "rows"))
     if args.json:
         print(json.dumps([vars(m) for m in metrics], indent=1))

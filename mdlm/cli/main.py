@@ -34,7 +34,7 @@ from mdlm.cli import (
 from mdlm.cli.common import Command, overrides
 from mdlm.cli.malloc import keep_freed
 from mdlm.cluster import heartbeat, process_group
-from mdlm.cluster.launch import joined, place
+from mdlm.cluster.launch import find_rank, joined
 from mdlm.errors import InputError
 from mdlm.version import __version__
 
@@ -102,9 +102,9 @@ def _together(args: argparse.Namespace) -> Iterator[None]:
     if not COMMANDS[args.command].many_processes:
         yield
         return
-    mine = place(args.coordinator, args.processes, args.process)
+    rank = find_rank(args.coordinator, args.processes, args.process)
     again = "; the run can be continued from its newest checkpoint: same command"
-    with joined(mine, patience=args.join_timeout, advice=again if args.command == "train" else ""):
+    with joined(rank, timeout=args.join_timeout, advice=again if args.command == "train" else ""):
         try:
             if args.command != "train":  # which compares what follows from them
                 own = ("run_folder", "trace", "traceback", *PLACE)
@@ -114,25 +114,25 @@ def _together(args: argparse.Namespace) -> Iterator[None]:
         except (InputError, OSError):
             raise
         except Exception as error:
-            party, here = process_group.present(), heartbeat.current()
-            if party is None or here is None:
+            group, own_heartbeat = process_group.current(), heartbeat.current()
+            if group is None or own_heartbeat is None:
                 raise
-            here.explain()
-            traceback.print_exc(file=party.err)
+            own_heartbeat.end_if_process_lost()
+            traceback.print_exc(file=group.err)
             _failed(f"{type(error).__name__}: {error}".splitlines()[0], 1)
 
 
 def _failed(line: str | None, code: int) -> int:
     """Says why there is no result; returns the exit code. One of many processes takes the others
     with it, and ends here: Python's way out would wait for them."""
-    party, here = process_group.present(), heartbeat.current()
-    if party is None or here is None:
+    group, own_heartbeat = process_group.current(), heartbeat.current()
+    if group is None or own_heartbeat is None:
         if line is not None:
             print(f"mdlm: {line}", file=sys.stderr)
         return code
     if line is not None:
-        party.says(line)
-    here.give_up(code, line or "its output is read no more")
+        group.report(line)
+    own_heartbeat.give_up(code, line or "its output is read no more")
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(code)

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         raise InputError(f"--num {args.num}: at least one text is needed")
     trace = None if args.trace is None else writable(args.trace)
     run = load(args.run_folder, step=args.step)
-    if run.remark and process_group.leads():
+    if run.remark and process_group.is_main():
         print(f"mdlm: {run.remark}", file=sys.stderr)
     sampler = from_text(args.sampler) if args.sampler else run.experiment.sampler
     names = ("steps", "top_p", "top_k", "top_p_rule")
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         sampler = replace(sampler, **settings)
     except ValueError as error:
         raise InputError(str(error)) from error
-    with Progress(quiet=not process_group.leads()) as progress:
+    with Progress(quiet=not process_group.is_main()) as progress:
         if args.infill is not None:
             out = run.infill(
                 args.infill,
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
                 report=lambda done: bar(done.window, done.windows),
                 sampler=sampler,
             )
-    if not process_group.leads():
+    if not process_group.is_main():
         return 0
     if trace is not None and out.trace is not None:
         from mdlm.view.document import dumps

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
         _prepare_profile(args.profile)
     experiment = experiment_of(args, changes)
     out = Path(args.out or f"runs/{experiment.name}")
-    with _stop_signals() as stop, Progress(quiet=not process_group.leads()) as progress:
+    with _stop_signals() as stop, Progress(quiet=not process_group.is_main()) as progress:
         session = Session(
             experiment,
             out,
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
         for event in session.train(should_stop=stop.now):
             progress.show(event)
     if stop.signal is not None and not session.finished:
-        if process_group.leads():
+        if process_group.is_main():
             again = " ".join(["mdlm", *sys.argv[1:]])
             words = f"stopped at step {session.step}, saved; to continue: {again}"
             print(f"mdlm: {words}", file=sys.stderr)
@@ -74,9 +74,9 @@ def _stop_signals() -> Iterator[heartbeat.Stop]:
     stop = heartbeat.Stop()
 
     def ask(number, frame):
-        if stop.asked_here:
+        if stop.requested_here:
             raise KeyboardInterrupt
-        stop.ask(number)
+        stop.request(number)
         print("\nmdlm: saving, then stopping (once more to stop at once)", file=sys.stderr)
 
     old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

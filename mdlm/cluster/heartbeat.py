@@ -1,4 +1,4 @@
-"""Looking after the other processes of a run: who is lost, who gave up, and when all stop.
+"""Watches the other processes of a run: which is lost, which gave up, and when all stop.
 
 A thread of each process reads and writes the store that they share
 (`mdlm.cluster.process_group`) once a second.
@@ -15,70 +15,70 @@ from collections.abc import Callable
 from mdlm.cluster import process_group
 
 LOST = 4
-"""Exit code where another process was lost."""
+"""Exit code after another process was lost."""
 PERIOD = 1.0
-"""Seconds between two looks at what the others say."""
+"""Seconds between two reads of the store."""
 SILENT = 10.0
-"""Seconds without a sign of life after which a process is suspected. That alone ends nothing."""
+"""Seconds without a heartbeat after which a process is suspected. That alone ends nothing."""
 GRACE = 3.0
 """Seconds in which the others read which process was lost."""
 PATIENCE = 15.0
-"""Seconds in which they end, where one gave up."""
+"""Seconds in which the others end after one gave up."""
 
-_current: "Watch | None" = None
+_current: "Heartbeat | None" = None
 
 
-def current() -> "Watch | None":
-    """The watch of this process; None where it is alone."""
+def current() -> "Heartbeat | None":
+    """Returns the heartbeat of this process; None for a single process."""
     return _current
 
 
-class Watch(threading.Thread):
-    """Tells the others that this process lives, and hears what they have to say.
+class Heartbeat(threading.Thread):
+    """Tells the others that this process lives, and reads what they report.
 
-    Looks at the store once a `PERIOD`. Three things come of it: a process that gave up takes the
-    others with it; a signal to one stops all at the same turn (`Stop`); and a process that fell
-    silent is known by its number when the collectives, or the runtime's own heartbeats, have
-    failed. Silence alone ends nothing: this thread may be kept from running for a while.
+    Reads the store once a `PERIOD`, for three purposes. If a process gives up, the others end too.
+    A signal to one stops all at the same iteration (`Stop`). And if the collectives or the
+    runtime's own heartbeats fail, a process that fell silent is known by its number. Silence alone
+    ends nothing: this thread may be kept from running for a while.
 
     Args:
-        advice: what can be done when a process was lost.
+        advice: what to do after a process was lost; ends the message.
     """
 
-    def __init__(self, party: process_group.Party, advice: str = ""):
-        super().__init__(name="watch", daemon=True)
-        self.party, self.advice = party, advice
+    def __init__(self, group: process_group.ProcessGroup, advice: str = ""):
+        super().__init__(name="heartbeat", daemon=True)
+        self.group, self.advice = group, advice
         self.signal: int | None = None
-        """What this process was asked by; set by whoever handles signals."""
-        self.turn: int | None = None
-        """Turns of the loop that were begun (see `Stop`)."""
-        self.posted: int | None = None
-        """The first turn at which this process can still stop."""
-        self.target: int | None = None
-        """The turn at which all stop."""
-        self.asked: int | None = None
-        """The signal by which they do."""
+        """The signal that this process received; set by `Stop.request`."""
+        self.iteration: int | None = None
+        """Number of the loop's latest iteration (see `Stop`)."""
+        self.can_stop_at: int | None = None
+        """The first iteration at which this process can stop, once told to the others."""
+        self.stop_at: int | None = None
+        """The iteration at which all stop."""
+        self.stop_signal: int | None = None
+        """The signal for which all stop."""
         self.silent: int | None = None
-        """A process that has given no sign of life for a while."""
-        self.suspects: Callable[[bool], None] = lambda some: None
-        """Told when `silent` becomes or ceases to be one."""
+        """A process without a heartbeat for `SILENT` seconds."""
+        self.on_suspicion: Callable[[bool], None] = lambda is_any: None
+        """Called with True when `silent` becomes a number, with False when it is None again."""
         self.lock = threading.Lock()
-        self.over = threading.Event()
+        self.closed = threading.Event()
         self.ending = threading.Lock()
-        self._announced = False
+        self._has_sent_signal = False
         self._seen: dict[int, tuple[str, float]] = {}
         self._gave_up: dict[int, float] = {}
         self._beats = 0
 
     def run(self) -> None:
-        while not self.over.wait(PERIOD):
+        while not self.closed.wait(PERIOD):
             try:
-                self._look()
+                self._exchange()
             except Exception:
-                # The store is gone, and process 0 with it, unless the runtime has cut us off
-                # because of another, who has been silent for long then.
-                if not self.over.wait(PERIOD):
-                    self.end(LOST, self.loss(self.silent or 0))
+                # The store is gone. Either process 0 is too, or the runtime has cut this process
+                # off because of another one, which has been silent for long then.
+                if not self.closed.wait(PERIOD):
+                    self.end(LOST, self.lost_message(self.silent or 0))
 
     def start(self) -> None:
         global _current
@@ -86,134 +86,139 @@ class Watch(threading.Thread):
         super().start()
 
     def close(self) -> None:
-        """Ends the thread; from now on nobody watches."""
+        """Ends the thread."""
         global _current
         _current = None
-        self.over.set()
+        self.closed.set()
         self.join()
 
-    def loss(self, number: int) -> str:
-        """The line on a process that was lost."""
+    def lost_message(self, number: int) -> str:
+        """Returns the message that process `number` was lost."""
         return f"process {number} was lost{self.advice}"
 
     def end(self, code: int, line: str) -> None:
-        """Says why and ends this process at once, from whichever thread."""
-        self.ending.acquire()  # and never releases it: it is said once
-        self.party.says(line)
+        """Prints the reason and ends this process at once, from any thread."""
+        self.ending.acquire()  # never released: the reason is printed once
+        self.group.report(line)
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         os._exit(code)
 
     def give_up(self, code: int, line: str) -> None:
-        """Tells the others that this process ends, and why. Process 0, whose end they would take
-        for a loss, waits until all of them end, for a while."""
-        party, until = self.party, time.monotonic() + PATIENCE
+        """Tells the others that this process ends, and why. Process 0 then waits up to `PATIENCE`
+        for all of them to end: they would take its own end for a loss."""
+        group, until = self.group, time.monotonic() + PATIENCE
         with contextlib.suppress(Exception):
-            party.put(f"gave_up/{party.index}", json.dumps([code, line]), anew=True)
-            while party.index == 0 and len(party.found("gave_up")) < party.count:
+            group.put(f"gave_up/{group.index}", json.dumps([code, line]), overwrite=True)
+            while group.index == 0 and len(group.entries("gave_up")) < group.count:
                 if time.monotonic() > until:
                     break
                 time.sleep(0.1)
 
-    def explain(self) -> None:
-        """Called when something failed here that may be another's doing: ends this process with
-        the reason if one shows within the time that it takes to suspect a process."""
+    def end_if_process_lost(self) -> None:
+        """Ends this process if another one caused an error here.
+
+        Called after the error. Waits as long as it takes to suspect a process, and returns if none
+        is.
+        """
         until = time.monotonic() + SILENT + 2 * PERIOD
         while time.monotonic() < until:
             if self.silent is not None:
-                if self.party.index == 0:
-                    time.sleep(GRACE)  # the others hear from here who it is
-                self.end(LOST, self.loss(self.silent))
-            time.sleep(0.1)  # `_look` ends this process where another gave up, or the store is gone
+                if self.group.index == 0:
+                    time.sleep(GRACE)  # the others read in the store here which one it is
+                self.end(LOST, self.lost_message(self.silent))
+            time.sleep(0.1)  # `_exchange` ends this process if one gave up or the store is gone
 
-    def _look(self) -> None:
-        party, now = self.party, time.monotonic()
+    def _exchange(self) -> None:
+        group, now = self.group, time.monotonic()
         self._beats += 1
-        party.put(f"alive/{party.index}", str(self._beats), anew=True)
-        if party.index == 0:
-            self._count_the_living(now)
-        word = party.found("word")
-        silent = int(word["silent"]) if word.get("silent") else None
+        group.put(f"alive/{group.index}", str(self._beats), overwrite=True)
+        if group.index == 0:
+            self._find_silent(now)
+        notice = group.entries("notice")
+        silent = int(notice["silent"]) if notice.get("silent") else None
         if (silent is None) != (self.silent is None):
-            self.suspects(silent is not None)
+            self.on_suspicion(silent is not None)
         self.silent = silent
-        for number, text in party.found("gave_up").items():
-            if int(number) == party.index:
+        for number, text in group.entries("gave_up").items():
+            if int(number) == group.index:
                 continue
             since = self._gave_up.setdefault(int(number), now)
-            if now - since > 2 * PERIOD:  # this process may be about to say the same of itself
+            if now - since > 2 * PERIOD:  # this process may be about to fail for the same reason
                 code, line = json.loads(text)
                 self.give_up(code, line)
                 self.end(code, f"process {number} gave up: {line}")
-        if self.signal is not None and not self._announced:
-            self._announced = True
-            with contextlib.suppress(Exception):  # another was first
-                party.put("word/stop", str(self.signal))
-        if "stop" in word:
-            self._agree(word)
+        if self.signal is not None and not self._has_sent_signal:
+            self._has_sent_signal = True
+            with contextlib.suppress(Exception):  # another process was first
+                group.put("notice/stop", str(self.signal))
+        if "stop" in notice:
+            self._agree_on_stop(notice)
 
-    def _count_the_living(self, now: float) -> None:
-        for number, beat in self.party.found("alive").items():
+    def _find_silent(self, now: float) -> None:
+        """Announces the first process whose heartbeat has not changed for `SILENT` seconds."""
+        for number, beat in self.group.entries("alive").items():
             before = self._seen.get(int(number))
             if before is None or before[0] != beat:
                 self._seen[int(number)] = (beat, now)
         silent = [i for i, (_, since) in sorted(self._seen.items()) if now - since > SILENT]
-        self.party.put("word/silent", str(silent[0]) if silent else "", anew=True)
+        self.group.put("notice/silent", str(silent[0]) if silent else "", overwrite=True)
 
-    def _agree(self, word: dict[str, str]) -> None:
-        """Has all stop at the first turn that none of them has begun."""
-        self.asked = int(word["stop"])
+    def _agree_on_stop(self, notice: dict[str, str]) -> None:
+        """Makes all stop at the first iteration that none of them has begun."""
+        self.stop_signal = int(notice["stop"])
         with self.lock:
-            says = self.posted is None and self.turn is not None
-            if self.posted is None and self.turn is not None:
-                self.posted = self.turn + 1
-        if says:
-            self.party.put(f"turn/{self.party.index}", str(self.posted))
-        if self.party.index == 0 and "target" not in word:
-            turns = self.party.found("turn")
-            if len(turns) == self.party.count:
-                self.party.put("word/target", str(max(map(int, turns.values()))))
-        if "target" in word:
-            self.target = int(word["target"])
+            is_new = self.can_stop_at is None and self.iteration is not None
+            if self.can_stop_at is None and self.iteration is not None:
+                self.can_stop_at = self.iteration + 1
+        if is_new:
+            self.group.put(f"can_stop_at/{self.group.index}", str(self.can_stop_at))
+        if self.group.index == 0 and "stop_at" not in notice:
+            answers = self.group.entries("can_stop_at")
+            if len(answers) == self.group.count:
+                self.group.put("notice/stop_at", str(max(map(int, answers.values()))))
+        if "stop_at" in notice:
+            self.stop_at = int(notice["stop_at"])
 
 
 class Stop:
-    """Whether a loop is to stop, the same at the same turn on all processes.
+    """Decides when a loop stops: at the same iteration on all processes.
 
-    `signal` is set by whoever handles signals. A process that hears of one says which turn it can
-    stop at, the next, and does not begin that before all have said theirs; the last of these turns
-    is where they stop. What says it is a thread, so no process waits for one that is waiting for
-    the devices of the first. Without a signal a turn costs no exchange.
+    After a signal to one process, each announces the next iteration, at which it can stop, and
+    waits before that one until all have announced theirs. All stop at the last of these. The
+    announcing is done by a thread, so that no process waits for another one that is itself waiting
+    for the devices of the first. Without a signal an iteration costs no exchange.
     """
 
     def __init__(self):
         self._signal: int | None = None
-        self._watch = _current
+        self._heartbeat = _current
 
-    def ask(self, signal: int) -> None:
-        """Has all processes stop at one of the next turns."""
+    def request(self, signal: int) -> None:
+        """Makes all processes stop at one of the next iterations."""
         self._signal = signal
-        if self._watch is not None:
-            self._watch.signal = signal
+        if self._heartbeat is not None:
+            self._heartbeat.signal = signal
 
     @property
-    def asked_here(self) -> bool:
-        """Whether this process was asked."""
+    def requested_here(self) -> bool:
+        """Whether the signal came to this process."""
         return self._signal is not None
 
     @property
     def signal(self) -> int | None:
-        """The signal by which the run was asked to stop: one for all."""
-        return self._signal if self._watch is None else self._watch.asked
+        """The signal for which the run stops, the same on all processes."""
+        return self._signal if self._heartbeat is None else self._heartbeat.stop_signal
 
     def now(self) -> bool:
-        """To be asked before each turn."""
-        watch = self._watch
-        if watch is None:
+        """Whether to stop now. Must be called once before each iteration."""
+        heartbeat = self._heartbeat
+        if heartbeat is None:
             return self._signal is not None
-        with watch.lock:
-            watch.turn = 1 if watch.turn is None else watch.turn + 1
-            turn, waits = watch.turn, watch.posted is not None and watch.turn >= watch.posted
-        while waits and watch.target is None:
+        with heartbeat.lock:
+            iteration = 1 if heartbeat.iteration is None else heartbeat.iteration + 1
+            heartbeat.iteration = iteration
+            can_stop_at = heartbeat.can_stop_at
+        while can_stop_at is not None and iteration >= can_stop_at and heartbeat.stop_at is None:
             time.sleep(0.02)
-        return watch.target is not None and turn >= watch.target
+        return heartbeat.stop_at is not None and iteration >= heartbeat.stop_at

@@ -1,11 +1,11 @@
-"""Becoming one of many processes: which they are, and meeting them.
+"""Starts a run of many processes: finds the rank of this process and joins the others.
 
-Either the command line says it (`--coordinator HOST:PORT --processes N --process I`), or the
-environment does: SLURM (`srun` with several tasks), Open MPI, a Cloud TPU slice of several hosts
-(also on GKE), an indexed job of Kubernetes. JAX knows how to read these; here it is decided whether
-there is anything to read, so that a laptop, one task, or one TPU host asks and waits for nobody.
+The rank is read from the command line (`--coordinator HOST:PORT --processes N --process I`) or
+from the environment: SLURM (`srun` with several tasks), Open MPI, a Cloud TPU slice of several
+hosts (also on GKE), an indexed job of Kubernetes. JAX reads these environments. This module decides
+whether there is one to read, so that a laptop, a single task or a single TPU host waits for nobody.
 
-This is also where standard output is left to process 0. Who is lost later on is found by
+It also leaves standard output to process 0. Processes that are lost later are found by
 `mdlm.cluster.heartbeat` and `mdlm.cluster.abort_handler`.
 """
 
@@ -20,21 +20,25 @@ from dataclasses import dataclass
 from functools import partial
 
 from mdlm.cluster import jax_private, process_group
-from mdlm.cluster.abort_handler import Aborts
-from mdlm.cluster.heartbeat import Watch
+from mdlm.cluster.abort_handler import AbortHandler
+from mdlm.cluster.heartbeat import Heartbeat
 from mdlm.errors import InputError
 
-HEARTBEAT = 30
-"""Seconds without a heartbeat after which the runtime takes a process for lost."""
-JOIN = 60
-"""Seconds to wait for the others, by default."""
+HEARTBEAT_TIMEOUT = 30
+"""Seconds without a heartbeat after which the JAX runtime declares a process lost."""
+JOIN_TIMEOUT = 60
+"""Seconds to wait for the other processes at the start, by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Which process this is, of how many, and where they meet.
+class Rank:
+    """Which of the processes of a run this one is.
 
-    `devices`: the accelerators of this host that it uses (None: all).
+    Args:
+        coordinator: HOST:PORT at which process 0 listens.
+        count: number of processes.
+        index: number of this process, from 0.
+        devices: accelerators of this host that the process uses (None: all).
     """
 
     coordinator: str
@@ -43,24 +47,24 @@ class Place:
     devices: tuple[int, ...] | None = None
 
 
-def place(
+def find_rank(
     coordinator: str | None,
     processes: int | None,
     process: int | None,
     environment: Mapping[str, str] | None = None,
-) -> Place | None:
-    """What the flags say, or where there are none, the environment; None for a process alone.
+) -> Rank | None:
+    """Returns the rank given by the flags or, without flags, by the environment.
 
-    InputError where flags are missing or do not fit together.
+    None for a single process. Raises InputError if flags are missing or contradict each other.
     """
     environment = os.environ if environment is None else environment
     address = coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
     if coordinator is None and processes is None and process is None:
-        found = detected()
+        found = detect_rank()
         if found is None and address is not None:
             raise InputError(
-                f"JAX_COORDINATOR_ADDRESS={address} is set: --processes N --process I are needed,"
-                " or unset it to run alone"
+                f"JAX_COORDINATOR_ADDRESS={address}: the address alone is not enough; give"
+                " --processes N --process I too, or unset it to run a single process"
             )
         return found
     if processes == 1 and not process:
@@ -69,149 +73,158 @@ def place(
     missing = [name for name, value in given.items() if value is None]
     if missing:
         given = [name for name in given if name not in missing]
-        raise InputError(f"{' and '.join(given)} without {' and '.join(missing)}")
+        raise InputError(
+            f"{' and '.join(given)} without {' and '.join(missing)}: give all three, or none"
+        )
     assert address is not None and processes is not None and process is not None
     if processes < 1:
-        raise InputError(f"--processes {processes}: there is at least one")
+        raise InputError(f"--processes {processes}: must be at least 1")
     if not 0 <= process < processes:
         raise InputError(
-            f"--process {process}: with --processes {processes} they count from 0 to"
-            f" {processes - 1}"
+            f"--process {process}: must be from 0 to {processes - 1} with --processes {processes}"
         )
     host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
-        raise InputError(f"--coordinator {address}: expected HOST:PORT")
-    return Place(coordinator=address, count=processes, index=process)
+        raise InputError(f"--coordinator {address}: must be HOST:PORT")
+    return Rank(coordinator=address, count=processes, index=process)
 
 
-def detected() -> Place | None:
-    """The place that the environment gives this process; None where it is alone.
+def detect_rank() -> Rank | None:
+    """Returns the rank given by the environment; None for a single process.
 
-    InputError where the environment speaks of several processes and does not say enough.
+    Raises InputError if the environment has several processes but no rank that JAX can read.
     """
     here = os.environ
-    if _several("SLURM_STEP_NUM_TASKS"):
+    if _is_several("SLURM_STEP_NUM_TASKS"):
         tasks = here.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0]
-        return _of("SlurmCluster", "srun", tasks, here.get("SLURM_LOCALID", "0"))
-    if _several("OMPI_COMM_WORLD_SIZE"):
+        return _read_cluster("SlurmCluster", "srun", tasks, here.get("SLURM_LOCALID", "0"))
+    if _is_several("OMPI_COMM_WORLD_SIZE"):
         tasks = here.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")
-        return _of("OmpiCluster", "mpirun", tasks, here.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
+        local = here.get("OMPI_COMM_WORLD_LOCAL_RANK", "0")
+        return _read_cluster("OmpiCluster", "mpirun", tasks, local)
     if jax_private.is_cloud_tpu():
         if "TPU_PROCESS_ADDRESSES" in here or "TPU_WORKER_HOSTNAMES" in here:
-            return _of("GkeTpuCluster", "GKE")
-        return None if "TPU_SKIP_MDS_QUERY" in here else _of("GceTpuCluster", "Cloud TPU")
+            return _read_cluster("GkeTpuCluster", "GKE")
+        return None if "TPU_SKIP_MDS_QUERY" in here else _read_cluster("GceTpuCluster", "Cloud TPU")
     if "KUBERNETES_SERVICE_HOST" in here and "JOB_COMPLETION_INDEX" in here:
-        return _of("K8sCluster", "Kubernetes")
+        return _read_cluster("K8sCluster", "Kubernetes")
     return None
 
 
-def _several(name: str) -> bool:
+def _is_several(name: str) -> bool:
+    """Whether the environment variable `name` is a number above 1."""
     text = os.environ.get(name, "")
     return text.isdecimal() and int(text) > 1
 
 
-def _of(cluster: str, name: str, tasks: str = "1", local: str = "0") -> Place | None:
-    """The place that JAX reads from an environment; None where that holds one process.
+def _read_cluster(cluster: str, name: str, tasks: str = "1", local: str = "0") -> Rank | None:
+    """Returns the rank that JAX reads from a cluster's environment; None for one process.
 
-    Of `tasks` of a node each gets the device of its number, unless its launcher has seen to that;
-    a single one gets all.
+    `name` is the launcher, for messages. If a node runs several `tasks`, the process uses the
+    device whose number is its `local` rank, unless the launcher already shows it one device only.
     """
     known = jax_private.cluster(cluster)
     try:
         if not known.is_env_present():
             if name in ("srun", "mpirun"):
-                raise RuntimeError("its variables are not those that JAX knows")
+                raise RuntimeError("unknown environment variables")
             return None
         count = known.get_process_count()
         if count < 2:
             return None
         address = os.environ.get("JAX_COORDINATOR_ADDRESS") or known.get_coordinator_address(
-            JOIN, os.environ.get("JAX_COORDINATOR_PORT")
+            JOIN_TIMEOUT, os.environ.get("JAX_COORDINATOR_PORT")
         )
         index = known.get_process_id()
     except Exception as error:
         raise InputError(
-            f"started by {name}, which does not tell which process this is ({error}): give"
-            " --coordinator, --processes and --process, or --processes 1 to run alone"
+            f"started by {name}, but JAX cannot read the rank of this process ({error}): give"
+            " --coordinator, --processes and --process, or --processes 1 to run a single process"
         ) from error
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     shares = tasks != "1" and not (visible and "," not in visible)
-    return Place(
+    return Rank(
         coordinator=address, count=count, index=index, devices=(int(local),) if shares else None
     )
 
 
 @contextlib.contextmanager
-def joined(place: Place | None, *, patience: int | None = None, advice: str = "") -> Iterator[None]:
-    """Within it this process is one of many. Leaving it waits for the others.
+def joined(rank: Rank | None, *, timeout: int | None = None, advice: str = "") -> Iterator[None]:
+    """Context in which this process is one of many. Leaving it waits for the others.
 
-    `patience`: seconds to wait for the others at first. InputError where they do not come, or
-    ended by the runtime: exit code 2 and a line on standard error.
+    Raises InputError if the others do not join. Where the runtime aborts instead, the process ends
+    with exit code 2 and one line on standard error.
+
+    Args:
+        rank: of this process (None: a single process, nothing is done).
+        timeout: seconds to wait for the others to join.
+        advice: what to do after a process was lost; ends the message.
     """
-    if place is None:
+    if rank is None:
         yield
         return
     import jax
 
     err = io.TextIOWrapper(io.FileIO(os.dup(2), "w"), line_buffering=True)
-    _quiet_standard_output(place.index == 0)
-    seconds = JOIN if patience is None else patience
-    meaning = partial(_meaning, place=place, seconds=seconds)
-    with Aborts(err, meaning, is_gone=lambda: not _listens(place.coordinator)) as aborts:
-        with aborts.captured():
+    _redirect_standard_output(rank.index == 0)
+    seconds = JOIN_TIMEOUT if timeout is None else timeout
+    explain = partial(_explanation, rank=rank, seconds=seconds)
+    is_main_gone = lambda: not _is_listening(rank.coordinator)
+    with AbortHandler(err, explain, is_main_gone) as handler:
+        with handler.capture():
             began = time.monotonic()
-            if place.index:
-                _await(place, seconds)
+            if rank.index:
+                _wait_for_coordinator(rank, seconds)
             try:
                 jax.distributed.initialize(
-                    place.coordinator,
-                    place.count,
-                    place.index,
-                    local_device_ids=place.devices,
+                    rank.coordinator,
+                    rank.count,
+                    rank.index,
+                    local_device_ids=rank.devices,
                     cluster_detection_method="deactivate",
                     initialization_timeout=max(1, round(seconds - time.monotonic() + began)),
-                    heartbeat_timeout_seconds=HEARTBEAT,
-                    shutdown_timeout_seconds=HEARTBEAT,
+                    heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+                    shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
                 )
             except RuntimeError as error:
-                raise InputError(meaning(str(error))) from error
+                raise InputError(explain(str(error))) from error
         client = jax_private.coordination_client()
-        party = process_group.Party(client, place.index, place.count, err)
-        process_group.enter(party)
-        aborts.watch = watch = Watch(party, advice)
-        watch.suspects = lambda some: aborts.hold() if some else aborts.release()
-        watch.start()
+        group = process_group.ProcessGroup(client, rank.index, rank.count, err)
+        process_group.set_current(group)
+        handler.heartbeat = heartbeat = Heartbeat(group, advice)
+        heartbeat.on_suspicion = lambda is_any: handler.hold() if is_any else handler.release()
+        heartbeat.start()
         yield
         sys.stdout.flush()
-        process_group.meet()
-        watch.close()
-        process_group.enter(None)
+        process_group.barrier()
+        heartbeat.close()
+        process_group.set_current(None)
         jax.distributed.shutdown()
 
 
-def _quiet_standard_output(speaks: bool) -> None:
-    """Standard output for process 0 alone, and there for what is printed by Python: the runtime
-    writes lines of its own on it."""
+def _redirect_standard_output(is_main: bool) -> None:
+    """Leaves standard output to process 0, and there to Python: the runtime prints lines of its
+    own on file descriptor 1."""
     sys.stdout.flush()
-    out = os.dup(1) if speaks else os.devnull
+    out = os.dup(1) if is_main else os.devnull
     sys.stdout = io.TextIOWrapper(io.FileIO(out, "w"), line_buffering=sys.stdout.isatty())
     with io.FileIO(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
 
 
-def _await(place: Place, seconds: float) -> None:
-    """Returns when somebody listens at the coordinator's address. InputError if nobody does."""
+def _wait_for_coordinator(rank: Rank, seconds: float) -> None:
+    """Returns when process 0 listens at its address. Raises InputError if it does not in time."""
     until = time.monotonic() + seconds
-    while not _listens(place.coordinator):
+    while not _is_listening(rank.coordinator):
         if time.monotonic() > until:
             raise InputError(
-                f"process {place.index}: nobody answered at {place.coordinator}, where process 0"
-                f" was to be, within {seconds} s"
+                f"process {rank.index}: no answer from process 0 at {rank.coordinator} within"
+                f" {seconds} s: check that it was started there and that its port is open"
             )
         time.sleep(0.2)
 
 
-def _listens(address: str) -> bool:
+def _is_listening(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -220,24 +233,26 @@ def _listens(address: str) -> bool:
     return True
 
 
-def _meaning(log: str, place: Place, seconds: float) -> str:
-    """What the runtime's words mean, in one line."""
-    number = f"process {place.index}: " if place.index else ""
-    return number + _cause(log, place, seconds)
+def _explanation(log: str, rank: Rank, seconds: float) -> str:
+    """Returns what the runtime's log means, in one line."""
+    number = f"process {rank.index}: " if rank.index else ""
+    return number + _cause(log, rank, seconds)
 
 
-def _cause(log: str, place: Place, seconds: float) -> str:
-    at = f"at {place.coordinator}"
+def _cause(log: str, rank: Rank, seconds: float) -> str:
+    at = f"at {rank.coordinator}"
     if "newer incarnation" in log or "ALREADY_EXISTS" in log:
-        return f"another process {at} says that it is process {place.index} too"
+        return f"--process {rank.index}: taken by another process {at}; each needs its own number"
     if "Unexpected task" in log or "INVALID_ARGUMENT" in log:
         return (
-            f"process 0 {at} knows of no process {place.index}: was it started with another"
-            " --processes?"
+            f"process 0 {at} expects no process {rank.index}: start all with the same --processes"
         )
     if "Failed to start RPC server" in log:
-        return f"process 0 cannot listen {at}: the port is taken, or not of this host"
+        return f"process 0 cannot listen {at}: the port is in use, or the address is another host's"
     if "DEADLINE_EXCEEDED" in log:
-        return f"not all of the {place.count} processes came {at} within {seconds} s"
+        return (
+            f"not all of the {rank.count} processes joined {at} within {seconds} s: start the"
+            " others, or raise --join-timeout"
+        )
     last = [line for line in log.strip().splitlines() if line.strip()]
-    return f"the processes {at} could not be joined: {last[-1] if last else 'no reason given'}"
+    return f"could not join the processes {at}: {last[-1] if last else 'no reason given'}"

@@ -1,12 +1,12 @@
-"""One run of many processes: what they tell each other, and agree on.
+"""The processes of one run: what they exchange and decide together.
 
-Whatever one process decides for all (does a folder hold a run? is it time to stop?) goes through
-the key-value store of the coordination service, which process 0 keeps: text, between hosts; no
-device takes part, so it works before there are any and while they are busy. `mdlm.cluster.launch`
-makes a process a member; without it there is one process, and everything here is a plain call.
-`mdlm.cluster.heartbeat` looks after those that are lost or asked to stop.
+What process 0 decides for all (does a folder hold a run? is it time to stop?) goes as text through
+the key-value store of JAX's coordination service, which process 0 keeps. No device takes part, so
+it works before there are devices and while they are busy. `mdlm.cluster.launch` makes a process a
+member of the group; without a group there is one process, and each function here is a plain call.
+`mdlm.cluster.heartbeat` finds processes that are lost and stops all together.
 
-Every process makes the same exchanges in the same order: that order is what names them.
+Every process must make the same exchanges in the same order: their number is their name.
 """
 
 import json
@@ -17,89 +17,93 @@ from typing import Any
 from mdlm.errors import InputError
 
 FOREVER = 7 * 24 * 3600 * 1000
-"""Milliseconds to wait for a process that lives: one that does not ends the waiting otherwise."""
+"""Milliseconds to wait for another process. If it is lost, the heartbeat ends the wait sooner."""
 PREFIX = "mdlm/"
 
 
-class Party:
-    """This process among the others. There is one at most, see `present`.
+class ProcessGroup:
+    """This process as one of many. There is at most one, see `current`.
 
     Args:
         client: of the coordination service (`jaxlib`'s).
-        index: of this process.
-        count: of all.
-        err: where errors are written.
+        index: number of this process, from 0.
+        count: number of processes.
+        err: where errors are written (None: standard error).
     """
 
     def __init__(self, client: Any, index: int, count: int, err: Any = None):
         self.client, self.index, self.count, self.err = client, index, count, err or sys.stderr
         self.exchanges = 0
 
-    def put(self, name: str, text: str, *, anew: bool = False) -> None:
-        self.client.key_value_set(PREFIX + name, text, allow_overwrite=anew)
+    def put(self, name: str, text: str, *, overwrite: bool = False) -> None:
+        """Stores a text under a name."""
+        self.client.key_value_set(PREFIX + name, text, allow_overwrite=overwrite)
 
     def get(self, name: str) -> str:
-        """The text under a name, waiting until there is one."""
+        """Returns the text under a name; waits until there is one."""
         return self.client.blocking_key_value_get(PREFIX + name, FOREVER)
 
-    def found(self, folder: str) -> dict[str, str]:
-        """All that stands below a name now."""
+    def entries(self, folder: str) -> dict[str, str]:
+        """Returns the texts under all names that start with `folder/`, without waiting."""
         start = f"{PREFIX}{folder}/"
         return {k.removeprefix(start): v for k, v in self.client.key_value_dir_get(start)}
 
-    def says(self, line: str) -> None:
-        """One line on standard error, with the number of a process that is not the first."""
+    def report(self, line: str) -> None:
+        """Prints one line on standard error, with the number of this process unless it is 0."""
         number = f"process {self.index}: " if self.index else ""
         print(f"mdlm: {number}{line}", file=self.err, flush=True)
 
 
-_party: Party | None = None
+_group: ProcessGroup | None = None
 
 
-def enter(party: Party | None) -> None:
-    """Makes this process a member, or with None again one of its own."""
-    global _party
-    _party = party
+def set_current(group: ProcessGroup | None) -> None:
+    """Makes this process a member of a group, or with None a single process again."""
+    global _group
+    _group = group
 
 
-def present() -> Party | None:
-    """This process among the others; None where it is alone."""
-    return _party
+def current() -> ProcessGroup | None:
+    """Returns the group of this process; None for a single process."""
+    return _group
 
 
-def leads() -> bool:
-    """Whether this process speaks and writes for all."""
-    return _party is None or _party.index == 0
+def is_main() -> bool:
+    """Whether this process prints and writes files for all: process 0."""
+    return _group is None or _group.index == 0
 
 
-def told(decide: Callable[[], Any]) -> Any:
-    """What `decide` returns on process 0 (JSON values). Its InputError is raised by all."""
-    return agreed(None, lambda _: decide(), collect=False)
+def broadcast(decide: Callable[[], Any]) -> Any:
+    """Returns on all processes what `decide` returns on process 0 (JSON values).
 
-
-def agreed(value: Any, judge: Callable[[list[Any]], Any], *, collect: bool = True) -> Any:
-    """What `judge` makes, on process 0, of the values that all processes bring (JSON values).
-
-    Nobody goes on before everybody came. An InputError of `judge` is raised by all. Without
-    `collect` the values stay where they are, and process 0 waits for nobody.
+    An InputError of `decide` is raised on all.
     """
-    party = _party
-    if party is None:
-        return judge([value])
-    name = f"exchange/{party.exchanges}"
-    party.exchanges += 1
+    return decide_together(None, lambda _: decide(), collect=False)
+
+
+def decide_together(value: Any, decide: Callable[[list[Any]], Any], *, collect: bool = True) -> Any:
+    """Returns on all processes what `decide` makes on process 0 of their values (JSON values).
+
+    All wait until all have arrived. An InputError of `decide` is raised on all. Without `collect`
+    no values are sent, and process 0 does not wait.
+    """
+    group = _group
+    if group is None:
+        return decide([value])
+    name = f"exchange/{group.exchanges}"
+    group.exchanges += 1
     if collect:
-        party.put(f"{name}/{party.index}", json.dumps(value))
-    if party.index == 0:
+        group.put(f"{name}/{group.index}", json.dumps(value))
+    if group.index == 0:
         values = []
         if collect:
-            values = [json.loads(party.get(f"{name}/{i}")) for i in range(party.count)]
+            values = [json.loads(group.get(f"{name}/{i}")) for i in range(group.count)]
         try:
-            answer = {"answer": judge(values)}
+            answer = {"answer": decide(values)}
         except InputError as error:
             answer = {"refused": str(error), "code": error.exit_code}
-        party.put(f"{name}/answer", json.dumps(answer))
-    answer = json.loads(party.get(f"{name}/answer"))
+        group.put(f"{name}/answer", json.dumps(answer))
+    answer = json.loads(group.get(f"{name}/answer"))
     if "refused" in answer:
         error = InputError(answer["refused"])
         error.exit_code = answer["code"]
@@ -107,44 +111,49 @@ def agreed(value: Any, judge: Callable[[list[Any]], Any], *, collect: bool = Tru
     return answer["answer"]
 
 
-def meet() -> None:
-    """Returns when all processes have come here."""
-    agreed(None, lambda _: None)
+def barrier() -> None:
+    """Returns when all processes have called it."""
+    decide_together(None, lambda _: None)
 
 
 def compile_together(program: Any, *arguments: Any) -> None:
-    """Returns when all processes have compiled a jitted program for these arguments.
+    """Compiles a jitted program for these arguments; returns when all processes have done so.
 
-    One that began to run it would wait for the others, and on CPUs only for half a minute.
+    A process that ran the program earlier would wait in it for the others, on CPUs for at most half
+    a minute.
     """
-    if _party is not None:
-        program.lower(*arguments).compile()  # JAX keeps it for the call that follows
-        meet()
+    if _group is not None:
+        program.lower(*arguments).compile()  # JAX caches it for the call that follows
+        barrier()
 
 
 def check_same(values: Mapping[str, Any], what: str) -> None:
-    """InputError, on all processes, naming the first values (JSON, nested by name) in which a
-    process differs from process 0. `what` they are the values of is part of the line."""
+    """Compares values (JSON, nested by name) between all processes.
 
-    def judge(all_values: list[Any]) -> None:
+    Raises InputError on all processes if one differs from process 0. The message names the first
+    values that differ, and `what` they are the values of.
+    """
+
+    def compare(all_values: list[Any]) -> None:
         first = _flat(all_values[0])
-        for number, mine in enumerate(map(_flat, all_values)):
+        for number, own in enumerate(map(_flat, all_values)):
             found = [
-                f"{name} is {_short(mine.get(name))}, not {_short(first.get(name))}"
-                for name in dict.fromkeys([*first, *mine])
-                if mine.get(name) != first.get(name)
+                f"{name} is {_short(own.get(name))}, not {_short(first.get(name))}"
+                for name in dict.fromkeys([*first, *own])
+                if own.get(name) != first.get(name)
             ]
             if found:
                 more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
                 raise InputError(
-                    f"process {number} has {what} that process 0 does not have:"
+                    f"process {number} has other {what} than process 0:"
                     f" {'; '.join(found[:3])}{more}"
                 )
 
-    agreed(values, judge)
+    decide_together(values, compare)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Returns nested values in one dictionary, by dotted name."""
     if not isinstance(value, dict):
         return {name: value}
     parts = (_flat(part, f"{name}.{key}" if name else key) for key, part in value.items())
@@ -152,5 +161,6 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
+    """Returns a value as text of at most 60 characters."""
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -272,7 +272,7 @@ class Generator:
             lowered = self._programs[name].lower(self.params, *values)
             self._compiled[name, shapes] = lowered.compile()
             if self._everywhere is not None:
-                process_group.meet()  # none begins to run it while others compile
+                process_group.barrier()  # none begins to run it while others compile
             self._compiling += time.perf_counter() - began
         return self._compiled[name, shapes](self.params, *values)
 

@@ -59,7 +59,7 @@ class RunFolder:
     def __init__(self, path: str | Path, checkpoints: str | Path | None = None):
         self.path = Path(path)
         self.asked = None if checkpoints is None else located(checkpoints)
-        self.writes = process_group.leads()
+        self.writes = process_group.is_main()
         self.started = time.time()
         self.writers: tuple[Writer, ...] = ()
 
@@ -139,7 +139,7 @@ class RunFolder:
             self.check(experiment)
             return self.exists
 
-        exists = process_group.told(decide)
+        exists = process_group.broadcast(decide)
         if exists:
             self.check_shared()
         return exists
@@ -160,7 +160,7 @@ class RunFolder:
                         " it must be on a disk that all processes share"
                     )
 
-        process_group.agreed(seen, judge)
+        process_group.decide_together(seen, judge)
 
     def check(self, experiment: Experiment) -> None:
         """InputError unless the folder is new or empty, or holds a run of this experiment, and

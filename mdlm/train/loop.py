@@ -184,7 +184,7 @@ def train(
                 raise Diverged(given_up(stepped, checkpoints))
             spike = judge.spike(stepped.metrics["loss"])
             if settings.spike is not None:  # a loss may differ in its last bit between processes
-                found = process_group.told(lambda: spike and vars(spike))
+                found = process_group.broadcast(lambda: spike and vars(spike))
                 spike = found and Spike(**found)
             if spike is None:
                 return False

@@ -95,7 +95,7 @@ class Session:
             self.dataset.tokenizer.save(self.folder.data)
             self.folder.save_counts(self.model.counts)
             self.folder.writers = writers(self.folder.path, tensorboard, wandb, experiment)
-        process_group.meet()
+        process_group.barrier()
         self.folder.check_shared()
         self.step = 0
         self.references: dict[str, float] = {}

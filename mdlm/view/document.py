@@ -1,12 +1,13 @@
-"""The file of a trace: one JSON document.
+"""The file format of a trace: one JSON document.
 
     {"mdlm_trace": 1, "sampler": "Ancestral(...)", "mask": 259, "pieces": {"65": "A", ...},
      "steps": 126, "nfe": [0, 1, ...], "rows": [{"start": [259, ...], "events": [[1, 17, 65, 0.8],
      ...]}, ...]}
 
-`start` is a text before the first step, the mask where it is open. An event is a change of token:
-step (0 for what the prior put there), place in the text, token, the probability that the network
-gave it (0 for the mask). `nfe` counts network calls up to the end of each step from 0 to `steps`.
+A row is one sequence. `start` is its tokens before the first step, the mask at open positions. An
+event is a change of token: step (0 for tokens of the prior), position, token, and the probability
+that the network gave the token (0 for the mask). `nfe` counts the network calls up to the end of
+each step from 0 to `steps`.
 """
 
 import json
@@ -21,7 +22,7 @@ VERSION = 1
 
 
 def dumps(trace: Trace) -> str:
-    """The document."""
+    """Returns the document of a trace."""
     rows = [
         {
             "start": row.start.tolist(),
@@ -47,18 +48,19 @@ def dumps(trace: Trace) -> str:
 
 
 def loads(content: bytes, name: str) -> Trace:
-    """The trace in a file. InputError, which names the file, where it holds none."""
+    """Reads a trace from the `content` of the file `name`. Raises InputError if it is not one."""
     try:
         document = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         if content.lstrip().startswith(b'{"mdlm_trace"'):
-            raise InputError(f"{name} is a trace, but cut short or damaged: {error}") from error
-        raise InputError(f"{name} is no trace: mdlm sample --trace FILE writes one") from error
+            raise InputError(f"{name} is a truncated or damaged trace: {error}") from error
+        raise InputError(f"{name} is not a trace: `mdlm sample --trace FILE` writes one") from error
     if not isinstance(document, dict) or "mdlm_trace" not in document:
-        raise InputError(f"{name} is no trace: mdlm sample --trace FILE writes one")
+        raise InputError(f"{name} is not a trace: `mdlm sample --trace FILE` writes one")
     if document["mdlm_trace"] != VERSION:
         raise InputError(
-            f"{name} is a trace of version {document['mdlm_trace']}; this mdlm reads {VERSION}"
+            f"{name} is a trace of version {document['mdlm_trace']}: this mdlm reads version"
+            f" {VERSION} only"
         )
     try:
         return _read(document)
@@ -67,45 +69,47 @@ def loads(content: bytes, name: str) -> Trace:
 
 
 def _read(document: dict[str, Any]) -> Trace:
-    mask_id = _whole(document["mask"])
+    mask_id = _integer(document["mask"])
     pieces = {int(token): str(text) for token, text in document["pieces"].items()}
-    nfe = np.array([_whole(calls) for calls in document["nfe"]], np.int64)
-    if len(nfe) != _whole(document["steps"]) + 1:
-        raise ValueError("nfe does not have one number for each step")
+    nfe = np.array([_integer(calls) for calls in document["nfe"]], np.int64)
+    if len(nfe) != _integer(document["steps"]) + 1:
+        raise ValueError("nfe must have one number for each step from 0 to steps")
     rows = tuple(_row(row, steps=len(nfe) - 1) for row in document["rows"])
     if not rows:
-        raise ValueError("it has no rows")
+        raise ValueError("rows must not be empty")
     used = {mask_id}.union(*(ids.tolist() for row in rows for ids in (row.start, row.token)))
     if not used <= pieces.keys():
-        raise ValueError(f"pieces has no text for token {min(used - pieces.keys())}")
+        raise ValueError(f"pieces lacks the text of token {min(used - pieces.keys())}")
     return Trace(
         sampler=str(document["sampler"]), mask_id=mask_id, pieces=pieces, nfe=nfe, rows=rows
     )
 
 
 def _row(row: dict[str, Any], *, steps: int) -> RowTrace:
-    start = np.array([_whole(token) for token in row["start"]], np.int64)
+    start = np.array([_integer(token) for token in row["start"]], np.int64)
     last = 0
     for event in row["events"]:
         step, position, token, confidence = event
-        if not last <= _whole(step) <= steps:
-            raise ValueError(f"event {event} is out of order or beyond the last step")
-        if not 0 <= _whole(position) < len(start):
-            raise ValueError(f"event {event} is not in the text")
+        if not last <= _integer(step) <= steps:
+            raise ValueError(
+                f"event {event}: the step must be from {last}, that of the event before, to {steps}"
+            )
+        if not 0 <= _integer(position) < len(start):
+            raise ValueError(f"event {event}: the position must be from 0 to {len(start) - 1}")
         if not 0 <= confidence <= 1:
-            raise ValueError(f"event {event} has a probability that is none")
-        _whole(token)
+            raise ValueError(f"event {event}: the probability must be from 0 to 1")
+        _integer(token)
         last = step
-    columns = np.array(row["events"], np.float64).reshape(-1, 4).T
-    step, position, token = columns[:3].astype(np.int64)
-    return RowTrace(start=start, step=step, position=position, token=token, confidence=columns[3])
+    fields = np.array(row["events"], np.float64).reshape(-1, 4).T
+    step, position, token = fields[:3].astype(np.int64)
+    return RowTrace(start=start, step=step, position=position, token=token, confidence=fields[3])
 
 
-def _whole(value: Any) -> int:
+def _integer(value: Any) -> int:
     if type(value) is not int:
-        raise ValueError(f"{value!r} is no whole number")
+        raise ValueError(f"{value!r} must be an integer")
     return value
 
 
 def _reason(error: Exception) -> str:
-    return f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]

@@ -1,7 +1,7 @@
-"""A text at the end of each step, as lines of spans: what the terminal and the GIF both draw.
+"""The text at the end of each step, as lines of spans. The terminal and the GIF both draw these.
 
-An open place is as wide as the token that will stand there at the end, so that the text does not
-move about while it is written.
+An open position is as wide as the token it has at the end, so that the text does not move while it
+is written.
 """
 
 import math
@@ -15,27 +15,29 @@ import numpy as np
 from mdlm.errors import InputError
 from mdlm.generation.trace import RowTrace, Trace
 
-Kind = Literal["given", "open", "back", "noise", "written", "rewritten"]
-"""What is at a place: a token of the prompt; nothing yet; nothing any more, as what was written
-was taken back; a token of the prior; one of the network; one in place of an earlier one of its."""
+Kind = Literal["given", "open", "remasked", "noise", "written", "rewritten"]
+"""State of a position: a token of the prompt; the mask, never written; the mask again, after its
+token was remasked; a token of the prior; a token of the network; a second or later token of the
+network."""
 
 SHADES, DECADES = 10, 3
-"""Confidence is drawn in so many shades, equal steps of its logarithm from 1/1000 to 1: among
-thousands of tokens a good guess may well have a probability of one in a hundred."""
+"""Number of shades for the confidence, and decades that they cover: equal steps of its logarithm
+from 1/1000 to 1. Among thousands of tokens a good guess may have a probability of one in a hundred.
+"""
 
-COVERS: dict[Kind, str] = {"open": "\N{MIDDLE DOT}", "back": "\N{MULTIPLICATION SIGN}"}
-"""What is drawn where there is no token."""
+COVERS: dict[Kind, str] = {"open": "\N{MIDDLE DOT}", "remasked": "\N{MULTIPLICATION SIGN}"}
+"""Characters drawn where there is no token."""
 
 BREAK = "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"
-"""What is drawn before a line break of the text."""
+"""Character drawn before a line break of the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A run of text without a line break that is drawn in one way.
+    """Text without a line break that is drawn in one style.
 
-    `shade` is the confidence, from 0 (1/1000 and less) to SHADES - 1 (near 1). `is_new` says that
-    the token came, or went, in this very step.
+    `shade` is the confidence, from 0 (at most 1/1000) to SHADES - 1 (near 1). `is_new`: the token
+    was written or remasked in this step.
     """
 
     text: str
@@ -46,89 +48,96 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """A text at the end of a step. `written` and `back` count the step's own changes, and
-    `confidence` is the mean over what it wrote (nan where it wrote nothing)."""
+    """The text at the end of a step.
+
+    `nfe` counts the network calls so far, `open` the positions that are not written yet.
+    Of this step alone: `written` and `remasked` count tokens, and `confidence` is the mean over the
+    written ones (nan if there are none).
+    """
 
     step: int
     nfe: int
     open: int
     written: int
-    back: int
+    remasked: int
     confidence: float
     lines: tuple[tuple[Span, ...], ...]
 
 
 def row_of(trace: Trace, number: int) -> RowTrace:
-    """A row by its number, counted from 1. InputError where there is none."""
+    """Returns a row by its number, counted from 1. Raises InputError if there is no such row."""
     if not 1 <= number <= len(trace.rows):
-        raise InputError(f"--row {number}: the rows of this trace are 1 to {len(trace.rows)}")
+        raise InputError(
+            f"--row {number}: must be from 1 to {len(trace.rows)}, the rows of this trace"
+        )
     return trace.rows[number - 1]
 
 
 def text_of(trace: Trace, row: RowTrace) -> str:
-    """The text at the end."""
+    """Returns the text after the last step."""
     return "".join(visible(trace.pieces[int(token)]) for token in row.after(trace.steps))
 
 
 def frames(trace: Trace, row: RowTrace, columns: int) -> Iterator[Frame]:
-    """The text before the first step and after each, in lines of at most `columns` cells."""
+    """Yields the text before the first step and after each, in lines of at most `columns` cells."""
     mask = trace.mask_id
     tokens, end = row.start.tolist(), row.after(trace.steps).tolist()
     is_given = (row.start != mask).tolist()
-    shades, times = [0] * len(tokens), [0] * len(tokens)
+    shades, writes = [0] * len(tokens), [0] * len(tokens)
     for step in range(trace.steps + 1):
         is_new = [False] * len(tokens)
         written: list[float] = []
-        back = 0
+        remasked = 0
         for i in range(*np.searchsorted(row.step, [step, step + 1])):
-            place, token, p = int(row.position[i]), int(row.token[i]), float(row.confidence[i])
-            tokens[place], is_new[place], shades[place] = token, True, shade_of(p)
+            position, token, p = int(row.position[i]), int(row.token[i]), float(row.confidence[i])
+            tokens[position], is_new[position], shades[position] = token, True, shade_of(p)
             if p > 0:  # written by the network
-                times[place] += 1
+                writes[position] += 1
                 written.append(p)
-            elif token == mask and times[place]:
-                back += 1
+            elif token == mask and writes[position]:
+                remasked += 1
         spans = []
-        for place, token in enumerate(tokens):
-            kind = _kind(is_given[place], token == mask, times[place])
-            text = visible(trace.pieces[end[place] if kind in COVERS else token])
+        for position, token in enumerate(tokens):
+            kind = _kind(is_given[position], token == mask, writes[position])
+            text = visible(trace.pieces[end[position] if kind in COVERS else token])
             text = text.replace("\n", BREAK + "\n")
             if kind in COVERS:
                 text = "\n".join(COVERS[kind] * width(line) for line in text.split("\n"))
-            spans.append(Span(text=text, kind=kind, shade=shades[place], is_new=is_new[place]))
+            shade, new = shades[position], is_new[position]
+            spans.append(Span(text=text, kind=kind, shade=shade, is_new=new))
         yield Frame(
             step=step,
             nfe=int(trace.nfe[step]),
-            open=sum(span.kind in ("open", "back", "noise") for span in spans),
+            open=sum(span.kind in ("open", "remasked", "noise") for span in spans),
             written=len(written),
-            back=back,
+            remasked=remasked,
             confidence=sum(written) / len(written) if written else float("nan"),
             lines=tuple(wrapped(spans, columns)),
         )
 
 
 def shade_of(p: float) -> int:
-    """The shade of a probability."""
-    place = SHADES * (1 + math.log10(max(p, 10.0**-DECADES)) / DECADES)
-    return min(max(int(place), 0), SHADES - 1)
+    """Returns the shade of a probability."""
+    shade = SHADES * (1 + math.log10(max(p, 10.0**-DECADES)) / DECADES)
+    return min(max(int(shade), 0), SHADES - 1)
 
 
-def _kind(is_given: bool, is_mask: bool, times: int) -> Kind:
+def _kind(is_given: bool, is_mask: bool, writes: int) -> Kind:
     if is_given:
         return "given"
     if is_mask:
-        return "back" if times else "open"
-    return ("noise", "written", "rewritten")[min(times, 2)]
+        return "remasked" if writes else "open"
+    return ("noise", "written", "rewritten")[min(writes, 2)]
 
 
 def visible(text: str) -> str:
-    """Text without anything that would move a terminal's cursor, the line break apart."""
+    """Returns a text without characters that move a terminal's cursor, except line breaks."""
     text = text.replace("\r\n", "\n").replace("\t", "    ")
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def width(text: str) -> int:
-    """Cells of a terminal that a text takes."""
+    """Returns how many cells of a terminal a text takes."""
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
         for c in text
@@ -136,7 +145,7 @@ def width(text: str) -> int:
 
 
 def wrapped(spans: list[Span], columns: int) -> Iterator[tuple[Span, ...]]:
-    """Spans in lines: broken at line breaks, and where a token no longer fits."""
+    """Yields the spans in lines, broken at line breaks and before a token that does not fit."""
     line: list[Span] = []
     used = 0
     for span in spans:

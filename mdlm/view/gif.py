@@ -1,4 +1,4 @@
-"""A trace as an animated GIF: one frame a step, and the last one stays a while."""
+"""A trace as an animated GIF: one frame a step; the last one is shown longer."""
 
 import io
 from pathlib import Path
@@ -10,18 +10,18 @@ from mdlm.generation.trace import RowTrace, Trace
 from mdlm.view.frames import SHADES, Frame, Span, frames, width
 
 COLUMNS, SIZE, MARGIN = 72, 15, 18
-"""Cells of a line; the font's size and the border, in pixels."""
-STAYS = 3000
-"""Milliseconds that the last frame is shown."""
+"""Cells of a line; size of the font and width of the border, in pixels."""
+LAST_FRAME = 3000
+"""Milliseconds for which the last frame is shown."""
 
 Color = tuple[int, int, int]
 PAPER, INK, FAINT, RED = (255, 255, 255), (28, 30, 34), (158, 163, 171), (200, 30, 30)
 STOPS = ((245, 158, 78), (252, 232, 190), (214, 232, 250), (122, 178, 240))
-"""Backgrounds of written tokens, from improbable to certain; between these, a mixture."""
+"""Backgrounds of written tokens, from improbable to certain; interpolated between."""
 
 
 def gif(trace: Trace, row: RowTrace, *, fps: float) -> bytes:
-    """The file's content. Players show at most 50 frames a second."""
+    """Returns the content of the file. Players show at most 50 frames a second."""
     steps = list(frames(trace, row, COLUMNS))
     canvas = _Canvas(lines=max(len(frame.lines) for frame in steps))
     pictures = [canvas.draw(frame, trace) for frame in steps]
@@ -32,27 +32,27 @@ def gif(trace: Trace, row: RowTrace, *, fps: float) -> bytes:
         format="GIF",
         save_all=True,
         append_images=others,
-        duration=[round(1000 / fps)] * len(others) + [STAYS],
+        duration=[round(1000 / fps)] * len(others) + [LAST_FRAME],
         loop=0,
     )
     return out.getvalue()
 
 
 def shade_color(shade: int) -> Color:
-    """The background of a shade of confidence."""
-    place = shade / (SHADES - 1) * (len(STOPS) - 1)
-    i = min(int(place), len(STOPS) - 2)
-    return mixed(STOPS[i], STOPS[i + 1], place - i)
+    """Returns the background of a shade of confidence."""
+    x = shade / (SHADES - 1) * (len(STOPS) - 1)
+    i = min(int(x), len(STOPS) - 2)
+    return mixed(STOPS[i], STOPS[i + 1], x - i)
 
 
-def mixed(first: Color, second: Color, share: float) -> Color:
-    """A colour between two, `share` of the second."""
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
+def mixed(first: Color, second: Color, fraction: float) -> Color:
+    """Returns a colour between two, with `fraction` of the second."""
+    red, green, blue = (round(a + (b - a) * fraction) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
 
 def palette() -> Image.Image:
-    """The colours of all frames: each background, and what softens the letters on it."""
+    """Returns the colours of all frames: each background, blended with the letters on it."""
     grounds = [PAPER, *map(shade_color, range(SHADES))]
     pairs = [(ground, INK) for ground in grounds] + [(PAPER, FAINT), (PAPER, RED)]
     pairs += [(shade_color(shade), RED) for shade in range(0, SHADES, 3)]
@@ -90,13 +90,13 @@ class _Canvas:
         box = (x, y, right, low)
         if span.kind in ("written", "rewritten"):
             pen.rectangle((x, y, right - 1, low), fill=shade_color(span.shade))
-        if span.kind == "back":
+        if span.kind == "remasked":
             pen.rectangle(box, outline=RED, width=2 if span.is_new else 1)
         elif span.kind == "rewritten":
             pen.line((x, low, right, low), fill=RED, width=2)
-        if span.is_new and span.kind != "back":
+        if span.is_new and span.kind != "remasked":
             pen.rectangle(box, outline=INK)
-        ink = {"open": FAINT, "noise": FAINT, "back": RED}.get(span.kind, INK)
+        ink = {"open": FAINT, "noise": FAINT, "remasked": RED}.get(span.kind, INK)
         font = self.bold if span.kind == "given" else self.font
         for i, character in enumerate(span.text):
             pen.text((x + width(span.text[:i]) * self.cell, y + 1), character, ink, font)

@@ -1,4 +1,4 @@
-"""A trace in the terminal: replayed in colour, or told in a table."""
+"""A trace in the terminal: a replay in colour, or a table of its steps."""
 
 import math
 import os
@@ -14,13 +14,13 @@ RAMP = (208, 215, 222, 223, 230, 195, 153, 117, 111, 75)
 """Backgrounds from improbable to certain, of the 256 colours; black text is readable on all."""
 
 RESET, HIDE, SHOW = "\x1b[0m", "\x1b[?25l", "\x1b[?25h"
-STYLES = {"given": "1", "open": "2", "back": "1;31", "noise": "2;3"}
+STYLES = {"given": "1", "open": "2", "remasked": "1;31", "noise": "2;3"}
 """Bold, faint, bold red, faint italics."""
-LEGEND_WIDTH = len("  confidence 0.001   1  x re-masked") + 2 * SHADES
+LEGEND_WIDTH = len("  confidence 0.001   1  x remasked") + 2 * SHADES
 
 
 def show(trace: Trace, row: RowTrace, out: TextIO, *, fps: float) -> None:
-    """The replay on a terminal, the table elsewhere and where NO_COLOR (no-color.org) is set."""
+    """Shows the replay on a terminal, the table elsewhere or if NO_COLOR (no-color.org) is set."""
     if out.isatty() and not os.environ.get("NO_COLOR"):
         columns, lines = shutil.get_terminal_size()
         replay(trace, row, out, fps=fps, columns=columns, lines=lines)
@@ -29,15 +29,16 @@ def show(trace: Trace, row: RowTrace, out: TextIO, *, fps: float) -> None:
 
 
 def summary(trace: Trace, row: RowTrace) -> Iterator[str]:
-    """The steps as a table, those that changed nothing in this text left out; then the text."""
+    """Yields a table of the steps that changed this text, then the text."""
     yield f"{trace.sampler}: {len(row.start)} tokens, {trace.steps} steps, NFE {trace.nfe[-1]}"
-    yield f"{'step':>6} {'NFE':>6} {'written':>8} {'re-masked':>10} {'open':>6}  confidence"
+    yield f"{'step':>6} {'NFE':>6} {'written':>8} {'remasked':>10} {'open':>6}  confidence"
     for frame in frames(trace, row, columns=80):
-        if not (frame.written or frame.back) and frame.step not in (0, trace.steps):
+        if not (frame.written or frame.remasked) and frame.step not in (0, trace.steps):
             continue
-        sure = "" if math.isnan(frame.confidence) else f"{frame.confidence:11.2g}"
+        confidence = "" if math.isnan(frame.confidence) else f"{frame.confidence:11.2g}"
         yield (
-            f"{frame.step:6} {frame.nfe:6} {frame.written:8} {frame.back:10} {frame.open:6} {sure}"
+            f"{frame.step:6} {frame.nfe:6} {frame.written:8} {frame.remasked:10} {frame.open:6}"
+            f" {confidence}"
         ).rstrip()
     yield ""
     yield text_of(trace, row)
@@ -53,11 +54,13 @@ def replay(
     lines: int,
     sleep=time.sleep,
 ) -> None:
-    """Draws each step over the one before, `fps` of them a second. What is taller than the
-    terminal is scrolled to where something happens. The last step stays."""
+    """Draws each step over the one before, `fps` of them a second.
+
+    A text taller than the terminal is scrolled to its changes. The last step stays on the screen.
+    """
     height = max(1, lines - 3)
     drawn = top = 0
-    # A line that fills the last column would be cut by what clears the rest of it.
+    # The code that clears the rest of a line would delete a character in the last column.
     columns = max(1, columns - 1)
     out.write(HIDE)
     try:
@@ -65,9 +68,9 @@ def replay(
             top = _top(frame, top, height)
             shown = [painted(line) for line in frame.lines[top : top + height]]
             shown += ["", _caption(frame, trace, columns)]
-            back = f"\x1b[{drawn - 1}F" if drawn > 1 else "\r"
-            # Each line is overwritten, not the screen wiped, so that nothing flickers.
-            out.write(back + "\n".join(line + "\x1b[K" for line in shown) + "\x1b[J")
+            cursor_up = f"\x1b[{drawn - 1}F" if drawn > 1 else "\r"
+            # Overwriting each line, instead of clearing the screen, avoids flicker.
+            out.write(cursor_up + "\n".join(line + "\x1b[K" for line in shown) + "\x1b[J")
             out.flush()
             drawn = len(shown)
             if frame.step < trace.steps:
@@ -78,7 +81,7 @@ def replay(
 
 
 def painted(line: tuple[Span, ...]) -> str:
-    """A line with its colours, by confidence; what is new is underlined."""
+    """Returns a line with the colours of its confidence; new tokens are underlined."""
     return "".join(f"\x1b[{_style(span)}m{span.text}{RESET}" for span in line)
 
 
@@ -94,12 +97,12 @@ def _caption(frame: Frame, trace: Trace, columns: int) -> str:
     if len(words) + LEGEND_WIDTH > columns:
         return words[:columns]
     bar = "".join(f"\x1b[48;5;{color}m  " for color in RAMP)
-    mark = f"\x1b[{STYLES['back']}m{COVERS['back']}{RESET}"
-    return f"{words}  confidence 0.001 {bar}{RESET} 1  {mark} re-masked"
+    mark = f"\x1b[{STYLES['remasked']}m{COVERS['remasked']}{RESET}"
+    return f"{words}  confidence 0.001 {bar}{RESET} 1  {mark} remasked"
 
 
 def _top(frame: Frame, top: int, height: int) -> int:
-    """The first line shown: moved only as far as it takes to see what changed."""
+    """Returns the first line to show: scrolled only as far as needed to show the changes."""
     changed = [i for i, line in enumerate(frame.lines) if any(span.is_new for span in line)]
     if changed and not top <= changed[-1] < top + height:
         top = changed[-1] - height + 1 if changed[-1] >= top + height else changed[-1]

@@ -1,8 +1,8 @@
-"""Which process this is: from flags, from the environment, and alone where nothing says more."""
+"""The rank of a process: from flags, from the environment, or a single process."""
 
 import pytest
 
-from mdlm.cluster.launch import Place, place
+from mdlm.cluster.launch import Rank, find_rank
 from mdlm.errors import InputError
 
 SLURM = {
@@ -17,8 +17,8 @@ SLURM = {
 
 
 @pytest.fixture
-def alone(monkeypatch):
-    """An environment that says nothing of other processes."""
+def single(monkeypatch):
+    """An environment without variables of other processes."""
     import os
 
     for name in list(os.environ):
@@ -27,53 +27,53 @@ def alone(monkeypatch):
     return monkeypatch
 
 
-def test_without_flags_or_signs_a_process_is_alone(alone):
-    assert place(None, None, None) is None
-    alone.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")  # a notebook in a cluster
-    assert place(None, None, None) is None
+def test_without_flags_and_variables_a_process_is_single(single):
+    assert find_rank(None, None, None) is None
+    single.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")  # a notebook in a cluster
+    assert find_rank(None, None, None) is None
 
 
-def test_flags_say_the_place(alone):
-    there = place("node0:1234", 4, 3)
-    assert there == Place(coordinator="node0:1234", count=4, index=3, devices=None)
-    assert place("[fe80::1]:99", 2, 0) == Place(coordinator="[fe80::1]:99", count=2, index=0)
-    alone.setenv("JAX_COORDINATOR_ADDRESS", "node7:55")
-    assert place(None, 2, 1) == Place(coordinator="node7:55", count=2, index=1)
+def test_flags_give_the_rank(single):
+    rank = find_rank("node0:1234", 4, 3)
+    assert rank == Rank(coordinator="node0:1234", count=4, index=3, devices=None)
+    assert find_rank("[fe80::1]:99", 2, 0) == Rank(coordinator="[fe80::1]:99", count=2, index=0)
+    single.setenv("JAX_COORDINATOR_ADDRESS", "node7:55")
+    assert find_rank(None, 2, 1) == Rank(coordinator="node7:55", count=2, index=1)
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
-        (("node0:1234", None, None), "--coordinator without --processes and --process"),
-        ((None, 2, 0), "--processes and --process without --coordinator"),
+        (("node0:1234", None, None), "--coordinator without --processes and --process: give all"),
+        ((None, 2, 0), "--processes and --process without --coordinator: give all"),
         (("node0:1234", 2, None), "--coordinator and --processes without --process"),
-        (("node0:1234", 2, 2), "--process 2: with --processes 2 they count from 0 to 1"),
-        (("node0:1234", 2, -1), "--process -1"),
-        (("node0:1234", 0, 0), "--processes 0: there is at least one"),
-        (("node0", 2, 0), "--coordinator node0: expected HOST:PORT"),
-        (("node0:http", 2, 0), "expected HOST:PORT"),
-        ((":1234", 2, 0), "expected HOST:PORT"),
+        (("node0:1234", 2, 2), "--process 2: must be from 0 to 1 with --processes 2"),
+        (("node0:1234", 2, -1), "--process -1: must be from 0 to 1"),
+        (("node0:1234", 0, 0), "--processes 0: must be at least 1"),
+        (("node0", 2, 0), "--coordinator node0: must be HOST:PORT"),
+        (("node0:http", 2, 0), "must be HOST:PORT"),
+        ((":1234", 2, 0), "must be HOST:PORT"),
     ],
 )
-def test_flags_that_do_not_fit_together_are_refused(alone, flags, words):
+def test_flags_that_do_not_fit_together_are_refused(single, flags, message):
     with pytest.raises(InputError) as refused:
-        place(*flags)
-    assert words in str(refused.value)
+        find_rank(*flags)
+    assert message in str(refused.value)
 
 
-def test_an_address_without_a_number_is_refused(alone):
-    alone.setenv("JAX_COORDINATOR_ADDRESS", "node7:55")
-    with pytest.raises(InputError, match="--processes N --process I are needed"):
-        place(None, None, None)
+def test_an_address_without_a_rank_is_refused(single):
+    single.setenv("JAX_COORDINATOR_ADDRESS", "node7:55")
+    with pytest.raises(InputError, match="give --processes N --process I too"):
+        find_rank(None, None, None)
 
 
-def test_slurm_says_the_place(alone):
+def test_slurm_gives_the_rank(single):
     for name, value in SLURM.items():
-        alone.setenv(name, value)
-    # The port that JAX makes of the job's number.
-    expected = Place(coordinator=f"node003:{4100 % 4096 + 61440}", count=2, index=1)
-    assert place(None, None, None) == expected
-    assert place("other:1", 3, 2) == Place(coordinator="other:1", count=3, index=2)
+        single.setenv(name, value)
+    # JAX derives the port from the job's number.
+    expected = Rank(coordinator=f"node003:{4100 % 4096 + 61440}", count=2, index=1)
+    assert find_rank(None, None, None) == expected
+    assert find_rank("other:1", 3, 2) == Rank(coordinator="other:1", count=3, index=2)
 
 
 @pytest.mark.parametrize(
@@ -87,30 +87,30 @@ def test_slurm_says_the_place(alone):
         ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, None),
     ],
 )
-def test_tasks_that_share_a_node_share_its_devices(alone, changes, devices):
+def test_tasks_that_share_a_node_share_its_devices(single, changes, devices):
     for name, value in {**SLURM, **changes}.items():
-        alone.setenv(name, value)
-    there = place(None, None, None)
-    assert there is not None and there.devices == devices
+        single.setenv(name, value)
+    rank = find_rank(None, None, None)
+    assert rank is not None and rank.devices == devices
 
 
-def test_one_process_is_alone_whatever_the_environment_says(alone):
+def test_one_process_is_single_in_any_environment(single):
     for name, value in SLURM.items():
-        alone.setenv(name, value)
-    assert place(None, 1, None) is None and place("node0:1234", 1, 0) is None
+        single.setenv(name, value)
+    assert find_rank(None, 1, None) is None and find_rank("node0:1234", 1, 0) is None
 
 
-def test_open_mpi_says_the_place_or_is_refused(alone):
-    alone.setenv("OMPI_COMM_WORLD_SIZE", "4")
-    alone.setenv("OMPI_COMM_WORLD_RANK", "3")
-    alone.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "1")
-    alone.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
-    with pytest.raises(InputError, match="started by mpirun, which does not tell"):
-        place(None, None, None)  # newer ones do not say where the others are
-    alone.setenv("OMPI_MCA_orte_hnp_uri", "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911")
-    there = place(None, None, None)
-    assert there is not None and (there.count, there.index, there.devices) == (4, 3, (1,))
-    assert there.coordinator.startswith("10.96.0.1:")
+def test_open_mpi_gives_the_rank_or_is_refused(single):
+    single.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    single.setenv("OMPI_COMM_WORLD_RANK", "3")
+    single.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "1")
+    single.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
+    with pytest.raises(InputError, match="started by mpirun, but JAX cannot read the rank"):
+        find_rank(None, None, None)  # newer versions do not set the coordinator
+    single.setenv("OMPI_MCA_orte_hnp_uri", "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911")
+    rank = find_rank(None, None, None)
+    assert rank is not None and (rank.count, rank.index, rank.devices) == (4, 3, (1,))
+    assert rank.coordinator.startswith("10.96.0.1:")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_open_mpi_says_the_place_or_is_refused(alone):
         {"SLURM_STEP_NUM_TASKS": "", "SLURM_STEP_NODELIST": ""},  # a batch script, without srun
     ],
 )
-def test_one_task_of_slurm_is_alone(alone, changes):
+def test_one_task_of_slurm_is_single(single, changes):
     for name, value in {**SLURM, **changes}.items():
-        alone.setenv(name, value)
-    assert place(None, None, None) is None
+        single.setenv(name, value)
+    assert find_rank(None, None, None) is None

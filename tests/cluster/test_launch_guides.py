@@ -1,5 +1,5 @@
-"""Every `mdlm` command of the guides has options, settings and files that there are, and their
-scripts are scripts."""
+"""Every `mdlm` command of the guides has options, settings and files that exist, and every script
+is valid bash."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mdlm.cli.common import overrides
-from mdlm.cli.main import TAKES_SETTINGS, parser
+from mdlm.cli.main import COMMANDS, parser
 from mdlm.config.overrides import names
 from mdlm.experiment.loading import load_file
 from mdlm.planning.topology import Topology
@@ -19,16 +19,16 @@ GUIDES = sorted((ROOT / "docs" / "launch").glob("*.md"))
 PAGES = [*GUIDES, ROOT / "docs" / "scale.md", ROOT / "README.md"]
 NAMES = "train|eval|sample|plan|prepare|import|view|samplers|settings|tokenizer"
 LAUNCHED = re.compile(rf"(?:^|[\s\"'`/])mdlm ((?:{NAMES})\b.*)")
-"""A command after whatever starts it."""
+"""A command, with anything before it."""
 PRINTED = ("next: ", "mdlm: ", "...")
-"""In lines that show what is printed, and in commands with something left out."""
+"""Marks of printed output, and of commands with a part left out."""
 WORD = re.compile(r"""\s?(?:([^\s"'`]*)(["'])(.*?)\2|([^\s"'`]+))(?=[\s"'`]|$)""")
 OPERATOR = re.compile(r"\s*(?:[|&<>;#]|\d>)|\s{2,}\S")
 
 
 def arguments(text: str) -> list[str]:
-    """The words of a command up to an operator of the shell, a remark, or a quote that closes
-    what the command stands in."""
+    """The words of a command up to a shell operator, a remark, or the quote that closes the string
+    around the command."""
     words = []
     while text and not OPERATOR.match(text):
         word = WORD.match(text)
@@ -55,7 +55,7 @@ def commands(page: str) -> list[list[str]]:
             if match is None or any(word in piece for word in PRINTED):
                 continue
             words = arguments(match[1])
-            if len(words) > 1 or words == ["samplers"]:  # a name alone is a mention
+            if len(words) > 1 or words == ["samplers"]:  # a name alone is no command
                 found.append(words)
     return found
 
@@ -74,16 +74,16 @@ def pages() -> list:
 
 
 @pytest.mark.parametrize("words", pages())
-def test_a_command_can_be_given(words):
+def test_a_command_is_accepted(words):
     args, rest = parser().parse_known_args(words)
     changes = overrides(rest)
-    assert not changes or args.command in TAKES_SETTINGS
+    assert not changes or COMMANDS[args.command].takes_settings
     file = getattr(args, "experiment", None)
     if file is None or not file.startswith("experiments/"):
         return
     known = settings(ROOT / file)
     for name, _ in changes:
-        # A part that another choice would have is looked for by its first name.
+        # A setting of another component than the default is known by its first name only.
         assert name in known or name.startswith("data."), f"{file} has no setting {name}"
     if args.command == "plan":
         Topology.parse(args.topology)
@@ -109,7 +109,7 @@ def scripts() -> list:
 
 
 @pytest.mark.parametrize("script", scripts())
-def test_a_script_can_be_read(script):
+def test_a_script_is_valid(script):
     done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
 
@@ -126,8 +126,8 @@ def test_a_script_can_be_read(script):
         ("4 4 4 4", 3, 4, 3),
     ],
 )
-def test_again_repeats_what_can_be_helped(tmp_path, codes, tries, expected, runs):
-    """A command that ends with these codes, one after another."""
+def test_again_repeats_after_codes_that_may_pass(tmp_path, codes, tries, expected, runs):
+    """A command ends with these codes, one after another."""
     command = tmp_path / "command"
     command.write_text(
         'echo >> ran; set -- $CODES; shift $(( $(wc -l < ran) - 1 )); exit "$1"\n',
@@ -148,8 +148,8 @@ def test_again_repeats_what_can_be_helped(tmp_path, codes, tries, expected, runs
     assert len((tmp_path / "ran").read_text().splitlines()) == runs
 
 
-def test_again_passes_on_that_it_is_to_end(tmp_path):
-    """SIGTERM reaches the command, whose own code is the answer."""
+def test_again_passes_on_sigterm(tmp_path):
+    """SIGTERM reaches the command, whose exit code is passed on."""
     command = tmp_path / "command"
     command.write_text(
         "trap 'sleep 0.3; exit 143' TERM; touch ready; for i in {1..400}; do sleep 0.05; done\n"

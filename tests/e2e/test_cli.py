@@ -123,7 +123,7 @@ def test_a_trace_is_recorded_and_shown(work):
     assert found["steps"] > 16 and max(e[0] for e in found["rows"][0]["events"]) > 16
     shown = mdlm("view", "long.trace", "--row", 2, cwd=work)
     assert shown.returncode == 0 and shown.stdout.endswith(f"\n\n{texts[1]['text']}\n")
-    assert "\x1b" not in shown.stdout and "re-masked" in shown.stdout
+    assert "\x1b" not in shown.stdout and "remasked" in shown.stdout
     shown = mdlm("view", "long.trace", "--html", "long.html", "--gif", "long.gif", cwd=work)
     assert shown.returncode == 0 and shown.stdout.count("long.") == 2
     assert (work / "long.html").read_text("utf-8").startswith("<!DOCTYPE html>")
@@ -191,7 +191,7 @@ BAD_INPUT = [
     (("sample", "run", "--sampler", "LeftToRight"), "needs a network that sees"),
     (("sample", "run", "--trace", "nowhere/x.trace"), "no file can be written there"),
     (("view", "no.trace"), "no.trace: No such file"),
-    (("view", "cut.trace"), "cut.trace is a trace, but cut short"),
+    (("view", "cut.trace"), "cut.trace is a truncated or damaged trace"),
     (("view", "whole.trace", "--fps", "0"), "--fps 0"),
     ((*TRAIN, "--data.source.train", "bad.txt"), "bad.txt"),
     ((*TRAIN, "--data.source.train", "empty.txt"), "empty.txt is empty"),

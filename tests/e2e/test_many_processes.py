@@ -194,10 +194,7 @@ def test_a_lost_process_ends_all(work, number):
 @pytest.mark.slow
 def test_processes_that_do_not_belong_together_are_refused(work, tmp_path):
     words = ("train", "tiny.py", "--out", tmp_path / "run")
-    line = (
-        "process 1 has values that process 0 does not have: optimizer.learning_rate is 0.001, not"
-        " 0.003"
-    )
+    line = "process 1 has other values than process 0: optimizer.learning_rate is 0.001, not 0.003"
     each = {1: ("--optimizer.learning_rate", "1e-3")}
     assert Many(words, work, each=each).refused() == [line, line]
 
@@ -207,7 +204,7 @@ def test_processes_that_do_not_belong_together_are_refused(work, tmp_path):
     tiny.write_text(other / "text.txt", seed=1)
     first, second = Many(words, None, folders=[work, other]).refused()
     assert first == second
-    assert first.startswith("process 1 has data that process 0 does not have: rows of train is")
+    assert first.startswith("process 1 has other data than process 0: rows of train is")
 
     (other / "text.txt").write_text((work / "text.txt").read_text())
     words = ("train", "tiny.py", "--out", "unshared")  # in a folder of each one's own
@@ -227,12 +224,15 @@ def test_processes_that_do_not_meet(work, tmp_path):
     code, out, err = many.ended()[1]
     assert (code, out) == (2, "")
     assert err == (
-        f"mdlm: process 1: nobody answered at {many.address}, where process 0 was to be, within 3"
-        " s\n"
+        f"mdlm: process 1: no answer from process 0 at {many.address} within 3 s:"
+        " check that it was started there and that its port is open\n"
     )
     many = Many(words, work)
     many.processes[1].kill()
     code, out, err = many.ended()[0]
     assert (code, out) == (2, "")
-    assert err == f"mdlm: not all of the 2 processes came at {many.address} within 3 s\n"
+    assert err == (
+        f"mdlm: not all of the 2 processes joined at {many.address} within 3 s: start the others,"
+        " or raise --join-timeout\n"
+    )
     assert not (tmp_path / "run").exists()

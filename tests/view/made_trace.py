@@ -1,4 +1,4 @@
-"""A trace made by hand: everything that can happen to a token happens."""
+"""A trace made by hand, with every change that can happen to a token."""
 
 import numpy as np
 
@@ -30,8 +30,8 @@ def row(start: list[int], events: list[tuple[int, int, int, float]]) -> RowTrace
 
 
 def trace() -> Trace:
-    """Row 1: given 0; place 1 written, taken back, written again; place 2 revised; places 3 to 5
-    written once. Row 2: noise at its places before the first step; one is revised in step 2.
+    """Row 1: position 0 given; 1 written, remasked, written again; 2 revised; 3 to 5 written once.
+    Row 2: noise at both positions before the first step; position 1 is revised in step 2.
     """
     first = [
         (1, 1, 1, 0.9),

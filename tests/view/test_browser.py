@@ -1,4 +1,4 @@
-"""The page in a real browser, without a window: its script runs, and shows what it should."""
+"""The page in a real browser without a window: its script runs and shows the right state."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(BROWSER is None, reason=f"no browser here: none of {', '.join(NAMES)}"),
+    pytest.mark.skipif(BROWSER is None, reason=f"no browser found: none of {', '.join(NAMES)}"),
 ]
 
 
@@ -34,7 +34,7 @@ class Shown(HTMLParser):
         self.attributes[given.get("id", tag)] = given
         if given.get("id"):
             self.ids[given["id"]] = ""
-        if "data-place" in given:
+        if "data-position" in given:
             self.tokens.append(("", set(given["class"].split())))
 
     def handle_endtag(self, tag):
@@ -70,7 +70,7 @@ def browse(tmp_path):
         assert out.returncode == 0, out.stderr[-2000:]
         shown = Shown(out.stdout.decode())
         assert shown.ids["status"].startswith("step "), "the script did not run to its end"
-        assert "denoising step by step" in out.stdout.decode()  # no error has replaced it
+        assert "denoising step by step" in out.stdout.decode()  # no error has replaced the title
         return shown
 
     return browse
@@ -88,41 +88,43 @@ def test_a_step_shows_the_tokens_with_their_marks_and_colours(browse, row, step)
     own, frame = trace.rows[row - 1], list(frames(trace, trace.rows[row - 1], 500))[step]
     end, now = own.after(5), own.after(step)
     latest = {}
-    for at, place, p in zip(own.step, own.position, own.confidence, strict=True):
+    for at, position, p in zip(own.step, own.position, own.confidence, strict=True):
         if at <= step:
-            latest[place] = (at, p)
+            latest[position] = (at, p)
     spans = {}
     for span in (span for line in frame.lines for span in line):
-        spans.setdefault(span.text, span)  # texts of this trace are found once, apart from covers
+        spans.setdefault(span.text, span)  # each text occurs once, except the covers
     assert len(shown.tokens) == len(now)
-    for place, (text, classes) in enumerate(shown.tokens):
-        at, p = latest.get(place, (0, 0.0))
-        is_open = now[place] == made_trace.MASK
+    for position, (text, classes) in enumerate(shown.tokens):
+        at, p = latest.get(position, (0, 0.0))
+        is_open = now[position] == made_trace.MASK
         kind = next(
-            k for k in ("given", "open", "back", "noise", "written", "rewritten") if k in classes
+            k
+            for k in ("given", "open", "remasked", "noise", "written", "rewritten")
+            if k in classes
         )
-        piece = made_trace.PIECES[end[place] if is_open else now[place]]
+        piece = made_trace.PIECES[end[position] if is_open else now[position]]
         if is_open:
-            assert kind == ("back" if place in latest else "open")
+            assert kind == ("remasked" if position in latest else "open")
             assert set(text.strip()) <= {COVERS[kind], "\n"} and COVERS[kind] in text
             assert len(text) == len(piece.replace("\n", "·\n"))
         else:
             assert text == piece.replace("\n", "↵\n").replace("\x1b", "\ufffd")
             first = text.replace("↵\n", "↵")
             assert kind == spans[first].kind
-        assert ("new" in classes) == (place in latest and at == step)
+        assert ("new" in classes) == (position in latest and at == step)
         if kind in ("written", "rewritten"):
             assert f"c{shade_of(p)}" in classes and f"a{int((step - at) / 6 * 10)}" in classes
         else:
             assert not any(re.fullmatch(r"[ac]\d", name) for name in classes)
-    counts = f"{frame.written} written, {frame.back} re-masked, {frame.open} open"
+    counts = f"{frame.written} written, {frame.remasked} remasked, {frame.open} open"
     assert shown.ids["status"] == f"step {step}/5 · NFE {step} · {counts}"
     assert shown.ids["sampler"] == "Made(by='hand')"
 
 
-def test_what_was_taken_back_and_written_anew_is_marked(browse):
-    place = browse("#step=3").tokens[1]
-    assert {"back", "new"} <= place[1] and place[0] == "××"
+def test_remasked_and_rewritten_tokens_are_marked(browse):
+    text, classes = browse("#step=3").tokens[1]
+    assert {"remasked", "new"} <= classes and text == "××"
     assert "new" not in browse("#step=4").tokens[1][1]
     last = browse("")  # without a fragment: the last step
     assert "rewritten" in last.tokens[1][1] and last.tokens[1][0] == "日本"
@@ -144,7 +146,7 @@ def test_keys_and_buttons(browse):
     assert browse("#step=1", then=drag).ids["status"].startswith("step 4/5")
     over = "cells[1].dispatchEvent(new Event('mouseover', {bubbles: true}))"
     assert browse(then=over).ids["detail"] == (
-        'place 1 · step 1: " cat", confidence 0.9 · step 3: re-masked'
+        'position 1 · step 1: " cat", confidence 0.9 · step 3: remasked'
         ' · step 5: "日本", confidence 0.05'
     )
 
@@ -159,7 +161,7 @@ def test_play_runs_to_the_end_and_pauses(browse):
 def test_the_theme_follows_the_system_and_shades_are_painted(browse):
     ask = (
         "const of = (e) => getComputedStyle(e).backgroundColor;"
-        "const first = document.querySelector('[data-place=\"1\"]');"
+        "const first = document.querySelector('[data-position=\"1\"]');"
         "document.getElementById('detail').textContent = [of(document.body), of(first)].join(' ');"
     )
     light, dark = (browse("#step=1", then=ask, dark=dark).ids["detail"] for dark in (False, True))

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from mdlm.view.frames import SHADES
-from mdlm.view.gif import RED, STAYS, gif, shade_color
+from mdlm.view.gif import LAST_FRAME, RED, gif, shade_color
 
 
 def opened(row=0, fps=8):
@@ -26,17 +26,17 @@ def area(picture, color):
     return (np.abs(picture - np.array(color)).max(-1) == 0).sum()
 
 
-def test_there_is_a_frame_for_each_step_and_the_last_one_stays():
+def test_there_is_a_frame_for_each_step_and_the_last_one_is_shown_longer():
     image = opened(fps=5)
     found = list(pictures(image))
     assert image.format == "GIF" and len(found) == 6
-    assert [duration for _, duration in found] == [200] * 5 + [STAYS]
+    assert [duration for _, duration in found] == [200] * 5 + [LAST_FRAME]
     assert image.info["loop"] == 0
     for (before, _), (after, _) in zip(found, found[1:], strict=False):
         assert (before != after).any()
 
 
-def test_colours_tell_confidence_and_what_was_taken_back():
+def test_colours_show_confidence_and_remasked_tokens():
     found = [picture for picture, _ in pictures(opened())]
     certain = [area(picture, shade_color(SHADES - 1)) for picture in found]
     letter = 60  # pixels of a cell's background beside its letter, at least

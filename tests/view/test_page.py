@@ -1,4 +1,4 @@
-"""The page as text: everything is in it, and nothing that is in it can end it early."""
+"""The page as text: it holds the whole trace, and no token can end it early."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from mdlm.view.document import dumps
 from mdlm.view.page import page
 
 
-def test_the_trace_is_in_it_whatever_its_tokens_spell():
+def test_the_page_holds_the_trace_with_any_tokens():
     trace = made_trace.trace()
     html = page(trace, row=2, fps=12)
     (block,) = re.findall(r'<script id="trace" type="application/json">(.*?)</script>', html, re.S)
@@ -19,7 +19,7 @@ def test_the_trace_is_in_it_whatever_its_tokens_spell():
     assert '<body data-row="2" data-fps="12" ' in html
 
 
-def test_it_needs_nothing_else():
+def test_the_page_needs_no_other_file():
     html = page(made_trace.trace())
     assert not re.search(r"https?:|//[a-z]|\bsrc=|\bhref=|url\(|@import|\bfetch\(", html)
     assert "default-src 'none'" in html

@@ -1,4 +1,4 @@
-"""The frames of a trace, and what they look like in a terminal."""
+"""The frames of a trace, and their look in a terminal."""
 
 import io
 import re
@@ -21,21 +21,21 @@ def plain(frame):
     return ["".join(span.text for span in line) for line in frame.lines]
 
 
-def test_each_step_is_a_frame_with_what_stands_at_each_place():
+def test_each_step_is_a_frame_with_the_state_of_each_position():
     trace = made_trace.trace()
     shown = list(frames(trace, trace.rows[0], columns=40))
     assert [frame.step for frame in shown] == list(range(6))
-    # Open places are as wide as what they will hold: "日本" takes four cells.
+    # Open positions are as wide as their last token: "日本" takes four cells.
     assert plain(shown[0]) == ["The" + "·" * 9, "·" * (17 + 4)]
     assert plain(shown[1]) == ["The cat a very long token·", "·" * 21]
     assert plain(shown[2])[0] == "The cat a very long token↵"
     assert plain(shown[3])[0] == "The×××× sat↵"
     assert plain(shown[5]) == ["The日本 sat↵", "</script><b>&amp;\ufffd[2J"]
-    assert kinds(shown[1])[" cat"] == "written" and kinds(shown[3])["××××"] == "back"
+    assert kinds(shown[1])[" cat"] == "written" and kinds(shown[3])["××××"] == "remasked"
     assert kinds(shown[3])[" sat"] == kinds(shown[5])["日本"] == "rewritten"
     assert kinds(shown[5])["The"] == "given" and kinds(shown[0])["····"] == "open"
     assert [frame.open for frame in shown] == [5, 3, 2, 3, 2, 0]
-    assert [(frame.written, frame.back) for frame in shown] == [
+    assert [(frame.written, frame.remasked) for frame in shown] == [
         (0, 0),
         (2, 0),
         (1, 0),
@@ -72,11 +72,11 @@ def test_no_line_is_wider_than_asked(columns):
     assert "".join(plain(frame)) == whole
 
 
-def test_a_row_that_is_not_there_is_refused():
+def test_a_row_that_does_not_exist_is_refused():
     trace = made_trace.trace()
     assert row_of(trace, 2) is trace.rows[1]
     for number in (0, 3, -1):
-        with pytest.raises(InputError, match=f"--row {number}: the rows of this trace are 1 to 2"):
+        with pytest.raises(InputError, match=f"--row {number}: must be from 1 to 2"):
             row_of(trace, number)
 
 
@@ -120,13 +120,13 @@ def test_the_replay_draws_each_step_over_the_last():
         assert frame.startswith(f"\x1b[{before.count(chr(10))}F")
     last = SGR.sub("", drawn[-1]).replace("\x1b[K", "").split("\n")
     assert last[0].endswith("The日本 sat↵") and last[-1].startswith("step 5/5  NFE 5  open 0")
-    # The token that would wipe the screen does not.
+    # The token that spells the code to clear the screen is made harmless.
     assert "\x1b[2J" not in shown
     assert f"\x1b[38;5;16;48;5;{terminal.RAMP[shade_of(0.9)]};1;4m cat" in drawn[1]
     assert "\x1b[1;31;1;4m××××" in drawn[3] and "\x1b[1;31m××××" in drawn[4]
 
 
-def test_a_small_terminal_is_scrolled_to_what_happens():
+def test_a_small_terminal_is_scrolled_to_the_changes():
     shown, _ = replayed(lines=5, columns=13)
     drawn = [SGR.sub("", frame) for frame in shown.split("\x1b[J")[:-1]]
     assert all(frame.count("\n") < 4 for frame in drawn)
@@ -134,7 +134,7 @@ def test_a_small_terminal_is_scrolled_to_what_happens():
     assert "The" in drawn[0] + drawn[3] and "The" not in drawn[1] + drawn[4]
 
 
-def test_colour_is_for_terminals_that_want_it(monkeypatch):
+def test_colour_is_for_terminals_without_no_color(monkeypatch):
     trace = made_trace.trace()
 
     def shown(is_terminal: bool) -> bool:

@@ -1,4 +1,4 @@
-"""The file of a trace: what is written is read again, and anything else is refused in a line."""
+"""The file format of a trace: a round trip; other content is refused in one line."""
 
 import json
 
@@ -10,7 +10,7 @@ from mdlm.errors import InputError
 from mdlm.view.document import dumps, loads
 
 
-def test_what_is_written_is_read_again():
+def test_a_trace_is_the_same_after_a_round_trip():
     trace = made_trace.trace()
     again = loads(dumps(trace).encode(), "x")
     assert (again.sampler, again.mask_id, again.pieces) == (
@@ -43,26 +43,26 @@ def events(*values):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no trace: mdlm sample --trace"),
-        (b"\x89PNG\xff\x00", "is no trace"),
-        (b'{"loss": 3}', "is no trace"),
-        (b"[1, 2]", "is no trace"),
-        (dumps(made_trace.trace())[:-40].encode(), "cut short or damaged"),
-        (changed(mdlm_trace=2), "of version 2; this mdlm reads 1"),
-        (changed(pieces={"0": "The"}), "no text for token 1"),
+        (b"", "is not a trace: `mdlm sample --trace"),
+        (b"\x89PNG\xff\x00", "is not a trace"),
+        (b'{"loss": 3}', "is not a trace"),
+        (b"[1, 2]", "is not a trace"),
+        (dumps(made_trace.trace())[:-40].encode(), "is a truncated or damaged trace"),
+        (changed(mdlm_trace=2), "of version 2: this mdlm reads version 1"),
+        (changed(pieces={"0": "The"}), "pieces lacks the text of token 1"),
         (changed(pieces=[]), "is a damaged trace"),
         (changed(steps=7), "one number for each step"),
-        (changed(rows=[]), "has no rows"),
-        (changed(rows=[{"start": [0]}]), "it has no 'events'"),
-        (changed(mask="m"), "'m' is no whole number"),
-        (events([1, 2, 0, 0.5]), "not in the text"),
-        (events([1, -1, 0, 0.5]), "not in the text"),
-        (events([6, 1, 0, 0.5]), "beyond the last step"),
-        (events([2, 1, 0, 0.5], [1, 1, 1, 0.5]), "out of order"),
-        (events([1, 1, 0, 1.5]), "a probability that is none"),
-        (events([1, 1, 0, float("nan")]), "a probability that is none"),
+        (changed(rows=[]), "rows must not be empty"),
+        (changed(rows=[{"start": [0]}]), "'events' is missing"),
+        (changed(mask="m"), "'m' must be an integer"),
+        (events([1, 2, 0, 0.5]), "the position must be from 0 to 1"),
+        (events([1, -1, 0, 0.5]), "the position must be from 0 to 1"),
+        (events([6, 1, 0, 0.5]), "the step must be from 0"),
+        (events([2, 1, 0, 0.5], [1, 1, 1, 0.5]), "the step must be from 2"),
+        (events([1, 1, 0, 1.5]), "the probability must be from 0 to 1"),
+        (events([1, 1, 0, float("nan")]), "the probability must be from 0 to 1"),
         (events([1, 1, 0]), "is a damaged trace"),
-        (events([1, 1, 0.5, 0.5]), "no whole number"),
+        (events([1, 1, 0.5, 0.5]), "must be an integer"),
     ],
 )
 def test_anything_else_is_refused_in_one_line(content, message):
