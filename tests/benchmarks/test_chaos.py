@@ -5,7 +5,7 @@ import os
 import pytest
 
 from benchmarks import chaos
-from benchmarks.lives import PHASES
+from benchmarks.train_process import PHASES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
