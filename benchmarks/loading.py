@@ -120,10 +120,10 @@ def _measured(args: Any, rows: RowSet, folder: Path) -> dict[str, Any]:
         state["at"] += args.batch
         return batch["tokens"]
 
-    feed = loader.iterate(0, lambda batch: jax.block_until_ready(place(mesh, batch)))
+    prefetcher = loader.iterate(0, lambda batch: jax.block_until_ready(place(mesh, batch)))
     cases: dict[str, Callable[[], Any]] = {
         "mdlm": alone,
-        "mdlm, on the device": lambda: next(feed)[1],
+        "mdlm, on the device": lambda: next(prefetcher)[1],
         "datasets": other_reader(rows, folder, args.batch),
     }
     if not args.no_step:
@@ -133,7 +133,7 @@ def _measured(args: Any, rows: RowSet, folder: Path) -> dict[str, Any]:
     try:
         times = harness.alternate(cases, rounds=args.rounds, seconds=args.seconds)
     finally:
-        feed.close()
+        prefetcher.close()
     positions = args.batch * args.length
     table = []
     for name, seconds in times.items():

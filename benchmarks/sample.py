@@ -113,11 +113,11 @@ class TorchReference:
 
 
 def executed(
-    network: Network, args: argparse.Namespace, written: int, nfe: float, *, is_late: bool
+    network: Network, args: argparse.Namespace, written: int, nfe: float, *, defers_last_block: bool
 ) -> float:
     """Operations of the products that `nfe` calls execute to write so many tokens."""
     rows, length, width = args.batch, args.length, args.width
-    if not is_late:
+    if not defers_last_block:
         return nfe * network.flops(rows, length, rows * length, args.vocab)
     blocks = network.flops(rows, length, 0, args.vocab)
     last = blocks / args.depth
@@ -157,7 +157,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, seconds in times.items():
         typical, is_ours = harness.median(seconds), name == "mdlm"
         nfe = float(np.mean(cases[name].calls))
-        flops = executed(experiment.network, args, positions, nfe, is_late=is_ours)
+        flops = executed(experiment.network, args, positions, nfe, defers_last_block=is_ours)
         rows.append({
             "case": name,
             "tokens/s": positions / typical,

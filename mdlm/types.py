@@ -76,9 +76,11 @@ class NetInput:
     self_cond: Any = None  # Float[Array, "b l d"]
     cache: Any = None  # KeyValues, from an earlier Prediction: `tokens[at]` alone are read then,
     # and the answer is about the token after them
-    late: bool = dataclasses.field(default=False, metadata={"static": True})
-    # True where answers are wanted at few places: the last layer may wait until it is told which,
-    # and a causal network returns a cache
+    defer_last_block: bool = dataclasses.field(default=False, metadata={"static": True})
+    # True where logits are wanted at few positions: a network may leave its last block to
+    # `Prediction.logits(at)`, which computes it at those positions alone
+    make_cache: bool = dataclasses.field(default=False, metadata={"static": True})
+    # True to have the keys and values of all tokens in `Prediction.cache`, where the network can
 
 
 @pytree
@@ -125,12 +127,12 @@ class Prediction(abc.ABC):
     """
 
     hidden: Any = None  # Float[Array, "b l d"], input of the head, where there is one
-    cache: Any = None  # KeyValues, see `NetInput`
-    is_late: bool = False  # True where `logits(at)` makes what it needs, and `whole` the rest
+    cache: Any = None  # KeyValues, where `NetInput` had `make_cache` or a cache, else None
 
     @property
     def whole(self) -> "Prediction":
-        """The same prediction, all of it made at once: itself, unless it is a late one."""
+        """The same prediction with its last block computed at all positions: itself, unless that
+        block was deferred."""
         return self
 
     @abc.abstractmethod

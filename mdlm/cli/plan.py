@@ -99,8 +99,8 @@ def vocabulary(experiment: "Experiment", size: int | None) -> tuple[Vocab, str]:
             return tokenizer.build([]).vocab, f"the tokenizer {name}"
         except InputError as error:
             raise InputError(f"{error}; say how many tokens there are: --vocab N") from error
-    if (learnt := getattr(tokenizer, "vocab_size", None)) is not None:
-        return made_up(learnt), f"at most, by {name}(vocab_size={learnt})"
+    if (most := tokenizer.max_size) is not None:
+        return made_up(most), f"at most, by {name}(vocab_size={most})"
     raise InputError(
         f"tokenizer={name}(...) learns its vocabulary from the text, which is not read here: say "
         "how many tokens there are, special ones included: --vocab N"

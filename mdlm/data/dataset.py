@@ -1,8 +1,8 @@
-"""Text data of an experiment: a source, a tokenizer, a packing, and what they give together.
+"""Text data of an experiment: a source, a tokenizer, a packing, and the dataset they make.
 
-Splits are read and encoded when first asked for, each by itself, or cut from a token store that
-`mdlm prepare` made. With a folder, the tokenizer is written there once and taken from there ever
-after, so that evaluation and sampling of a run use the very one it was trained with.
+Each split is read and encoded on first use, or cut from a token store that `mdlm prepare` made.
+With a folder, the tokenizer is saved there once and loaded from there afterwards, so evaluation
+and sampling of a run use the tokenizer it was trained with.
 """
 
 import functools
@@ -27,10 +27,10 @@ from mdlm.types import Vocab
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """The rows of one split and what they stand for.
+    """The rows of one split, with the size of their text.
 
     `text_bytes` (of UTF-8) and `text_characters` count the source's text, of which a packing may
-    drop a part. `text_fingerprint` tells texts apart.
+    drop a part. `text_fingerprint` is a checksum of the text.
     """
 
     rows: RowSet
@@ -41,22 +41,22 @@ class Split:
 
     @functools.cached_property
     def tokens(self) -> int:
-        """What is scored, inserted special tokens included."""
+        """The tokens that count in the loss, inserted special tokens included."""
         return self.rows.scored()
 
     @functools.cached_property
     def kept(self) -> float:
-        """The share of the text's tokens that is in rows."""
+        """The fraction of the text's tokens that is in rows."""
         return self.rows.placed / max(self.rows.placed + self.rows.dropped, 1)
 
     @property
     def approximate_bytes(self) -> bool:
-        """Whether `bytes` and `characters` are scaled, for the packing drops a part of the text."""
+        """Whether `bytes` and `characters` are estimates, since the packing drops some text."""
         return self.rows.dropped > 0
 
     @property
     def bytes(self) -> float:
-        """UTF-8 bytes of the text in the rows, the unit of bits per byte."""
+        """UTF-8 bytes of the text in the rows, by which bits per byte are divided."""
         return self.kept * self.text_bytes
 
     @property
@@ -66,9 +66,9 @@ class Split:
 
 
 class Dataset:
-    """Loaded text data: `train`, `valid`, `test` (each read when first used), `tokenizer`.
+    """Loaded text data: `train`, `valid`, `test` (each read on first use), `tokenizer`.
 
-    `store` is where splits are read from, None where they are encoded from the source.
+    Splits are read from `store`, or encoded from the source if `store` is None.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Dataset:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that there are."""
+        """The available splits."""
         return self.data.source.splits if self.store is None else self.store.splits
 
     @functools.cached_property
@@ -106,10 +106,10 @@ class Dataset:
 
     @functools.cached_property
     def counts(self) -> Int[np.ndarray, " v"]:
-        """How often each token occurs among the scored ones of the training split.
+        """How often each token occurs among those of the training split that count in the loss.
 
-        Of a store they are those of all its tokens and of what the rows insert: tokens that rows
-        drop are counted too.
+        With a store, all its tokens and the inserted special tokens are counted: also tokens that
+        the rows drop.
         """
         rows = self.train.rows
         if self.store is not None:
@@ -124,14 +124,14 @@ class Dataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Checksum of the text of all splits, the tokenizer and the packing (reads all text,
-        where it is not in a store)."""
+        """A checksum of the text of all splits, the tokenizer and the packing. Without a store,
+        all text is read."""
         texts = {split: self._text_fingerprint(split) for split in self.splits}
         parts = [texts, self.tokenizer.fingerprint, repr(self.data.packing)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def protocol(self, split: str) -> str:
-        """How a split becomes rows, in a few words, for the line in which a perplexity is given."""
+        """Returns a short description of how a split becomes rows, printed with a perplexity."""
         return self.data.packing.protocol
 
     def _text_fingerprint(self, split: str) -> str:
@@ -173,7 +173,7 @@ class Dataset:
 
 
 def text_fingerprint(documents: Iterable[str]) -> str:
-    """Checksum of documents, their boundaries included."""
+    """Returns a checksum of documents, their boundaries included."""
     state = hashlib.sha256()
     for text in documents:
         data = text.encode()
@@ -185,8 +185,9 @@ def text_fingerprint(documents: Iterable[str]) -> str:
 class TextData:
     """The data of an experiment.
 
-    With `store`, the folder of a token store (any that fsspec opens), splits are read from there;
-    `mdlm prepare` makes it. Without, the text is encoded anew each time and held in memory.
+    With `store`, the folder of a token store (local, or any that fsspec opens), splits are read
+    from there; `mdlm prepare` makes it. Without, the text is encoded anew each time and kept in
+    memory.
     """
 
     source: Source
@@ -195,11 +196,11 @@ class TextData:
     store: str | None = None
 
     def load(self, directory: Path | None = None, report: Report | None = None) -> Dataset:
-        """The data, with the tokenizer of `directory` if it holds one, else a new one kept there.
+        """Loads the data, with the tokenizer in `directory`, or a new one that is saved there.
 
-        `report(message, done, total)` is called now and then where work takes long. InputError
-        where the folder holds a tokenizer of another configuration, or the store was made from
-        another source or with another tokenizer.
+        `report(message, done, total)` is called now and then during long work. Raises InputError
+        if the folder has a tokenizer of another configuration, or the store was made from another
+        source or with another tokenizer.
         """
         store = None if self.store is None else self.open_store(self.store)
         if directory is not None and (directory / "tokenizer.json").exists():
@@ -222,7 +223,7 @@ class TextData:
         return Dataset(self, tokenizer, report, store)
 
     def open_store(self, url: str) -> Store:
-        """The store of this data. InputError where it was made from something else."""
+        """Opens a store of this data. Raises InputError if it was made from other data."""
         store = Store.open(url)
         made, due = store.manifest, (repr(self.source), repr(self.tokenizer))
         for there, wanted in zip((made.source, made.tokenizer), due, strict=True):
@@ -234,7 +235,10 @@ class TextData:
         return store
 
     def load_tokenizer(self, directory: Path) -> Tokenizer:
-        """The tokenizer kept in `directory`; needs no text."""
+        """Returns the tokenizer saved in `directory`, without reading text.
+
+        Raises InputError if it is missing, damaged, or of another configuration.
+        """
         tokenizer = Tokenizer.load(directory)
         if tokenizer.made_by != repr(self.tokenizer):
             raise InputError(

@@ -1,10 +1,10 @@
-"""Rows to batches: an endless shuffled order for training, every row once for evaluation.
+"""Batches of rows: an endless shuffled order for training, every row once for evaluation.
 
-Training takes the rows in their order (`RowSet.order`), which is computed for any sample by its
-number: the state of a loader is one number, the samples consumed so far, and what it holds does
-not grow with the data. Batches run on over the end of an epoch. A process takes its own rows of
-each global batch, which is the same however many processes there are, so a run may go on with
-another number of them.
+Training takes rows in the order of `RowSet.order`, which is computed for any sample from its
+number. So the state of a loader is one number, the samples consumed so far, and its memory does
+not grow with the data. Batches continue across the end of an epoch. Each host process loads its
+own rows of the global batch. The global batch does not depend on the number of host processes, so
+a run may resume with another number of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,39 +13,46 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Int64
 
-from mdlm.data.prefetch import Feed
+from mdlm.data.prefetch import Prefetcher
 from mdlm.data.rows.base import RowSet
 from mdlm.errors import InputError
 
 T = TypeVar("T")
 
 HostBatch = dict[str, np.ndarray]
-"""The fields of `types.Batch` by name: tokens, loss_mask, row, rows; is_valid where rows of the
-split are padded, for attention costs less without a mask; segment_ids where documents are to be
-kept apart."""
+"""The fields of `types.Batch` by name: tokens, loss_mask, row, rows; is_valid if rows of the
+split are padded (attention is cheaper without a mask); segment_ids if attention stays inside
+documents."""
 
 
-Places = Int64[np.ndarray, " n"]
-"""Of rows in a global batch, ascending."""
+Indices = Int64[np.ndarray, " n"]
+"""Indices of rows within a global batch, ascending."""
 
 
-def process_part(batch_size: int, process_index: int, process_count: int) -> Places:
-    """The places of one of so many processes that take equal parts, one after another."""
+def process_part(batch_size: int, process_index: int, process_count: int) -> Indices:
+    """Returns the row indices of one host process if all take equal, consecutive parts.
+
+    Raises InputError if `batch_size` is not a positive multiple of `process_count`.
+    """
     if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index} of process_count={process_count}")
+        raise ValueError(f"process_index={process_index}: must be in [0, {process_count})")
     if batch_size < 1 or batch_size % process_count:
-        raise InputError(f"batch_size={batch_size} does not divide among {process_count} processes")
+        raise InputError(
+            f"batch_size={batch_size}: must be a positive multiple of the number of processes, "
+            f"{process_count}"
+        )
     part = batch_size // process_count
     return np.arange(process_index * part, (process_index + 1) * part, dtype=np.int64)
 
 
-def _places(batch_size: int, here: Places | None) -> Places:
+def _indices(batch_size: int, here: Indices | None) -> Indices:
     return process_part(batch_size, 0, 1) if here is None else here
 
 
 def check_rows(rows: RowSet) -> None:
+    """Raises InputError if there are no rows."""
     if len(rows) == 0:
-        raise InputError("there are no rows to make batches of")
+        raise InputError("no rows to make batches from: give more text")
 
 
 def _fields(rows: RowSet, at: Int64[np.ndarray, " n"]) -> HostBatch:
@@ -59,9 +66,9 @@ def _fields(rows: RowSet, at: Int64[np.ndarray, " n"]) -> HostBatch:
 
 
 class TrainLoader:
-    """Batches of shuffled rows by position, the number of samples consumed before them.
+    """Batches of shuffled rows, addressed by the number of samples consumed before them.
 
-    `here` are the places of this process's rows in a batch (None: all).
+    `here` are the indices of this host process's rows within a global batch (None: all).
     """
 
     def __init__(
@@ -69,22 +76,22 @@ class TrainLoader:
         rows: RowSet,
         batch_size: int,
         seed: int,
-        here: Places | None = None,
+        here: Indices | None = None,
     ):
         check_rows(rows)
         self.rows = rows
         self.batch_size = batch_size
-        self.here = _places(batch_size, here)
+        self.here = _indices(batch_size, here)
         self.order = rows.order(seed)
 
     def indices_at(self, position: int) -> Int64[np.ndarray, " n"]:
-        """Which rows of the split this process's part of the batch at `position` consists of."""
+        """Returns the rows of the split in this process's part of the batch at `position`."""
         if position < 0:
-            raise ValueError(f"position={position} is negative")
+            raise ValueError(f"position={position}: must be at least 0")
         return self.order.at(position + self.here)
 
     def batch_at(self, position: int) -> HostBatch:
-        """This process's part of the batch that starts at sample `position`."""
+        """Returns this process's part of the batch that starts at sample `position`."""
         indices = self.indices_at(position)
         return {
             **_fields(self.rows, indices),
@@ -97,11 +104,12 @@ class TrainLoader:
         position: int,
         prepare: Callable[[HostBatch], T] = lambda batch: batch,
         is_idle: Callable[[], bool] = lambda: True,
-    ) -> Feed[tuple[int, T]]:
-        """Endless `(position after the batch, prepare(batch))`, made ahead by a thread of its own.
+    ) -> Prefetcher[tuple[int, T]]:
+        """Returns an endless iterator of `(position after the batch, prepare(batch))`.
 
-        `prepare` runs in that thread: placing a batch on devices belongs there. `is_idle` tells
-        whether a batch that is waited for is missed (see `Feed`). Close what this returns.
+        A background thread makes batches in advance and runs `prepare`, which can put them on
+        devices. `is_idle` says whether waiting for a batch counts as stalled (see `Prefetcher`).
+        The caller must close the iterator.
         """
 
         def made() -> Iterator[tuple[int, T]]:
@@ -111,33 +119,33 @@ class TrainLoader:
                 at += self.batch_size
                 yield at, batch
 
-        return Feed(made(), is_idle)
+        return Prefetcher(made(), is_idle)
 
 
 def evaluation_batches(
-    rows: RowSet, batch_size: int, here: Places | None = None
+    rows: RowSet, batch_size: int, here: Indices | None = None
 ) -> Iterator[HostBatch]:
-    """Every row once, in order, in batches of one shape; `row` is the place in the split.
+    """Returns every row once, in order, in batches of one shape; `row` is its index in the split.
 
-    Of each batch, the rows at the places `here` (None: all).
+    Each batch has the rows with the indices `here` of the global batch (None: all).
 
-    The last batch is filled up with copies of the last row (its place too) whose `loss_mask` is
-    False throughout: they weigh nothing, and are otherwise ordinary rows, so that no network ever
-    meets a row without a valid token.
+    The last batch is filled with copies of the last row (with the same `row`) whose `loss_mask` is
+    False everywhere. They do not count, but their tokens are valid, so a network never gets a row
+    without a valid token. Raises InputError if there are no rows.
     """
     check_rows(rows)
-    return _evaluation_batches(rows, batch_size, _places(batch_size, here))
+    return _evaluation_batches(rows, batch_size, _indices(batch_size, here))
 
 
-def _evaluation_batches(rows: RowSet, batch_size: int, here: Places) -> Iterator[HostBatch]:
+def _evaluation_batches(rows: RowSet, batch_size: int, here: Indices) -> Iterator[HostBatch]:
     last = len(rows) - 1
     for start in range(0, len(rows), batch_size):
-        place = start + here
-        at = np.minimum(place, last)
+        index = start + here
+        at = np.minimum(index, last)
         fields = _fields(rows, at)
         yield {
             **fields,
-            "loss_mask": fields["loss_mask"] & (place <= last)[:, None],
+            "loss_mask": fields["loss_mask"] & (index <= last)[:, None],
             "row": at.astype(np.int32),
             "rows": np.array(len(rows), np.int32),
         }

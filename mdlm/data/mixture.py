@@ -1,9 +1,9 @@
-"""Data of an experiment that come from several sources, so much of each.
+"""Data of an experiment from several sources, mixed by weights.
 
 Training takes samples from the parts in proportion to their weights, exactly so in every
-`order.PERIOD` samples, and goes through each part in shuffled epochs of its own: a small part with
-a large weight is repeated. Validation and test are the parts' own splits, one after another, every
-token of each once: the weights have no say there.
+`shuffle.PERIOD` samples, and each part has shuffled epochs of its own: a small part with a large
+weight is repeated. Validation and test are the parts' own splits, concatenated, every token once:
+the weights do not apply to them.
 """
 
 import functools
@@ -31,9 +31,9 @@ from mdlm.errors import InputError
 class Mixture:
     """Several `TextData` with weights, in place of one.
 
-    They share tokenizer and packing. A weight is a share of the rows that training sees, relative
-    to the other weights. A tokenizer that learns from text learns from the training text of all
-    parts, unless a part has a store, whose tokenizer is then that of all.
+    They share tokenizer and packing. A weight is the fraction of training rows from that part,
+    relative to the other weights. A tokenizer that needs training is trained on the training text
+    of all parts. If a part has a store, the tokenizer of the store is used for all instead.
     """
 
     parts: tuple[TextData, ...]
@@ -41,18 +41,20 @@ class Mixture:
 
     def __post_init__(self):
         if len(self.parts) != len(self.weights) or not self.parts:
-            raise ValueError(f"{len(self.parts)} parts and weights={self.weights}: one for each")
+            raise ValueError(
+                f"{len(self.parts)} parts and weights={self.weights}: each part must have a weight"
+            )
         if not all(weight > 0 and math.isfinite(weight) for weight in self.weights):
-            raise ValueError(f"weights={self.weights}: a weight is a positive number")
+            raise ValueError(f"weights={self.weights}: each must be a positive number")
         for name in ("tokenizer", "packing"):
             first, *others = (getattr(part, name) for part in self.parts)
             for number, other in enumerate(others, 1):
                 if other != first:
                     raise ValueError(
                         f"parts[{number}].{name}={other!r}, but parts[0].{name}={first!r}: "
-                        "the parts of a mixture share it"
+                        "the parts of a mixture must share it"
                     )
-        shares(self.weights)  # refuses a weight that comes to nothing
+        shares(self.weights)  # raises ValueError if a weight is too small
 
     @property
     def tokenizer(self) -> TokenizerConfig:
@@ -63,7 +65,8 @@ class Mixture:
         return self.parts[0].packing
 
     def load(self, directory: Path | None = None, report: Report | None = None) -> "MixedDataset":
-        """As `TextData.load`. InputError where a part's store has another tokenizer, too."""
+        """Loads the parts, as `TextData.load`. Also raises InputError if a part's store has another
+        tokenizer."""
         stores = [
             None if part.store is None else part.open_store(part.store) for part in self.parts
         ]
@@ -73,7 +76,7 @@ class Mixture:
                 raise InputError(
                     f"parts[{number}]: {store.url} was made with another tokenizer than that of "
                     f"{owner} (fingerprint {store.manifest.fingerprint[:12]}, there "
-                    f"{tokenizer.fingerprint[:12]}): the parts of a mixture share one"
+                    f"{tokenizer.fingerprint[:12]}): the parts of a mixture must share one"
                 )
         parts = [
             Dataset(part, tokenizer, report, store)
@@ -84,13 +87,13 @@ class Mixture:
         return MixedDataset(self, tokenizer, tuple(parts))
 
     def load_tokenizer(self, directory: Path) -> Tokenizer:
-        """The tokenizer kept in `directory`; needs no text."""
+        """Returns the tokenizer saved in `directory`, without reading text."""
         return self.parts[0].load_tokenizer(directory)
 
     def _tokenizer(
         self, directory: Path | None, stores: list[Store | None], report: Report | None
     ) -> tuple[Tokenizer, str]:
-        """The tokenizer of all parts, and where it is from."""
+        """Returns the tokenizer of all parts, and its origin, for messages."""
         if directory is not None and (directory / "tokenizer.json").exists():
             return self.load_tokenizer(directory), str(directory)
         for store in stores:
@@ -104,7 +107,7 @@ class Mixture:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class JoinedSplit(Split):
-    """The splits of several parts as one."""
+    """The same split of several parts, concatenated."""
 
     parts: tuple[Split, ...]
 
@@ -118,7 +121,7 @@ class JoinedSplit(Split):
 
 
 class MixedDataset(Dataset):
-    """The loaded parts of a mixture behind the face of one dataset."""
+    """The loaded parts of a mixture as one dataset."""
 
     def __init__(self, data: Mixture, tokenizer: Tokenizer, parts: tuple[Dataset, ...]):
         self.data, self.tokenizer, self.parts = data, tokenizer, parts
@@ -126,13 +129,13 @@ class MixedDataset(Dataset):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that some part has."""
+        """The splits that at least one part has."""
         return tuple(name for name in SPLITS if any(name in part.splits for part in self.parts))
 
     @functools.cached_property
     def counts(self) -> Int[np.ndarray, " v"]:
-        """How often each token occurs among the scored ones, in the proportions that training
-        sees: counts of the parts, each times a whole or broken number, 1 at least."""
+        """How often each token occurs in the loss of training: the counts of the parts, each times
+        a weight, at least 1."""
         factors = np.array(shares(self.data.weights)) / [len(p.train.rows) for p in self.parts]
         factors /= factors.min()
         terms = (f * part.counts for f, part in zip(factors, self.parts, strict=True))
@@ -140,18 +143,18 @@ class MixedDataset(Dataset):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Checksum of the parts' fingerprints and the weights."""
+        """A checksum of the parts' fingerprints and the weights."""
         state = [[part.fingerprint for part in self.parts], list(self.data.weights)]
         return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
     def protocol(self, split: str) -> str:
-        """How the split becomes rows, and that it is several parts' one after another."""
+        """Returns how the split becomes rows, and that it joins several parts."""
         n, having = len(self.parts), len(self._having(split))
         which = f"{n} sources" if n == having else f"{having} of {n} sources"
         return f"{super().protocol(split)}, {which} one after another"
 
     def _having(self, split: str) -> tuple[Dataset, ...]:
-        """The parts that have a split: of train all, or its absence is an error."""
+        """Returns the parts that have a split; for train all, since each part must have it."""
         if split == "train":
             return self.parts
         return tuple(part for part in self.parts if split in part.splits)

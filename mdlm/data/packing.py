@@ -1,11 +1,11 @@
 """From documents of any length to rows of one length.
 
-`Wrap` strings all documents together, an EOS after each, and cuts the stream into rows; `Pad`
-gives each document a row of its own. Which of the two is used changes the task and therefore the
-perplexity, and is part of the name of a number (LM1B: 27.0 padded, 31.8 wrapped for MDLM).
+`Wrap` concatenates all documents, an EOS after each, and cuts the stream into rows; `Pad` gives
+each document a row of its own. The choice changes the task and therefore the perplexity, so it is
+part of the protocol of a number (LM1B: 27.0 padded, 31.8 wrapped for MDLM).
 
-A packing says how rows are to be cut. The rows themselves (`cut_rows`) are made when they are
-asked for, from a stream in memory or in a store alike.
+A packing describes how rows are cut. The rows themselves (`rows.packed`) are made on demand, from
+a stream in memory or in a store.
 """
 
 import abc
@@ -31,12 +31,12 @@ class Packing(abc.ABC):
 
     def __post_init__(self):
         if self.length < 3:
-            raise ValueError(f"length={self.length}: a row has at least 3 tokens")
+            raise ValueError(f"length={self.length}: must be at least 3")
 
     @property
     @abc.abstractmethod
     def protocol(self) -> str:
-        """The packing in a few words, for the line in which a perplexity is given."""
+        """A short description of the packing, printed with a perplexity."""
 
     @property
     @abc.abstractmethod
@@ -44,26 +44,29 @@ class Packing(abc.ABC):
         """Whether every row begins with BOS, and whether every (full) row ends with EOS."""
 
     @property
-    @abc.abstractmethod
     def hides_padding(self) -> bool:
-        """Whether rows may have padding that the network must not see: batches then say where."""
+        """Whether rows may have padding that attention leaves out, so that batches have
+        `is_valid`."""
+        return False
 
     @property
-    @abc.abstractmethod
-    def parts_documents(self) -> bool:
-        """Whether attention stays inside each document of a row: batches then number them."""
+    def splits_attention(self) -> bool:
+        """Whether attention stays inside each document, so that batches have `segment_ids`."""
+        return False
 
     @abc.abstractmethod
     def separator(self, vocab: Vocab) -> int | None:
-        """What a stream that is made for this packing has after each document; None: nothing."""
+        """Returns the token after each document in a stream for this packing; None: no token."""
 
     @abc.abstractmethod
     def over(self, stream: TokenStream, vocab: Vocab) -> RowSet:
-        """The rows of a stream. InputError where it is not made for this packing, or has too
-        little text for one row."""
+        """Returns the rows of a stream.
+
+        Raises InputError if the stream was made for another packing, or is too short for one row.
+        """
 
     def of(self, documents: list[Int32[np.ndarray, "..."]], vocab: Vocab) -> RowSet:
-        """The rows of encoded documents."""
+        """Returns the rows of encoded documents. Raises InputError as `over`."""
         return self.over(ArrayStream(documents, self.separator(vocab), storage(vocab)), vocab)
 
 
@@ -71,16 +74,17 @@ class Packing(abc.ABC):
 class Wrap(Packing):
     """Concatenated and wrapped: documents in order, an EOS after each, cut into full rows.
 
-    With `row_specials` each row starts with BOS and ends with EOS around `length - 2` tokens of
-    the stream (MDLM, arXiv:2406.07524); without, it is `length` tokens (BD3-LM's
-    `insert_special_tokens: false`). All tokens count, the inserted ones too. An empty document
-    leaves its EOS, as published. With `eos=False` nothing stands between documents (text8).
+    With `row_specials` each row has BOS, `length - 2` tokens of the stream, and EOS (MDLM,
+    arXiv:2406.07524); without, it has `length` tokens of the stream (BD3-LM's
+    `insert_special_tokens: false`). All tokens count in the loss, the inserted ones too. An empty
+    document leaves its EOS, as published. With `eos=False` there is no token between documents
+    (text8).
 
     With `segments` attention stays inside each document. A document's EOS belongs to it, a row's
     BOS to the first document in the row, a row's EOS to the last.
 
-    The last tokens, too few for a row, have a row of their own, padded, with `is_valid` False at
-    the padding (`remainder="pad"`: every token counts once), or are dropped, as published.
+    If the last tokens are too few for a row, they form a padded row, with `is_valid` False at the
+    padding (`remainder="pad"`: every token counts once), or are dropped, as published.
     """
 
     row_specials: bool = True
@@ -91,7 +95,7 @@ class Wrap(Packing):
     def __post_init__(self):
         super().__post_init__()
         if self.remainder not in ("pad", "drop"):
-            raise ValueError(f"remainder={self.remainder!r} is neither 'pad' nor 'drop'")
+            raise ValueError(f"remainder={self.remainder!r}: must be 'pad' or 'drop'")
 
     @property
     def protocol(self) -> str:
@@ -110,7 +114,7 @@ class Wrap(Packing):
         return self.remainder == "pad"
 
     @property
-    def parts_documents(self) -> bool:
+    def splits_attention(self) -> bool:
         return self.segments
 
     def separator(self, vocab: Vocab) -> int | None:
@@ -123,8 +127,8 @@ class Wrap(Packing):
                 "nothing" if token is None else f"token {token}" for token in (stream.eos, due)
             )
             raise InputError(
-                f"the text was made with {there} after each document, Wrap(eos={self.eos}) is for "
-                f"{wanted}: use Wrap(eos={stream.eos is not None}), or make the text anew"
+                f"the tokens have {there} after each document, Wrap(eos={self.eos}) needs "
+                f"{wanted}: use Wrap(eos={stream.eos is not None}), or prepare the text again"
             )
         if self.row_specials:
             ends(vocab)
@@ -134,14 +138,14 @@ class Wrap(Packing):
         if stream.total < inside:
             raise InputError(
                 f"the text has {stream.total} tokens, too few for one row of length={self.length} "
-                f"({inside} needed): give more text or a smaller length"
+                f"(must be at least {inside}): give more text or a smaller length"
             )
         return WrappedRows(
             stream,
             vocab,
             length=self.length,
             row_specials=self.row_specials,
-            keeps_rest=self.remainder == "pad",
+            keeps_rest=self.hides_padding,
             segments=self.segments,
         )
 
@@ -150,10 +154,10 @@ class Wrap(Packing):
 class Pad(Packing):
     """One document per row: [BOS] document [EOS], cut off at `length`, then padding.
 
-    A document that does not fit loses its end, not its EOS; empty ones have no row. Padding is
-    never scored. With `pad="exclude"` it does not exist for the network either; with
-    `"as_published"` the network sees it, noised like everything else, and it is left out of the
-    loss alone (MDLM's LM1B). `specials=False` leaves out BOS and EOS.
+    A document that does not fit loses its end, not its EOS; empty ones have no row. Padding never
+    counts in the loss. With `pad="exclude"` the network does not attend to it either; with
+    `"as_published"` the network attends to it, it is noised like other tokens, and only the loss
+    leaves it out (MDLM's LM1B). `specials=False` leaves out BOS and EOS.
     """
 
     pad: Literal["exclude", "as_published"] = "exclude"
@@ -162,7 +166,7 @@ class Pad(Packing):
     def __post_init__(self):
         super().__post_init__()
         if self.pad not in ("exclude", "as_published"):
-            raise ValueError(f"pad={self.pad!r} is neither 'exclude' nor 'as_published'")
+            raise ValueError(f"pad={self.pad!r}: must be 'exclude' or 'as_published'")
 
     @property
     def protocol(self) -> str:
@@ -177,12 +181,8 @@ class Pad(Packing):
     def hides_padding(self) -> bool:
         return self.pad == "exclude"
 
-    @property
-    def parts_documents(self) -> bool:
-        return False
-
     def separator(self, vocab: Vocab) -> int | None:
-        """EOS, so that one store serves all packings; rows do not need it and leave it out."""
+        """Returns EOS, so that one store serves all packings, although the rows leave it out."""
         return vocab.bos_id if vocab.eos_id is None else vocab.eos_id
 
     def over(self, stream: TokenStream, vocab: Vocab) -> RowSet:
@@ -190,11 +190,11 @@ class Pad(Packing):
             ends(vocab)
         padding(vocab)
         if not stream.filled:
-            raise InputError("no document has a token: there is nothing to make rows of")
+            raise InputError("no document has a token: give text that is not empty")
         return PaddedRows(
             stream,
             vocab,
             length=self.length,
             specials=self.specials,
-            sees_padding=self.pad == "as_published",
+            sees_padding=not self.hides_padding,
         )

@@ -1,4 +1,4 @@
-"""Things made ahead of time by a thread, and how long whoever uses them stood still for want."""
+"""Items made in advance by a background thread, with the time that the consumer waited for them."""
 
 import queue
 import threading
@@ -10,17 +10,17 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 AHEAD = 2
-"""Things that wait, ready, at most; one more is in the making."""
+"""Maximum number of items that are ready; one more is being made."""
 LOOK = 1e-3
-"""Seconds between two looks whether the consumer has run out of work."""
+"""Seconds between two calls of `is_idle`."""
 
 
-class Feed(Iterator[T], Generic[T]):
-    """What `items` yields, made ahead by a thread of its own, which the first `next` starts.
+class Prefetcher(Iterator[T], Generic[T]):
+    """Yields `items`, which a background thread makes in advance. The first `next` starts it.
 
-    `stalled` counts the seconds in which nothing was ready and `is_idle()`: a consumer that hands
-    work to a device and comes back at once has lost nothing while the device still works.
-    `close` ends the thread; what fails in the thread is raised here.
+    `stalled` counts the seconds in which no item was ready and `is_idle()` was true. A consumer
+    that only dispatches work to a device loses no time while the device is still busy. `close`
+    ends the thread. An exception in the thread is raised by `next`.
     """
 
     def __init__(self, items: Iterator[T], is_idle: Callable[[], bool] = lambda: True):
@@ -29,7 +29,7 @@ class Feed(Iterator[T], Generic[T]):
         self._ready: queue.Queue[T | _Failed] = queue.Queue(maxsize=AHEAD)
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
-        # The thread holds no reference to the feed, so that one that is dropped ends it too.
+        # The thread has no reference to this object, so garbage collection ends the thread too.
         weakref.finalize(self, self._closed.set)
 
     def __next__(self) -> T:
@@ -39,7 +39,7 @@ class Feed(Iterator[T], Generic[T]):
             self._thread = threading.Thread(
                 target=_work,
                 args=(self._items, self._ready, self._closed),
-                name="feed",
+                name="prefetch",
                 daemon=True,
             )
             self._thread.start()
@@ -64,14 +64,14 @@ class Feed(Iterator[T], Generic[T]):
         return item
 
     def close(self) -> None:
-        """Ends the thread and waits for that."""
+        """Stops the thread and waits until it has ended."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
 
 
 class _Failed:
-    """How the making of items ended."""
+    """The exception with which the thread ended; StopIteration after the last item."""
 
     def __init__(self, error: Exception):
         self.error = error

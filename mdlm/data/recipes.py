@@ -1,11 +1,11 @@
-"""Corpora as the literature uses them: which text, which split, which tokens, which rows.
+"""Published corpora with the text, splits, tokens and rows that the literature uses.
 
-Each function gives the `TextData` of an experiment. `path` is a folder with a copy of the data set
-(what `save_to_disk` wrote, Parquet or JSON lines), for machines without the hub; `store` is the
-folder of a token store, which `mdlm prepare` makes. Numbers are *published* ones, of the papers
-named, and mean what they say only under the protocol beside them; `docs/data.md` has the table.
+Each function returns the `TextData` of an experiment. `path` is a folder with a copy of the data
+set (from `save_to_disk`, Parquet or JSON lines), for machines without the hub; `store` is the
+folder of a token store, which `mdlm prepare` makes. Numbers are *published* ones, from the papers
+named, and are comparable only under the protocol beside them; `docs/data.md` has the table.
 
-A perplexity is per token of its tokenizer, and is that of a protocol: sentences padded or rows
+A perplexity is per token of its tokenizer and depends on the protocol: sentences padded or rows
 wrapped, text cleaned or not, with or without an EOS between documents.
 """
 
@@ -22,11 +22,11 @@ from mdlm.data.tokenizers import BPE, Dna, Pretrained, Text8, TokenizerConfig
 GPT2 = Pretrained(name="gpt2")
 BERT = Pretrained(name="bert-base-uncased")
 PARQUET = "refs/convert/parquet"
-"""The revision under which the hub keeps data sets that were made by a script, as Parquet."""
+"""The revision under which the hub keeps a Parquet conversion of data sets made by a script."""
 
 
 def hub(name: str, path: str | None, **chosen: Any) -> HuggingFace:
-    """A data set of the hub, or a copy of it in a folder, which has no configurations."""
+    """Returns a data set of the hub, or its copy in a folder, which has no configurations."""
     if path is not None:
         for where in ("config", "data_dir", "revision", "streaming"):
             chosen.pop(where, None)
@@ -34,10 +34,10 @@ def hub(name: str, path: str | None, **chosen: Any) -> HuggingFace:
 
 
 def text8(path: str = "text8.zip", *, length: int = 256, store: str | None = None) -> TextData:
-    """text8: characters of Wikipedia, 27 symbols, the first 90M to train, 5M valid, 5M test.
+    """text8: characters of Wikipedia, 27 symbols, 90M train, then 5M valid, then 5M test.
 
-    Rows are stretches of the running text, and nothing is inserted, so that the test split is
-    5,000,000 characters exactly (published evaluations drop the last 64, which fill no row).
+    Rows are consecutive parts of the text, and nothing is inserted, so the test split has exactly
+    5,000,000 characters (published evaluations drop the last 64, which fill no row).
     *Published*, test, bits per character: MD4 1.37, GenMD4 1.34, SEDD 1.39, D3PM absorbing 1.45,
     autoregressive 1.23 (arXiv:2406.04329, table 2).
     """
@@ -50,10 +50,10 @@ def text8(path: str = "text8.zip", *, length: int = 256, store: str | None = Non
 
 
 def lm1b_padded(path: str | None = None, *, store: str | None = None) -> TextData:
-    """One Billion Words, a sentence a row of 128: the setting of MDLM's table 1.
+    """One Billion Words, one sentence per row of 128, as in MDLM's table 1.
 
-    bert-base-uncased tokens of the cleaned sentences, [CLS] sentence [SEP], padding that the
-    network sees and the loss does not. There is no valid split; test is scored.
+    bert-base-uncased tokens of the cleaned sentences, [CLS] sentence [SEP], then padding, which the
+    network attends to but which does not count in the loss. There is no valid split; test is used.
     *Published*, test perplexity: MDLM <= 27.04, SEDD <= 32.79, autoregressive 22.32
     (arXiv:2406.07524, table 1; 33B tokens). Packed rows (`lm1b_packed`) are a harder task.
     """
@@ -66,10 +66,10 @@ def lm1b_padded(path: str | None = None, *, store: str | None = None) -> TextDat
 
 
 def lm1b_packed(path: str | None = None, *, store: str | None = None) -> TextData:
-    """One Billion Words, sentences strung together: the setting of BD3-LM's and DUO's tables.
+    """One Billion Words, sentences concatenated, as in BD3-LM's and DUO's tables.
 
-    As `lm1b_padded`, but rows of 128 cut from the sentences in order, each followed by [SEP], with
-    [CLS] and [SEP] at the ends of every row, the remainder dropped.
+    As `lm1b_padded`, but the sentences in order, each followed by [SEP], are cut into rows of 128
+    with [CLS] and [SEP] at their ends; the remainder is dropped.
     *Published*, test perplexity: MDLM <= 31.78, SEDD <= 32.68, BD3-LM of blocks of 4 <= 28.23,
     autoregressive 22.83 (arXiv:2503.09573; 65B tokens).
     """
@@ -84,10 +84,10 @@ def lm1b_packed(path: str | None = None, *, store: str | None = None) -> TextDat
 def openwebtext(
     path: str | None = None, *, length: int = 1024, store: str | None = None
 ) -> TextData:
-    """OpenWebText, its last 100,000 documents held out: the setting of MDLM's table 2.
+    """OpenWebText, its last 100,000 documents held out, as in MDLM's table 2.
 
     GPT-2's tokens and a mask (50,258), EOS after each document, rows with BOS and EOS at their
-    ends (one and the same token), the remainder dropped.
+    ends (both are the same token), the remainder dropped.
     *Published*, valid perplexity: MDLM <= 23.21 (<= 22.98 as re-measured by BD3-LM), SEDD
     <= 24.10, autoregressive 17.54 (arXiv:2406.07524, table 2; arXiv:2503.09573, table 4). MD4's
     <= 22.13 is of another split, 2% of the documents.
@@ -107,9 +107,9 @@ def fineweb_edu(
     """FineWeb-Edu, GPT-2's tokens; the first 10,000 documents held out.
 
     `config` is the hub's: `sample-10BT`, `sample-100BT`, `sample-350BT`, a dump, or `default` (all,
-    1.3T tokens). Text is streamed, never kept: give a `store`. The data set has one split; the
-    first documents are held out because a stream need not know which are its last, and no
-    published perplexity is of them. (*Published* of this corpus: HellaSwag, MD4-S 30% after 200k
+    1.3T tokens). Text is streamed and not kept on disk: give a `store`. The data set has one split;
+    the first documents are held out because a stream may not know its length. No published
+    perplexity is of this split. (*Published* of this corpus: HellaSwag, MD4-S 30% after 200k
     steps, arXiv:2406.04329.)
     """
     source = hub(
@@ -134,7 +134,7 @@ def tinystories(
 ) -> TextData:
     """TinyStories: 2.1M stories in the words of a small child, some of them empty.
 
-    Byte pairs learnt from the training stories. The data set's validation split is scored.
+    Byte pairs trained on the training stories. The valid split is the data set's own.
     *Published*: arXiv:2603.22075 trains rows of 512 for 20k steps of 32, with other tokens.
     """
     source = hub("roneneldan/TinyStories", path, test=None)
@@ -153,13 +153,13 @@ def genome(
 ) -> TextData:
     """The human genome by characters: the HG38 protocol of HyenaDNA, Caduceus and MDLM.
 
-    The intervals of `human-sequences.bed` (34,021 to train, 2,213 valid, 1,937 test), each
-    stretched to 2^20 bases from its start, cut into rows; repeats in upper case. That is 35.7
-    billion bases to train on, many of them several times: a store of 71 GB, and twice that with
-    `reverse_complement`; with `interval_length=None` intervals are as they stand, 131,072 bases,
-    an eighth of it. Rows are those published where an interval does not reach the end of its
-    chromosome. Two things are not: N is a token like others (published losses skip it), and
-    `reverse_complement` adds the other strand to each epoch (Caduceus tosses a coin).
+    The intervals of `human-sequences.bed` (34,021 train, 2,213 valid, 1,937 test), each extended
+    to 2^20 bases from its start, cut into rows; repeats in upper case. That is 35.7 billion bases
+    of training text, many of them several times: a store of 71 GB, and twice that with
+    `reverse_complement`. With `interval_length=None` intervals keep their 131,072 bases, an eighth
+    of that. Rows equal the published ones unless an interval reaches the end of its chromosome.
+    Two things differ: N is a token like others (published losses skip it), and
+    `reverse_complement` adds the other strand to each epoch (Caduceus chooses one at random).
     *Published*, perplexity at 1024 bases: MDLM <= 3.199, SEDD <= 3.216, Plaid <= 3.240,
     autoregressive Mamba 3.067 (arXiv:2406.07524, table 6; networks of 0.5M parameters).
     Other genomes: `intervals=None`, and see `Fasta`.
@@ -174,10 +174,10 @@ def genome(
     return TextData(source=source, tokenizer=Dna(), packing=packing, store=store)
 
 
-def running(
+def concatenated(
     source: HuggingFace, tokenizer: TokenizerConfig, length: int, store: str | None = None
 ) -> TextData:
-    """Texts strung together with nothing between them, as zero-shot perplexities are scored."""
+    """Returns texts concatenated with nothing between them, as for zero-shot perplexities."""
     packing = Wrap(length=length, eos=False)
     return TextData(source=source, tokenizer=tokenizer, packing=packing, store=store)
 
@@ -187,11 +187,11 @@ def wikitext2(
 ) -> TextData:
     """WikiText-2, raw and cleaned; rows of the data set are lines, many of them empty.
 
-    *Published*, zero-shot after OpenWebText, valid: see `zero_shot`. Perplexities of models
-    trained on it are per word in the literature, and not comparable with those per token.
+    *Published*, zero-shot after OpenWebText, valid: see `zero_shot`. Published perplexities of
+    models trained on it are per word, and not comparable with those per token.
     """
     source = hub("Salesforce/wikitext", path, config="wikitext-2-raw-v1", clean=WikiText())
-    return running(source, tokenizer, length)
+    return concatenated(source, tokenizer, length)
 
 
 def wikitext103(
@@ -201,9 +201,9 @@ def wikitext103(
     length: int = 1024,
     store: str | None = None,
 ) -> TextData:
-    """WikiText-103: as `wikitext2`, with more to train on; valid and test are the same text."""
+    """WikiText-103: as `wikitext2`, with more training text; valid and test are the same text."""
     source = hub("Salesforce/wikitext", path, config="wikitext-103-raw-v1", clean=WikiText())
-    return running(source, tokenizer, length, store)
+    return concatenated(source, tokenizer, length, store)
 
 
 def ptb(
@@ -217,38 +217,38 @@ def ptb(
         text_field="sentence",
         clean=PTB(),
     )
-    return running(source, tokenizer, length)
+    return concatenated(source, tokenizer, length)
 
 
 def lambada(
     path: str | None = None, *, tokenizer: TokenizerConfig = GPT2, length: int = 1024
 ) -> TextData:
-    """LAMBADA as OpenAI prepared it: 5,153 passages, a test split alone; cleaned."""
+    """LAMBADA as OpenAI prepared it: 5,153 passages, only a test split; cleaned."""
     source = hub("EleutherAI/lambada_openai", path, config="default", clean=Lambada())
-    return running(source, tokenizer, length)
+    return concatenated(source, tokenizer, length)
 
 
 def ag_news(
     path: str | None = None, *, tokenizer: TokenizerConfig = GPT2, length: int = 1024
 ) -> TextData:
-    """AG News: title and first words of news, 120,000 to train and 7,600 to test; cleaned by the
-    rules of WikiText and LM1B, as MDLM's appendix says (its code cleans nothing here)."""
+    """AG News: title and first words of news, 120,000 train and 7,600 test; cleaned by the rules of
+    WikiText and LM1B, as MDLM's appendix says (its code does not clean this corpus)."""
     source = hub("fancyzhx/ag_news", path, valid=None, clean=ScientificPapers())
-    return running(source, tokenizer, length)
+    return concatenated(source, tokenizer, length)
 
 
 def arxiv(
     path: str | None = None, *, tokenizer: TokenizerConfig = GPT2, length: int = 1024
 ) -> TextData:
     """Articles from arXiv (`scientific_papers`), formulas as @xmath0; cleaned."""
-    return running(_papers("arxiv", path), tokenizer, length)
+    return concatenated(_papers("arxiv", path), tokenizer, length)
 
 
 def pubmed(
     path: str | None = None, *, tokenizer: TokenizerConfig = GPT2, length: int = 1024
 ) -> TextData:
     """Articles from PubMed (`scientific_papers`); cleaned."""
-    return running(_papers("pubmed", path), tokenizer, length)
+    return concatenated(_papers("pubmed", path), tokenizer, length)
 
 
 def _papers(which: str, path: str | None) -> HuggingFace:

@@ -1,8 +1,8 @@
-"""Where text comes from: text files, or the reference that Python carries.
+"""Sources of text: text files, or the language reference that is part of Python.
 
-A source gives each split (`train`, `valid`, `test`) as a list of documents, untouched unless
-`clean` is set: no shuffling, empty documents included. What is held out of the training text is
-held out by a fixed rule, so that every process and every later evaluation sees the same splits.
+A source returns each split (`train`, `valid`, `test`) as a list of documents, unchanged unless
+`clean` is set: in order, empty documents included. Held-out text is chosen by a fixed rule, so
+every host process and every later evaluation has the same splits.
 """
 
 import hashlib
@@ -19,22 +19,23 @@ from mdlm.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class TextFiles(Source):
-    """Text files of one's own: `.txt` and `.jsonl`, either one also with `.gz`, and `.parquet`.
+    """Text files: `.txt` and `.jsonl`, either one also with `.gz`, and `.parquet`.
 
-    A `.txt` file is one document, or several where `separator` (such as `"\\n\\n\\n"`) parts them;
-    a `.jsonl` file has one object per line, and a Parquet file rows, whose `text_field` is a
-    document. Names may be patterns (`books/*.txt.gz`), taken in alphabetical order, relative to
+    A `.txt` file is one document, or several with a `separator` (such as `"\\n\\n\\n"`). In a
+    `.jsonl` file, the `text_field` of the object in each line is a document, in a Parquet file that
+    of each row. Names may be patterns (`books/*.txt.gz`), read in alphabetical order, relative to
     the working folder.
 
-    Where `valid` names no files, the last `valid_fraction` of the training text is held out; where
+    If `valid` names no files, the last `valid_fraction` of the training text is held out; if
     neither `valid` nor `test` names any, the last `test_fraction` becomes the test split, after
-    the valid one. Of 20 documents or more, whole documents are held out (by number, at least
-    one); of fewer, the text is cut by characters, at the line break nearest to the exact place,
-    or exactly there if no line break is within 1000 characters. A fraction of 0 holds out nothing.
+    the valid one. With 20 documents or more, whole documents are held out (a fraction of their
+    number, at least one). With fewer, the text is cut by characters, at the line break nearest to
+    the exact position, or exactly there if no line break is within 1000 characters. A fraction of
+    0 holds out nothing.
 
-    Errors (InputError): a missing file, a pattern without matches, an unknown ending, bytes that
-    are not UTF-8 (with their place), a line that is no JSON object or lacks the field, no text.
-    With `undecodable="drop"` documents that are not UTF-8 are left out, and counted.
+    Reading raises InputError if a file is missing, a pattern matches nothing, an ending is unknown,
+    bytes are not UTF-8, a line is not a JSON object or lacks the field, or there is no text. With
+    `undecodable="drop"` documents that are not UTF-8 are left out and counted.
     """
 
     train: str | tuple[str, ...]
@@ -49,15 +50,15 @@ class TextFiles(Source):
     def __post_init__(self):
         check_fractions(self.valid_fraction, self.test_fraction)
         if not as_tuple(self.train):
-            raise ValueError("train names no files")
+            raise ValueError("train is empty: name at least one file")
         if self.separator == "":
             raise ValueError("separator is empty: give the text between documents, or None")
         if self.undecodable not in ("refuse", "drop"):
-            raise ValueError(f"undecodable={self.undecodable!r} is neither 'refuse' nor 'drop'")
+            raise ValueError(f"undecodable={self.undecodable!r}: must be 'refuse' or 'drop'")
 
     @property
     def _held_out(self) -> tuple[float, float]:
-        """Shares of the training text that go to valid and test."""
+        """Fractions of the training text that are held out for valid and test."""
         valid = 0.0 if self.valid else self.valid_fraction
         test = 0.0 if self.valid or self.test else self.test_fraction
         return valid, test
@@ -73,7 +74,7 @@ class TextFiles(Source):
         return f"text files {', '.join(as_tuple(self.train))}"
 
     def version(self) -> str:
-        """Checksum of the names and sizes of all files."""
+        """Returns a checksum of the names and sizes of all files."""
         state = hashlib.sha256()
         for files in (self.train, self.valid, self.test):
             for path in matching_files(as_tuple(files)):
@@ -82,7 +83,7 @@ class TextFiles(Source):
         return state.hexdigest()
 
     def _named(self, split: str) -> tuple[str, ...]:
-        """The patterns of a split whose files are all its own; none where a part is held out."""
+        """Returns the patterns of a split that has its own files; none if a part is held out."""
         files = {"train": self.train, "valid": self.valid, "test": self.test}[split]
         is_cut = split == "train" and any(self._held_out)
         return () if is_cut else as_tuple(files)
@@ -103,16 +104,16 @@ class TextFiles(Source):
             yield Piece(text=documents[i], ends=True, position=i + 1, done=(i + 1) / len(documents))
 
     def _part(self, split: str) -> tuple[list[str], dict[str, int]]:
-        """What the rule leaves a split of the training text, and what was dropped from all of it.
+        """Returns a split's part of the training text, and the counts of dropped documents.
 
-        The latter is told of train alone: of what is dropped, nobody knows where it would go.
+        Dropped documents are counted for train only, since their split is unknown.
         """
         pieces = list(self._read(as_tuple(self.train)))
         parts = hold_out(gather(pieces), *self._held_out)
         documents = parts[SPLITS.index(split)]
         if not any(documents):
             raise InputError(
-                f"{self.name}: too little text to hold out a {split} split; "
+                f"{self.name}: too little text to hold out a {split} split: "
                 f"give more text, or name files for it"
             )
         dropped = sum(piece.dropped.get(NOT_UTF8, 0) for piece in pieces)
@@ -127,15 +128,15 @@ class TextFiles(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class PythonReference(Source):
-    """The language reference that every CPython carries (`pydoc_data.topics`), 0.46 MB of English.
+    """The language reference that is part of CPython (`pydoc_data.topics`), 0.46 MB of English.
 
-    One document per topic, by name. Topics quote one another (`function` is also a part of
-    `compound`), so those with 12 words in a row in common form a group that stays in one split:
-    no 12 words of a held-out split occur in another. A group larger than half a held-out split
-    stays in train; the others are dealt out, largest first, so that each fraction (of characters)
-    is met and every split has long and short topics.
+    There is one document per topic, sorted by name. Topics quote one another (`function` is also a
+    part of `compound`), so topics that share 12 consecutive words form a group that stays in one
+    split: no 12 consecutive words of a held-out split occur in another. A group larger than half a
+    held-out split stays in train; the others are distributed, largest first, so that each fraction
+    (of characters) is met and every split has long and short topics.
 
-    The text differs a little between versions of Python; `name` says which one this is.
+    The text differs a little between versions of Python; `name` includes the version.
     """
 
     valid_fraction: float = 0.05

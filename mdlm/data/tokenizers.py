@@ -1,8 +1,8 @@
-"""Which tokenizer: bytes, characters, one learnt from the training text, or a published one.
+"""Configurations of tokenizers: bytes, characters, trained on the training text, or published.
 
-Each configuration builds an `encoding.Tokenizer`. Those of the house have four special tokens,
-[BOS], [EOS], [PAD] and [MASK]; those of others keep what they have and get a mask where they have
-none. What learns from text reads it once, as it comes, and keeps none of it.
+Each configuration builds a `tokens.tokenizer.Tokenizer`. All except `Pretrained` have the special
+tokens [BOS], [EOS], [PAD] and [MASK]. A published tokenizer keeps its special tokens, and gets a
+mask if it has none. Training reads the text once, as a stream, and keeps none of it.
 """
 
 import abc
@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mdlm.data.tokens.tokenizer import Report, Tokenizer
-from mdlm.data.tokens.training import SPECIALS, count_words, learn, reported, word_pieces
+from mdlm.data.tokens.training import SPECIALS, count_words, reported, train, word_pieces
 from mdlm.errors import InputError
 from mdlm.vocab import Vocab
 
@@ -26,24 +26,33 @@ USUAL = {
     "eos": ("[EOS]", "<eos>", "</s>", "<|end_of_text|>", "<|endoftext|>", "[SEP]"),
     "pad": ("[PAD]", "<pad>", "<|pad|>", "<|finetune_right_pad_id|>"),
 }
-"""Names under which special tokens go, the preferred first."""
+"""Usual names of special tokens, the preferred first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig(abc.ABC):
-    """How a tokenizer comes about."""
+    """The configuration of a tokenizer."""
 
     needs_text: ClassVar[bool] = False
-    """True where `build` learns from the training text."""
+    """Whether `build` trains on the training text."""
+
+    @property
+    def max_size(self) -> int | None:
+        """Size of the largest vocabulary that it can learn from text; None: the text tells."""
+        return None
 
     @abc.abstractmethod
     def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
-        """The tokenizer; `texts` (the training documents, or pieces of them) is read, once, only
-        if `needs_text`. `report` is told what is done, the total 0 where nobody knows it."""
+        """Builds the tokenizer.
+
+        `texts` (the training documents, or pieces of them) are read once, and only if
+        `needs_text`. `report(message, done, total)` is called now and then, with total 0 if it is
+        unknown.
+        """
 
 
 def finish(backend: tokenizers.Tokenizer, config: TokenizerConfig, closed: bool) -> Tokenizer:
-    """Marks the house's special tokens in `backend` and wraps it up."""
+    """Adds [BOS], [EOS], [PAD] and [MASK] to `backend` and returns the tokenizer."""
     backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
     ids = backend.get_vocab(with_added_tokens=True)
     bos, eos, pad, mask = (ids[token] for token in SPECIALS)
@@ -52,7 +61,7 @@ def finish(backend: tokenizers.Tokenizer, config: TokenizerConfig, closed: bool)
 
 
 def byte_characters() -> list[str]:
-    """The character that stands for each byte inside byte-level vocabularies (GPT-2's table)."""
+    """Returns the character for each byte in byte-level vocabularies (GPT-2's table)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in plain]
     table = {byte: chr(byte) for byte in plain} | {b: chr(256 + i) for i, b in enumerate(rest)}
@@ -73,9 +82,9 @@ class Bytes(TokenizerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Characters(TokenizerConfig):
-    """The characters of the training text in the order of their code points, then the specials.
+    """The characters of the training text in the order of code points, then the special tokens.
 
-    A character that training does not have cannot be encoded (InputError).
+    Encoding raises InputError if a character does not occur in the training text.
     """
 
     needs_text: ClassVar[bool] = True
@@ -98,7 +107,7 @@ class Characters(TokenizerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Text8(TokenizerConfig):
-    """a to z and space, in lower case, everything else [UNK]: 35 ids, as MDLM encodes text8."""
+    """Lower-case a to z and space, everything else [UNK]: 35 ids, as MDLM encodes text8."""
 
     def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
         special = ["[CLS]", "[SEP]", "[BOS]", "[EOS]", "[MASK]", "[PAD]", "[RESERVED]"]
@@ -114,10 +123,10 @@ class Text8(TokenizerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BPE(TokenizerConfig):
-    """Byte-level byte-pair encoding learnt from the training text (with GPT-2's word rule).
+    """Byte-level byte-pair encoding trained on the training text (with GPT-2's word rule).
 
     `vocab_size` counts everything: [BOS], [EOS], [PAD], [MASK] (ids 0 to 3), 256 bytes, merges.
-    A small text may have fewer pairs to merge than that, and the vocabulary is then smaller.
+    If a small text has too few pairs to merge, the vocabulary is smaller.
     """
 
     needs_text: ClassVar[bool] = True
@@ -126,7 +135,14 @@ class BPE(TokenizerConfig):
     def __post_init__(self):
         least = 256 + len(SPECIALS)
         if self.vocab_size < least:
-            raise ValueError(f"vocab_size={self.vocab_size}: bytes and specials alone are {least}")
+            raise ValueError(
+                f"vocab_size={self.vocab_size}: must be at least {least} (256 bytes and "
+                f"{len(SPECIALS)} special tokens)"
+            )
+
+    @property
+    def max_size(self) -> int:
+        return self.vocab_size
 
     def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
         backend = tokenizers.Tokenizer(models.BPE())
@@ -139,21 +155,21 @@ class BPE(TokenizerConfig):
             min_frequency=2,
             show_progress=False,
         )
-        learn(backend, trainer, texts, report)
+        train(backend, trainer, texts, report)
         return finish(backend, self, closed=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordPiece(TokenizerConfig):
-    """BERT's kind of tokenizer, learnt from the training text: words, and parts of words in `##`.
+    """BERT's kind of tokenizer, trained on the training text: words, and parts of words in `##`.
 
-    Words are parted at spaces and around punctuation; with `lowercase` they lose their case and
-    their accents first. `vocab_size` counts everything: [BOS], [EOS], [PAD], [MASK], [UNK] (ids 0
-    to 4), up to 1000 characters, twice (as a word and as a part of one), and what is put together
-    from them. Decoding does not bring back the spaces as they were, and a character that the
-    vocabulary lacks makes its word [UNK]: bits per byte of such text are no lossless code's.
+    Words are split at spaces and around punctuation; with `lowercase`, case and accents are
+    removed first. `vocab_size` counts everything: [BOS], [EOS], [PAD], [MASK], [UNK] (ids 0 to 4),
+    up to 1000 characters, twice (as a word and as a part of one), and the longer pieces. Decoding
+    does not restore the original spaces, and a word with an unknown character becomes [UNK]: bits
+    per byte of such text are not those of a lossless code.
 
-    InputError where `vocab_size` is too small for the characters of the text.
+    `build` raises InputError if `vocab_size` is too small for the characters of the text.
     """
 
     needs_text: ClassVar[bool] = True
@@ -163,7 +179,14 @@ class WordPiece(TokenizerConfig):
     def __post_init__(self):
         least = len(SPECIALS) + 3  # [UNK], and one character as a word and as a part
         if self.vocab_size < least:
-            raise ValueError(f"vocab_size={self.vocab_size}: not even {least}, which is one letter")
+            raise ValueError(
+                f"vocab_size={self.vocab_size}: must be at least {least} "
+                f"({len(SPECIALS) + 1} special tokens and one letter, twice)"
+            )
+
+    @property
+    def max_size(self) -> int:
+        return self.vocab_size
 
     def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
         normalizer = normalizers.BertNormalizer(lowercase=self.lowercase)
@@ -171,8 +194,8 @@ class WordPiece(TokenizerConfig):
         vocab = word_pieces(words, self.vocab_size, report)
         if len(vocab) > self.vocab_size:
             raise InputError(
-                f"vocab_size={self.vocab_size} is too small: the characters of the text alone "
-                f"take {len(vocab)}"
+                f"vocab_size={self.vocab_size} is too small: must be at least {len(vocab)} for the "
+                "characters of the text"
             )
         backend = tokenizers.Tokenizer(models.WordPiece(vocab=vocab, unk_token="[UNK]"))
         backend.normalizer = normalizer
@@ -186,9 +209,9 @@ class WordPiece(TokenizerConfig):
 class Dna(TokenizerConfig):
     """One token per base: A, C, G, T and N (unknown), then [BOS], [EOS], [PAD], [MASK].
 
-    With `soft_masked` the lower-case letters, by which genomes mark repeats, are tokens of their
-    own (`Fasta(soft_masked="keep")` leaves them in the text). Any other character cannot be
-    encoded (InputError).
+    With `soft_masked` lower-case letters, which mark repeats in genomes, are separate tokens
+    (`Fasta(soft_masked="keep")` keeps them in the text). Encoding raises InputError for any other
+    character.
     """
 
     soft_masked: bool = False
@@ -203,11 +226,11 @@ class Dna(TokenizerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained(TokenizerConfig):
-    """Somebody's tokenizer: a `tokenizer.json`, a folder with one, or a name on the hub.
+    """A published tokenizer: a `tokenizer.json`, a folder with one, or a name on the hub.
 
-    The mask token is appended (`[MASK]`, as the last id) where there is none, as for GPT-2. The
-    special tokens are known by their usual names (`<|endoftext|>`, `[CLS]`, `</s>`, ...); `mask`,
-    `bos`, `eos`, `pad` name others. InputError for a token or a tokenizer that does not exist.
+    If it has no mask token, `[MASK]` is appended as the last id, as for GPT-2. Special tokens are
+    found by their usual names (`<|endoftext|>`, `[CLS]`, `</s>`, ...); `mask`, `bos`, `eos`, `pad`
+    choose others. `build` raises InputError if a token or the tokenizer does not exist.
     """
 
     name: str
@@ -233,7 +256,7 @@ class Pretrained(TokenizerConfig):
         return Tokenizer(backend, vocab, made_by=repr(self))
 
     def _find(self, ids: dict[str, int], role: str) -> str | None:
-        """The token that plays a role: the one chosen, or the first of the usual ones."""
+        """Returns the token of a role: the chosen one, or the first usual one that exists."""
         chosen = getattr(self, role)
         if chosen is not None and chosen not in ids:
             raise InputError(f"{role}={chosen!r} is not a token of {self.name}")

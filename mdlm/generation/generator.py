@@ -96,7 +96,7 @@ class Generator:
         self.model, self.params, self.tokenizer, self.window = model, params, tokenizer, window
         self.sampler = sampler or model.experiment.sampler
         check_sampler(self.sampler, model)
-        if getattr(self.sampler.guidance, "without", None) == "label":
+        if self.sampler.guidance is not None and self.sampler.guidance.needs_labels:
             raise InputError(
                 'guidance=ClassifierFree(without="label"): texts are generated without labels here;'
                 " mdlm.samplers.loop.generate takes them"

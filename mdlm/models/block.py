@@ -19,10 +19,10 @@ from jax import Array
 from jaxtyping import Float, Key
 
 from mdlm.models.attention.mask import Halves
-from mdlm.models.decoding.last_block import LateReadout
+from mdlm.models.decoding.last_block import DeferredReadout
 from mdlm.models.dit import DiT, DiTModule
 from mdlm.models.readout import Readout
-from mdlm.models.transformer import run_blocks, run_but_last
+from mdlm.models.stack import run_blocks, run_but_last
 from mdlm.types import NetInput, Sees
 
 
@@ -65,7 +65,7 @@ class BlockDiTModule(DiTModule):
         *,
         condition: Float[Array, " b #l"] | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> Readout | LateReadout:
+    ) -> Readout | DeferredReadout:
         """The prediction about `inputs.tokens`.
 
         ValueError where `inputs.clean` is missing, or blocks do not divide the length.
@@ -79,9 +79,9 @@ class BlockDiTModule(DiTModule):
         with jax.named_scope("embed"):
             x = self.embed(both.tokens)
         told = cond if condition is None else self._with_clean(cond, length)
-        if inputs.late and key is None:
+        if inputs.defer_last_block and key is None:
             begun = run_but_last(self.blocks, x, both, halves=halves, cond=told)
-            return LateReadout(begun, cond, self.readout, length)
+            return DeferredReadout(begun, cond, self.readout, length)
         x = run_blocks(self.blocks, x, both, causal=False, halves=halves, cond=told, key=key)
         return self.readout(x[:, :length], cond)
 

@@ -19,13 +19,15 @@ from jaxtyping import Bool, Float, Key
 
 from mdlm.models.decoding.kv_cache import NextToken, read_all, read_one
 from mdlm.models.layers import Embedding, Linear, compute_dtype, norm
+from mdlm.models.network import Network
 from mdlm.models.readout import Readout
-from mdlm.models.transformer import Transformer, run_blocks, stack_blocks
+from mdlm.models.stack import run_blocks
+from mdlm.models.transformer import Transformer, stack_blocks
 from mdlm.types import NetInput, Sees
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalTransformer(Transformer):
+class CausalTransformer(Transformer, Network):
     """A causal transformer without adaLN: it is not told a noise level."""
 
     sees: ClassVar[Sees] = "before"
@@ -71,7 +73,7 @@ class CausalModule(nnx.Module):
         cache = None
         with jax.named_scope("embed"):
             x = self.embed(inputs.tokens)
-        if inputs.late and key is None:
+        if inputs.make_cache and key is None:
             x, cache = read_all(self.blocks, x, inputs)
         else:
             x = run_blocks(self.blocks, x, inputs, causal=True, cond=None, key=key)

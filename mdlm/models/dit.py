@@ -24,10 +24,12 @@ from jax import Array
 from jaxtyping import Float, Key
 
 from mdlm.keys import by_row
-from mdlm.models.decoding.last_block import LateReadout
+from mdlm.models.decoding.last_block import DeferredReadout
 from mdlm.models.layers import Embedding, Linear, compute_dtype, modulate, norm
+from mdlm.models.network import Network
 from mdlm.models.readout import Readout
-from mdlm.models.transformer import Transformer, run_blocks, run_but_last, stack_blocks
+from mdlm.models.stack import run_blocks, run_but_last
+from mdlm.models.transformer import Transformer, stack_blocks
 from mdlm.types import Batch, NetInput
 
 FREQUENCIES = 128
@@ -35,7 +37,7 @@ FLOAT32 = jnp.dtype(jnp.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiT(Transformer):
+class DiT(Transformer, Network):
     """A bidirectional transformer with adaLN conditioning.
 
     `cond_dim` is the width of the vector that tells the blocks the noise level; 0 leaves adaLN
@@ -158,13 +160,13 @@ class DiTModule(nnx.Module):
         *,
         condition: Float[Array, " b #l"] | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> Readout | LateReadout:
+    ) -> Readout | DeferredReadout:
         cond = self._cond(inputs, condition)
         with jax.named_scope("embed"):
             x = self._embed(inputs)
-        if inputs.late and key is None:
+        if inputs.defer_last_block and key is None:
             begun = run_but_last(self.blocks, x, inputs, cond=cond)
-            return LateReadout(begun, cond, self.readout, x.shape[1])
+            return DeferredReadout(begun, cond, self.readout, x.shape[1])
         x = run_blocks(self.blocks, x, inputs, causal=False, cond=cond, key=key)
         return self.readout(x, cond)
 

@@ -28,10 +28,11 @@ from mdlm.models.attention.dispatch import by_heads, by_places
 from mdlm.models.attention.mask import AttentionMask
 from mdlm.models.layers import Embedding, Linear, Precision, RMSNorm, compute_dtype, dropout
 from mdlm.models.mlp import MLP
-from mdlm.models.network import Network
+from mdlm.models.network import Network, Remat
 from mdlm.models.readout import Readout
 from mdlm.models.rotary import rotate
-from mdlm.models.transformer import Remat, Table, check_sizes, run_stack, stack
+from mdlm.models.stack import Table, run_stack, stack
+from mdlm.models.transformer import check_sizes
 from mdlm.types import NetInput
 
 CAP = 30.0
@@ -48,7 +49,7 @@ class ScaledTransformer(Network):
         width, depth, heads: of the residual stream; blocks; attention heads.
         hidden: width inside the mlp; 0 is four times the width.
         dropout: probability with which outputs of attention and mlp are dropped.
-        dtype, remat, logits_chunk: see `mdlm.models.transformer.Transformer`.
+        dtype, remat, logits_chunk: see `mdlm.models.network.Network`.
     """
 
     width: int = 512
@@ -58,7 +59,6 @@ class ScaledTransformer(Network):
     dropout: float = 0.0
     dtype: Precision = "auto"
     remat: Remat = "auto"
-    logits_chunk: int | None = None
 
     def __post_init__(self):
         check_sizes(self, dtype=Precision, remat=Remat)

@@ -35,10 +35,11 @@ from mdlm.models.layers import (
     standardised,
 )
 from mdlm.models.mlp import GATES, MLP
-from mdlm.models.network import Network
+from mdlm.models.network import Network, Remat
 from mdlm.models.readout import Readout
 from mdlm.models.rotary import rotate_pairs
-from mdlm.models.transformer import Remat, Table, check_sizes, run_blocks, stack
+from mdlm.models.stack import Table, run_blocks, stack
+from mdlm.models.transformer import check_sizes
 from mdlm.types import NetInput
 
 Gate = Literal["swiglu", "geglu", "glu"]
@@ -59,7 +60,8 @@ class MD4Transformer(Network):
         embed_width: width of the table of embeddings, which a linear layer then widens; 0 has a
             table of the full width.
         dropout: probability with which outputs of attention and mlp are dropped.
-        dtype, attention, remat, logits_chunk: see `mdlm.models.transformer.Transformer`.
+        attention: see `mdlm.models.transformer.Transformer`.
+        dtype, remat, logits_chunk: see `mdlm.models.network.Network`.
     """
 
     width: int = 768
@@ -73,7 +75,6 @@ class MD4Transformer(Network):
     dtype: Precision = "auto"
     attention: Implementation = "auto"
     remat: Remat = "auto"
-    logits_chunk: int | None = None
 
     def __post_init__(self):
         check_sizes(self, mlp=Gate, dtype=Precision, attention=Implementation, remat=Remat)

@@ -9,7 +9,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 from flax import nnx
@@ -18,12 +18,14 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Float, Key
 
 from mdlm.errors import InputError
+from mdlm.models.layers import Precision
 from mdlm.models.self_conditioning import self_conditioned
 from mdlm.parallel.mesh import SEQUENCE, TENSOR
 from mdlm.parallel.sharding import Path, Rest
 from mdlm.types import ArrayTree, Batch, Denoise, NetInput, Prediction, Sees
 
 Params = dict[str, Any]
+Remat = Literal["auto", "none", "products", "blocks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +34,27 @@ class Network(abc.ABC):
 
     The module is called with `(inputs, condition=..., key=...)` and answers with a `Prediction`.
     `condition`, `Float[Array, " b #l"]` or None, is what the network is told of the noise level.
+
+    The fields here are those that planning and measuring read of every network. The defaults are
+    those of a network that does not offer the choice; one that does gives its own.
+
+    Args:
+        depth: blocks that are alike, of which the backward pass goes through one at a time.
+        dtype: of the matmuls; parameters, norms, softmax, residual stream and logits are
+            float32. "auto" is bfloat16 except on CPUs.
+        remat: what the backward pass recomputes instead of keeping: nothing ("none"); all but the
+            results of matmuls and attention ("products"); all inside a block ("blocks", the least
+            memory and a third more matmuls). "auto": "products" on TPUs, else nothing.
+        logits_chunk: logits that `Prediction.reduce_rows` holds at once on a device (None: see
+            `mdlm.models.readout.chunk_size`).
     """
 
     sees: ClassVar[Sees] = "all"
+
+    depth: int = 1
+    dtype: Precision = "float32"
+    remat: Remat = "none"
+    logits_chunk: int | None = None
 
     @property
     def passes(self) -> int:

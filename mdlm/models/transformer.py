@@ -1,18 +1,17 @@
-"""The transformer block that the networks share, and the loop over a stack of them.
+"""The transformer block that the networks share.
 
     x <- x + gate_1 * dropout(attention(shift_1 + (1 + scale_1) * norm(x)))
     x <- x + gate_2 * dropout(mlp(shift_2 + (1 + scale_2) * norm(x)))
 
 With conditioning, the six vectors are a linear function of `cond` (adaLN, arXiv:2212.09748) that
 starts at 0, so that each block starts as the identity; without, shift = scale = 0 and gate = 1.
-The residual stream x is float32. All blocks are one module whose parameters have a leading axis
-of `depth`; `jax.lax.scan` runs along it.
+The residual stream x is float32.
 """
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,28 +19,20 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Key
 
-from mdlm.keys import by_row, stream
+from mdlm.keys import stream
 from mdlm.models.attention.dispatch import Implementation, attention
-from mdlm.models.attention.mask import OUTPUT, AttentionMask, Halves
-from mdlm.models.decoding.last_block import BegunBlock
-from mdlm.models.layers import PRODUCT, Linear, NormKind, Precision, dropout, modulate, norm
+from mdlm.models.attention.mask import AttentionMask
+from mdlm.models.layers import Linear, NormKind, Precision, dropout, modulate, norm
 from mdlm.models.mlp import GATES, MLP, MLPKind, hidden_width
-from mdlm.models.network import Network
-from mdlm.models.rotary import rotary_table, rotate
-from mdlm.parallel.mesh import platform
-from mdlm.parallel.sharding import STREAM, moved
-from mdlm.types import NetInput
-
-Remat = Literal["auto", "none", "products", "blocks"]
-Table = tuple[Float[Array, "#b l 1 half"], Float[Array, "#b l 1 half"]]
-
-UNROLLED = 4
-"""Blocks to a turn of the loop on CPUs, where stacking what the backward pass needs is dear."""
+from mdlm.models.network import Remat
+from mdlm.models.rotary import rotate
+from mdlm.models.stack import Table, stack
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transformer(Network):
-    """What the transformers have in common. The defaults are the sizes of the MDLM paper.
+class Transformer(abc.ABC):
+    """The fields that the transformers have in common, beside those of every network. The defaults
+    are the sizes of the MDLM paper.
 
     Args:
         width: of the residual stream.
@@ -55,14 +46,8 @@ class Transformer(Network):
         mlp: "gelu"; "relu2", squared ReLU (arXiv:2109.08668); or the gated "swiglu", "geglu" and
             "glu" (arXiv:2002.05202, with 2/3 of the hidden width, so as many parameters).
         use_bias: biases in MLP and head.
-        dtype: of the products; parameters, norms, softmax, residual stream and logits are
-            float32. "auto" is bfloat16 except on CPUs.
         attention: which implementation computes attention, see `mdlm.models.attention.dispatch`.
-        remat: what the backward pass makes anew instead of keeping: "none"; all but the results
-            of matrix products and attention ("products"); all inside a block ("blocks", the least
-            memory and a third more products). "auto": "products" on TPUs, else nothing.
-        logits_chunk: logits that `Prediction.reduce_rows` holds at once on a device (None: see
-            `mdlm.models.readout.chunk_size`).
+        dtype, remat, logits_chunk: see `mdlm.models.network.Network`.
     """
 
     width: int = 768
@@ -76,7 +61,6 @@ class Transformer(Network):
     dtype: Precision = "auto"
     attention: Implementation = "auto"
     remat: Remat = "auto"
-    logits_chunk: int | None = None
 
     def __post_init__(self):
         check_sizes(
@@ -205,123 +189,8 @@ class Block(nnx.Module):
         return jnp.split(self.modulation(cond), 6, axis=-1)
 
 
-class StackConfig(Protocol):
-    """What the loop over a stack of blocks has to know."""
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def depth(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def remat(self) -> Remat: ...
-
-
 def stack_blocks(
     config: Transformer, rngs: nnx.Rngs, *, cond_dim: int | None, dtype: jnp.dtype
 ) -> Block:
     """`config.depth` blocks as one: every parameter has a leading axis of that size."""
     return stack(lambda rngs: Block(config, rngs, cond_dim=cond_dim, dtype=dtype), config, rngs)
-
-
-def stack(make: Callable[[nnx.Rngs], Any], config: StackConfig, rngs: nnx.Rngs) -> Any:
-    """As many modules as the depth as one, whose parameters have a leading axis of that size."""
-    return nnx.split_rngs(splits=config.depth)(nnx.vmap(make))(rngs)
-
-
-def run_blocks(
-    blocks: Any,  # a stack of `Block`s, or of blocks that are called alike
-    x: Float[Array, "b l d"],
-    inputs: NetInput,
-    *,
-    causal: bool,
-    halves: Halves | None = None,
-    cond: Float[Array, " b #l c"] | None,
-    key: Key[Array, ""] | None,
-) -> Float[Array, "b l d"]:
-    """`x` after all blocks, in order; each block's dropout key is folded from `key`."""
-    mask = mask_of(inputs, causal=causal, halves=halves)
-
-    def apply(block: Any, x: Array, table: Table, key: Key[Array, ""] | None) -> Array:
-        return block(x, mask, table, cond=cond, key=key)
-
-    return run_stack(apply, blocks, blocks.config, x, inputs, key)
-
-
-def run_but_last(
-    blocks: Any,
-    x: Float[Array, "b l d"],
-    inputs: NetInput,
-    *,
-    halves: Halves | None = None,
-    cond: Float[Array, " b #l c"] | None,
-) -> BegunBlock:
-    """`run_blocks` without dropout, up to the keys and values of the last block."""
-    mask = mask_of(inputs, causal=False, halves=halves)
-    first = jax.tree.map(lambda array: array[:-1], blocks)
-    last = jax.tree.map(lambda array: array[-1], blocks)
-
-    def apply(block: Any, x: Array, table: Table, _: None) -> Array:
-        return block(x, mask, table, cond=cond, key=None)
-
-    x = run_stack(apply, first, blocks.config, x, inputs, None)
-    return BegunBlock(last, x, mask, table_of(inputs, x.shape[1], blocks.config), cond)
-
-
-def mask_of(inputs: NetInput, *, causal: bool, halves: Halves | None = None) -> AttentionMask:
-    """What the positions of these inputs see of each other."""
-    return AttentionMask(
-        causal=causal, halves=halves, is_valid=inputs.is_valid, segment_ids=inputs.segment_ids
-    )
-
-
-def table_of(inputs: NetInput, length: int, config: StackConfig) -> Table:
-    """The rotary table of these inputs, the same for all blocks."""
-    positions = jnp.arange(length)[None] if inputs.positions is None else inputs.positions
-    return rotary_table(positions, config.width // config.heads)
-
-
-def run_stack(
-    apply: Callable[..., Array],
-    blocks: Any,
-    config: StackConfig,
-    x: Float[Array, "b l d"],
-    inputs: NetInput,
-    key: Key[Array, ""] | None,
-) -> Float[Array, "b l d"]:
-    """`x` after `apply(block, x, rotary table, key)` of each of the stacked blocks, in order."""
-    table = table_of(inputs, x.shape[1], config)
-    keys = None if key is None else by_row(key, jnp.arange(config.depth))
-
-    def step(x, layer):
-        block, key = layer
-        return apply(block, moved(x, STREAM), table, key), None
-
-    remat = config.remat
-    if remat == "auto":
-        remat = "products" if platform() == "tpu" else "none"
-    step = remembering(remat, step)
-    return jax.lax.scan(step, x, (blocks, keys), unroll=unrolled(remat))[0]
-
-
-def unrolled(remat: Remat) -> int | bool:
-    """Blocks to a turn of the loop (True: all).
-
-    On GPUs that keep all for the backward pass, no loop copies it into arrays of all blocks and
-    back: a fifth of the time and a third of the memory. Where some is made anew the loop stays, as
-    without it the compiler finds that it has seen that before, and keeps it.
-    """
-    if platform() == "gpu" and remat == "none":
-        return True
-    return UNROLLED if platform() == "cpu" else 1
-
-
-def remembering(remat: Remat, step):
-    """`step` of a scan with its insides kept for the backward pass, or not, as `remat` says."""
-    if remat == "none":
-        return step
-    policy = None
-    if remat == "products":
-        policy = jax.checkpoint_policies.save_only_these_names(PRODUCT, OUTPUT)
-    return jax.checkpoint(step, prevent_cse=False, policy=policy)

@@ -53,7 +53,7 @@ def abstract_batch(model: Model, mesh: Mesh | AbstractMesh) -> Batch:
         row=array((rows,), jnp.int32),
         rows=array((), jnp.int32),
         is_valid=array(tokens, bool) if packing.hides_padding else None,
-        segment_ids=array(tokens, jnp.int32) if packing.parts_documents else None,
+        segment_ids=array(tokens, jnp.int32) if packing.splits_attention else None,
     )
 
 
@@ -133,15 +133,15 @@ def estimated_temporaries(model: Model, mesh: AbstractMesh) -> float:
     if e.train.accumulate > 1:
         gradients *= 2
     kept = kept_bytes(model, mesh, rows)
-    depth = getattr(e.network, "depth", 1)
+    depth = e.network.depth
     block = 0.0
-    if getattr(e.network, "remat", "none") != "none":
-        everything = replace(e.network, remat="none")  # pyright: ignore[reportCallIssue]
+    if e.network.remat != "none":
+        everything = replace(e.network, remat="none")
         block = (kept_bytes(_with_network(model, everything), mesh, rows) - kept) / depth
     shared = mesh.shape[SEQUENCE] * mesh.shape[TENSOR]
     with on(mesh):
-        chunk = getattr(e.network, "logits_chunk", None) or chunk_size()
-        itemsize = compute_dtype(getattr(e.network, "dtype", "float32")).itemsize
+        chunk = e.network.logits_chunk or chunk_size()
+        itemsize = compute_dtype(e.network.dtype).itemsize
     places = max(1, rows * e.data.packing.length // shared)
     logits = HELD * 4 * rows_at_once(chunk, places, model.columns) * model.columns
     gathered = 0.0

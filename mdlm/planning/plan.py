@@ -154,11 +154,42 @@ def as_there(model: Model, topology: Topology) -> Model:
 
     Networks choose by the platform, and to them a mesh of GPUs is one of TPUs (`Topology.sizes`).
     """
-    network: Any = model.experiment.network
-    if topology.name in SHAPES or getattr(network, "remat", None) != "auto":
+    network = model.experiment.network
+    if topology.name in SHAPES or network.remat != "auto":
         return model
     network = replace(network, remat="none")
     return Model(replace(model.experiment, network=network), model.vocab, model.counts)
+
+
+def memory_of(
+    model: Model, topology: Topology, compiled: Compiled | None, on_smaller: Topology | None
+) -> tuple[str, Memory, float]:
+    """How the memory of a device is known, what it is, and the bytes of one gradient.
+
+    The arguments are those of `plan`.
+    """
+    e = model.experiment
+    mesh = topology.sizes(e.mesh)
+    given, gradients = given_bytes(model, mesh)
+    if compiled is None:
+        method, temporaries = "estimated", estimated_temporaries(as_there(model, topology), mesh)
+    elif on_smaller is None:
+        method, temporaries = "compiled", compiled.temporaries
+        if compiled.arguments is not None:
+            # Arrays are padded there.
+            given["other"] += compiled.arguments - sum(given.values())
+    else:
+        method, temporaries = f"extrapolated from {on_smaller.text}", compiled.temporaries
+        if temporaries is not None:
+            # Gradients are in smaller parts on more devices, all else as large.
+            smaller = given_bytes(model, on_smaller.sizes(e.mesh))[1]
+            temporaries += gradients - smaller
+    memory = Memory(
+        **given,
+        temporaries=math.nan if temporaries is None else temporaries,
+        program=compiled.program if compiled else 0.0,
+    )
+    return method, memory, gradients
 
 
 def plan(
@@ -184,27 +215,9 @@ def plan(
     e = model.experiment
     mesh = topology.sizes(e.mesh)
     check_batch(mesh, e.train.batch_size, e.train.accumulate)
-    given, gradients = given_bytes(model, mesh)
-    if compiled is None:
-        method, temporaries = "estimated", estimated_temporaries(as_there(model, topology), mesh)
-    elif on_smaller is None:
-        method, temporaries = "compiled", compiled.temporaries
-        if compiled.arguments is not None:
-            # Arrays are padded there.
-            given["other"] += compiled.arguments - sum(given.values())
-    else:
-        method, temporaries = f"extrapolated from {on_smaller.text}", compiled.temporaries
-        if temporaries is not None:
-            # Gradients are in smaller parts on more devices, all else as large.
-            smaller = given_bytes(model, on_smaller.sizes(e.mesh))[1]
-            temporaries += gradients - smaller
-    memory = Memory(
-        **given,
-        temporaries=math.nan if temporaries is None else temporaries,
-        program=compiled.program if compiled else 0.0,
-    )
+    method, memory, gradients = memory_of(model, topology, compiled, on_smaller)
     with on(mesh):
-        dtype = compute_dtype(getattr(e.network, "dtype", "float32"))
+        dtype = compute_dtype(e.network.dtype)
     peak = datasheet(topology.chip.kind, str(dtype)).flops
     assert peak is not None, topology.chip.kind
     scored = scored_share(model)

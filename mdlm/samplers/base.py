@@ -199,7 +199,7 @@ class Sampler(Shaping, abc.ABC):
             return jax.lax.fori_loop(0, -(-is_asked.sum() // size), fill_chunk, nothing)
 
         def ask() -> Proposal:
-            prediction = denoise(replace(self.inputs(state.tokens, t), late=True))
+            prediction = denoise(replace(self.inputs(state.tokens, t), defer_last_block=True))
             many = min(CHUNK, b * l)
             return jax.lax.cond(
                 4 * is_asked.sum() <= b * l,

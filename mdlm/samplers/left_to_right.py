@@ -46,7 +46,7 @@ class LeftToRight(Sampler):
         parameterization: Parameterization,
         denoise: Denoise,
     ) -> ReadState:
-        cache = denoise(NetInput(tokens=state.tokens, late=True)).cache
+        cache = denoise(NetInput(tokens=state.tokens, make_cache=True)).cache
         if cache is None:
             return extended(state, ReadState, cache=None)
         # What stands before the first open place is read again, for what it says of that place.

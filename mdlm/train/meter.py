@@ -29,7 +29,7 @@ class Meter:
         experiment = model.experiment
         self.network, self.columns = experiment.network, model.columns
         self.rows, self.length = experiment.train.batch_size, experiment.data.packing.length
-        dtype = compute_dtype(getattr(self.network, "dtype", "float32"))
+        dtype = compute_dtype(self.network.dtype)
         self.stalled = stalled
         # On a CPU this measures, so it comes before anything is timed.
         self.peak = peak_flops(dtype.name, list(mesh.devices.flat)).flops

@@ -1,4 +1,4 @@
-"""Loaded data: counts, laziness, and one tokenizer per folder."""
+"""Loaded data: counts, lazy splits, and one tokenizer per folder."""
 
 from dataclasses import dataclass, replace
 
@@ -16,8 +16,8 @@ READ = []
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told(Source):
-    """A source that notes what is asked of it."""
+class FakeSource(Source):
+    """A source that records which splits are read."""
 
     text: str = "the cat sat on the mät"
     copies: int = 30
@@ -28,7 +28,7 @@ class Told(Source):
 
     @property
     def name(self):
-        return "told text"
+        return "fake text"
 
     def _documents(self, split):
         READ.append(split)
@@ -41,9 +41,9 @@ def nothing_read():
 
 
 def test_counts_are_exact_when_nothing_is_dropped():
-    data = TextData(source=Told(), tokenizer=Bytes(), packing=Wrap(length=32))
+    data = TextData(source=FakeSource(), tokenizer=Bytes(), packing=Wrap(length=32))
     valid = data.load().valid
-    texts = Told().documents("valid")
+    texts = FakeSource().documents("valid")
     assert valid.documents == 30
     assert valid.characters == sum(map(len, texts))
     assert valid.bytes == sum(len(text.encode()) for text in texts) == valid.characters + 30
@@ -55,7 +55,7 @@ def test_counts_are_exact_when_nothing_is_dropped():
 
 @pytest.mark.parametrize("packing", [Wrap(length=32, remainder="drop"), Pad(length=16)])
 def test_counts_are_scaled_when_text_is_dropped(packing):
-    dataset = TextData(source=Told(), tokenizer=Bytes(), packing=packing).load()
+    dataset = TextData(source=FakeSource(), tokenizer=Bytes(), packing=packing).load()
     valid = dataset.valid
     assert valid.approximate_bytes
     special = [dataset.vocab.bos_id, dataset.vocab.eos_id, dataset.vocab.pad_id]
@@ -65,19 +65,19 @@ def test_counts_are_scaled_when_text_is_dropped(packing):
 
 
 def test_splits_are_read_when_used():
-    dataset = TextData(source=Told(), tokenizer=Bytes(), packing=Wrap(length=32)).load()
+    dataset = TextData(source=FakeSource(), tokenizer=Bytes(), packing=Wrap(length=32)).load()
     assert READ == [] and dataset.splits == ("train", "valid")
     assert dataset.valid is dataset.valid
     assert READ == ["valid"]
-    with pytest.raises(InputError, match="told text has no test split, only train, valid"):
+    with pytest.raises(InputError, match="fake text has no test split, only train, valid"):
         _ = dataset.test
 
 
 def test_one_tokenizer_per_folder(tmp_path):
-    data = TextData(source=Told(), tokenizer=BPE(vocab_size=280), packing=Wrap(length=32))
+    data = TextData(source=FakeSource(), tokenizer=BPE(vocab_size=280), packing=Wrap(length=32))
     first = data.load(tmp_path / "data")
     assert READ == ["train"]
-    changed = replace(data, source=Told(text="wholly other words"))
+    changed = replace(data, source=FakeSource(text="wholly other words"))
     again = changed.load(tmp_path / "data")
     assert READ == ["train"]
     assert again.tokenizer.fingerprint == first.tokenizer.fingerprint
@@ -89,10 +89,10 @@ def test_one_tokenizer_per_folder(tmp_path):
 
 
 def test_fingerprint_follows_everything():
-    data = TextData(source=Told(), tokenizer=Bytes(), packing=Wrap(length=32))
+    data = TextData(source=FakeSource(), tokenizer=Bytes(), packing=Wrap(length=32))
     variants = [
         data,
-        replace(data, source=Told(text="x")),
+        replace(data, source=FakeSource(text="x")),
         replace(data, tokenizer=Characters()),
         replace(data, packing=Wrap(length=33)),
         replace(data, packing=Pad(length=32)),
@@ -103,8 +103,8 @@ def test_fingerprint_follows_everything():
     assert data.load().train.text_fingerprint != data.load().valid.text_fingerprint
 
 
-def test_progress_and_the_place_of_an_error():
-    data = TextData(source=Told(), tokenizer=BPE(vocab_size=280), packing=Wrap(length=32))
+def test_progress_and_source_of_an_error():
+    data = TextData(source=FakeSource(), tokenizer=BPE(vocab_size=280), packing=Wrap(length=32))
     calls = []
     _ = data.load(report=lambda *call: calls.append(call)).valid
     assert [message for message, _, _ in calls] == [
@@ -114,7 +114,7 @@ def test_progress_and_the_place_of_an_error():
     ]
     assert all(0 <= done <= total for _, done, total in calls)
     long = replace(data, packing=Wrap(length=99999))
-    with pytest.raises(InputError, match="told text, valid split: the text has .* tokens"):
+    with pytest.raises(InputError, match="fake text, valid split: the text has .* tokens"):
         _ = long.load().valid
 
 

@@ -22,7 +22,7 @@ def make_rows(n, length=4):
     draw = np.random.default_rng(0)
     is_valid = draw.random((n, length)) < 0.9
     is_valid[:, 0] = True
-    is_valid[:1, -1] = False  # so that there is padding, however few the rows
+    is_valid[:1, -1] = False  # some padding, however few the rows
     return Held(
         Rows(
             tokens=tokens,
@@ -97,8 +97,8 @@ def test_resumes_anywhere():
 
 
 @pytest.mark.parametrize("before, after", [(4, 2), (4, 3), (2, 3), (1, 6)])
-def test_a_run_goes_on_with_another_number_of_processes(before, after):
-    """Bitwise the same global batches as one that nothing happened to."""
+def test_run_resumes_with_another_number_of_processes(before, after):
+    """The global batches are bitwise those of an uninterrupted run."""
     rows = make_rows(31)
     straight = dict(itertools.islice(TrainLoader(rows, 12, seed=3).iterate(0), 9))
     position = 0
@@ -109,7 +109,7 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after):
         ]
         for _ in range(steps):
             found = [next(part) for part in parts]
-            (position,) = {position for position, _ in found}  # what a checkpoint keeps
+            (position,) = {position for position, _ in found}  # saved in a checkpoint
             assert_same(joined([batch for _, batch in found]), straight[position])
         for part in parts:
             part.close()
@@ -117,7 +117,7 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after):
 
 
 class Endless(RowSet):
-    """Rows made of their own numbers, as many as one likes."""
+    """Any number of rows, whose tokens are computed from the row numbers."""
 
     placed, dropped, inserted, is_padded, length = 0, 0, {}, False, 1024
 
@@ -137,8 +137,8 @@ class Endless(RowSet):
         return Rows(tokens=tokens, loss_mask=full, is_valid=full)
 
 
-def test_what_a_loader_holds_does_not_grow_with_the_data():
-    """At 20 billion tokens, and 100,000 times that, no more than at a few."""
+def test_memory_of_a_loader_does_not_grow_with_the_data():
+    """20 billion tokens, and 100,000 times as many, need no more memory than a few."""
     peaks = []
     for n in (1000, 20_000_000, 2**41):
         tracemalloc.start()
@@ -153,7 +153,7 @@ def test_what_a_loader_holds_does_not_grow_with_the_data():
     assert max(peaks) < 300_000 and max(peaks) < 1.5 * min(peaks), peaks
 
 
-def test_prepared_in_the_thread():
+def test_prepare_runs_in_the_thread():
     main = threading.get_ident()
 
     def prepare(batch):
@@ -165,7 +165,7 @@ def test_prepared_in_the_thread():
     assert position == 12 and thread != main and total == loader.batch_at(8)["tokens"].sum()
 
 
-def test_segments_come_along_where_there_are_any():
+def test_segment_ids_are_in_batches():
     plain = make_rows(9)
     ids = np.arange(36).reshape(9, 4).astype(np.int16)
     rows = Held(replace(plain.rows, segment_ids=ids))
@@ -224,7 +224,7 @@ def test_errors_of_the_thread_arrive(monkeypatch):
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("n", [1, 7, 8, 16, 19])
-def test_evaluation_sees_every_row_once(processes, n):
+def test_evaluation_has_every_row_once(processes, n):
     rows = make_rows(n)
     streams = [evaluation_batches(rows, 8, process_part(8, i, processes)) for i in range(processes)]
     batches = [joined(list(parts)) for parts in zip(*streams, strict=True)]
@@ -241,7 +241,7 @@ def test_evaluation_sees_every_row_once(processes, n):
     assert (whole["row"][filled] == n - 1).all()
 
 
-def test_rows_without_padding_come_without_a_mask():
+def test_rows_without_padding_have_no_mask():
     rows = make_rows(8)
     whole = Held(replace(rows.rows, is_valid=np.ones_like(rows.rows.is_valid)))
     assert rows.is_padded and not whole.is_padded
@@ -252,7 +252,7 @@ def test_rows_without_padding_come_without_a_mask():
 
 def test_errors():
     rows = make_rows(4)
-    with pytest.raises(InputError, match="batch_size=6 does not divide among 4 processes"):
+    with pytest.raises(InputError, match="batch_size=6: must be a positive multiple of .* 4"):
         process_part(6, 0, 4)
     with pytest.raises(InputError, match="batch_size=0"):
         TrainLoader(rows, 0, 0)
@@ -264,5 +264,5 @@ def test_errors():
         process_part(4, 2, 2)
     with pytest.raises(ValueError, match="position=-1"):
         TrainLoader(rows, 4, 0).batch_at(-1)
-    with pytest.raises(ValueError, match="seed=-1 is not in"):
+    with pytest.raises(ValueError, match="seed=-1: must be in"):
         TrainLoader(rows, 4, -1)

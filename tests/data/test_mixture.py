@@ -1,4 +1,4 @@
-"""Mixtures: several sources behind the face of one, training by weight, evaluation whole."""
+"""Mixtures: several sources as one dataset, training by weight, evaluation of all rows."""
 
 import dataclasses
 import json
@@ -25,8 +25,8 @@ from mdlm.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Told(Source):
-    """A source of which each split is one letter, written so many times."""
+class FakeSource(Source):
+    """A source whose splits are one letter each, repeated."""
 
     letter: str
     sizes: tuple[tuple[str, int], ...]
@@ -37,7 +37,7 @@ class Told(Source):
 
     @property
     def name(self):
-        return f"told {self.letter}"
+        return f"fake {self.letter}"
 
     def _documents(self, split):
         return [self.letter * dict(self.sizes)[split]]
@@ -47,7 +47,7 @@ BYTES, ROWS_OF_8 = Bytes(), Wrap(length=8, row_specials=False)
 
 
 def part(letter: str, tokenizer=BYTES, packing=ROWS_OF_8, **sizes):
-    source = Told(letter=letter, sizes=tuple(sizes.items()))
+    source = FakeSource(letter=letter, sizes=tuple(sizes.items()))
     return TextData(source=source, tokenizer=tokenizer, packing=packing)
 
 
@@ -59,7 +59,7 @@ def mixture(weights=(3.0, 1.0), **changes) -> Mixture:
     return Mixture(parts=parts, weights=weights)
 
 
-def test_training_sees_the_parts_by_weight_and_evaluation_all_of_each():
+def test_training_by_weight_and_evaluation_of_all_rows():
     dataset = mixture().load()
     assert dataset.splits == ("train", "valid", "test")
     loader = TrainLoader(dataset.train.rows, 100, seed=0)
@@ -78,7 +78,7 @@ def test_training_sees_the_parts_by_weight_and_evaluation_all_of_each():
     assert dataset.protocol("test").endswith("1 of 2 sources one after another")
 
 
-def test_batches_of_any_number_of_processes_from_anywhere():
+def test_batches_for_any_number_of_processes_and_position():
     rows = mixture((2.0, 5.0)).load().train.rows
     alone = TrainLoader(rows, 12, 7)
     for position in (0, 12, PERIOD - 5, 3 * PERIOD + 1, 12 * 10**9):
@@ -91,7 +91,7 @@ def test_batches_of_any_number_of_processes_from_anywhere():
             np.testing.assert_array_equal(found, whole)
 
 
-def test_one_part_trains_as_it_would_alone():
+def test_one_part_trains_as_without_mixture():
     only = part("a", train=799, valid=30)
     mixed, alone = Mixture(parts=(only,), weights=(2.0,)).load(), only.load()
     for position in (0, 64, 6400, 20_000):
@@ -154,7 +154,7 @@ def test_counts_are_in_the_proportions_of_training():
     assert (dataset.counts >= plain).all() and dataset.counts.dtype == np.int64
 
 
-def test_tokenizer_learns_from_all_parts_and_is_kept(tmp_path):
+def test_tokenizer_is_trained_on_all_parts_and_saved(tmp_path):
     data = mixture(tokenizer=Characters())
     dataset = data.load(tmp_path)
     assert dataset.tokenizer.alphabet == {"a", "b"}
@@ -166,7 +166,7 @@ def test_tokenizer_learns_from_all_parts_and_is_kept(tmp_path):
 
 
 def stored(tmp_path, name: str, tokenizer, letter: str, n: int):
-    """A part in a store, of one document of `n` times a letter, encoded by `tokenizer`."""
+    """A part in a store: one document of a letter, repeated `n` times, encoded by `tokenizer`."""
     data = part(letter, tokenizer=BPE(vocab_size=270), train=n)
     ids = tokenizer.encode([letter * n])
     write_store(
@@ -206,19 +206,19 @@ def test_stores_of_one_tokenizer_are_mixed_and_others_refused(tmp_path):
     "weights, message",
     [
         ((1.0,), "2 parts and weights="),
-        ((1.0, 0.0), "a weight is a positive number"),
-        ((1.0, -2.0), "a weight is a positive number"),
-        ((1.0, float("nan")), "a weight is a positive number"),
-        ((1.0, float("inf")), "a weight is a positive number"),
-        ((1.0, 1e-5), "is not one sample in 10,000"),
+        ((1.0, 0.0), "each must be a positive number"),
+        ((1.0, -2.0), "each must be a positive number"),
+        ((1.0, float("nan")), "each must be a positive number"),
+        ((1.0, float("inf")), "each must be a positive number"),
+        ((1.0, 1e-5), "is less than one sample in 10,000"),
     ],
 )
-def test_weights_that_make_no_sense(weights, message):
+def test_invalid_weights(weights, message):
     with pytest.raises(ValueError, match=message):
         mixture(weights)
 
 
-def test_parts_that_do_not_fit_together():
+def test_incompatible_parts():
     with pytest.raises(ValueError, match="0 parts"):
         Mixture(parts=(), weights=())
     one = part("a", train=100)
@@ -228,7 +228,7 @@ def test_parts_that_do_not_fit_together():
     ):
         with pytest.raises(ValueError, match=rf"parts\[1\].{name}=.*but parts\[0\].{name}="):
             Mixture(parts=(one, other), weights=(1, 1))
-    with pytest.raises(InputError, match="told b has no train split"):
+    with pytest.raises(InputError, match="fake b has no train split"):
         _ = Mixture(parts=(one, part("b", valid=30)), weights=(1, 1)).load().train
 
 
@@ -237,7 +237,7 @@ def test_an_experiment_takes_a_mixture(tmp_path):
     other = apply(experiment, [("data.weights", "1,4")])
     assert other.data.weights == (1.0, 4.0)
     assert json.dumps(describe(experiment)) != json.dumps(describe(other))
-    with pytest.raises(InputError, match="a weight is a positive number"):
+    with pytest.raises(InputError, match="each must be a positive number"):
         apply(experiment, [("data.weights", "1,-4")])
     a, b = mixture().load(), mixture((1.0, 4.0)).load()
     assert a.fingerprint != b.fingerprint and a.fingerprint == mixture().load().fingerprint

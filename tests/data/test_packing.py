@@ -1,4 +1,4 @@
-"""Packing: every token where it belongs, and masks that say the truth about padding."""
+"""Packing: every token in its position, and correct masks of padding."""
 
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ def documents(*sizes, seed=0):
 
 
 def made(packing, docs, vocab):
-    """All rows, and what their set counts."""
+    """All rows, and the counts of their row set."""
     rows = packing.of(docs, vocab)
     whole = rows.all()
     assert rows.scored() == whole.loss_mask.sum()
@@ -67,7 +67,7 @@ def test_wrap_that_fits_has_no_padding():
 
 @pytest.mark.parametrize("remainder", ["pad", "drop"])
 def test_wrap_needs_one_row(remainder):
-    with pytest.raises(InputError, match=r"has 9 tokens, .* length=12 \(10 needed\)"):
+    with pytest.raises(InputError, match=r"has 9 tokens, .* length=12 \(must be at least 10\)"):
         Wrap(length=12, remainder=remainder).of(documents(8), VOCAB)
     with pytest.raises(InputError, match="has 0 tokens"):
         Wrap(length=12, remainder=remainder).of([], VOCAB)
@@ -106,10 +106,10 @@ def test_pad_without_bos():
         Pad(length=5).of(documents(0, 0), VOCAB)
 
 
-def test_a_vocabulary_without_an_end():
+def test_vocabulary_without_bos_and_eos():
     bare = Vocab(size=9, mask_id=0)
     for packing in (Wrap(length=4), Pad(length=4)):
-        with pytest.raises(InputError, match="no token that ends a text"):
+        with pytest.raises(InputError, match="neither BOS nor EOS"):
             packing.of(documents(9), bare)
 
 

@@ -1,4 +1,4 @@
-"""Feeds: things made ahead, errors that arrive, and waiting that is counted where it costs."""
+"""Prefetching: items made in advance, errors of the thread, and time stalled."""
 
 import itertools
 import threading
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mdlm.data.prefetch import AHEAD, Feed
+from mdlm.data.prefetch import AHEAD, Prefetcher
 
 
 def slowly(n: int, seconds: float):
@@ -16,16 +16,16 @@ def slowly(n: int, seconds: float):
 
 
 def threads() -> int:
-    return sum(thread.name == "feed" for thread in threading.enumerate())
+    return sum(thread.name == "prefetch" for thread in threading.enumerate())
 
 
-def test_gives_everything_in_order_and_ends():
-    assert list(Feed(iter(range(100)))) == list(range(100))
-    feed = Feed(iter(range(3)))
-    assert [*feed] == [0, 1, 2] and [*feed] == [] and threads() == 0
+def test_yields_all_items_in_order_and_ends():
+    assert list(Prefetcher(iter(range(100)))) == list(range(100))
+    prefetcher = Prefetcher(iter(range(3)))
+    assert [*prefetcher] == [0, 1, 2] and [*prefetcher] == [] and threads() == 0
 
 
-def test_works_ahead_but_not_far():
+def test_items_are_made_in_advance_up_to_a_limit():
     made = []
 
     def items():
@@ -33,25 +33,25 @@ def test_works_ahead_but_not_far():
             made.append(i)
             yield i
 
-    feed = Feed(items())
+    prefetcher = Prefetcher(items())
     assert made == [] and threads() == 0
-    assert next(feed) == 0
+    assert next(prefetcher) == 0
     until = time.monotonic() + 5
     while len(made) < AHEAD + 2 and time.monotonic() < until:
         time.sleep(0.01)
     time.sleep(0.05)
-    assert len(made) == AHEAD + 2  # the one taken, those ready, and one in the making
-    feed.close()
+    assert len(made) == AHEAD + 2  # the one taken, those ready, and one being made
+    prefetcher.close()
     assert threads() == 0
     with pytest.raises(StopIteration):
-        next(feed)
+        next(prefetcher)
 
 
-def test_one_that_is_dropped_ends_its_thread():
-    feed = Feed(itertools.count())
-    next(feed)
+def test_garbage_collection_ends_the_thread():
+    prefetcher = Prefetcher(itertools.count())
+    next(prefetcher)
     assert threads() == 1
-    del feed
+    del prefetcher
     until = time.monotonic() + 5
     while threads() and time.monotonic() < until:
         time.sleep(0.01)
@@ -60,15 +60,15 @@ def test_one_that_is_dropped_ends_its_thread():
 
 def test_waiting_counts_only_while_idle():
     seconds, n = 0.03, 8
-    idle = Feed(slowly(n, seconds))
+    idle = Prefetcher(slowly(n, seconds))
     assert list(idle) == list(range(n))
     assert 0.8 * n * seconds < idle.stalled < 2 * n * seconds + 0.2
-    busy = Feed(slowly(n, seconds), lambda: False)
+    busy = Prefetcher(slowly(n, seconds), lambda: False)
     assert list(busy) == list(range(n))
     assert busy.stalled == 0
-    # Idle from half of each wait on.
+    # The consumer becomes idle halfway through each wait.
     asked = [0.0]
-    half = Feed(slowly(n, seconds), lambda: time.perf_counter() > asked[0] + seconds / 2)
+    half = Prefetcher(slowly(n, seconds), lambda: time.perf_counter() > asked[0] + seconds / 2)
     for _ in range(n):
         asked[0] = time.perf_counter()
         next(half)
@@ -76,24 +76,24 @@ def test_waiting_counts_only_while_idle():
     half.close()
 
 
-def test_what_is_ready_costs_nothing():
-    feed = Feed(iter(range(8)))
-    next(feed)
-    before = feed.stalled
+def test_ready_items_do_not_count_as_stalled():
+    prefetcher = Prefetcher(iter(range(8)))
+    next(prefetcher)
+    before = prefetcher.stalled
     for _ in range(5):
         time.sleep(0.02)  # the consumer's own work
-        next(feed)
-    assert feed.stalled - before < 0.01
-    feed.close()
+        next(prefetcher)
+    assert prefetcher.stalled - before < 0.01
+    prefetcher.close()
 
 
-def test_errors_arrive_after_what_was_made():
+def test_errors_come_after_the_items_before_them():
     def failing():
         yield 1
         raise OSError("disk gone")
 
-    feed = Feed(failing())
-    assert next(feed) == 1
+    prefetcher = Prefetcher(failing())
+    assert next(prefetcher) == 1
     with pytest.raises(OSError, match="disk gone"):
-        next(feed)
+        next(prefetcher)
     assert threads() == 0

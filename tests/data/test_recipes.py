@@ -1,4 +1,4 @@
-"""Recipes, on generated data sets with the splits, the fields and the odd rows of the real ones."""
+"""Recipes, on generated data sets with the splits, fields and special cases of the real ones."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ def saved(folder: Path, **splits: dict) -> str:
 
 
 def parquet(folder: Path, **splits: dict) -> str:
-    """A data set as the hub keeps it: `SPLIT/0000.parquet`."""
+    """A data set as the hub stores it: `SPLIT/0000.parquet`."""
     for name, columns in splits.items():
         (folder / name).mkdir(parents=True)
         datasets.Dataset.from_dict(columns).to_parquet(folder / name / "0000.parquet")
@@ -37,7 +37,7 @@ def parquet(folder: Path, **splits: dict) -> str:
 
 
 def rows(data, split: str, length: int = 16):
-    """The rows of a split by bytes, in place of a tokenizer that would have to be fetched."""
+    """The rows of a split as bytes, in place of a tokenizer that would have to be downloaded."""
     packing = replace(data.packing, length=length)
     loaded = replace(data, tokenizer=Bytes(), packing=packing, store=None).load()
     part = getattr(loaded, split)
@@ -45,7 +45,7 @@ def rows(data, split: str, length: int = 16):
 
 
 def running_text(data, split: str) -> str:
-    """The text of the rows, strung together again; special tokens by name."""
+    """The concatenated text of the rows; special tokens by name."""
     part, tokenizer = rows(data, split)
     found = part.rows.all()
     inside = found.tokens[:, 1:-1] if data.packing.row_specials else found.tokens
@@ -65,7 +65,7 @@ def test_text8(tmp_path, monkeypatch):
     for split, size in (("train", 90), ("valid", 25), ("test", 21)):
         part = getattr(loaded, split)
         found = part.rows.all()
-        assert part.tokens == size == part.characters  # nothing is inserted, nothing left out
+        assert part.tokens == size == part.characters  # nothing inserted, nothing dropped
         ids = found.tokens[found.is_valid]
         assert (
             ids.min() >= 8
@@ -134,7 +134,7 @@ def test_tinystories(tmp_path):
 
 
 @pytest.mark.parametrize("recipe", [recipes.wikitext2, recipes.wikitext103])
-def test_wikitext_is_running_text(tmp_path, recipe):
+def test_wikitext_is_concatenated(tmp_path, recipe):
     lines = {"text": WIKI}
     data = recipe(saved(tmp_path / "wiki", train=lines, validation=lines, test=lines))
     assert data.source.splits == ("train", "valid", "test")

@@ -1,4 +1,4 @@
-"""Sources: what is read, what is held out, and what is said when it cannot be read."""
+"""Sources: the documents read, the held-out text, and error messages."""
 
 import gzip
 import json
@@ -30,7 +30,7 @@ def test_text_file_is_one_document(tmp_path, ending):
     assert source.splits == ("train", "valid", "test")
 
 
-def test_separator_parts_documents(tmp_path):
+def test_separator_splits_documents(tmp_path):
     name = write(tmp_path / "a.txt", "one\n\n\ntwo\n\nstill two\n\n\n\n\n\nthree\n")
     source = TextFiles(train=name, valid=name, separator="\n\n\n")
     assert source.documents("train") == ["one", "two\n\nstill two", "three\n"]
@@ -55,7 +55,7 @@ def test_patterns_and_several_files(tmp_path):
     assert source.splits == ("train", "valid")
     with pytest.raises(InputError, match="no test split, only train, valid"):
         source.documents("test")
-    with pytest.raises(ValueError, match="'dev' is none of"):
+    with pytest.raises(ValueError, match="'dev': must be one of"):
         source.documents("dev")
 
 
@@ -68,14 +68,14 @@ def test_patterns_and_several_files(tmp_path):
         ("a.jsonl", "\n\n", "no text in .*a.jsonl"),
         ("a.txt", b"abc\xff", "a.txt is not UTF-8 text: byte 0xff at offset 3$"),
         ("a.txt.gz", b"ab\xc3(", "byte 0xc3 at offset 2 of the unpacked data"),
-        ("a.csv", "a", "a.csv: unknown ending; known are .txt and .jsonl"),
+        ("a.csv", "a", "a.csv: unknown ending: must be .txt, .jsonl"),
         ("a.jsonl", '{"text": "a"}\n{"text"', "a.jsonl:2: not JSON: .* at column"),
-        ("a.jsonl", "[1]\n", "a.jsonl:1: a JSON object is needed, not list"),
+        ("a.jsonl", "[1]\n", "a.jsonl:1: list, must be a JSON object"),
         ("a.jsonl", '{"text": 1}\n', "a.jsonl:1: 'text' is int, not text"),
-        ("a.jsonl", '{"text": "\\ud800"}\n', "a.jsonl:1: 'text' holds half a surrogate"),
+        ("a.jsonl", '{"text": "\\ud800"}\n', "a.jsonl:1: 'text' has half a surrogate"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
+def test_unreadable_file_is_named(tmp_path, name, content, message):
     if content is not None:
         write(tmp_path / name, content)
     with pytest.raises(InputError, match=message) as raised:
@@ -137,7 +137,7 @@ def test_held_out_follows_the_files_that_are_named(tmp_path):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="sum must be below 1"):
         TextFiles(train="a.txt", valid_fraction=0.5, test_fraction=0.5)
-    with pytest.raises(ValueError, match="train names no files"):
+    with pytest.raises(ValueError, match="train is empty"):
         TextFiles(train=())
     with pytest.raises(ValueError, match="separator is empty"):
         TextFiles(train="a.txt", separator="")
@@ -153,7 +153,7 @@ def sentences(n):
 
 @pytest.fixture(params=["saved", "parquet", "json"])
 def stored(request, tmp_path):
-    """A data set with LM1B's features and splits (train and test), kept in one of three ways."""
+    """A data set with LM1B's features and splits (train and test), stored in one of three ways."""
     whole = datasets.DatasetDict({"train": sentences(30), "test": sentences(3)})
     folder = tmp_path / "set"
     if request.param == "saved":

@@ -78,7 +78,7 @@ def test_help_teaches():
     ("words", "message"),
     [
         (["none.txt"], "file not found: none.txt"),
-        (["text.txt", "--vocab-size", "12"], "--vocab-size 12: vocab_size=12: bytes and specials"),
+        (["text.txt", "--vocab-size", "12"], "--vocab-size 12: vocab_size=12: must be at least"),
         (["text.txt", "--cased"], "--cased: is for --kind wordpiece"),
         (["text.txt", "--seed", "1"], "--seed: only the settings of an experiment"),
         (["text.txt", "tiny.py"], "2 names: give text files, or one experiment"),

@@ -37,7 +37,7 @@ def work(tmp_path_factory):
     (folder / "tiny.py").write_text(FILE[:start] + call + FILE[end:])
     one(folder / "wiki", ["", " = Title = \n", " a 1 @,@ 000 , b . \n" * 9], "validation", "test")
     one(folder / "passages", [" “one two”  ", "three four five " * 20], "test")
-    assert "store holds no token store" in refused("train", "tiny.py", cwd=folder)
+    assert "store is not a token store" in refused("train", "tiny.py", cwd=folder)
     out = mdlm("prepare", "tiny.py", cwd=folder)
     assert out.returncode == 0, out.stderr[-2000:]
     out = mdlm("train", "tiny.py", "--train.steps", 4, "--out", "run", cwd=folder)

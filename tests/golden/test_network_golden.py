@@ -9,7 +9,7 @@ from mdlm.interop.mdlm_torch import params_from
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT, sinusoid
 from mdlm.models.network import bind, denoiser
-from mdlm.models.transformer import run_blocks
+from mdlm.models.stack import run_blocks
 from mdlm.types import NetInput
 
 pytestmark = pytest.mark.golden

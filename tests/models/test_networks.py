@@ -16,7 +16,7 @@ from mdlm.models.layers import compute_dtype
 from mdlm.models.md4 import MD4Transformer
 from mdlm.models.network import bind, count_parameters, denoiser, init, rests, shapes
 from mdlm.models.rotary import rotary_table, rotate
-from mdlm.models.transformer import run_blocks
+from mdlm.models.stack import run_blocks
 from mdlm.parallel.mesh import MeshShape
 from mdlm.parallel.sharding import parameter_sharding
 from mdlm.types import NetInput

@@ -74,7 +74,7 @@ PACKINGS = [
 def test_every_packing_is_planned():
     assert {type(packing) for packing in PACKINGS} == set(Packing.__subclasses__())
     # ... and both values of every field that changes what a batch holds.
-    assert {p.hides_padding for p in PACKINGS} == {p.parts_documents for p in PACKINGS}
+    assert {p.hides_padding for p in PACKINGS} == {p.splits_attention for p in PACKINGS}
 
 
 @pytest.mark.parametrize("packing", PACKINGS, ids=repr)

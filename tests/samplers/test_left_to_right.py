@@ -84,8 +84,17 @@ def cached_and_whole(key, columns):
     params = init(network, key, columns)
     shake = lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
     denoise = denoiser(network, columns, jax.tree.map(shake, params))
-    whole = lambda asked, *, key=None: denoise(replace(asked, late=False))
+    whole = lambda asked, *, key=None: denoise(replace(asked, make_cache=False))
     return denoise, whole
+
+
+def test_a_cache_is_made_only_where_it_is_asked_for(key):
+    denoise, _ = cached_and_whole(key, VOCAB.size)
+    inputs = NetInput(tokens=jnp.zeros((2, 5), jnp.int32))
+    plain, deferring = denoise(inputs), denoise(replace(inputs, defer_last_block=True))
+    assert plain.cache is None and deferring.cache is None
+    np.testing.assert_array_equal(plain.logits(), deferring.logits())
+    assert denoise(replace(inputs, make_cache=True)).cache.keys.shape[2] == 5
 
 
 @pytest.mark.slow
@@ -102,7 +111,7 @@ def test_a_token_read_with_the_cache_says_what_the_whole_row_says(key):
     # Read with nothing known but the first tokens, then one after the other, each row at its own.
     begin = jnp.array([0, 3, 1])
     first = jnp.where(jnp.arange(l)[None] <= begin[:, None], tokens, 0)
-    cache = denoise(NetInput(tokens=first, late=True, **about)).cache
+    cache = denoise(NetInput(tokens=first, make_cache=True, **about)).cache
     cache = replace(cache, at=begin)
     read = lambda cache: denoise(NetInput(tokens=tokens, cache=cache, **about))
     for _ in range(4):

@@ -71,7 +71,7 @@ def test_the_thread_places_batches_on_the_mesh(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "place", watched)
     trained(tmp_path, "run", steps=4)
-    assert set(seen) == {("feed", jax.device_count())} and jax.device_count() == 8
+    assert set(seen) == {("prefetch", jax.device_count())} and jax.device_count() == 8
 
 
 @pytest.mark.parametrize("share, words", [(0.25, "waiting for data 25%"), (0.01, None)])

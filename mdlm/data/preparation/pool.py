@@ -1,4 +1,4 @@
-"""Worker processes that tokenise blocks, several at once; their answers come back in order."""
+"""A pool of worker processes that tokenize chunks in parallel and return them in order."""
 
 import os
 import pickle
@@ -11,29 +11,29 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from mdlm.data.preparation.worker import Setting
-from mdlm.data.text.chunks import Block, Encoded
+from mdlm.data.text.chunks import Chunk, Encoded
 from mdlm.errors import InputError
 
 AHEAD = 2
-"""Blocks that wait for each worker: it need not wait for the reader."""
+"""Chunks queued for each worker, so that it need not wait for the reader."""
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class Pool:
-    """`workers` processes. Leaving the context ends them, whatever they are at."""
+    """A context with `workers` processes. Leaving it kills them at once."""
 
     def __init__(self, workers: int, setting: Setting):
         self.workers = workers
-        # One thread of the library's in each: the processes are what is in parallel.
+        # Each worker uses one thread: the parallelism is between the processes.
         threads = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
         threads |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        # They import this very package.
+        # The workers must import this same package.
         threads["PYTHONPATH"] = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
         self._processes: list[subprocess.Popen] = []
         self._free: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
@@ -45,7 +45,7 @@ class Pool:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, **threads},
-                process_group=0,  # Ctrl-C is for the process that started them
+                process_group=0,  # Ctrl-C must reach only the parent process
             )
             self._processes.append(process)
             self._free.put(process)
@@ -65,35 +65,36 @@ class Pool:
                 try:
                     pipe.close()  # type: ignore[union-attr]
                 except BrokenPipeError:
-                    pass  # something was on the way
+                    pass  # unsent data remained in the pipe
 
-    def encode(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, Encoded]]:
-        """Each block with its tokens, in order. InputError where its text is refused.
+    def encode(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Encoded]]:
+        """Yields each chunk with its tokens, in order.
 
-        Where the blocks end with an error, those before it come first.
+        Raises InputError if a text cannot be encoded or a worker dies. If `chunks` raises an
+        error, the chunks before it come first.
         """
-        waiting: deque[tuple[Block, Future[Encoded]]] = deque()
-        unread, failure = iter(blocks), None
+        pending: deque[tuple[Chunk, Future[Encoded]]] = deque()
+        unread, failure = iter(chunks), None
         while True:
             try:
-                block = next(unread, None)
+                chunk = next(unread, None)
             except Exception as error:
-                block, failure = None, error
-            if block is not None:
-                waiting.append((block, self._threads.submit(self._ask, block)))
-            while waiting and (
-                block is None or waiting[0][1].done() or len(waiting) > AHEAD * self.workers
+                chunk, failure = None, error
+            if chunk is not None:
+                pending.append((chunk, self._threads.submit(self._ask, chunk)))
+            while pending and (
+                chunk is None or pending[0][1].done() or len(pending) > AHEAD * self.workers
             ):
-                first, answer = waiting.popleft()
+                first, answer = pending.popleft()
                 yield first, answer.result()
             if failure is not None:
                 raise failure
-            if block is None:
+            if chunk is None:
                 return
 
-    def _ask(self, block: Block) -> Encoded:
+    def _ask(self, chunk: Chunk) -> Encoded:
         process = self._free.get()
-        self._send(process, (block.texts, block.open))
+        self._send(process, (chunk.texts, chunk.open))
         try:
             answer = pickle.load(process.stdout)  # type: ignore[arg-type]
         except (EOFError, pickle.UnpicklingError) as error:
@@ -111,9 +112,9 @@ class Pool:
             raise self._died(process) from error
 
     def _died(self, process: subprocess.Popen) -> InputError:
-        self._free.put(process)  # lest another thread waits for ever
+        self._free.put(process)  # so that no other thread waits forever
         code = None if self._is_closing else process.wait()
         why = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         return InputError(
-            f"a tokenising process ended ({why}); if memory ran out, --workers takes fewer"
+            f"a worker process that tokenizes ended ({why}): if memory ran out, lower --workers"
         )

@@ -1,9 +1,9 @@
-"""From text to a token store: read in order, tokenised by several processes, written in order.
+"""From text to a token store: read in order, tokenized by several workers, written in order.
 
-What is written depends on the text, the tokenizer and `shard_tokens` alone: not on the number of
-processes, nor on how often the work was interrupted (but for `position` in the manifest, where a
-stream of the hub may say the same place in other words). Whatever ends it, finished shards stay,
-and the next call goes on behind the last of them.
+The result depends on the text, the tokenizer and `shard_tokens` alone: not on the number of
+workers, nor on how often the work was interrupted (except `position` in the manifest: a stream of
+the hub may describe the same position in several ways). After an interruption, finished shards
+stay, and the next call resumes after the last of them.
 """
 
 import contextlib
@@ -25,16 +25,17 @@ from mdlm.data.tokens.tokenizer import FILES, Report, Tokenizer
 from mdlm.errors import InputError
 
 SHARD_TOKENS = 2**26
-"""Tokens of a shard, about."""
+"""Approximate tokens of a shard."""
 TRAINING_BLOCK = 2**20
-"""Characters of text that a tokenizer in the making is given at a time."""
+"""Approximate characters of a chunk of text when a tokenizer is trained."""
 WORDS = re.compile(r"(?<=\S) ")
-"""Before what no tokenizer that is learnt from text has the end of a word (`encoding.safe_cut`)."""
+"""A space before which every trained tokenizer ends a word (`tokens.tokenizer.safe_cut`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progressed:
-    """What a split has so far, finished or not; `done` is the share of its text, if known."""
+    """The state of a split so far, in shards finished or not; `done` is the fraction of its text,
+    if known."""
 
     split: str
     documents: int
@@ -45,7 +46,7 @@ class Progressed:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The store is complete. `is_new`: something was written."""
+    """The store is complete. `is_new`: shards were written by this call."""
 
     manifest: Manifest
     is_new: bool
@@ -59,17 +60,17 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     report: Report | None = None,
 ) -> Iterator[Progressed | Prepared]:
-    """Makes the token store of `data` at `url`, or goes on with it; the last event is Prepared.
+    """Makes the token store of `data` at `url`, or resumes it; the last event is Prepared.
 
-    `workers` processes tokenise (default: one for each core). A store that was finished before is
-    read through and left as it is. InputError for a store of another source, tokenizer or EOS, a
-    source that changed meanwhile, damaged shards, text that cannot be read or encoded.
+    `workers` processes tokenize (default: one for each core). A complete store is verified and not
+    changed. Raises InputError if the store has another source, tokenizer or EOS, the source has
+    changed, shards are damaged, or text cannot be read or encoded.
     """
     workers = cores() if workers is None else workers
     if workers < 1:
-        raise InputError(f"workers={workers}: at least one process is needed")
+        raise InputError(f"workers={workers}: must be at least 1")
     if shard_tokens < 1:
-        raise InputError(f"shard_tokens={shard_tokens}: a shard has at least one token")
+        raise InputError(f"shard_tokens={shard_tokens}: must be at least 1")
     folder = Folder(url)
     with _writing(folder), contextlib.ExitStack() as stack:
         stack.enter_context(folder.locked())
@@ -101,7 +102,7 @@ def _write(
     pool: Pool,
     shard_tokens: int,
 ) -> Iterator[Progressed]:
-    """Writes what a split lacks, shard by shard."""
+    """Writes the missing shards of a split, one after the other."""
     manifest, writer = _known(folder), None
     assert manifest is not None
     record = manifest.splits[split]
@@ -149,7 +150,7 @@ def _write(
 
 
 def _begun(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifest, Tokenizer]:
-    """The manifest and the tokenizer of a store, made where there are none yet."""
+    """Returns the manifest and the tokenizer of a store; makes them if it is new."""
     manifest = _known(folder)
     if manifest is None:
         return _new(data, folder, report)
@@ -159,8 +160,8 @@ def _begun(data: TextData, folder: Folder, report: Report | None) -> tuple[Manif
         version = data.source.version()
         if version is not None and manifest.revision not in (None, version):
             raise InputError(
-                f"{folder.url} was begun with another state of {data.source.name} (it had "
-                f"{manifest.revision}, it has {version}): bring that back, or prepare another store"
+                f"{folder.url} was begun with another version of {data.source.name} (then "
+                f"{manifest.revision}, now {version}): restore that, or prepare another store"
             )
     return manifest, tokenizer
 
@@ -170,8 +171,8 @@ def _new(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifes
     others = sorted(set(folder.names()) - ours)
     if others:
         raise InputError(
-            f"{folder.url} holds {others[0]} and no {NAME}: it is no token store; name a folder "
-            "that is empty or is not there yet"
+            f"{folder.url} has {others[0]} and no {NAME}, so it is not a token store: name an "
+            "empty or a new folder"
         )
     splits = data.source.splits
     texts = training_text(data.source) if data.tokenizer.needs_text else ()
@@ -195,7 +196,7 @@ def _new(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifes
 
 
 def _check(data: TextData, folder: Folder, manifest: Manifest, tokenizer: Tokenizer) -> None:
-    """InputError, by name, where a store was made otherwise than an experiment says."""
+    """Raises InputError if a store has another source, tokenizer or EOS than an experiment."""
     if manifest.source != repr(data.source):
         raise InputError(
             f"{folder.url} was made from {manifest.source}, this experiment has "
@@ -204,8 +205,8 @@ def _check(data: TextData, folder: Folder, manifest: Manifest, tokenizer: Tokeni
     _check_tokenizer(data, folder, tokenizer)
     if tokenizer.fingerprint != manifest.fingerprint:
         raise InputError(
-            f"{folder.url}: its tokenizer is not the one that its tokens were made with "
-            f"(fingerprint {tokenizer.fingerprint[:12]}, not {manifest.fingerprint[:12]})"
+            f"{folder.url}: its tokenizer is not the one of its tokens (fingerprint "
+            f"{tokenizer.fingerprint[:12]}, not {manifest.fingerprint[:12]}): put it back"
         )
     eos = data.packing.separator(tokenizer.vocab)
     if eos != manifest.eos:
@@ -225,17 +226,17 @@ def _check_tokenizer(data: TextData, folder: Folder, tokenizer: Tokenizer) -> No
 
 
 def training_text(source: Source) -> Iterator[str]:
-    """The training text for a tokenizer in the making, in parts that end where words end."""
+    """Yields the training text, for training a tokenizer, in parts that end where words end."""
     for block in blocks(source.pieces("train"), WORDS, size=TRAINING_BLOCK, limit=2**60):
         yield from block.texts
 
 
 def tokenizer_of(folder: Folder) -> Tokenizer:
-    """The tokenizer that a store keeps."""
+    """Returns the tokenizer of a store. Raises InputError if it cannot be read."""
     try:
         return Tokenizer.from_files({name: folder.read(name).decode() for name in FILES})
     except Exception as error:  # the library raises bare Exceptions
-        raise InputError(f"no tokenizer can be read in {folder.url}: {error}") from error
+        raise InputError(f"{folder.url}: its tokenizer cannot be read: {error}") from error
 
 
 def _known(folder: Folder) -> Manifest | None:
@@ -244,7 +245,7 @@ def _known(folder: Folder) -> Manifest | None:
 
 @contextlib.contextmanager
 def _writing(folder: Folder) -> Iterator[None]:
-    """A disk that is full, a folder that is not ours, a far one out of reach: in one line."""
+    """Turns errors of writing (disk full, no permission, network lost) into one InputError line."""
     try:
         yield
     except InputError:
@@ -254,6 +255,6 @@ def _writing(folder: Folder) -> Iterator[None]:
             raise
         reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
         raise InputError(
-            f"{folder.url} cannot be used: {reason.splitlines()[0]}; what is finished stays, and "
-            "the same command goes on from there"
+            f"{folder.url} cannot be used: {reason.splitlines()[0]}: finished shards stay; run "
+            "the same command again to resume"
         ) from error

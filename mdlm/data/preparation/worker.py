@@ -1,9 +1,9 @@
-"""A process that tokenises: blocks of text come in, tokens go out, until the input ends.
+"""A worker process that tokenizes: it reads chunks of text and writes tokens until the input ends.
 
     python -m mdlm.data.preparation.worker
 
-It is a program of its own, so that nothing of the process that starts it is imported or copied.
-JAX is not imported either: it costs 0.4 s and 115 MB in each.
+It is a separate program, so it neither imports nor copies anything of the process that starts it.
+JAX is not imported either: it costs 0.4 s and 115 MB per worker.
 """
 
 import os
@@ -21,7 +21,7 @@ from mdlm.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a worker is told first. `eos` stands after each document; `dtype` is the shards'."""
+    """The first message to a worker. `eos` is added after each document; `dtype` is the shards'."""
 
     tokenizer: dict[str, str]  # `Tokenizer.files`
     eos: int | None
@@ -29,7 +29,7 @@ class Setting:
 
 
 def encode(tokenizer: Tokenizer, setting: Setting, texts: tuple[str, ...], is_open: bool):
-    """A block's tokens. InputError where `Tokenizer.encode` refuses the text."""
+    """Returns the tokens of a chunk. Raises InputError if `Tokenizer.encode` does."""
     parts = tokenizer.encode(list(texts))
     stop = np.array([] if setting.eos is None else [setting.eos], np.int32)
     ended = len(parts) - is_open
@@ -44,7 +44,7 @@ def encode(tokenizer: Tokenizer, setting: Setting, texts: tuple[str, ...], is_op
 
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
-    """Answers each `(texts, is_open)` with an Encoded, or the words of an InputError."""
+    """Answers each `(texts, is_open)` with an Encoded, or with the message of an InputError."""
     setting: Setting = pickle.load(source)
     tokenizer = Tokenizer.from_files(setting.tokenizer)
     while True:
@@ -61,9 +61,9 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    from mdlm.data.preparation import worker  # under its own name, which the pickles say
+    from mdlm.data.preparation import worker  # under the module name that the pickles use
 
-    # Whatever libraries print must not get between the answers.
+    # Output printed by libraries must not get between the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     worker.serve(sys.stdin.buffer, answers)

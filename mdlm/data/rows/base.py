@@ -1,4 +1,4 @@
-"""Rows of tokens of one length, in memory or wherever they lie."""
+"""Rows of tokens of one length, in memory or read from a store."""
 
 import abc
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ from jaxtyping import Bool, Int64, Integer
 from mdlm.data.rows.shuffle import Order, Shuffled
 
 CHUNK = 2**22
-"""Tokens at a time where all rows are gone through."""
+"""Tokens read at a time by `RowSet.chunks`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
-    """Rows in memory. `loss_mask`: scored and counted. `is_valid`: seen by the network.
+    """Rows in memory. `loss_mask`: counted in the loss. `is_valid`: attended to by the network.
 
-    `segment_ids`, where several documents share a row and attention stays inside each, numbers
-    them within the row from 0; else None.
+    `segment_ids` numbers the documents of a row from 0 if attention stays inside each document;
+    else None.
     """
 
     tokens: Integer[np.ndarray, "n l"]
@@ -32,69 +32,72 @@ class Rows:
 
 
 class RowSet(abc.ABC):
-    """The rows of a split by number, made when they are asked for."""
+    """The rows of a split, numbered from 0 and made on demand."""
 
     length: int
 
     @property
     @abc.abstractmethod
     def placed(self) -> int:
-        """How many of the documents' own tokens (no inserted special token) are in some row."""
+        """Number of the documents' own tokens (without inserted special tokens) in the rows."""
 
     @property
     @abc.abstractmethod
     def dropped(self) -> int:
-        """How many of the documents' own tokens are in no row."""
+        """Number of the documents' own tokens that are in no row."""
 
     @property
     @abc.abstractmethod
     def is_padded(self) -> bool:
-        """Whether any row holds padding. Where none does, a network needs no mask."""
+        """Whether any row has padding. If none has, a network needs no attention mask."""
 
     @property
     @abc.abstractmethod
     def inserted(self) -> dict[int, int]:
-        """How often the rows have a token beyond the stream's own: inserted special tokens, less
-        the EOS of the stream that are in no row."""
+        """By token, how many more the rows have than the documents and their EOS: the inserted
+        special tokens, minus the EOS of the stream that are in no row."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
     @abc.abstractmethod
     def take(self, at: Int64[np.ndarray, " n"]) -> Rows:
-        """The rows of these numbers, in this order. IndexError for a number that has no row."""
+        """Returns the rows of these numbers, in this order.
+
+        Raises IndexError if a number is out of range.
+        """
 
     @abc.abstractmethod
     def scored(self) -> int:
-        """How many tokens of all rows are scored, without making the rows."""
+        """Returns how many tokens of all rows count in the loss, without making the rows."""
 
     def all(self) -> Rows:
-        """All rows at once: for splits that fit into memory."""
+        """Returns all rows at once, for splits that fit into memory."""
         return self.take(np.arange(len(self), dtype=np.int64))
 
     def chunks(self) -> Iterator[Rows]:
-        """All rows in order, a few at a time."""
+        """Yields all rows in order, a few at a time."""
         step = max(1, CHUNK // self.length)
         for start in range(0, len(self), step):
             yield self.take(np.arange(start, min(start + step, len(self)), dtype=np.int64))
 
     def order(self, seed: int) -> Order:
-        """In which order training takes the rows, epoch after epoch."""
+        """Returns the order in which training takes the rows, over all epochs."""
         return Shuffled(len(self), seed)
 
     def first(self, n: int) -> "RowSet":
-        """The first `n` rows, for a quick look (`placed`, `dropped` and `inserted` still tell of
-        all)."""
+        """Returns the first `n` rows, for a quick evaluation. `placed`, `dropped` and `inserted`
+        still count all rows."""
         return First(self, n)
 
     def check(self, at: Int64[np.ndarray, " n"]) -> None:
-        """IndexError unless all numbers have a row."""
+        """Raises IndexError if a number is out of range."""
         if len(at) and not 0 <= at.min() <= at.max() < len(self):
             raise IndexError(f"rows {at.min()} to {at.max()} of {len(self)}")
 
 
 class First(RowSet):
-    """The first rows of others."""
+    """The first rows of another row set."""
 
     def __init__(self, rows: RowSet, n: int):
         self.rows, self.n, self.length = rows, min(n, len(rows)), rows.length

@@ -1,4 +1,4 @@
-"""Rows of several sets behind one another, and such that training draws from by weights."""
+"""Rows of several row sets, concatenated, or mixed by weights for training."""
 
 import functools
 
@@ -47,7 +47,7 @@ class JoinedRows(RowSet):
     def take(self, at: Int64[np.ndarray, " n"]) -> Rows:
         self.check(at)
         part = np.searchsorted(self.starts, at, side="right") - 1
-        # Part by part, then back to the order asked for.
+        # Rows are taken part by part, then put back into the requested order.
         by_part = np.argsort(part, kind="stable")
         used = np.unique(part).tolist() or [0]
         found = [self.parts[k].take(at[part == k] - self.starts[k]) for k in used]
@@ -67,7 +67,7 @@ class JoinedRows(RowSet):
 
 
 class MixedRows(JoinedRows):
-    """Joined rows of which training takes `counts[k]` of part k in every `order.PERIOD` samples."""
+    """Joined rows; training takes `counts[k]` rows of part k in every `shuffle.PERIOD` samples."""
 
     def __init__(self, parts: tuple[RowSet, ...], counts: tuple[int, ...]):
         super().__init__(parts)

@@ -1,6 +1,6 @@
 """Rows cut from a stream of tokens: wrapped, or one document each.
 
-They know no more than where to look: what they hold does not grow with the stream.
+Rows are read from the stream on demand: the memory of a row set does not grow with the stream.
 """
 
 import functools
@@ -15,9 +15,9 @@ from mdlm.types import Vocab
 
 
 class WrappedRows(RowSet):
-    """Row i holds the `inside` tokens of the stream from place i * inside (see `packing.Wrap`).
+    """Row i has the `inside` tokens of the stream from position i * inside (see `packing.Wrap`).
 
-    The last tokens, fewer than that, have a row if `keeps_rest`.
+    If fewer tokens remain at the end, they form a padded row if `keeps_rest`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class WrappedRows(RowSet):
 
     @property
     def _kept_eos(self) -> int:
-        """How many documents have their EOS in some row."""
+        """Number of documents whose EOS is in a row."""
         if self.stream.eos is None:
             return 0
         if self.is_padded:
@@ -101,10 +101,13 @@ class WrappedRows(RowSet):
         )
 
     def _segments(self, at: Int64[np.ndarray, " n"]) -> Int32[np.ndarray, "n l"]:
-        """Which document of the row each token is of. Documents without a token are not counted."""
+        """Returns, for each token, the number of its document within the row.
+
+        Documents without a token in the row are not counted.
+        """
         starts = at * self.inside
         stops = np.minimum(starts + self.inside, self.stream.total)
-        # A document begins where the one before it ends: behind the row's first token, or not here.
+        # A document begins where the one before it ends; only those inside the row start segments.
         before = self.stream.ended(starts)
         count = self.stream.ended(stops - 1) - before
         row = np.repeat(np.arange(len(at), dtype=np.int64), count)
@@ -117,10 +120,9 @@ class WrappedRows(RowSet):
 
 
 class PaddedRows(RowSet):
-    """Row i holds the i-th of the documents that have tokens (see `packing.Pad`).
+    """Row i has the i-th document that has tokens (see `packing.Pad`).
 
-    How many tokens are in rows is counted when it is first asked for: that goes through the
-    lengths of all documents.
+    The tokens in rows are counted on first use, from the lengths of all documents.
     """
 
     def __init__(
@@ -135,7 +137,7 @@ class PaddedRows(RowSet):
 
     @functools.cached_property
     def _own(self) -> tuple[int, int]:
-        """Tokens of the documents' own: those in rows, and all."""
+        """The documents' own tokens: those in rows, and all."""
         kept = total = 0
         for sizes in self.stream.sizes():
             kept += int(np.minimum(sizes, self.room).sum())
@@ -174,21 +176,21 @@ class PaddedRows(RowSet):
         first = 1 if self.specials else 0
         starts, stops = self.stream.spans(self.stream.with_tokens(at))
         kept = np.minimum(stops - starts, self.room)
-        # One width for all: the window of a document at the stream's end begins before it.
+        # All windows have one width, so near the end of the stream they begin before the document.
         width = min(self.room, self.stream.total)
         shift = np.maximum(starts + width - self.stream.total, 0)
         found = self.stream.read(starts - shift, width)
         if shift.any():
-            place = np.arange(width, dtype=np.int64)[None, :] + shift[:, None]
-            found = np.take_along_axis(found, np.minimum(place, width - 1), axis=1)
-        place = np.arange(self.length, dtype=np.int64)[None, :]
+            position = np.arange(width, dtype=np.int64)[None, :] + shift[:, None]
+            found = np.take_along_axis(found, np.minimum(position, width - 1), axis=1)
+        position = np.arange(self.length, dtype=np.int64)[None, :]
         tokens = np.full((len(at), self.length), padding(self.vocab), storage(self.vocab))
-        inside = place[:, :width] < kept[:, None]
+        inside = position[:, :width] < kept[:, None]
         tokens[:, first : first + width][inside] = found[inside]
         if self.specials:
             bos, eos = ends(self.vocab)
             tokens[:, 0] = bos
             tokens[np.arange(len(tokens)), first + kept] = eos
-        loss_mask = place < (kept + 2 * first)[:, None]
+        loss_mask = position < (kept + 2 * first)[:, None]
         is_valid = np.ones_like(loss_mask) if self.sees_padding else loss_mask.copy()
         return Rows(tokens=tokens, loss_mask=loss_mask, is_valid=is_valid)

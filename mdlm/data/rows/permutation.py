@@ -1,13 +1,13 @@
-"""Pseudo-random permutations of [0, n) that are computed, place by place, and stored nowhere.
+"""Pseudo-random permutations of [0, n), computed element by element without a table.
 
-A place is written as two digits, the left one below `a` and the right one below `b`, with
+An element is written as two digits, the left one below `a` and the right one below `b`, with
 `a * b` just above `n`. Each round adds to one digit a pseudo-random number that depends on the
-other, modulo the digit's base: a Feistel network over Z_a x Z_b, which can be undone round by
-round and so is a bijection (Black and Rogaway 2002, "Ciphers with arbitrary finite domains",
-their generalised Feistel method). Where it leads to `n` or above it is applied again until it
-does not; that cycle returns into [0, n) and keeps the bijection. `a * b - n < a`, so it is rare.
+other, modulo the digit's base: a Feistel network over Z_a x Z_b. Each round is invertible, so the
+whole is a bijection (Black and Rogaway 2002, "Ciphers with arbitrary finite domains", their
+generalised Feistel method). A result of `n` or above is permuted again until it is below `n`; that
+cycle returns into [0, n) and keeps the bijection. `a * b - n < a`, so it is rare.
 
-The random numbers are those of SplitMix64 (Steele, Lea, Flood 2014), read at any place of its
+The random numbers are those of SplitMix64 (Steele, Lea, Flood 2014), at any index of its
 sequence. All arithmetic is on unsigned 64-bit integers: the same on every machine.
 """
 
@@ -17,21 +17,21 @@ import numpy as np
 from jaxtyping import Int64, Shaped, UInt64
 
 ROUNDS, ROUNDS_OF_SMALL, SMALL = 10, 24, 64
-"""Rounds where `n` is above `SMALL`, and where it is not: there each round mixes less."""
+"""Rounds for `n` above `SMALL`, and for `n` up to `SMALL`, where each round mixes less."""
 LIMIT = 2**62
-"""The largest `n`. Above it, sums of digits and numbers of rounds could pass 64 bits."""
+"""The largest `n`. Above it, arithmetic on digits and round numbers could overflow 64 bits."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's increment, the odd 2**64 / golden ratio
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def key(seed: int, *words: int | Int64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
-    """What chooses a permutation, from a seed and further numbers, none of them negative.
+    """Returns the key of a permutation from a seed and further numbers, all at least 0.
 
-    Arrays among them give an array of keys.
+    If some of them are arrays, the result is an array of keys.
     """
     if not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed} is not in [0, 2**63)")
+        raise ValueError(f"seed={seed}: must be in [0, 2**63)")
     found = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
         for word in (seed, *words):
@@ -41,19 +41,19 @@ def key(seed: int, *words: int | Int64[np.ndarray, "..."]) -> UInt64[np.ndarray,
 
 
 def permuted(
-    places: Int64[np.ndarray, "..."], n: int, keys: Shaped[np.ndarray, "..."]
+    positions: Int64[np.ndarray, "..."], n: int, keys: Shaped[np.ndarray, "..."]
 ) -> Int64[np.ndarray, "..."]:
-    """Where the permutations of [0, n) that `keys` choose lead the places, all in [0, n).
+    """Returns the images of `positions`, in [0, n), under the permutations of the given keys.
 
-    `places` and `keys` (from `key`) are broadcast together: each place may have its own key.
+    `positions` and `keys` (from `key`) are broadcast together: each position may have its own key.
     """
     if not 1 <= n <= LIMIT:
-        raise ValueError(f"n={n} is not in [1, 2**62]")
-    shape = np.broadcast_shapes(places.shape, keys.shape)
-    at = np.broadcast_to(places, shape).astype(np.uint64).ravel()
+        raise ValueError(f"n={n}: must be in [1, 2**62]")
+    shape = np.broadcast_shapes(positions.shape, keys.shape)
+    at = np.broadcast_to(positions, shape).astype(np.uint64).ravel()
     keys = np.broadcast_to(keys, shape).ravel()
     if at.size and at.max() >= n:
-        raise ValueError(f"a place is outside [0, {n})")
+        raise ValueError(f"a position is outside [0, {n})")
     found = _feistel(at, n, keys)
     while (outside := np.flatnonzero(found >= n)).size:
         found[outside] = _feistel(found[outside], n, keys[outside])
@@ -69,18 +69,18 @@ def _feistel(
     rounds = ROUNDS if n > SMALL else ROUNDS_OF_SMALL
     for number in range(rounds):
         changed, other = number % 2, 1 - number % 2
-        # The sequence of this key, at a place of its own for each round and digit.
+        # The sequence of this key, at a different index for each round and digit.
         counter = digits[other] * np.uint64(rounds) + np.uint64(number + 1)
         drawn = _mixed(keys + counter * _GOLDEN)
         digits[changed] = (digits[changed] + drawn % bases[changed]) % bases[changed]
     found = digits[0] * bases[1] + digits[1]
-    # Additions alone are often even permutations only: a coin swaps 0 and 1, or does not.
+    # Additions alone often give even permutations only, so a random bit may swap 0 and 1.
     coin = _mixed(keys) & np.uint64(n > 1)
     return np.where(found < 2, found ^ coin, found)
 
 
 def _mixed(x: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
-    """SplitMix64's output for a state."""
+    """Returns SplitMix64's output for a state."""
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * _FIRST
         x = (x ^ (x >> np.uint64(27))) * _SECOND

@@ -1,8 +1,8 @@
-"""Which row is the n-th that training sees: computed, for any n, from nothing but a seed.
+"""The order in which training takes rows: computed for any sample from its number and a seed.
 
-Training is an endless sequence of samples, numbered from 0. An order answers for any of them
-without having gone through those before, in memory that does not grow with the data, and knows
-nothing of batches or processes: the number of samples consumed is all there is to remember.
+Training is an endless sequence of samples, numbered from 0. An order gives the row of any sample
+without going through those before it, in memory that does not grow with the data. It does not
+depend on batches or host processes, so the number of samples consumed is the whole state.
 """
 
 import functools
@@ -14,41 +14,40 @@ from jaxtyping import Int64
 from mdlm.data.rows.permutation import key, permuted
 
 PERIOD = 10_000
-"""Samples within which a mixture has each part as often as its weight says."""
+"""Consecutive samples in which a mixture matches its weights exactly."""
 
 PARTS, ROWS = 0, 1
-"""Randomness of an order: which part a sample is from, and (one further for each further part)
-which row of the part."""
+"""Random streams of an order: the part that a sample is from, and, at `ROWS` plus the number of
+the part, the rows of that part."""
 
 
 class Order(Protocol):
     """An endless sequence of rows."""
 
     def at(self, samples: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """The rows, by number, that are the samples of these numbers."""
+        """Returns the row numbers of the given samples."""
         ...
 
 
 class Shuffled:
-    """All `n` rows, again and again, each time in a new order."""
+    """All `n` rows in every epoch, in a new order each time."""
 
     def __init__(self, n: int, seed: int, stream: int = ROWS):
         if n < 1:
-            raise ValueError(f"n={n}: there is nothing to put in order")
+            raise ValueError(f"n={n} rows: must be at least 1")
         self.n, self.seed, self.stream = n, seed, stream
-        key(seed)  # refuses what is no seed
+        key(seed)  # raises ValueError if the seed is out of range
 
     def at(self, samples: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        epochs, places = np.divmod(samples, self.n)
-        return permuted(places, self.n, key(self.seed, self.stream, epochs))
+        epochs, positions = np.divmod(samples, self.n)
+        return permuted(positions, self.n, key(self.seed, self.stream, epochs))
 
 
 class Mixed:
     """Rows of several parts, so many of each in every `PERIOD` samples, in shuffled order.
 
-    Parts follow one another in the numbers of the rows. Each part is gone through in the order
-    that it would have alone, whatever the others do; a mixture of one part has the order of that.
-    What is kept in memory are two periods.
+    Rows are numbered part after part. Each part has the order that it would have alone, so a
+    mixture of one part has the order of that part. Two periods are kept in memory.
 
     Args:
         sizes: rows of each part.
@@ -64,9 +63,10 @@ class Mixed:
         self._period = functools.lru_cache(maxsize=2)(self._dealt)
 
     def _dealt(self, period: int) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-        """Of the samples of a period: parts, and how many of the part the period had before."""
-        places = np.arange(PERIOD, dtype=np.int64)
-        dealt = permuted(places, PERIOD, key(self.seed, PARTS, period))
+        """Returns, for each sample of a period, its part and how many samples of that part come
+        before it in the period."""
+        positions = np.arange(PERIOD, dtype=np.int64)
+        dealt = permuted(positions, PERIOD, key(self.seed, PARTS, period))
         part = np.searchsorted(np.cumsum(self.counts), dealt, side="right")
         before = np.empty(PERIOD, np.int64)
         for k, count in enumerate(self.counts):
@@ -76,14 +76,14 @@ class Mixed:
     def parts(
         self, samples: Int64[np.ndarray, " n"]
     ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-        """Which part each sample is from, and how many samples of that part come before it."""
-        periods, places = np.divmod(samples, PERIOD)
+        """Returns the part of each sample, and how many samples of that part come before it."""
+        periods, positions = np.divmod(samples, PERIOD)
         part, number = np.empty_like(samples), np.empty_like(samples)
         for period in np.unique(periods).tolist():
             here = periods == period
             its_parts, before = self._period(period)
-            part[here] = its_parts[places[here]]
-            number[here] = before[places[here]]
+            part[here] = its_parts[positions[here]]
+            number[here] = before[positions[here]]
         return part, number + periods * np.array(self.counts, np.int64)[part]
 
     def at(self, samples: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
@@ -96,10 +96,10 @@ class Mixed:
 
 
 def shares(weights: tuple[float, ...], period: int = PERIOD) -> tuple[int, ...]:
-    """Whole numbers that sum to `period` and are in proportion to `weights`, as far as they can.
+    """Returns integers that sum to `period`, as nearly as possible in proportion to `weights`.
 
-    What rounding down leaves over goes to the largest remainders (the first of equal ones), so
-    none is off by one or more. ValueError where a weight comes to none.
+    All are rounded down, then the largest remainders (the first of equal ones) are rounded up, so
+    each error is below 1. Raises ValueError if an integer would be 0.
     """
     exact = np.array(weights, np.float64) / sum(weights) * period
     found = np.floor(exact).astype(np.int64)
@@ -108,6 +108,7 @@ def shares(weights: tuple[float, ...], period: int = PERIOD) -> tuple[int, ...]:
     if not found.all():
         weight = weights[int(np.flatnonzero(found == 0)[0])]
         raise ValueError(
-            f"weights={weights}: {weight} of {sum(weights):g} is not one sample in {period:,}"
+            f"weights={weights}: {weight} of {sum(weights):g} is less than one sample in "
+            f"{period:,}: raise it"
         )
     return tuple(found.tolist())

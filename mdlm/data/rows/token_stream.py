@@ -1,4 +1,4 @@
-"""A split as one stream of tokens with documents marked in it: what packings cut rows from."""
+"""A split as one stream of tokens with the ends of its documents; packings cut rows from it."""
 
 import abc
 import functools
@@ -8,15 +8,15 @@ import numpy as np
 from jaxtyping import Int32, Int64, Integer
 
 CHUNK = 2**20
-"""Documents at a time where all are gone through."""
+"""Documents read at a time by `TokenStream.sizes`."""
 
 
 class TokenStream(abc.ABC):
-    """The documents of a split, one after the other, `eos` after each (None: nothing between).
+    """The documents of a split, concatenated, with `eos` after each (None: nothing between).
 
-    `total` counts all tokens, `documents` all documents, of which `filled` have tokens of their
-    own. Documents are numbered from 0. What is asked of a stream is answered by reading a little
-    of it: nothing here goes through all of it but `sizes`.
+    `total` counts all tokens, `documents` all documents, of which `filled` have tokens besides
+    their EOS. Documents are numbered from 0. Each method reads a small part of the stream; only
+    `sizes` reads the ends of all documents.
     """
 
     eos: int | None
@@ -26,29 +26,30 @@ class TokenStream(abc.ABC):
 
     @abc.abstractmethod
     def ends(self, numbers: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """Where documents end: just behind their EOS, or their last token where there is none."""
+        """Returns where documents end: the position after their EOS, or after their last token if
+        there is no EOS."""
 
     @abc.abstractmethod
-    def ended(self, places: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """How many documents end at or before each place of the stream."""
+    def ended(self, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """Returns how many documents end at or before each position of the stream."""
 
     @abc.abstractmethod
     def with_tokens(self, at: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """The numbers of the documents that are the `at`-th, from 0, of those with tokens."""
+        """Returns the numbers of the `at`-th documents, counting from 0 those with tokens only."""
 
     @abc.abstractmethod
     def read(self, starts: Int64[np.ndarray, " n"], length: int) -> Integer[np.ndarray, "n l"]:
-        """`length` tokens from each start. All must lie inside the stream."""
+        """Returns `length` tokens from each start. All must be inside the stream."""
 
     def spans(
         self, numbers: Int64[np.ndarray, " n"]
     ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-        """Where the own tokens of documents begin and end."""
+        """Returns where the documents' own tokens (without EOS) begin and end."""
         starts = np.where(numbers > 0, self.ends(np.maximum(numbers - 1, 0)), 0)
         return starts, self.ends(numbers) - (self.eos is not None)
 
     def sizes(self) -> Iterator[Int64[np.ndarray, " n"]]:
-        """How many tokens of their own all documents have, in order, some documents at a time."""
+        """Yields the lengths of all documents (without EOS), in order, `CHUNK` at a time."""
         for first in range(0, self.documents, CHUNK):
             last = min(first + CHUNK, self.documents)
             starts, stops = self.spans(np.arange(first, last, dtype=np.int64))
@@ -76,8 +77,8 @@ class ArrayStream(TokenStream):
     def ends(self, numbers: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         return self._ends[numbers]
 
-    def ended(self, places: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        return np.searchsorted(self._ends, places, side="right")
+    def ended(self, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        return np.searchsorted(self._ends, positions, side="right")
 
     def with_tokens(self, at: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         return at if self.filled == self.documents else self._with_tokens()[at]
@@ -89,7 +90,7 @@ class ArrayStream(TokenStream):
 def windows(
     tokens: Integer[np.ndarray, " m"], starts: Int64[np.ndarray, " n"], length: int
 ) -> Integer[np.ndarray, "n l"]:
-    """`length` tokens from each start, copied."""
+    """Returns a copy of `length` tokens from each start."""
     if not len(starts):
         return np.empty((0, length), tokens.dtype)
     return np.lib.stride_tricks.sliding_window_view(tokens, length)[starts]

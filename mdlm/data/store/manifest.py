@@ -1,14 +1,14 @@
-"""What a token store says about itself: `manifest.json`, beside its shards and its tokenizer.
+"""The description of a token store: `manifest.json`, beside its shards and its tokenizer.
 
     STORE/manifest.json            the values of `Manifest`
     STORE/tokenizer.json, special_tokens.json
     STORE/train-00000.bin          tokens, little-endian uint16 or uint32, nothing else
-    STORE/train-00000.ends         uint64: where in the shard each document that ends in it ends
-    STORE/train-counts.npy         int64 [vocabulary]: how often each token occurs in the split
+    STORE/train-00000.ends         uint64: positions in the shard at which documents end
+    STORE/train-counts.npy         int64 [vocab_size]: how often each token occurs in the split
 
 A split is one stream of tokens, cut into shards: the documents in order, an EOS after each (none
-where `eos` is None). A document may run over from one shard to the next. Nothing depends on a
-length of rows, which is chosen when the store is read. The folder is any that fsspec opens.
+if `eos` is None). A document may continue in the next shard. The store does not depend on the
+length of rows, which is chosen when it is read. The folder may be any that fsspec opens.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ FORMAT = 1
 NAME = "manifest.json"
 DTYPES = ("uint16", "uint32")
 REMEDY = "put it back from a copy, or delete the folder and make it anew with: mdlm prepare FILE"
-"""What to do about a file that is not as it should be."""
+"""How to repair a damaged file, for error messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One finished shard. `documents` end in it, `empty` of which have no token (but their EOS);
-    `bytes` (of UTF-8) and `characters` are those of its text. The checksums are SHA-256 of the
-    two files."""
+    """One finished shard. `documents` counts those that end in it, `empty` those of them without a
+    token except EOS; `bytes` (of UTF-8) and `characters` are those of its text. The checksums are
+    SHA-256 of the two files."""
 
     name: str  # SPLIT-00000, without the endings of its two files
     tokens: int
@@ -46,10 +46,10 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRecord:
-    """One split: its finished shards, in order, and where its source is to be read on from.
+    """One split: its finished shards, in order, and the position to resume reading the source.
 
-    `position` is whatever the source gave with the last piece of text in the last shard (JSON);
-    None before the first shard. `dropped` counts by reason the documents that have no tokens here.
+    `position` (JSON) is the end of the last chunk of text in the last shard; None before the first
+    shard. `dropped` counts, by reason, the documents that were left out.
     """
 
     shards: tuple[Shard, ...] = ()
@@ -58,14 +58,14 @@ class SplitRecord:
     dropped: dict[str, int] = field(default_factory=dict)
 
     def total(self, what: str) -> int:
-        """Sum of a count over the shards: tokens (EOS included), documents, empty, bytes,
-        characters."""
+        """Returns the sum of a count over the shards: tokens (EOS included), documents, empty,
+        bytes, characters."""
         return sum(getattr(shard, what) for shard in self.shards)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What the store was made from, and what it holds.
+    """The origin and the contents of a store.
 
     `source` and `tokenizer` are the configurations, as an experiment writes them; `revision` is
     what the source calls its version, where it has one; `fingerprint` is `Tokenizer.fingerprint`.
@@ -83,17 +83,17 @@ class Manifest:
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
+            raise ValueError(f"dtype={self.dtype!r}: must be one of {', '.join(DTYPES)}")
         if not 0 < self.vocab_size <= np.iinfo(self.dtype).max + 1:
             raise ValueError(f"vocab_size={self.vocab_size} does not fit {self.dtype}")
 
     @property
     def stored_dtype(self) -> np.dtype:
-        """The type of the tokens in the shards' files, little-endian on every machine."""
+        """The dtype of the tokens in the shards' files, little-endian on every machine."""
         return np.dtype(self.dtype).newbyteorder("<")
 
     def write(self, url: str) -> None:
-        """Writes the manifest, at once or not at all."""
+        """Writes the manifest to a temporary file, which is then renamed."""
         text = json.dumps(dataclasses.asdict(self), indent=1)
         fs, path = fsspec.core.url_to_fs(url)
         fs.makedirs(path, exist_ok=True)
@@ -102,8 +102,10 @@ class Manifest:
 
     @staticmethod
     def read(url: str) -> "Manifest | None":
-        """The manifest of a store; None where there is none. InputError where it is damaged, or of
-        another version's format."""
+        """Returns the manifest of a store; None if there is none.
+
+        Raises InputError if it is damaged or has the format of another version.
+        """
         fs, path = fsspec.core.url_to_fs(url)
         if not fs.exists(f"{path}/{NAME}"):
             return None
@@ -130,5 +132,5 @@ def damaged(url: str, error: Exception) -> InputError:
 
 
 def counts_name(split: str) -> str:
-    """The file that counts the tokens of a split."""
+    """Returns the name of the file with the token counts of a split."""
     return f"{split}-counts.npy"

@@ -1,8 +1,8 @@
-"""A token store, read: its manifest, its tokenizer, and its splits as streams of tokens.
+"""Reads a token store: its manifest, its tokenizer, and its splits as streams of tokens.
 
-Opening one reads the manifest and compares the sizes of the files with it; what it holds then
-grows with the number of shards, not of tokens or documents. What the files look like is said in
-`manifest`.
+Opening a store reads the manifest and compares the sizes of the files with it. The memory of an
+open store grows with the number of shards, not of tokens or documents. `manifest` describes the
+files.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from mdlm.errors import InputError
 
 
 class Store:
-    """An open store. `Store.open` checks it; splits are streams, by name."""
+    """An open store, made by `Store.open`."""
 
     def __init__(self, url: str, manifest: Manifest):
         self.url, self.manifest = url, manifest
@@ -29,13 +29,16 @@ class Store:
 
     @staticmethod
     def open(url: str) -> "Store":
-        """InputError where there is no store, or a file of a finished shard is missing or has
-        another size than the manifest says."""
+        """Opens a store.
+
+        Raises InputError if there is no store, or a file of a finished shard is missing or has
+        another size than in the manifest.
+        """
         url = url.rstrip("/")
         try:
             manifest = Manifest.read(url)
             if manifest is None:
-                raise InputError(f"{url} holds no token store; make it with: mdlm prepare FILE")
+                raise InputError(f"{url} is not a token store: make one with: mdlm prepare FILE")
             fs, path = fsspec.core.url_to_fs(url)
             fs.invalidate_cache(path)
             there = fs.ls(path, detail=True)
@@ -50,28 +53,33 @@ class Store:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that there are."""
+        """The available splits."""
         return tuple(self.manifest.splits)
 
     def record(self, split: str) -> SplitRecord:
-        """What the manifest says of a split. InputError where it is absent or not complete."""
+        """Returns the manifest's record of a split.
+
+        Raises InputError if the split does not exist or is not complete.
+        """
         record = self.manifest.splits.get(split)
         if record is None:
             raise InputError(f"{self.url} has no {split} split, only {', '.join(self.splits)}")
         if not record.complete:
             raise InputError(
                 f"{self.url}: the {split} split is not complete, it has "
-                f"{record.total('documents')} documents so far; go on with: mdlm prepare FILE"
+                f"{record.total('documents')} documents so far: resume with: mdlm prepare FILE"
             )
         return record
 
     def stream(self, split: str) -> StoredStream:
-        """The tokens of a split. InputError where it is absent or not complete."""
+        """Returns the tokens of a split. Raises InputError if it is missing or not complete."""
         return StoredStream(self.url, self.manifest, self.record(split).shards, self.files)
 
     def counts(self, split: str) -> Int64[np.ndarray, " v"]:
-        """How often each token occurs in a split, EOS included. InputError where the file with
-        them is missing or belongs to other tokens."""
+        """Returns how often each token occurs in a split, EOS included.
+
+        Raises InputError if the file of counts is missing or does not match the shards.
+        """
         total, name = self.record(split).total("tokens"), counts_name(split)
         fs, path = fsspec.core.url_to_fs(self.url)
         try:
@@ -79,12 +87,14 @@ class Store:
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{self.url}: {name} cannot be read ({error}): {REMEDY}") from error
         if counts.shape != (self.manifest.vocab_size,) or counts.sum() != total:
-            raise InputError(f"{self.url}: {name} counts other tokens than the shards: {REMEDY}")
+            raise InputError(f"{self.url}: {name} does not match the shards: {REMEDY}")
         return counts.astype(np.int64)
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the text was encoded with. InputError where it is missing or is not
-        the one that the manifest names."""
+        """Returns the tokenizer that the text was encoded with.
+
+        Raises InputError if it is missing, damaged, or not the one in the manifest.
+        """
         fs, path = fsspec.core.url_to_fs(self.url)
         found = {}
         for name in FILES:
@@ -98,25 +108,25 @@ class Store:
             raise InputError(f"{self.url}: its tokenizer is damaged: {REMEDY}") from error
         if tokenizer.fingerprint != self.manifest.fingerprint:
             raise InputError(
-                f"{self.url}: tokenizer.json is not the tokenizer that the shards were made with "
+                f"{self.url}: tokenizer.json is not the tokenizer of the shards "
                 f"(fingerprint {tokenizer.fingerprint[:12]}, the manifest has "
                 f"{self.manifest.fingerprint[:12]}): {REMEDY}"
             )
         return tokenizer
 
     def fingerprint(self, split: str) -> str:
-        """Checksum of the checksums of a split's shards."""
+        """Returns a checksum of the checksums of a split's shards."""
         sums = [(shard.sha256, shard.ends_sha256) for shard in self.record(split).shards]
         return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
 def check_size(url: str, file: StoredFile, found: int | None) -> None:
-    """InputError unless a file has the size that the manifest gives it."""
+    """Raises InputError if a file is missing or its size differs from the manifest."""
     if found is None:
         raise InputError(f"{url}: {file.name} is missing: {REMEDY}")
     if found != file.bytes:
-        kind = "is truncated" if found < file.bytes else "is not the store's own"
+        kind = "is truncated" if found < file.bytes else "is too large"
         raise InputError(
-            f"{url}: {file.name} {kind}, it has {found} bytes where the manifest has "
-            f"{file.bytes}: {REMEDY}"
+            f"{url}: {file.name} {kind}, it has {found} bytes, the manifest has {file.bytes}: "
+            f"{REMEDY}"
         )

@@ -1,10 +1,10 @@
-"""The files of a token store as arrays: mapped where they lie, or fetched piece by piece.
+"""The files of a token store as arrays: local files memory-mapped, remote ones read in pieces.
 
-Files of this machine are mapped whole. Of files elsewhere (any file system that fsspec knows) the
-pieces that are asked for are fetched, all that one reading needs at the same time, and kept in a
-folder of this machine for good: `$XDG_CACHE_HOME/mdlm/stores` (`~/.cache/mdlm/stores`), under the
-checksum of the whole file, so that another file of the same name never answers for it. Once a
-split has been gone through, all of it lies there; the folder may be deleted at any time.
+Local files are mapped whole. Remote files (on any file system that fsspec supports) are fetched in
+pieces on demand, the pieces of one read in parallel, and kept in a local cache:
+`$XDG_CACHE_HOME/mdlm/stores` (`~/.cache/mdlm/stores`). The cache is keyed by the checksum of the
+whole file, so a file is never mistaken for another of the same name. After a pass over a split,
+the cache has all of it; the folder may be deleted at any time.
 """
 
 import abc
@@ -25,20 +25,19 @@ from fsspec.implementations.local import LocalFileSystem
 from mdlm.errors import InputError
 
 PIECE = 2**20
-"""Bytes that are fetched at a time."""
+"""Bytes of a piece of a remote file."""
 TOGETHER = 64
-"""Pieces that are fetched at the same time."""
+"""Pieces fetched in parallel."""
 TRIES = 5
 WAIT = 1.0
-"""Seconds before the second try; each further one waits twice as long."""
+"""Seconds before the second try; the wait doubles with each further try."""
 OPEN = 512
-"""Files that are kept mapped."""
+"""Maximum number of mapped files."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoredFile:
-    """A file of the store's folder, numbers of one type; `bytes` and the SHA-256 are what the
-    manifest says."""
+    """A file of a store, an array of one dtype; size and SHA-256 are those of the manifest."""
 
     name: str
     dtype: np.dtype
@@ -47,11 +46,11 @@ class StoredFile:
 
 
 Piece = tuple[StoredFile, int | None]
-"""The number of a piece of a file, from 0; None for all of it at once."""
+"""A file and the number of a piece of it, from 0; None for the whole file."""
 
 
 class ShardFiles(abc.ABC):
-    """Files cut into pieces of `piece` bytes, the last of which may be shorter."""
+    """Files of a store in pieces of `piece` bytes, the last of which may be shorter."""
 
     piece: int
 
@@ -60,25 +59,25 @@ class ShardFiles(abc.ABC):
 
     @abc.abstractmethod
     def need(self, pieces: Iterable[Piece]) -> None:
-        """Sees to it that these pieces are at hand. InputError where one cannot be read."""
+        """Makes these pieces available locally. Raises InputError if one cannot be read."""
 
     @abc.abstractmethod
     def path(self, piece: Piece) -> Path:
-        """Where a piece that is at hand lies."""
+        """Returns the local path of an available piece."""
 
     def array(self, piece: Piece) -> np.ndarray:
-        """A piece that is at hand, not to be written to. InputError where it cannot be read."""
+        """Returns an available piece, read-only. Raises InputError if it cannot be read."""
         return self._mapped(piece)
 
     def whole(self, file: StoredFile) -> np.ndarray:
-        """All of a file."""
+        """Returns a whole file. Raises InputError if it cannot be read."""
         if file.bytes == 0:
-            return np.empty(0, file.dtype)  # which cannot be mapped
+            return np.empty(0, file.dtype)  # an empty file cannot be mapped
         self.need([(file, None)])
         return self.array((file, None))
 
     def size(self, piece: Piece) -> int:
-        """Bytes of a piece."""
+        """Returns the size of a piece in bytes."""
         file, number = piece
         return file.bytes if number is None else min(self.piece, file.bytes - number * self.piece)
 
@@ -92,7 +91,7 @@ class ShardFiles(abc.ABC):
 
 
 class LocalFiles(ShardFiles):
-    """Files of this machine. One piece is the whole file."""
+    """Local files. One piece is the whole file."""
 
     piece = 2**62
 
@@ -108,7 +107,7 @@ class LocalFiles(ShardFiles):
 
 
 class RemoteFiles(ShardFiles):
-    """Files elsewhere, of which the pieces that were needed lie in the cache folder."""
+    """Remote files; pieces are fetched into the cache folder on demand."""
 
     def __init__(self, fs: Any, folder: str, url: str):
         super().__init__()
@@ -152,7 +151,7 @@ class RemoteFiles(ShardFiles):
             if attempt == TRIES - 1:
                 raise InputError(
                     f"{self.url}: {file.name} cannot be read ({type(error).__name__}: {error}), "
-                    f"tried {TRIES} times; what was fetched is kept"
+                    f"tried {TRIES} times; fetched pieces are kept, run the command again"
                 ) from error
             pieces = [piece for piece, _ in failed]
             time.sleep(WAIT * 2**attempt)
@@ -168,17 +167,17 @@ class RemoteFiles(ShardFiles):
             with contextlib.suppress(OSError):
                 draft.unlink()
             raise InputError(
-                f"{path.parent} cannot keep what is fetched from {self.url} ({error}); "
-                "XDG_CACHE_HOME names another place"
+                f"{path.parent}: cannot write data fetched from {self.url} ({error}); "
+                "set XDG_CACHE_HOME to another folder"
             ) from error
 
 
 def cache_folder() -> Path:
-    """Where pieces of files from elsewhere are kept."""
+    """Returns the cache folder for pieces of remote files."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdlm" / "stores"
 
 
 def files_of(url: str) -> ShardFiles:
-    """The files of a store's folder."""
+    """Returns the files of the store at `url`."""
     fs, folder = fsspec.core.url_to_fs(url)
     return LocalFiles(folder) if isinstance(fs, LocalFileSystem) else RemoteFiles(fs, folder, url)

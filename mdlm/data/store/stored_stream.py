@@ -16,7 +16,7 @@ ENDS = np.dtype("<u8")
 
 
 class StoredStream(TokenStream):
-    """A split of a store. Reading fetches or maps no more than the shards that are asked about."""
+    """A split of a store. Reading maps or fetches only the shards it needs."""
 
     def __init__(
         self, url: str, manifest: Manifest, shards: tuple[Shard, ...], shard_files: ShardFiles
@@ -41,10 +41,11 @@ class StoredStream(TokenStream):
             found[at] += self._tokens[k]
         return found
 
-    def ended(self, places: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        found = np.empty(len(places), np.int64)
-        for k, at in by_shard(self._tokens, places):
-            local = (places[at] - self._tokens[k]).astype(ENDS)  # another type would copy the ends
+    def ended(self, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        found = np.empty(len(positions), np.int64)
+        for k, at in by_shard(self._tokens, positions):
+            # With another dtype, searchsorted would copy all ends.
+            local = (positions[at] - self._tokens[k]).astype(ENDS)
             found[at] = self._documents[k] + np.searchsorted(self._ends(k), local, side="right")
         return found
 
@@ -63,8 +64,8 @@ class StoredStream(TokenStream):
             raise IndexError(f"{length} tokens from {starts.max()} of {self.total}")
         found = np.empty((len(starts), length), self.dtype.newbyteorder("="))
         shard = np.searchsorted(self._tokens[:-1], starts, side="right") - 1
-        number, place = np.divmod(starts - self._tokens[shard], self._piece)
-        within = (place + length <= self._piece) & (starts + length <= self._tokens[shard + 1])
+        number, offset = np.divmod(starts - self._tokens[shard], self._piece)
+        within = (offset + length <= self._piece) & (starts + length <= self._tokens[shard + 1])
         pieces = [
             (self._named[k][0], n) for k, n in zip(shard.tolist(), number.tolist(), strict=True)
         ]
@@ -75,7 +76,7 @@ class StoredStream(TokenStream):
         ]
         self.files.need([*pieces, *(piece for piece, *_ in cut)])
         for row, (piece, at, whole) in enumerate(
-            zip(pieces, place.tolist(), within.tolist(), strict=True)
+            zip(pieces, offset.tolist(), within.tolist(), strict=True)
         ):
             if whole:
                 found[row] = self.files.array(piece)[at : at + length]
@@ -87,23 +88,26 @@ class StoredStream(TokenStream):
     def _parts(
         self, row: int, start: int, length: int
     ) -> Iterator[tuple[Piece, int, int, int, int]]:
-        """What a row that several pieces share is put together from: piece, place in it, how many
+        """Yields the parts of a row that spans several pieces: piece, offset in it, number of
         tokens, row, column."""
         done = 0
         while done < length:
             k = bisect.bisect_right(self._firsts, start + done) - 1
             first = start + done - self._firsts[k]
-            number, place = divmod(first, self._piece)
+            number, offset = divmod(first, self._piece)
             there = self._firsts[k + 1] - self._firsts[k] - first
-            count = min(length - done, self._piece - place, there)
-            yield (self._named[k][0], number), place, count, row, done
+            count = min(length - done, self._piece - offset, there)
+            yield (self._named[k][0], number), offset, count, row, done
             done += count
 
     def _ends(self, k: int) -> np.ndarray:
         return self.files.whole(self._named[k][1])
 
     def _empty_in(self, k: int) -> Int64[np.ndarray, " n"]:
-        """For each empty document of a shard, how many documents before it are not."""
+        """Returns, for each empty document of a shard, how many documents before it are not empty.
+
+        Raises InputError if their number differs from the manifest.
+        """
         first = self._documents[k]
         starts, stops = self.spans(np.arange(first, self._documents[k + 1], dtype=np.int64))
         found = np.flatnonzero(starts == stops)
@@ -115,28 +119,31 @@ class StoredStream(TokenStream):
         return found - np.arange(len(found), dtype=np.int64)
 
     def _check(self, found: Integer[np.ndarray, "n l"], starts: Int64[np.ndarray, " n"]) -> None:
-        """InputError where a token is outside the vocabulary."""
+        """Raises InputError if a token is outside the vocabulary."""
         size = self.manifest.vocab_size
         if not found.size or found.max() < size:
             return
         row, column = np.argwhere(found >= size)[0]
         k = bisect.bisect_right(self._firsts, int(starts[row] + column)) - 1
         raise InputError(
-            f"{self.url}: {self.shards[k].name}.bin holds the token {found[row, column]}, outside "
-            f"the vocabulary of {size}, so it is not what was written: {REMEDY}"
+            f"{self.url}: {self.shards[k].name}.bin is damaged, it has token {found[row, column]} "
+            f"outside the vocabulary of {size}: {REMEDY}"
         )
 
 
 def starts(counts: Iterable[int]) -> Int64[np.ndarray, " n"]:
-    """Where each shard's part begins, and where the last one's ends."""
+    """Returns where each shard's part begins, and where the last one ends."""
     return np.cumsum([0, *counts], dtype=np.int64)
 
 
 def by_shard(
-    bounds: Int64[np.ndarray, " n"], places: Int64[np.ndarray, " m"]
+    bounds: Int64[np.ndarray, " n"], positions: Int64[np.ndarray, " m"]
 ) -> Iterator[tuple[int, Int64[np.ndarray, " k"]]]:
-    """Shards, and the indices of the places that lie in them. The last shard has its end too."""
-    shard = np.searchsorted(bounds[:-1], places, side="right") - 1
+    """Yields each shard with the indices of the positions inside it.
+
+    The end of the last shard counts as inside it.
+    """
+    shard = np.searchsorted(bounds[:-1], positions, side="right") - 1
     order = np.argsort(shard, kind="stable")
     cuts = np.flatnonzero(np.diff(shard[order])) + 1
     for at in np.split(order, cuts):
@@ -145,7 +152,7 @@ def by_shard(
 
 
 def files(shard: Shard, manifest: Manifest) -> tuple[StoredFile, StoredFile]:
-    """The tokens of a shard, and the ends of its documents."""
+    """Returns the two files of a shard: its tokens, and the ends of its documents."""
     dtype = manifest.stored_dtype
     return (
         StoredFile(

@@ -1,4 +1,4 @@
-"""Writing the shards of a token store, and reading them back to see that they are whole."""
+"""Writes the shards of a token store, and verifies finished ones by their checksums."""
 
 import contextlib
 import hashlib
@@ -26,7 +26,7 @@ CHUNK = 2**22
 
 
 class Folder:
-    """The folder of a store: on this machine's disks, or anywhere that fsspec writes to."""
+    """The folder of a store: local, or on any file system that fsspec can write to."""
 
     def __init__(self, url: str):
         self.url = url
@@ -37,7 +37,7 @@ class Folder:
         return bool(self.fs.exists(f"{self.path}/{name}"))
 
     def names(self) -> list[str]:
-        """Names of the files in it; none where there is no such folder."""
+        """Returns the names of the files in the folder; none if it does not exist."""
         if not self.fs.exists(self.path):
             return []
         return sorted(name.rsplit("/", 1)[-1] for name in self.fs.ls(self.path, detail=False))
@@ -49,7 +49,7 @@ class Folder:
         return self.fs.cat_file(f"{self.path}/{name}")
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes a file, at once or not at all."""
+        """Writes a file, atomically in a local folder."""
         self.fs.makedirs(self.path, exist_ok=True)
         if self.local is None:
             self.fs.pipe_file(f"{self.path}/{name}", data)
@@ -62,13 +62,16 @@ class Folder:
         os.replace(part, self.local / name)
 
     def remove_parts(self) -> None:
-        """Removes what an interrupted writer left unfinished."""
+        """Removes unfinished files of an interrupted writer."""
         for part in self.local.glob(".*.part") if self.local else ():
             part.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes of this machine from writing into it at the same time."""
+        """Locks a local folder against other processes.
+
+        Raises InputError if another process has locked it.
+        """
         if self.local is None:
             yield
             return
@@ -79,16 +82,19 @@ class Folder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise InputError(f"{self.url}: another process is preparing it") from error
+                raise InputError(
+                    f"{self.url}: another process is preparing it: wait until it ends"
+                ) from error
             try:
                 yield
             finally:
-                if self.names() == [".lock"]:  # nothing came of it
+                if self.names() == [".lock"]:  # nothing was written
                     shutil.rmtree(self.local)
 
 
 class ShardWriter:
-    """One shard, unseen until it is finished: beside its place, or spooled for a far one."""
+    """Writes one shard to temporary files, beside their final names or, for a remote store, in a
+    local folder. `finish` moves or uploads them."""
 
     def __init__(self, folder: Folder, name: str):
         self.folder, self.name = folder, name
@@ -102,7 +108,7 @@ class ShardWriter:
         self._sums = {kind: hashlib.sha256() for kind in self._parts}
 
     def add(self, encoded: Encoded, characters: int, empty: int) -> None:
-        """Tokens of the next text, and how many of its documents are empty."""
+        """Appends the tokens of the next chunk; `empty` of its documents have no tokens."""
         ends = (self.tokens + encoded.ends).astype("<u8")
         for kind, values in (("bin", encoded.tokens), ("ends", ends)):
             self._files[kind].write(memoryview(values).cast("B") if values.size else b"")
@@ -114,7 +120,7 @@ class ShardWriter:
         self.characters += characters
 
     def finish(self) -> Shard:
-        """Puts the shard in its place; what it is."""
+        """Moves the files to their final names and returns the shard's record."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -141,9 +147,9 @@ class ShardWriter:
         )
 
     def abandon(self) -> None:
-        """Leaves nothing of what is not finished."""
+        """Removes the temporary files."""
         for kind, part in self._parts.items():
-            with contextlib.suppress(OSError):  # what could not be written cannot be flushed
+            with contextlib.suppress(OSError):  # after a failed write, closing fails too
                 self._files[kind].close()
             part.unlink(missing_ok=True)
         if self._spool:
@@ -152,16 +158,16 @@ class ShardWriter:
 
 @dataclass(kw_only=True)
 class Tally:
-    """What the tokens of a split add up to."""
+    """Running counts of the tokens of a split."""
 
     counts: Int64[np.ndarray, " v"]
-    since: int = 0  # tokens behind the last end
+    since: int = 0  # tokens after the last end of a document
 
     def count(self, tokens: Integer[np.ndarray, " n"]) -> None:
         self.counts += np.bincount(tokens, minlength=len(self.counts))
 
     def add(self, encoded: Encoded, eos: int | None) -> int:
-        """Tokens that follow those before; how many documents among them have but their EOS."""
+        """Counts the next tokens; returns how many documents among them are empty (EOS only)."""
         self.count(encoded.tokens)
         sizes = np.diff(encoded.ends, prepend=np.int64(-self.since))
         last = int(encoded.ends[-1]) if len(encoded.ends) else -self.since
@@ -170,7 +176,10 @@ class Tally:
 
 
 def verify(folder: Folder, manifest: Manifest, split: str, report: Report | None = None) -> Tally:
-    """Reads all finished shards of a split. InputError where one is not what it was."""
+    """Reads all finished shards of a split and counts their tokens.
+
+    Raises InputError if a file is missing or differs from what was written.
+    """
     record = manifest.splits.get(split, SplitRecord())
     tally = Tally(counts=np.zeros(manifest.vocab_size, np.int64))
     done, total = 0, record.total("tokens")
@@ -187,7 +196,7 @@ def verify(folder: Folder, manifest: Manifest, split: str, report: Report | None
 
 
 def _tokens(folder: Folder, manifest: Manifest, shard: Shard) -> Iterator[Any]:
-    """The tokens of a shard in chunks; at the end they are known to be the right ones."""
+    """Yields the tokens of a shard in parts. Raises InputError if the file is damaged."""
     name, state, kind = f"{shard.name}.bin", hashlib.sha256(), manifest.stored_dtype
     _check_size(folder, name, shard.tokens * kind.itemsize)
     with folder.open(name) as file:
@@ -195,18 +204,18 @@ def _tokens(folder: Folder, manifest: Manifest, shard: Shard) -> Iterator[Any]:
             state.update(data)
             tokens = np.frombuffer(data, kind)
             if tokens.max(initial=0) >= manifest.vocab_size:
-                raise damaged(folder, name, f"holds token {tokens.max()}, and the vocabulary has "
+                raise damaged(folder, name, f"has token {tokens.max()}, outside the vocabulary of "
                               f"{manifest.vocab_size}")  # fmt: skip
             yield tokens
     if state.hexdigest() != shard.sha256:
-        raise damaged(folder, name, "has not the checksum that it was written with")
+        raise damaged(folder, name, "has another checksum than the manifest")
 
 
 def _checked(folder: Folder, name: str, checksum: str) -> bytes:
     _check_size(folder, name, None)
     data = folder.read(name)
     if hashlib.sha256(data).hexdigest() != checksum:
-        raise damaged(folder, name, "has not the checksum that it was written with")
+        raise damaged(folder, name, "has another checksum than the manifest")
     return data
 
 
@@ -215,7 +224,7 @@ def _check_size(folder: Folder, name: str, size: int | None) -> None:
         raise damaged(folder, name, "is missing")
     there = folder.fs.size(f"{folder.path}/{name}")
     if size not in (None, there):
-        raise damaged(folder, name, f"has {there:,} bytes, not {size:,}")
+        raise damaged(folder, name, f"has {there:,} bytes, the manifest has {size:,}")
 
 
 def damaged(folder: Folder, name: str, what: str) -> InputError:
@@ -223,7 +232,7 @@ def damaged(folder: Folder, name: str, what: str) -> InputError:
 
 
 def write_counts(folder: Folder, split: str, counts: Int64[np.ndarray, " v"]) -> None:
-    """How often each token occurs in a split; a file that says so already is left alone."""
+    """Writes how often each token occurs in a split, unless the file has these counts already."""
     data = io.BytesIO()
     np.save(data, counts)
     name = counts_name(split)

@@ -1,11 +1,10 @@
-"""Undoing the tokenisation of benchmark texts: what zero-shot perplexities are quoted on.
+"""Detokenization of benchmark texts, as published zero-shot perplexities use it.
 
-Several corpora come as words parted by spaces, punctuation too. Published zero-shot perplexities
-(SEDD, arXiv:2310.16834; MDLM, arXiv:2406.07524; and those after them) are of texts with most of
-those spaces taken out again, by rules that go back to GPT-2's evaluation. The rules are kept as
-they are, their faults included (`WikiText` also closes up the space after a plural's apostrophe),
-since a number is comparable only on the very same text. Each rule is applied to what the one
-before it left.
+Several corpora are distributed with spaces between words and punctuation. Published zero-shot
+perplexities (SEDD, arXiv:2310.16834; MDLM, arXiv:2406.07524; and later papers) are measured after
+most of those spaces are removed, by rules that go back to GPT-2's evaluation. The rules are kept
+unchanged, faults included (`WikiText` also removes the space after a plural's apostrophe), since
+numbers are comparable only on the same text. Each rule is applied to the result of the one before.
 """
 
 import abc
@@ -22,7 +21,7 @@ Rule = tuple[str, str]
 
 @dataclass(frozen=True)
 class Cleaning(abc.ABC):
-    """A text in, a text out; documents are cleaned one by one."""
+    """A function from text to text, applied to one document at a time."""
 
     @abc.abstractmethod
     def __call__(self, text: str) -> str: ...
@@ -34,19 +33,19 @@ def apply(rules: Sequence[Rule], text: str) -> str:
     return text
 
 
-def hug_left(marks: str) -> list[Rule]:
-    """Marks between two spaces move up to the word before."""
+def join_left(marks: str) -> list[Rule]:
+    """Returns rules that remove the space before each mark that stands between two spaces."""
     return [(f" {re.escape(mark)} ", f"{mark} ") for mark in marks]
 
 
 def tighten(opening: str, closing: str) -> Rule:
-    """No space just inside a pair of brackets or quotes."""
+    """Returns a rule that removes spaces just inside a pair of brackets or quotes."""
     start, end = re.escape(opening), re.escape(closing)
     return rf"{start}\s*([^{end}]*?)\s*{end}", rf"{opening}\1{closing}"
 
 
 def tighten_one(opening: str, closing: str) -> Rule:
-    """The one space just inside an innermost pair is taken out, where it stands at both ends."""
+    """Returns a rule that removes one space at each end inside an innermost pair, if both exist."""
     start, end = re.escape(opening), re.escape(closing)
     return f"{start} ([^{start}{end}]+) {end}", rf"{opening}\1{closing}"
 
@@ -57,7 +56,7 @@ WIKITEXT: tuple[Rule, ...] = (
     ("s '", "s'"),
     ("/' [0-9]/", "/'[0-9]/"),
     *((f" @{re.escape(mark)}@ ", mark) for mark in "-,."),
-    *hug_left(":;.!?,"),
+    *join_left(":;.!?,"),
     *(tighten(*pair) for pair in PAIRS),
     ("= = = =", "===="),
     ("= = =", "==="),
@@ -69,7 +68,7 @@ WIKITEXT: tuple[Rule, ...] = (
     (" 's", "'s"),
 )
 NUMBERS: tuple[Rule, ...] = ((" N ", " 1 "),) * 2
-"""Twice: of several in a row, each pass finds every other one."""
+"""Applied twice: among several N in a row, each pass matches only every other one."""
 PTB_RULES: tuple[Rule, ...] = (
     (" 's", "'s"),
     ("s ' ", "s' "),
@@ -85,11 +84,11 @@ LM1B_RULES: tuple[Rule, ...] = (
     (r" '(\w+)", r"'\1"),
     (r" (\w+) \. ", r" \1. "),
     (r" (\w+) \.$", r" \1."),
-    *hug_left("?"),
+    *join_left("?"),
     (r" \?$", "?"),
-    *hug_left("!"),
+    *join_left("!"),
     (r" !$", "!"),
-    *hug_left(",:;"),
+    *join_left(",:;"),
     (" / ", "/"),
     *(tighten_one(*pair) for pair in (*PAIRS[3:], *PAIRS[:2])),
     ("([$£]) ", r"\1"),
@@ -98,7 +97,7 @@ LM1B_RULES: tuple[Rule, ...] = (
 
 @dataclass(frozen=True)
 class WikiText(Cleaning):
-    """For WikiText-2 and -103: `@-@` and its like, headings, spaces around marks."""
+    """For WikiText-2 and -103: `@-@`, `@,@` and `@.@`, headings, spaces around marks."""
 
     def __call__(self, text: str) -> str:
         return apply(WIKITEXT, text)
@@ -137,7 +136,7 @@ class ScientificPapers(Cleaning):
 
 
 def cleaned(pieces: Iterable[Piece], clean: Cleaning) -> Iterator[Piece]:
-    """Whole documents, cleaned (a rule may look across the place where one was cut)."""
+    """Yields whole documents, cleaned: a rule may match across the end of a piece."""
     parts: list[str] = []
     dropped: Counter[str] = Counter()
     piece = None

@@ -1,7 +1,7 @@
-"""Reading text files: which ones a pattern names, and the documents in each, piece by piece.
+"""Reading text files: the files that a pattern matches, and their documents, piece by piece.
 
-No file is held in memory: a long document comes in pieces of a megabyte, and every piece says from
-where the reading can go on after it.
+No file is held in memory: a long document comes in pieces of a megabyte, and every piece carries
+the position from which reading can be resumed.
 """
 
 import glob
@@ -19,17 +19,17 @@ from mdlm.errors import InputError
 NOT_UTF8 = "not UTF-8"
 """The reason under which documents that cannot be decoded are counted."""
 BATCH = 1024
-"""Rows of a Parquet file that are held at a time."""
+"""Rows of a Parquet file held in memory at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Some text of a split: the documents in order, none of them left out unless counted.
+    """Part of a document. The pieces of a split are its documents in order.
 
-    `ends`: a document ends here. `position` (JSON) is what to pass to go on after this piece.
-    `done`: share of the split up to here, where the source can tell. `dropped` counts by reason
-    the documents left out since the piece before; a last piece without text may tell of those at
-    the end.
+    `ends`: the document ends with this piece. `position` (JSON) resumes reading after this piece.
+    `done`: fraction of the split read so far, None if unknown. `dropped` counts, by reason, the
+    documents left out since the previous piece; a last piece without text may carry the counts of
+    those at the end.
     """
 
     text: str
@@ -41,7 +41,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How files hold documents; see `sources.TextFiles`."""
+    """How documents are stored in files; see `sources.TextFiles`."""
 
     text_field: str = "text"
     separator: str | None = None
@@ -49,7 +49,10 @@ class Form:
 
 
 def matching_files(patterns: Iterable[str]) -> list[Path]:
-    """Existing files, in the order of the patterns and by name within each."""
+    """Returns the files that match, in the order of the patterns and by name within each.
+
+    Raises InputError if a pattern names a folder or matches no file.
+    """
     found: list[Path] = []
     for pattern in patterns:
         path = Path(pattern).expanduser()
@@ -69,7 +72,7 @@ def matching_files(patterns: Iterable[str]) -> list[Path]:
 
 
 def gather(pieces: Iterable[Piece]) -> list[str]:
-    """The documents that pieces make up."""
+    """Returns the documents that the pieces form."""
     documents: list[str] = []
     parts: list[str] = []
     for piece in pieces:
@@ -81,12 +84,11 @@ def gather(pieces: Iterable[Piece]) -> list[str]:
 
 
 def read_pieces(paths: list[Path], form: Form, position: Any = None) -> Iterator[Piece]:
-    """The text of files, one after the other. InputError where one cannot be read."""
+    """Yields the text of files, one after the other. Raises InputError if one cannot be read."""
     for path in paths:
         if _ending(path) not in READERS:
             raise InputError(
-                f"{path}: unknown ending; known are .txt and .jsonl, each also with .gz, "
-                "and .parquet"
+                f"{path}: unknown ending: must be .txt, .jsonl (either also with .gz) or .parquet"
             )
     sizes = [path.stat().st_size for path in paths]
     first, inner = (0, {}) if position is None else (position["file"], position["at"])
@@ -109,7 +111,7 @@ def read_pieces(paths: list[Path], form: Form, position: Any = None) -> Iterator
 
 @dataclass(frozen=True)
 class _Found:
-    """What is found in one file; `at` is the place after it, `share` that of the file behind."""
+    """Text of one file; `at` is the position after it, `share` the fraction of the file read."""
 
     text: str
     ends: bool
@@ -123,7 +125,7 @@ def _ending(path: Path) -> str:
 
 
 def _guarded(path: Path, found: Iterator[_Found]) -> Iterator[_Found]:
-    """The same; whatever goes wrong in the file names it, in one line."""
+    """Yields the same values; errors become one line of InputError that names the file."""
     try:
         yield from found
     except InputError:
@@ -154,46 +156,46 @@ def _text(path: Path, form: Form, at: dict[str, Any]) -> Iterator[_Found]:
 def _json_lines(path: Path, form: Form, at: dict[str, Any]) -> Iterator[_Found]:
     dropped, number = 0, at.get("line", 0)
     with Opened(path, at.get("byte", 0)) as file:
-        place = file.start
+        offset = file.start
         for line in file.binary:
-            number, begin, place = number + 1, place, place + len(line)
+            number, begin, offset = number + 1, offset, offset + len(line)
             try:
                 text = file.decode(line, begin)
                 if not text.strip():
                     continue
                 text = read_json_line(text, form.text_field, f"{path}:{number}")
-            except (NotUTF8, HalfPair):
+            except (NotUTF8, LoneSurrogate):
                 if form.undecodable != "drop":
                     raise
                 dropped += 1
                 continue
-            yield _Found(text, True, {"byte": place, "line": number}, file.share, dropped)
+            yield _Found(text, True, {"byte": offset, "line": number}, file.share, dropped)
             dropped = 0
         if dropped:
-            yield _Found("", False, {"byte": place, "line": number}, 1.0, dropped)
+            yield _Found("", False, {"byte": offset, "line": number}, 1.0, dropped)
 
 
-class HalfPair(InputError):
-    """A JSON text that no UTF-8 can hold."""
+class LoneSurrogate(InputError):
+    """A JSON text that cannot be encoded as UTF-8."""
 
 
-def read_json_line(line: str, text_field: str, place: str) -> str:
-    """The text of one line of a `.jsonl` file."""
+def read_json_line(line: str, text_field: str, where: str) -> str:
+    """Returns the text of one line of a `.jsonl` file; `where` is FILE:LINE, for errors."""
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+        raise InputError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
     if not isinstance(entry, dict):
-        raise InputError(f"{place}: a JSON object is needed, not {type(entry).__name__}")
+        raise InputError(f"{where}: {type(entry).__name__}, must be a JSON object")
     if text_field not in entry:
-        raise InputError(f"{place}: no field {text_field!r}, only {', '.join(sorted(entry))}")
+        raise InputError(f"{where}: no field {text_field!r}, only {', '.join(sorted(entry))}")
     text = entry[text_field]
     if not isinstance(text, str):
-        raise InputError(f"{place}: {text_field!r} is {type(text).__name__}, not text")
+        raise InputError(f"{where}: {text_field!r} is {type(text).__name__}, not text")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise HalfPair(f"{place}: {text_field!r} holds half a surrogate pair") from error
+        raise LoneSurrogate(f"{where}: {text_field!r} has half a surrogate pair") from error
     return text
 
 

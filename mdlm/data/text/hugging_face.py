@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, and of folders that its library reads."""
+"""Data sets from the Hugging Face hub, or from folders that the `datasets` library reads."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from mdlm.data.text.source import SPLITS, Source
 from mdlm.errors import InputError
 
 ROWS = 1000
-"""Rows of a data set that are taken at a time."""
+"""Rows of a data set read at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFace(Source):
-    """A data set of the Hugging Face hub, or a folder: parquet and the like, or `save_to_disk`.
+    """A data set of the Hugging Face hub, or a folder: Parquet and the like, or `save_to_disk`.
 
-    `data_dir` names a folder inside the data set, to read that alone. `train`, `valid` and `test`
-    name its splits (None: there is no such split). With
-    `held_out_documents` the valid split is that many documents from the end of train, as is the
-    custom for OpenWebText (the last 100,000), or from its start, and `valid` is not looked at.
+    `data_dir` selects a folder inside the data set. `train`, `valid` and `test` are the data set's
+    own names of its splits (None: no such split). With `held_out_documents` the valid split is
+    that many documents from the end of train, as is usual for OpenWebText (the last 100,000), or
+    from its start; `valid` is then ignored.
 
-    With `streaming` nothing is downloaded to stay: rows come as they are read, and a connection
-    that is lost is resumed (`hub_stream.stream`). What `save_to_disk` wrote is there already.
+    With `streaming`, rows are read over the network and not kept on disk; a lost connection is
+    resumed (`hub_stream.stream`). Folders written by `save_to_disk` are always read from disk.
     """
 
     path: str
@@ -41,13 +41,13 @@ class HuggingFace(Source):
 
     def __post_init__(self):
         if self.held_out_documents < 0:
-            raise ValueError(f"held_out_documents={self.held_out_documents} is negative")
+            raise ValueError(f"held_out_documents={self.held_out_documents}: must be at least 0")
         if self.held_out_at not in ("end", "start"):
-            raise ValueError(f"held_out_at={self.held_out_at!r} is neither 'end' nor 'start'")
+            raise ValueError(f"held_out_at={self.held_out_at!r}: must be 'end' or 'start'")
 
     @property
     def _names(self) -> dict[str, str | None]:
-        """The data set's own name of each split."""
+        """The data set's own name for each split."""
         valid = self.train if self.held_out_documents else self.valid
         return {"train": self.train, "valid": valid, "test": self.test}
 
@@ -72,7 +72,7 @@ class HuggingFace(Source):
         return f"data set {self.path}" + (f" ({part})" if part else "")
 
     def version(self) -> str | None:
-        """Fingerprints of what was saved, or the hub's commit, where it answers."""
+        """Returns the fingerprints of a saved folder, or the hub's commit if the hub answers."""
         if self._is_saved:
             return ", ".join(self._rows(split)._fingerprint for split in self.splits)
         if Path(self.path).exists():
@@ -81,7 +81,7 @@ class HuggingFace(Source):
 
         try:
             return huggingface_hub.HfApi().dataset_info(self.path, revision=self.revision).sha
-        except Exception:  # a hub that does not answer is no reason to stop
+        except Exception:  # an unreachable hub must not stop the run
             return None
 
     @property
@@ -90,15 +90,15 @@ class HuggingFace(Source):
         return any((Path(self.path) / mark).is_file() for mark in marks)
 
     def _open(self, read: Callable[[], Any]) -> Any:
-        """What `read` returns; whatever goes wrong inside the library, in one line."""
+        """Returns `read()`. Raises InputError, in one line, if the library fails."""
         try:
             return read()
-        except Exception as error:  # the library raises many kinds, for all that can be amiss
+        except Exception as error:  # the library raises many kinds of errors
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"{self.name} cannot be read: {reason}") from error
 
     def _rows(self, split: str, streaming: bool = False) -> Any:
-        """The library's data set of a whole split of its own."""
+        """Returns the library's data set for the whole split that holds `split`."""
         import datasets
 
         def read() -> Any:
@@ -116,7 +116,7 @@ class HuggingFace(Source):
             return stored[name] if isinstance(stored, datasets.DatasetDict) else stored
 
         rows = self._open(read)
-        if rows.column_names is not None:  # a stream may not know
+        if rows.column_names is not None:  # a stream may not know them
             self._check_field(rows.column_names)
         return rows
 
@@ -125,7 +125,7 @@ class HuggingFace(Source):
             raise InputError(f"{self.name}: no field {self.text_field!r}, only {', '.join(there)}")
 
     def _range(self, split: str, total: int | None) -> tuple[int, int | None]:
-        """Which rows of the data set's own split make up this one."""
+        """Returns the range of rows of the data set's own split that make up `split`."""
         held_out = self.held_out_documents
         if not held_out or split == "test":
             return 0, total
@@ -134,13 +134,13 @@ class HuggingFace(Source):
             if at_start:
                 return (held_out, None) if split == "train" else (0, held_out)
             raise InputError(
-                f"{self.name} does not say how many rows it has, so streaming cannot tell the last "
+                f"{self.name} does not say how many rows it has, so streaming cannot find the last "
                 f"{held_out}: set streaming=False, or held_out_at='start'"
             )
         if held_out >= total:
             raise InputError(
                 f"{self.name}: held_out_documents={held_out} of {total} documents "
-                "leaves none to train on"
+                f"leaves none to train on, must be below {total}"
             )
         at = held_out if at_start else total - held_out
         return (0, at) if (split == "train") != at_start else (at, total)

@@ -1,26 +1,29 @@
-"""Which part of a text is held out of training: fixed rules, nothing random.
+"""The part of a text that is held out of training, by fixed rules without randomness.
 
-Held out are the last documents of many, the end of a single text, or whole groups of documents
-that quote one another (so that no evaluation asks for what training showed).
+Held out are the last documents if there are many, the end of a single text, or whole groups of
+documents that quote one another (so that training does not contain evaluation text).
 """
 
 MANY_DOCUMENTS = 20
-"""From this many documents on, whole documents are held out."""
+"""With at least this many documents, whole documents are held out."""
 NEAR = 1000
-"""Characters within which a line break is preferred to the exact place of a cut."""
+"""Characters within which a line break is preferred to the exact position of a cut."""
 
 
 def check_fractions(valid_fraction: float, test_fraction: float) -> None:
-    """ValueError unless both are shares of the text and leave some of it for training."""
+    """Raises ValueError if a fraction is negative or nothing is left for training."""
     if not (valid_fraction >= 0 and test_fraction >= 0 and valid_fraction + test_fraction < 1):
         raise ValueError(
             f"valid_fraction={valid_fraction}, test_fraction={test_fraction}: "
-            "neither may be negative, and their sum must be below 1"
+            "each must be at least 0, and their sum must be below 1"
         )
 
 
 def hold_out(documents: list[str], valid: float, test: float) -> tuple[list[str], ...]:
-    """Train, valid and test by the rule of `TextFiles`: the last shares of the documents."""
+    """Returns train, valid and test documents by the rule of `TextFiles`: the last ones held out.
+
+    `valid` and `test` are fractions of the documents, or of the characters if there are few.
+    """
     if len(documents) >= MANY_DOCUMENTS:
         n_valid, n_test = (max(1, round(len(documents) * f)) if f else 0 for f in (valid, test))
         n_train = len(documents) - n_valid - n_test
@@ -37,24 +40,25 @@ def hold_out(documents: list[str], valid: float, test: float) -> tuple[list[str]
     return train, valid_part, test_part
 
 
-def cut(documents: list[str], place: int) -> tuple[list[str], list[str]]:
-    """Parts documents at a count of characters, moved to the nearest end of a line."""
+def cut(documents: list[str], position: int) -> tuple[list[str], list[str]]:
+    """Splits documents in two at the end of line nearest to a number of characters."""
     for i, text in enumerate(documents):
-        if place <= len(text):
-            ends = {text.rfind("\n", 0, place) + 1, text.find("\n", place) + 1} - {0, len(text)}
+        if position <= len(text):
+            ends = {text.rfind("\n", 0, position) + 1, text.find("\n", position) + 1}
+            ends -= {0, len(text)}
             ends |= ({0} if i else set()) | ({len(text)} if i + 1 < len(documents) else set())
-            near = sorted(end for end in ends if abs(end - place) <= NEAR)
-            at = min(near, key=lambda end: abs(end - place), default=place)
+            near = sorted(end for end in ends if abs(end - position) <= NEAR)
+            at = min(near, key=lambda end: abs(end - position), default=position)
             before, after = [*documents[:i], text[:at]], [text[at:], *documents[i + 1 :]]
             return [part for part in before if part], [part for part in after if part]
-        place -= len(text)
+        position -= len(text)
     return documents, []
 
 
 def held_out_topics(
     topics: dict[str, str], valid_fraction: float, test_fraction: float
 ) -> dict[str, list[str]]:
-    """Names of the topics of each split, by the rule of `PythonReference`."""
+    """Returns the names of the topics of each split, by the rule of `PythonReference`."""
     groups = [
         (sum(len(topics[topic]) for topic in group), group) for group in quoting_groups(topics)
     ]
@@ -73,7 +77,7 @@ def held_out_topics(
 
 
 def quoting_groups(topics: dict[str, str], words: int = 12) -> list[tuple[str, ...]]:
-    """The topics, parted so that two with `words` words in a row in common are together."""
+    """Returns groups of topics; two that share `words` consecutive words are in one group."""
     group_of = {topic: {topic} for topic in topics}
     first: dict[tuple[str, ...], str] = {}
     for topic in sorted(topics):

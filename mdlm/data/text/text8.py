@@ -8,7 +8,7 @@ from mdlm.data.text.source import SPLITS, Source
 from mdlm.errors import InputError
 
 SIZES = {"train": 90_000_000, "valid": 5_000_000, "test": 5_000_000}
-"""Characters of each split, one after the other: the split of all published numbers."""
+"""Characters of each split, in file order, as in all published results."""
 SYMBOLS = b"abcdefghijklmnopqrstuvwxyz "
 
 
@@ -16,8 +16,8 @@ SYMBOLS = b"abcdefghijklmnopqrstuvwxyz "
 class Text8File(Source):
     """The file `text8`, or `text8.zip` with it inside (http://mattmahoney.net/dc/text8.zip).
 
-    Each split is one document. InputError where the file has another size or other symbols, so
-    that a file cut short while it was fetched is not trained on.
+    Each split is one document. Reading it raises InputError if the file has another size or other
+    characters, for example after an interrupted download.
     """
 
     path: str = "text8"
@@ -34,7 +34,9 @@ class Text8File(Source):
         data = self._read()
         total = sum(SIZES.values())
         if len(data) != total:
-            raise InputError(f"{self.path} has {len(data):,} bytes, text8 has {total:,}")
+            raise InputError(
+                f"{self.path} has {len(data):,} bytes, text8 has {total:,}: download it again"
+            )
         wrong = data.translate(None, SYMBOLS)
         if wrong:
             at = data.index(wrong[:1])

@@ -1,4 +1,4 @@
-"""One text file, unpacked, decoded and parted into documents without being held in memory."""
+"""Reads one text file: decompressed, decoded and split into documents, piece by piece."""
 
 import codecs
 import gzip
@@ -11,14 +11,14 @@ from typing import IO, Any
 from mdlm.errors import InputError
 
 PIECE = 2**20
-"""Characters of a document that are given at a time."""
+"""Characters of a document per piece."""
 CHUNK = 2**20
 """Bytes read at a time."""
 MARK = codecs.BOM_UTF8
 
 
 class NotUTF8(ValueError):
-    """A byte that is not UTF-8, and its offset in the unpacked file."""
+    """A byte that is not UTF-8, and its offset in the decompressed file."""
 
     def __init__(self, error: UnicodeDecodeError, begin: int):
         self.byte, self.offset = error.object[error.start], begin + error.start
@@ -26,9 +26,9 @@ class NotUTF8(ValueError):
 
 
 class Opened:
-    """A file's bytes, unpacked, from a place on; a byte order mark at the beginning is passed.
+    """A file's decompressed bytes from offset `at` on, without a byte order mark at the beginning.
 
-    InputError where there is nothing in the file.
+    Raises InputError if the file is empty.
     """
 
     def __init__(self, path: Path, at: int):
@@ -59,26 +59,26 @@ class Opened:
 
     @property
     def share(self) -> float:
-        """How much of the file has been read."""
+        """The fraction of the file that has been read."""
         return min(self._raw.tell() / self._size, 1.0)
 
     def decode(self, data: bytes, begin: int) -> str:
-        """Text that begins at a place. NotUTF8 where it is none."""
+        """Decodes bytes that begin at offset `begin`. Raises NotUTF8 if they are not UTF-8."""
         try:
             return data.decode()
         except UnicodeDecodeError as error:
             raise NotUTF8(error, begin) from error
 
     def characters(self, errors: str) -> Iterator[str]:
-        """The text, in parts of any size."""
+        """Yields the text in parts of any size. Raises NotUTF8 if it is not UTF-8."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors)
         while True:
             data = self.binary.read(CHUNK)
-            waiting = len(decoder.getstate()[0])
+            pending = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(data, final=not data)
             except UnicodeDecodeError as error:
-                raise NotUTF8(error, self.end - waiting) from error
+                raise NotUTF8(error, self.end - pending) from error
             self.end += len(data)
             if not data:
                 if text:
@@ -99,10 +99,10 @@ class Part:
 def read_text(
     file: Opened, separator: str | None, at: dict[str, Any], *, drop: bool
 ) -> Iterator[Part]:
-    """Documents of a `.txt` file, from the place `at` on: an empty one, or that of a `Part`.
+    """Yields the documents of a `.txt` file after `at`, which is empty or `Part.at`.
 
-    With a separator, documents without a visible character are none. With `drop`, the file is
-    read twice: a document's first piece can only be given once its last is known to be text.
+    With a separator, documents of white space alone are skipped. With `drop`, the file is read
+    twice: a document's first piece can be given only once its last is known to be UTF-8.
     """
     number, inside = at.get("document", 0), at.get("inside", False)
     if at and not inside and separator is None:
@@ -111,35 +111,37 @@ def read_text(
     if drop:
         with Opened(file.path, 0) as whole:
             bad = undecodable(whole, separator)
-    place, held = file.start, ""
+    offset, held = file.start, ""
     chunks = file.characters("surrogateescape" if drop else "strict")
-    for text, ends, gap in parted(chunks, separator):
-        place += len((text + gap).encode("utf-8", "surrogateescape"))
+    for text, ends, gap in split_documents(chunks, separator):
+        offset += len((text + gap).encode("utf-8", "surrogateescape"))
         text, held = held + text, ""
         shown = inside or separator is None or bool(text.strip())
         is_bad = number in bad
         number += ends
         if is_bad and ends:
-            yield Part(None, True, {"byte": place, "document": number, "inside": False})
+            yield Part(None, True, {"byte": offset, "document": number, "inside": False})
         elif shown and not is_bad:
             inside = not ends
-            yield Part(text, ends, {"byte": place, "document": number, "inside": inside})
+            yield Part(text, ends, {"byte": offset, "document": number, "inside": inside})
         elif not ends:
             held = text if not is_bad else ""
 
 
 def undecodable(file: Opened, separator: str | None) -> frozenset[int]:
-    """Numbers of the documents of a file that hold bytes which are not UTF-8."""
+    """Returns the numbers of the documents that contain bytes which are not UTF-8."""
     bad, number = set(), 0
-    for text, ends, _ in parted(file.characters("surrogateescape"), separator):
+    for text, ends, _ in split_documents(file.characters("surrogateescape"), separator):
         if any("\udc80" <= c <= "\udcff" for c in ("" if text.isascii() else set(text))):
             bad.add(number)
         number += ends
     return frozenset(bad)
 
 
-def parted(chunks: Iterator[str], separator: str | None) -> Iterator[tuple[str, bool, str]]:
-    """Text of documents, whether one ends there, and what parts it from the next."""
+def split_documents(
+    chunks: Iterator[str], separator: str | None
+) -> Iterator[tuple[str, bool, str]]:
+    """Yields text of documents, whether the document ends there, and the separator after it."""
     held, at, reach = "", 0, len(separator or "")
     for chunk in itertools.chain(chunks, [None]):
         if chunk is not None:

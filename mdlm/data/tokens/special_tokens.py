@@ -1,4 +1,4 @@
-"""The special tokens that stand around texts and rows, by a vocabulary's ids."""
+"""The special tokens at the ends of texts and rows, and the padding token, of a vocabulary."""
 
 import numpy as np
 
@@ -7,21 +7,24 @@ from mdlm.types import Vocab
 
 
 def ends(vocab: Vocab) -> tuple[int, int]:
-    """BOS and EOS; where there is no BOS, EOS stands in for it (as with GPT-2), and vice versa."""
+    """Returns BOS and EOS. If one is missing, the other is used for both, as for GPT-2.
+
+    Raises InputError if both are missing.
+    """
     bos = vocab.eos_id if vocab.bos_id is None else vocab.bos_id
     eos = vocab.bos_id if vocab.eos_id is None else vocab.eos_id
     if bos is None or eos is None:
         raise InputError(
-            "the tokenizer has no token that ends a text: name one, as in Pretrained(eos=...)"
+            "the tokenizer has neither BOS nor EOS: name one, for example Pretrained(eos=...)"
         )
     return bos, eos
 
 
 def padding(vocab: Vocab) -> int:
-    """What stands at padding: PAD, or else EOS, as is usual where there is no PAD."""
+    """Returns the padding token: PAD, or EOS if there is no PAD."""
     return ends(vocab)[1] if vocab.pad_id is None else vocab.pad_id
 
 
 def storage(vocab: Vocab) -> type[np.integer]:
-    """Tokens of rows are held in 16 bits where the vocabulary fits."""
+    """Returns the dtype of the tokens of rows: 16 bits if the vocabulary fits, else 32."""
     return np.uint16 if vocab.size <= 2**16 else np.int32

@@ -1,8 +1,8 @@
-"""The run-time tokenizer: text to token ids and back, by the `tokenizers` library.
+"""The run-time tokenizer: text to token ids and back, with the `tokenizers` library.
 
-Encoding adds no special tokens, and text that spells one (`[MASK]`) is encoded as text: what is
-clean never holds the mask. Rows get their special tokens from the packing. Long texts are encoded
-piece by piece, cut only where that cannot change a token.
+Encoding adds no special tokens, and text that spells one (`[MASK]`) is encoded as text, so clean
+text never contains the mask. The packing adds the special tokens of rows. Long texts are encoded
+piece by piece, cut only where a cut cannot change a token.
 """
 
 import hashlib
@@ -21,21 +21,21 @@ from mdlm.errors import InputError
 from mdlm.vocab import Vocab
 
 Report = Callable[[str, int, int], None]
-"""Told what is going on, how much of it is done, and out of how much."""
+"""Called with a message, the amount done, and the total."""
 
 PIECE = 2**16
 """Characters encoded at a time: the library needs about 100 bytes for each token it returns."""
 BATCH = 2**22
-"""Characters between two reports."""
+"""Characters between two calls of `report`."""
 FILES = ("special_tokens.json", "tokenizer.json")
-"""What a tokenizer is kept as."""
+"""The files of a saved tokenizer."""
 
 
 class Tokenizer:
-    """Text to ids and back, with the ids that have a meaning of their own.
+    """Encodes text to ids and decodes ids to text; `vocab` has the ids of the special tokens.
 
-    `closed_alphabet`: only characters that are tokens can be encoded. `made_by` names the
-    configuration that it comes from.
+    `closed_alphabet`: only characters that are tokens can be encoded. `made_by` is the
+    configuration that built the tokenizer, as text.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Checksum of everything that decides how text is encoded."""
+        """A checksum of everything that determines how text is encoded."""
         return hashlib.sha256(self._state().encode()).hexdigest()
 
     def id_of(self, token: str) -> int:
-        """The id of a token by its exact name. InputError where there is none."""
+        """Returns the id of a token by its exact name. Raises InputError if there is none."""
         found = self.backend.token_to_id(token)
         if found is None:
             raise InputError(f"the tokenizer has no token {token!r}")
@@ -74,26 +74,27 @@ class Tokenizer:
     def encode(
         self, texts: list[str], report: Report | None = None, message: str = "tokenizing"
     ) -> list[Int32[np.ndarray, "..."]]:
-        """The ids of each text. `report` is told the characters done, of all.
+        """Returns the ids of each text. `report` gets the characters done and their total.
 
-        InputError where a character is not in a closed alphabet.
+        Raises InputError if a character is not in a closed alphabet, or the text encodes to the
+        mask token.
         """
         if self.alphabet is not None:
             self._check_alphabet(texts, self.alphabet)
         total, done = sum(map(len, texts)), 0
         encoded: list[list[np.ndarray]] = [[] for _ in texts]
-        waiting: list[tuple[int, str]] = []
+        pending: list[tuple[int, str]] = []
         size = 0
 
         def flush():
-            found = self.backend.encode_batch_fast([piece for _, piece in waiting], False, False)
-            for (i, _), encoding in zip(waiting, found, strict=True):
+            found = self.backend.encode_batch_fast([piece for _, piece in pending], False, False)
+            for (i, _), encoding in zip(pending, found, strict=True):
                 encoded[i].append(np.array(encoding.ids, np.int32))
-            waiting.clear()
+            pending.clear()
 
         for i, text in enumerate(texts):
             for piece in self._pieces(text):
-                waiting.append((i, piece))
+                pending.append((i, piece))
                 size += len(piece)
                 if size >= BATCH:
                     flush()
@@ -115,15 +116,16 @@ class Tokenizer:
     def decode(
         self, ids: Sequence[int] | Integer[np.ndarray, " n"], keep_special: bool = False
     ) -> str:
-        """The text of `ids`; special tokens (the mask too) are left out unless kept."""
+        """Returns the text of `ids`, without special tokens (mask included) if not
+        `keep_special`."""
         return self.backend.decode(
             np.asarray(ids, np.int64).tolist(), skip_special_tokens=not keep_special
         )
 
     def pieces(self, ids: Iterable[int]) -> dict[int, str]:
-        """The text that each token adds where it follows another; special tokens by their names.
+        """Returns the text that each token adds after another token; special tokens as names.
 
-        Tokenizers drop the space of a text's first token, so each is read behind a word.
+        Tokenizers drop the space of a text's first token, so each is decoded after a word.
         """
         texts = ((i, self.decode([i])) for i in range(self.vocab.size))
         word, before = next(((i, t) for i, t in texts if t.isascii() and t.isalpha()), (None, ""))
@@ -138,12 +140,12 @@ class Tokenizer:
         return {token: piece(token) for token in sorted(set(ids))}
 
     def files(self) -> dict[str, str]:
-        """All of it as the texts of two files, by their names."""
+        """Returns the contents of the two files of a saved tokenizer, by name."""
         return dict(zip(FILES, (self._special(), self.backend.to_str()), strict=True))
 
     @staticmethod
     def from_files(files: Mapping[str, str]) -> "Tokenizer":
-        """From what `files` gave. Raises whatever is wrong with them."""
+        """Returns a tokenizer from what `files` returned. Raises any error if it is damaged."""
         special_tokens, backend = (files[name] for name in FILES)
         special = json.loads(special_tokens)
         return Tokenizer(
@@ -154,7 +156,7 @@ class Tokenizer:
         )
 
     def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json` and `special_tokens.json`, each at once or not at all."""
+        """Writes `tokenizer.json` and `special_tokens.json`, each atomically."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in self.files().items():
@@ -162,12 +164,12 @@ class Tokenizer:
 
     @staticmethod
     def load(folder: str | Path) -> "Tokenizer":
-        """What `save` wrote. InputError where it is missing or damaged."""
+        """Returns a saved tokenizer. Raises InputError if it is missing or damaged."""
         folder = Path(folder)
         try:
             return Tokenizer.from_files({n: (folder / n).read_text("utf-8") for n in FILES})
         except Exception as error:  # the library raises bare Exceptions
-            raise InputError(f"no tokenizer can be read in {folder}: {error}") from error
+            raise InputError(f"{folder}: its tokenizer cannot be read: {error}") from error
 
     def _special(self) -> str:
         values = {
@@ -181,7 +183,7 @@ class Tokenizer:
         return json.dumps([self.backend.to_str(), vars(self.vocab)])
 
     def _pieces(self, text: str) -> Iterator[str]:
-        """The text, cut where that cannot change a token."""
+        """Yields the text in pieces, cut where a cut cannot change a token."""
         start = 0
         while self.cut_before and len(text) - start > PIECE:
             found = self.cut_before.search(text, start + PIECE)
@@ -198,21 +200,22 @@ class Tokenizer:
             if unknown:
                 char = min(unknown)
                 remedy = (
-                    "Characters(lowercase=True) would read it as one that is"
+                    f"Characters(lowercase=True) reads it as {char.lower()!r}"
                     if char.lower() in alphabet
                     else "Bytes() and BPE() encode every character"
                 )
                 raise InputError(
-                    f"character {char!r} (U+{ord(char):04X}) is not in the alphabet of "
-                    f"{len(alphabet)} characters that the training text has; {remedy}"
+                    f"character {char!r} (U+{ord(char):04X}) is not in the tokenizer's alphabet of "
+                    f"{len(alphabet)} characters: {remedy}"
                 )
 
 
 def safe_cut(backend: tokenizers.Tokenizer) -> re.Pattern[str] | None:
-    """Before what a text may be cut without changing its tokens; None where that is not known.
+    """Returns a pattern before whose matches a text may be cut without changing its tokens.
 
-    A vocabulary without merges has one token per character. Where words are found by GPT-2's or
-    BERT's rule, none of them reaches from a visible character over to a following space.
+    The result is None if no such pattern is known. A vocabulary without merges has one token per
+    character. With GPT-2's or BERT's rule for words, no word continues from a visible character
+    to a space after it.
     """
     state = json.loads(backend.to_str())
     if state["model"]["type"] == "BPE" and not state["model"]["merges"]:
@@ -223,7 +226,7 @@ def safe_cut(backend: tokenizers.Tokenizer) -> re.Pattern[str] | None:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Writes a file under another name, then moves it to its place."""
+    """Writes a file atomically: under a temporary name, which is then renamed."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)

@@ -1,7 +1,7 @@
-"""Learning a vocabulary from texts that are read once, as they come.
+"""Trains a tokenizer on texts that are read once, as a stream.
 
-The result depends on the texts alone. The trainer for word pieces numbers the parts of words in an
-order that changes from run to run, and breaks ties by those numbers; it is therefore given counted
+The result depends on the texts alone. The library's trainer for word pieces numbers the parts of
+words in an order that changes from run to run, and breaks ties by those numbers. So it gets counted
 words and an alphabet in a fixed order.
 """
 
@@ -17,28 +17,28 @@ from mdlm.errors import InputError
 
 SPECIALS = ("[BOS]", "[EOS]", "[PAD]", "[MASK]")
 ALPHABET = 1000
-"""Characters that word pieces are made of at most, the most frequent ones."""
+"""Maximum number of characters in word pieces: the most frequent ones."""
 TRAINING = "training the tokenizer"
 
 
 def reported(texts: Iterable[str], report: Report | None, message: str) -> Iterator[str]:
-    """The texts, telling how many megabytes of characters have gone by."""
-    size = told = 0
+    """Yields the texts, and reports every million characters."""
+    size = reported_size = 0
     for text in texts:
         size += len(text)
-        if report and size // 10**6 > told:
-            told = size // 10**6
-            report(f"{message}, MB", told, 0)
+        if report and size // 10**6 > reported_size:
+            reported_size = size // 10**6
+            report(f"{message}, MB", reported_size, 0)
         yield text
 
 
-def learn(
+def train(
     backend: tokenizers.Tokenizer,
     trainer: trainers.Trainer,
     texts: Iterable[str],
     report: Report | None,
 ) -> None:
-    """Trains `backend` on texts, read once. InputError where there is none."""
+    """Trains `backend` on texts, read once. Raises InputError if there is no text."""
     is_empty = True
 
     def read() -> Iterator[str]:
@@ -51,7 +51,7 @@ def learn(
 
     backend.train_from_iterator(read(), trainer)
     if is_empty:
-        raise InputError("no text to learn a tokenizer from")
+        raise InputError("no text to train a tokenizer on: the training text is empty")
     if report:
         report(TRAINING, 1, 1)
 
@@ -62,7 +62,7 @@ def count_words(
     pre_tokenizer: pre_tokenizers.PreTokenizer,
     report: Report | None,
 ) -> Counter[str]:
-    """How often each word occurs. InputError where there is none."""
+    """Returns how often each word occurs. Raises InputError if there is no word."""
     between_spaces: Counter[str] = Counter()
     for text in reported(texts, report, "reading text for the tokenizer"):
         between_spaces.update(normalizer.normalize_str(text).split())
@@ -71,12 +71,13 @@ def count_words(
         for word, _ in pre_tokenizer.pre_tokenize_str(chunk):
             words[word] += n
     if not words:
-        raise InputError("no text to learn a tokenizer from")
+        raise InputError("no text to train a tokenizer on: the training text has no words")
     return words
 
 
 def word_pieces(words: Counter[str], vocab_size: int, report: Report | None) -> dict[str, int]:
-    """A vocabulary: specials, [UNK], characters in words (`##`), characters, larger pieces."""
+    """Returns a vocabulary: special tokens, [UNK], characters inside words (`##`), characters,
+    larger pieces."""
     counts: Counter[str] = Counter()
     inside: set[str] = set()
     for word, n in words.items():
@@ -104,7 +105,7 @@ def word_pieces(words: Counter[str], vocab_size: int, report: Report | None) -> 
 
 
 def repeated(words: Counter[str], most: int = 10_000) -> Iterator[str]:
-    """Texts in which each word occurs as often as counted."""
+    """Yields texts in which each word occurs as often as counted, up to `most` words at a time."""
     for word, n in words.items():
         for start in range(0, n, most):
             yield f"{word} " * min(most, n - start)

@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from mdlm.models.decoding.last_block import BegunBlock, attend_at, picked
-from mdlm.models.transformer import mask_of, table_of
+from mdlm.models.stack import mask_of, table_of
 from mdlm.types import ArrayTree, KeyValues, NetInput, Prediction
 
 

@@ -1,8 +1,8 @@
-"""A last block that waits to be told where answers are wanted.
+"""The last block computed only at the positions whose logits are asked for.
 
-In sampling, a call writes a few tokens of a row and nobody reads the rest of the network's answer.
-Up to the last block every position depends on all others. In the last one only its keys and values
-are needed everywhere: queries, attention, MLP and head are made at the positions asked about.
+In sampling, a call writes a few tokens of a row and nobody reads the rest of the network's output.
+Up to the last block every position depends on all others. In the last one only the keys and values
+are needed everywhere: queries, attention, MLP and head are computed at the positions asked about.
 """
 
 from collections.abc import Callable
@@ -25,17 +25,15 @@ HeadOf = Callable[[Float[Array, "b l d"], Any], Readout]
 """What follows the last block: the residual stream and `cond` to logits."""
 
 
-class LateReadout(Prediction):
-    """A prediction whose last block has begun.
+class DeferredReadout(Prediction):
+    """A prediction of which the last block has only its keys and values so far.
 
     Args:
         begun: the last block.
-        cond: what the head is told, `[b #l c]` or None.
+        cond: the conditioning vector of the head, `[b #l c]` or None.
         head: see `HeadOf`.
-        length: of the rows that are answered about, where the network reads longer ones.
+        length: positions of a row that have logits; the network may read longer rows.
     """
-
-    is_late = True
 
     def __init__(self, begun: "BegunBlock", cond: Any, head: HeadOf, length: int):
         self._begun, self._cond, self._head, self._length = begun, cond, head, length

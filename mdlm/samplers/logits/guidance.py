@@ -53,6 +53,11 @@ class Guidance(abc.ABC):
         """Network calls that one call becomes."""
         return 1
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the rows that it guides must have labels."""
+        return False
+
     def refuses(
         self,
         process: Process,
@@ -100,6 +105,10 @@ class ClassifierFree(Guidance):
     @property
     def calls(self) -> int:
         return 1 if self.weight in (0, 1) else 2
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.without == "label"
 
     def refuses(
         self,
@@ -241,7 +250,6 @@ class Mixed(_Bent):
 
     def __init__(self, prediction: Prediction, other: Prediction, weight: float):
         self.prediction, self.other, self.weight = prediction, other, weight
-        self.is_late = prediction.is_late
 
     @property
     def whole(self) -> Prediction:
@@ -270,7 +278,6 @@ class Tilted(_Bent):
     ):
         self.prediction, self.tilt, self.weight = prediction, tilt, weight
         self.mask_id = mask_id
-        self.is_late = prediction.is_late
 
     @property
     def whole(self) -> Prediction:

@@ -1,4 +1,4 @@
-"""Token stores: what is in them, that nothing but the text decides it, and what is refused."""
+"""Token stores: their contents, which depend on the text alone, and what is refused."""
 
 import dataclasses
 import errno
@@ -19,7 +19,7 @@ from mdlm.data.preparation.worker import Setting
 from mdlm.data.sources import TextFiles
 from mdlm.data.store import writer
 from mdlm.data.store.manifest import Manifest
-from mdlm.data.text.chunks import Block, Encoded
+from mdlm.data.text.chunks import Chunk, Encoded
 from mdlm.data.tokenizers import BPE, Bytes, Characters, Pretrained
 from mdlm.data.tokens.tokenizer import Tokenizer
 from mdlm.errors import InputError
@@ -52,14 +52,14 @@ def made(data, url, workers=1, shard_tokens=SHARD) -> Prepared:
 
 
 def content(url) -> dict[str, bytes]:
-    """All files of a store; the manifest without its name for the source."""
+    """All files of a store; the manifest without its source."""
     fs, path = fsspec.core.url_to_fs(str(url))
     found = {name.rsplit("/", 1)[-1]: fs.cat_file(name) for name in fs.ls(path, detail=False)}
     return {name: data for name, data in found.items() if name != ".lock"}
 
 
 def stream_of(url, split) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and ends of a split, from the files and nothing else."""
+    """Tokens and ends of a split, read from the files alone."""
     manifest, files = Manifest.read(str(url)), content(url)
     tokens, ends, before = [], [], 0
     for shard in manifest.splits[split].shards:
@@ -119,14 +119,14 @@ def test_a_store_without_eos(source, tmp_path):
         made(data_of(source), tmp_path / "store")
 
 
-def test_a_document_that_ends_in_another_block_is_not_empty(source, tmp_path):
+def test_document_ending_in_next_chunk_is_not_empty(source, tmp_path):
     tally = writer.Tally(counts=np.zeros(4, np.int64))
 
     def add(tokens, ends):
         kind = {"tokens": np.array(tokens, np.uint16), "ends": np.array(ends, np.int64)}
         return tally.add(Encoded(**kind, bytes=0), 3)
 
-    # Of the fourth document, begun in the first block, the second holds but the EOS.
+    # Of the fourth document, begun in the first chunk, the second has only the EOS.
     assert [add([1, 3, 3, 3, 2], [2, 3, 4]), add([3, 3], [1, 2]), add([0], [])] == [2, 1, 0]
     assert tally.counts.tolist() == [1, 1, 1, 5] and tally.since == 1
 
@@ -155,7 +155,7 @@ def test_rows_of_a_store_are_those_of_memory(source, tmp_path):
         )  # fmt: skip
 
 
-def test_eos_has_a_stand_in(source):
+def test_bos_replaces_missing_eos(source):
     vocab = Bytes().build([]).vocab
     assert Wrap(length=8).separator(vocab) == vocab.eos_id
     assert Wrap(length=8).separator(dataclasses.replace(vocab, eos_id=None)) == vocab.bos_id
@@ -183,18 +183,18 @@ def test_workers_and_interruptions_change_nothing(source, tmp_path):
     assert content(store) == expected
 
 
-def test_a_finished_store_is_verified_and_left_alone(source, tmp_path):
+def test_complete_store_is_verified_and_not_changed(source, tmp_path):
     data, store = data_of(source), tmp_path / "store"
     first = made(data, store)
     before = {p.name: p.stat().st_mtime_ns for p in store.iterdir() if p.name != ".lock"}
-    Path(source.train).unlink()  # the text is not needed any more
+    Path(source.train).unlink()  # the text is no longer needed
     again = made(data, store)
     assert not again.is_new and again.manifest == first.manifest
     assert before == {p.name: p.stat().st_mtime_ns for p in store.iterdir() if p.name != ".lock"}
 
 
 def begun(data, store, shards=2) -> None:
-    """A store with some finished shards, and more to do."""
+    """A store with some finished shards, the rest missing."""
     events = prepare(data, str(store), workers=1, shard_tokens=SHARD)
     for _ in events:
         if len(Manifest.read(str(store)).splits["train"].shards) == shards:
@@ -206,18 +206,22 @@ def begun(data, store, shards=2) -> None:
 @pytest.mark.parametrize(
     ("name", "harm", "message"),
     [
-        ("train-00000.bin", "flip", "train-00000.bin has not the checksum that it was written"),
-        ("train-00001.ends", "flip", "train-00001.ends has not the checksum"),
-        ("train-00000.bin", "shorten", r"train-00000.bin has [\d,]+ bytes, not [\d,]+"),
+        ("train-00000.bin", "flip", "train-00000.bin has another checksum than the manifest"),
+        ("train-00001.ends", "flip", "train-00001.ends has another checksum"),
+        (
+            "train-00000.bin",
+            "shorten",
+            r"train-00000.bin has [\d,]+ bytes, the manifest has [\d,]+",
+        ),
         ("train-00001.bin", "remove", "train-00001.bin is missing"),
         ("train-00001.ends", "remove", "train-00001.ends is missing"),
-        ("train-00000.bin", "outside", "holds token 65535, and the vocabulary has 260"),
+        ("train-00000.bin", "outside", "has token 65535, outside the vocabulary of 260"),
         ("manifest.json", "shorten", "manifest.json is damaged"),
-        ("tokenizer.json", "shorten", "no tokenizer can be read in"),
-        ("tokenizer.json", "other", "its tokenizer is not the one that its tokens were made"),
+        ("tokenizer.json", "shorten", "its tokenizer cannot be read"),
+        ("tokenizer.json", "other", "its tokenizer is not the one of its tokens"),
     ],
 )
-def test_damage_is_named_and_nothing_is_written(complete, name, harm, message, source, tmp_path):
+def test_damaged_file_is_named_and_nothing_written(complete, name, harm, message, source, tmp_path):
     data, store = data_of(source), tmp_path / "store"
     begun(data, store, 2) if not complete else made(data, store)
     path = store / name
@@ -244,10 +248,10 @@ def test_damage_is_named_and_nothing_is_written(complete, name, harm, message, s
     assert content(store) == content(tmp_path / "whole")
 
 
-def test_what_an_interrupted_writer_leaves_is_swept_up(source, tmp_path):
+def test_unfinished_files_of_an_interrupted_writer_are_removed(source, tmp_path):
     data, store = data_of(source), tmp_path / "store"
     begun(data, store, 1)
-    (store / ".manifest.json").write_text('{"format": 1, "sour')  # half-written, not in place
+    (store / ".manifest.json").write_text('{"format": 1, "sour')  # half-written, not renamed yet
     (store / ".train-00009.bin.part").write_bytes(b"half a shard")
     (store / "train-00001.bin").write_bytes(b"in place, but not in the manifest")
     made(data, store)
@@ -267,17 +271,17 @@ def test_another_source_or_tokenizer_is_refused(source, tmp_path):
     with pytest.raises(InputError, match="was made from TextFiles.*, this experiment has"):
         other = dataclasses.replace(source, text_field="body")
         made(data_of(other, BPE(vocab_size=300)), store)
-    with pytest.raises(InputError, match="holds .* and no manifest.json: it is no token store"):
+    with pytest.raises(InputError, match="has .* and no manifest.json, so it is not a token store"):
         made(data, tmp_path)
     assert content(store) == before
 
 
-def test_a_source_that_changed_meanwhile_is_refused(source, tmp_path):
+def test_changed_source_is_refused(source, tmp_path):
     data, store = data_of(source), tmp_path / "store"
     begun(data, store)
     before, text = content(store), Path(source.train).read_bytes()
     Path(source.train).write_bytes(text + b'{"text": "more"}\n')
-    with pytest.raises(InputError, match="was begun with another state of text files"):
+    with pytest.raises(InputError, match="was begun with another version of text files"):
         made(data, store)
     assert content(store) == before
     Path(source.train).write_bytes(text)
@@ -287,7 +291,9 @@ def test_a_source_that_changed_meanwhile_is_refused(source, tmp_path):
 def test_text_that_cannot_be_encoded_is_refused(source, tmp_path):
     Path(source.test).write_text('{"text": "Ω"}\n')
     data, store = data_of(source, Characters()), tmp_path / "store"
-    with pytest.raises(InputError, match=r"character 'Ω' \(U\+03A9\) is not in the alphabet"):
+    with pytest.raises(
+        InputError, match=r"character 'Ω' \(U\+03A9\) is not in the tokenizer's alphabet"
+    ):
         made(data, store)
     shutil.rmtree(store)
     file = tmp_path / "t.json"
@@ -298,7 +304,7 @@ def test_text_that_cannot_be_encoded_is_refused(source, tmp_path):
         made(data, store)
 
 
-def test_invalid_text_stops_the_work_and_it_goes_on(source, tmp_path):
+def test_preparing_resumes_after_invalid_text(source, tmp_path):
     data, store = data_of(source), tmp_path / "store"
     good = Path(source.train).read_bytes()
     Path(source.train).write_bytes(good[:-40] + b"\xff" + good[-39:])
@@ -311,8 +317,8 @@ def test_invalid_text_stops_the_work_and_it_goes_on(source, tmp_path):
     assert content(store) == content(tmp_path / "whole")
 
 
-def test_dropped_documents_are_in_the_manifest_once(source, tmp_path):
-    """Those between shards and at the very end too, interrupted or not."""
+def test_dropped_documents_are_counted_once(source, tmp_path):
+    """Also between shards and at the very end, interrupted or not."""
     lines = Path(source.train).read_bytes().split(b"\n")[:-1]
     bad = b'{"text": "\xff"}'
     Path(source.train).write_bytes(b"\n".join(part for line in lines for part in (bad, line, bad)))
@@ -326,7 +332,7 @@ def test_dropped_documents_are_in_the_manifest_once(source, tmp_path):
         assert found == whole
 
 
-def test_a_full_disk_is_one_line_and_nothing_is_lost(source, tmp_path, monkeypatch):
+def test_full_disk_is_one_line_and_can_be_resumed(source, tmp_path, monkeypatch):
     data, store = data_of(source), tmp_path / "store"
     begun(data, store, 1)
 
@@ -335,14 +341,14 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(source, tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(writer.ShardWriter, "finish", full)
-        with pytest.raises(InputError, match="No space left on device; what is finished stays"):
+        with pytest.raises(InputError, match="No space left on device: finished shards stay"):
             made(data, store)
     made(data, store)
     made(data, tmp_path / "whole")
     assert content(store) == content(tmp_path / "whole")
 
 
-def test_a_store_out_of_reach_is_one_line(source, tmp_path, monkeypatch):
+def test_unreachable_store_is_one_line(source, tmp_path, monkeypatch):
     from fsspec.implementations.memory import MemoryFileSystem
 
     class ClientPayloadError(Exception):
@@ -360,7 +366,7 @@ def test_a_store_out_of_reach_is_one_line(source, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(MemoryFileSystem, "put_file", flaky)
-        with pytest.raises(InputError, match="cannot be used: connection closed; what is fin"):
+        with pytest.raises(InputError, match="cannot be used: connection closed: finished sh"):
             made(data, url)
     assert len(Manifest.read(url).splits["train"].shards) == 2
     made(data, url)
@@ -369,8 +375,8 @@ def test_a_store_out_of_reach_is_one_line(source, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("lost", [1, 9])
-def test_a_stream_that_is_lost_can_be_gone_on_with(lost, tmp_path, monkeypatch):
-    """Rows come from a real streamed data set whose connection breaks off `lost` times in a row."""
+def test_lost_stream_can_be_resumed(lost, tmp_path, monkeypatch):
+    """Rows come from a real streamed data set whose connection is lost `lost` times in a row."""
     import datasets
 
     from mdlm.data.text import hub_stream
@@ -398,14 +404,14 @@ def test_a_stream_that_is_lost_can_be_gone_on_with(lost, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(datasets.IterableDataset, "__iter__", breaking)
         if lost > 2:
-            with pytest.raises(InputError, match="connection lost behind row 25, and 2 attempts"):
+            with pytest.raises(InputError, match="connection lost after row 25, and 2 attempts"):
                 made(data, store)
             assert len(Manifest.read(str(store)).splits["train"].shards) > 1
             left[0] = 0
         made(data, store)
     made(data, tmp_path / "whole")
     found, whole = content(store), content(tmp_path / "whole")
-    # The library may say in other words where a stream stands.
+    # The library may describe the position of a stream in several ways.
     records = [json.loads(files.pop("manifest.json"))["splits"] for files in (found, whole)]
     assert found == whole and records[0]["train"]["shards"] == records[1]["train"]["shards"]
     tokens, _ = stream_of(store, "train")
@@ -425,7 +431,7 @@ def test_workers_import_no_jax():
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_two_at_once_are_refused(source, tmp_path):
+def test_second_writer_is_refused(source, tmp_path):
     data = data_of(source)
     events = prepare(data, str(tmp_path / "store"), workers=1, shard_tokens=SHARD)
     assert isinstance(next(events), Progressed)
@@ -434,7 +440,7 @@ def test_two_at_once_are_refused(source, tmp_path):
     events.close()
 
 
-def test_a_worker_that_dies_is_named(source, tmp_path, monkeypatch):
+def test_dead_worker_is_reported(source, tmp_path, monkeypatch):
     from mdlm.data.preparation import pool
 
     events = prepare(data_of(source), str(tmp_path / "store"), workers=1, shard_tokens=200)
@@ -448,23 +454,23 @@ def test_a_worker_that_dies_is_named(source, tmp_path, monkeypatch):
     monkeypatch.setattr(pool.subprocess, "Popen", popen)
     next(events)
     started[0].kill()
-    with pytest.raises(InputError, match=r"process ended \(signal 9\); if memory ran out"):
+    with pytest.raises(InputError, match=r"tokenizes ended \(signal 9\): if memory ran out"):
         list(events)
 
 
-def test_what_was_read_before_an_error_comes_first(source):
+def test_chunks_before_an_error_come_first(source):
     tokenizer = Bytes().build([])
     setting = Setting(tokenizer=tokenizer.files(), eos=None, dtype="<u2")
 
     def found():
         for text in ("a", "b"):
-            yield Block(texts=(text,), open=False, position=None)
+            yield Chunk(texts=(text,), open=False, position=None)
         raise InputError("lost")
 
     answers = []
     with Pool(1, setting) as pool, pytest.raises(InputError, match="lost"):
-        for block, encoded in pool.encode(found()):
-            answers.append((block.texts, encoded.tokens.tolist()))
+        for chunk, encoded in pool.encode(found()):
+            answers.append((chunk.texts, encoded.tokens.tolist()))
     assert answers == [(("a",), [97]), (("b",), [98])]
 
 
@@ -475,7 +481,7 @@ def test_settings_are_checked(source, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
-def test_the_training_text_learns_the_same_tokenizer(source, monkeypatch):
+def test_training_text_in_chunks_gives_the_same_tokenizer(source, monkeypatch):
     from mdlm.data.preparation import prepare as module
 
     monkeypatch.setattr(module, "TRAINING_BLOCK", 50)

@@ -1,4 +1,4 @@
-"""Computed permutations: bijections, of every size, that look like any other."""
+"""Computed permutations: bijections of every size, statistically like random ones."""
 
 import itertools
 import math
@@ -61,7 +61,7 @@ def test_half_of_the_permutations_are_odd(n):
 
 
 @pytest.mark.parametrize("n", [7, 9, 24, 64, 65, 100])
-def test_any_two_places_go_to_any_two_equally_often(n):
+def test_any_two_positions_go_to_any_two_equally_often(n):
     draws = 20_000
     found = whole(n, seeds(draws))
     alone = [deviation(np.bincount(found[:, i], minlength=n), draws / n) for i in range(n)]
@@ -75,41 +75,41 @@ def test_any_two_places_go_to_any_two_equally_often(n):
 
 
 @pytest.mark.parametrize("n", [1000, 1_000_003])
-def test_neighbours_part_company(n):
-    """Within one permutation, where the next place goes tells nothing of this one."""
+def test_images_of_neighbours_are_independent(n):
+    """Within one permutation, the images of neighbouring positions are independent."""
     found = whole(n, key(5, 0))
     for step in (1, 2, 31):
         ahead = (found[step:] - found[:-step]) % n
         bins = np.bincount(ahead * 20 // n, minlength=20)
         assert deviation(bins, len(ahead) / 20) < 5
         assert abs(np.corrcoef(found[step:], found[:-step])[0, 1]) < 4 / math.sqrt(n)
-    # Bits: halves of the range in turn, whatever the parity of the place.
+    # The half of the range is independent of the parity of the position.
     upper = found >= n // 2
     assert abs(upper[::2].mean() - 0.5) < 4 / math.sqrt(2 * n)
 
 
-def test_epochs_and_seeds_have_nothing_in_common():
+def test_epochs_and_seeds_are_independent():
     n = 100_000
     some = [whole(n, key(seed, epoch)) for seed in (0, 1, 2**40) for epoch in (0, 1, 2)]
     for a, b in itertools.combinations(some, 2):
-        # Independent permutations agree at about one place.
+        # Independent permutations agree at about one position.
         assert (a == b).sum() < 8
         assert abs(np.corrcoef(a, b)[0, 1]) < 4 / math.sqrt(n)
     swapped = key(1, 2), key(2, 1), key(1), key(1, 2, 0)
     assert len({int(k) for k in swapped}) == 4
 
 
-def test_each_place_may_have_a_key_of_its_own():
+def test_each_position_may_have_its_own_key():
     epochs = np.array([0, 3, 3, 1], np.int64)
-    places = np.array([5, 0, 9, 5], np.int64)
-    found = permuted(places, 10, key(2, epochs))
-    for place, epoch, one in zip(places, epochs, found, strict=True):
-        assert whole(10, key(2, int(epoch)))[place] == one
+    positions = np.array([5, 0, 9, 5], np.int64)
+    found = permuted(positions, 10, key(2, epochs))
+    for position, epoch, one in zip(positions, epochs, found, strict=True):
+        assert whole(10, key(2, int(epoch)))[position] == one
     assert permuted(np.zeros(0, np.int64), 10, key(0)).shape == (0,)
 
 
 def test_the_order_never_changes():
-    """A run goes on with the order that it began with, whatever version of this it meets.
+    """A run resumes with the order that it began with, whatever version of this code resumes it.
 
     Where this fails, the order of every run has changed: undo that.
     """
@@ -128,14 +128,14 @@ GOLDEN = {
 
 
 def test_errors():
-    places = np.arange(4, dtype=np.int64)
+    positions = np.arange(4, dtype=np.int64)
     for n in (0, LIMIT + 1):
-        with pytest.raises(ValueError, match=f"n={n} is not in"):
-            permuted(places, n, key(0))
+        with pytest.raises(ValueError, match=f"n={n}: must be in"):
+            permuted(positions, n, key(0))
     with pytest.raises(ValueError, match=r"outside \[0, 3\)"):
-        permuted(places, 3, key(0))
+        permuted(positions, 3, key(0))
     with pytest.raises(ValueError, match=r"outside \[0, 3\)"):
-        permuted(places[:1] - 1, 3, key(0))
+        permuted(positions[:1] - 1, 3, key(0))
     for seed in (-1, 2**63):
-        with pytest.raises(ValueError, match=f"seed={seed} is not in"):
+        with pytest.raises(ValueError, match=f"seed={seed}: must be in"):
             key(seed)

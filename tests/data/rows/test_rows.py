@@ -1,4 +1,4 @@
-"""Rows cut from streams, in memory or stored, against rows written out document by document."""
+"""Rows cut from streams, in memory or stored, against a loop over documents and tokens."""
 
 from types import SimpleNamespace
 
@@ -34,7 +34,7 @@ PACKINGS = [
 
 
 def documents(seed):
-    """Some documents of random lengths: many empty, or few, or none; at times all of them short."""
+    """Documents of random lengths: many, few or none of them empty; sometimes all short."""
     draw = np.random.default_rng(seed)
     sizes = draw.integers(0, draw.choice([4, 12, 40]), draw.integers(1, 40))
     sizes[draw.random(len(sizes)) < draw.choice([0, 0.1, 0.5])] = 0
@@ -42,7 +42,7 @@ def documents(seed):
 
 
 def written_out(packing, docs):
-    """Rows as (tokens, scored, seen, segments) lists, one token at a time; tokens placed."""
+    """Rows as lists (tokens, loss mask, validity, segments), token by token; tokens in rows."""
     rows, placed = [], 0
     if isinstance(packing, Pad):
         for doc in docs:
@@ -112,7 +112,7 @@ def too_little(packing, docs):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_rows_are_those_written_out(seed):
+def test_rows_against_a_loop(seed):
     docs = documents(seed)
     for packing in PACKINGS:
         if too_little(packing, docs):
@@ -124,7 +124,7 @@ def test_rows_are_those_written_out(seed):
 
 @pytest.mark.parametrize("where", ["local", "memory"])
 @pytest.mark.parametrize("seed", range(4))
-def test_stored_rows_are_those_written_out(seed, where, tmp_path, monkeypatch):
+def test_stored_rows_against_a_loop(seed, where, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(shard_files, "PIECE", 24)
     docs = documents(100 + seed)[:8]
@@ -146,7 +146,7 @@ def test_stored_rows_are_those_written_out(seed, where, tmp_path, monkeypatch):
         assert rows.all().tokens.dtype == np.uint16
         checked += 1
     assert checked > 10
-    pad = Pad(length=8)  # documents are found by their ends, with an EOS between them or without
+    pad = Pad(length=8)  # documents are found by their ends, with or without EOS between them
     assert_rows(pad.over(streams[None], VOCAB).all(), written_out(pad, docs)[0])
 
 
@@ -176,12 +176,12 @@ def test_chunks_are_all_rows(monkeypatch):
 def test_a_stream_made_for_another_packing_is_refused(eos):
     docs = documents(3)
     stream = Wrap(length=8, eos=not eos).of(docs, VOCAB).stream
-    with pytest.raises(InputError, match=f"Wrap.eos={eos}. is for .*: use Wrap.eos={not eos}."):
+    with pytest.raises(InputError, match=f"Wrap.eos={eos}. needs .*: use Wrap.eos={not eos}."):
         Wrap(length=8, eos=eos).over(stream, VOCAB)
 
 
-def test_protocols_name_what_changes_the_task():
+def test_protocols_describe_what_changes_the_task():
     said = [packing.protocol for packing in PACKINGS]
-    assert len(set(said)) == len(said) - 6  # of Pad, specials alone are not named
+    assert len(set(said)) == len(said) - 6  # the protocol of Pad does not name `specials`
     assert "attention inside documents" in Wrap(length=8, segments=True).protocol
     assert "no EOS between documents" in Wrap(length=8, eos=False).protocol

@@ -1,4 +1,4 @@
-"""Orders of training: each epoch whole, mixtures exact, anything known from its number alone."""
+"""Orders of training: complete epochs, exact mixtures, each sample computed from its number."""
 
 import tracemalloc
 
@@ -23,7 +23,7 @@ def test_each_epoch_has_every_row_once(n):
 
 
 @pytest.mark.parametrize("order", [Shuffled(1003, 1), Mixed((7, 1003), (2500, 7500), 1)])
-def test_any_sample_is_known_by_its_number(order):
+def test_any_sample_is_computed_from_its_number(order):
     n = 3 * PERIOD
     whole = order.at(samples(n))
     for first in (0, 1, 999, PERIOD - 3, 2 * PERIOD - 1):
@@ -44,7 +44,7 @@ def test_any_sample_is_known_by_its_number(order):
         ((9999, 1), (9999, 1)),
     ],
 )
-def test_shares_are_weights_in_whole_numbers(weights, expected):
+def test_shares_are_weights_as_integers(weights, expected):
     found = shares(weights)
     assert found == expected and sum(found) == PERIOD
     exact = np.array(weights) / sum(weights) * PERIOD
@@ -60,8 +60,8 @@ def test_shares_of_many_random_weights():
         assert np.abs(found - np.array(weights) / sum(weights) * PERIOD).max() < 1
 
 
-def test_a_weight_too_small_to_be_seen_is_refused():
-    with pytest.raises(ValueError, match=r"1e-05 of 1\.00001 is not one sample in 10,000"):
+def test_too_small_weight_is_refused():
+    with pytest.raises(ValueError, match=r"1e-05 of 1\.00001 is less than one sample in 10,000"):
         shares((1.0, 1e-5))
 
 
@@ -72,7 +72,7 @@ def test_mixture_is_exact_in_each_period_and_even_within():
     by_period = part.reshape(20, PERIOD)
     for k, count in enumerate(counts):
         assert ((by_period == k).sum(axis=1) == count).all()
-        # Drawn without replacement: halves of a period have half of it, give or take.
+        # Drawn without replacement: each half of a period has about half of the samples.
         half = (by_period[:, : PERIOD // 2] == k).sum(axis=1)
         p = count / PERIOD
         error = np.sqrt(PERIOD / 4 * p * (1 - p))
@@ -81,7 +81,7 @@ def test_mixture_is_exact_in_each_period_and_even_within():
     assert (by_period[0] != by_period[1]).any()
 
 
-def test_each_part_goes_through_epochs_of_its_own():
+def test_each_part_has_epochs_of_its_own():
     sizes, counts = (7, 1003, 2500), (1000, 2006, 6994)
     order = Mixed(sizes, counts, seed=2)
     rows = order.at(samples(5 * PERIOD))
@@ -94,19 +94,19 @@ def test_each_part_goes_through_epochs_of_its_own():
         np.testing.assert_array_equal(mine, order.orders[k].at(samples(5 * count)))
         seen = np.bincount(mine, minlength=size)
         assert seen.max() - seen.min() <= 1
-    # Parts of one size are not in one order.
+    # Parts of equal size have different orders.
     twins = Mixed((500, 500), (5000, 5000), 0)
     first, second = (twins.orders[k].at(samples(500)) for k in (0, 1))
     assert (first == second).sum() < 10
 
 
-def test_one_part_is_as_it_would_be_alone():
+def test_one_part_has_its_own_order():
     mixed, alone = Mixed((777,), (PERIOD,), 5), Shuffled(777, 5)
     np.testing.assert_array_equal(mixed.at(samples(30_000)), alone.at(samples(30_000)))
 
 
 def test_memory_and_time_do_not_grow_with_the_data():
-    """20 billion tokens in rows of 1024, and 200,000 times as much."""
+    """20 billion tokens in rows of 1024, and 200,000 times as many."""
     for n in (20_000_000, 2**42):
         tracemalloc.start()
         order = Mixed((n, 5 * n), (2000, 8000), seed=0)
@@ -117,7 +117,7 @@ def test_memory_and_time_do_not_grow_with_the_data():
 
 
 def test_the_order_never_changes():
-    """See the test of that name of permutations."""
+    """See the test of the same name in test_permutation."""
     assert Shuffled(1000, 1).at(samples(4, 2998)).tolist() == GOLDEN[0]
     assert Mixed((10, 1000), (3000, 7000), 1).at(samples(8, PERIOD - 4)).tolist() == GOLDEN[1]
 
@@ -126,7 +126,7 @@ GOLDEN = [839, 874, 981, 490], [685, 2, 673, 738, 595, 2, 326, 237]
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="nothing to put in order"):
+    with pytest.raises(ValueError, match="n=0 rows: must be at least 1"):
         Shuffled(0, 0)
     with pytest.raises(ValueError, match="seed=-1"):
         Shuffled(3, -1)

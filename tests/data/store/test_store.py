@@ -1,4 +1,4 @@
-"""Token stores: the same data as from the text itself, and nothing that is damaged goes unseen."""
+"""Token stores: the same data as from the text itself, and all damage is detected."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from mdlm.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told(Source):
+class FakeSource(Source):
     """Forty documents in each of two splits, some of them empty."""
 
     word: str = "mät"
@@ -32,17 +32,17 @@ class Told(Source):
 
     @property
     def name(self):
-        return "told text"
+        return "fake text"
 
     def _documents(self, split):
         return [f"{split} {i} {self.word}" * (i % 4) for i in range(40)]
 
 
-DATA = TextData(source=Told(), tokenizer=Bytes(), packing=Wrap(length=16))
+DATA = TextData(source=FakeSource(), tokenizer=Bytes(), packing=Wrap(length=16))
 
 
 def prepared(data, url, **options):
-    """Writes the store of some data; the data as read from it."""
+    """Writes the store of some data; returns the data as read from it."""
     tokenizer = data.load().tokenizer
     texts = {split: data.source.documents(split) for split in data.source.splits}
     options = {"eos": tokenizer.vocab.eos_id, "shard_tokens": 100, **options}
@@ -81,10 +81,10 @@ def far(tmp_path):
         Pad(length=50, specials=False, pad="as_published"),
     ],
 )
-@pytest.mark.parametrize("place", ["local", "memory"])
-def test_data_of_a_store_are_those_of_the_text(packing, place, tmp_path):
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_data_of_a_store_are_those_of_the_text(packing, where, tmp_path):
     data = replace(DATA, packing=packing)
-    url = str(tmp_path / "store") if place == "local" else f"memory://{tmp_path.name}"
+    url = str(tmp_path / "store") if where == "local" else f"memory://{tmp_path.name}"
     eos = {} if getattr(packing, "eos", True) else {"eos": None}
     stored, plain = prepared(data, url, **eos).load(), data.load()
     assert stored.splits == plain.splits and stored.vocab == plain.vocab
@@ -106,19 +106,19 @@ def test_data_of_a_store_are_those_of_the_text(packing, place, tmp_path):
 
 def test_fingerprint_follows_the_shards(tmp_path):
     one = prepared(DATA, str(tmp_path / "one")).load()
-    other = prepared(replace(DATA, source=Told(word="mat")), str(tmp_path / "other")).load()
+    other = prepared(replace(DATA, source=FakeSource(word="mat")), str(tmp_path / "other")).load()
     assert one.fingerprint != other.fingerprint
     assert one.train.text_fingerprint != other.train.text_fingerprint
 
 
-def test_tokenizer_is_the_store_s(tmp_path):
+def test_tokenizer_is_that_of_the_store(tmp_path):
     data = replace(DATA, tokenizer=BPE(vocab_size=280))
     stored = prepared(data, str(tmp_path / "store"))
     first = stored.load(tmp_path / "run")
     assert (tmp_path / "run" / "tokenizer.json").exists()
     assert stored.load(tmp_path / "run").tokenizer.fingerprint == first.tokenizer.fingerprint
-    # Another text teaches the same configuration other pairs.
-    replace(data, source=Told(word="other words")).load(tmp_path / "elsewhere")
+    # With another text, the same configuration has other merges.
+    replace(data, source=FakeSource(word="other words")).load(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="another tokenizer than the one in .*elsewhere"):
         stored.load(tmp_path / "elsewhere")
 
@@ -127,12 +127,18 @@ def test_tokenizer_is_the_store_s(tmp_path):
     ("changes", "message"),
     [
         ({"tokenizer": BPE(vocab_size=280)}, r"made of Bytes\(\), this experiment has BPE\(vocab"),
-        ({"source": Told(word="x")}, r"made of Told\(.*word='mät'\), this experiment has Told\("),
+        (
+            {"source": FakeSource(word="x")},
+            r"made of FakeSource\(.*word='mät'\), this experiment has FakeSource\(",
+        ),
         ({"packing": Wrap(length=16, eos=False)}, r"train split: .*use Wrap\(eos=True\)"),
-        ({"store": "memory://nowhere"}, "nowhere holds no token store; make it with: mdlm prepare"),
+        (
+            {"store": "memory://nowhere"},
+            "nowhere is not a token store: make one with: mdlm prepare",
+        ),
     ],
 )
-def test_a_store_of_something_else_is_refused(changes, message, tmp_path):
+def test_store_of_other_data_is_refused(changes, message, tmp_path):
     data = replace(prepared(DATA, str(tmp_path / "store")), **changes)
     with pytest.raises(InputError, match=message):
         _ = data.load().train
@@ -161,11 +167,11 @@ def other_tokenizer(_):
 BIN, ENDS = "train-00001.bin", "train-00001.ends"
 DAMAGE = {
     "missing": (BIN, lambda data: None, f"{BIN} is missing: put it back"),
-    "truncated": (BIN, lambda data: data[:-1], f"{BIN} is truncated, it has 199 bytes .* 200"),
-    "longer": (BIN, lambda data: data + b"!", f"{BIN} is not the store's own, it has 201 bytes"),
+    "truncated": (BIN, lambda data: data[:-1], f"{BIN} is truncated, it has 199 bytes, .* 200"),
+    "longer": (BIN, lambda data: data + b"!", f"{BIN} is too large, it has 201 bytes"),
     "no ends": (ENDS, lambda data: None, f"{ENDS} is missing"),
     "short ends": (ENDS, lambda data: data[:-8], f"{ENDS} is truncated"),
-    "no manifest": ("manifest.json", lambda data: None, "holds no token store; make it with"),
+    "no manifest": ("manifest.json", lambda data: None, "is not a token store: make one with"),
     "half a manifest": (
         "manifest.json",
         lambda data: data[: len(data) // 2],
@@ -179,16 +185,16 @@ DAMAGE = {
     "another tokenizer": (
         "tokenizer.json",
         other_tokenizer,
-        "tokenizer.json is not the tokenizer that the shards were made with .fingerprint",
+        "tokenizer.json is not the tokenizer of the shards .fingerprint",
     ),
 }
 
 
-@pytest.mark.parametrize("place", ["local", "memory"])
+@pytest.mark.parametrize("where", ["local", "memory"])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_named_when_a_store_is_opened(damage, place, tmp_path):
+def test_damage_is_named_when_a_store_is_opened(damage, where, tmp_path):
     name, change, message = DAMAGE[damage]
-    url = str(tmp_path / "store") if place == "local" else f"memory://{tmp_path.name}"
+    url = str(tmp_path / "store") if where == "local" else f"memory://{tmp_path.name}"
     stored = prepared(DATA, url)
     stored.load()
     edit(url, name, change)
@@ -205,20 +211,23 @@ CHANGES = {
         "damaged .*sha256",
     ),
     "splits of another kind": (lambda values: values.update(splits=[]), "damaged"),
-    "another type": (lambda values: values.update(dtype="int8"), "dtype='int8' is none of uint16"),
+    "another type": (
+        lambda values: values.update(dtype="int8"),
+        "dtype='int8': must be one of uint16",
+    ),
     "too many words": (lambda values: values.update(vocab_size=2**17), "does not fit uint16"),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_manifest_of_nonsense_is_refused(name, tmp_path):
+def test_invalid_manifest_is_refused(name, tmp_path):
     stored = prepared(DATA, str(tmp_path / "store"))
     change_manifest(stored.store, CHANGES[name][0])
     with pytest.raises(InputError, match=CHANGES[name][1]):
         stored.load()
 
 
-def test_a_split_that_is_not_there_or_not_complete(tmp_path):
+def test_missing_or_incomplete_split(tmp_path):
     stored = prepared(DATA, str(tmp_path / "store"))
     with pytest.raises(InputError, match="store has no test split, only train, valid"):
         _ = stored.load().test
@@ -226,30 +235,30 @@ def test_a_split_that_is_not_there_or_not_complete(tmp_path):
     _ = stored.load().train
     with pytest.raises(
         InputError,
-        match="valid split is not complete, it has 40 documents so far; go on with: mdlm",
+        match="valid split is not complete, it has 40 documents so far: resume with: mdlm",
     ):
         _ = stored.load().valid
 
 
-def test_counts_of_other_tokens_are_refused(tmp_path):
+def test_counts_that_do_not_match_are_refused(tmp_path):
     stored = prepared(DATA, str(tmp_path / "store"))
     path = tmp_path / "store" / "train-counts.npy"
     np.save(path, np.load(path) + np.eye(len(np.load(path)), dtype=np.int64)[0])
-    with pytest.raises(InputError, match="train-counts.npy counts other tokens than the shards"):
+    with pytest.raises(InputError, match="train-counts.npy does not match the shards"):
         _ = stored.load().counts
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(InputError, match="train-counts.npy cannot be read"):
         _ = stored.load().counts
 
 
-@pytest.mark.parametrize("place", ["local", "memory"])
-def test_tokens_outside_the_vocabulary_are_refused(place, tmp_path):
-    url = str(tmp_path / "store") if place == "local" else f"memory://{tmp_path.name}"
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_tokens_outside_the_vocabulary_are_refused(where, tmp_path):
+    url = str(tmp_path / "store") if where == "local" else f"memory://{tmp_path.name}"
     stored = prepared(DATA, url)
     edit(url, BIN, lambda data: data[:20] + (60000).to_bytes(2, "little") + data[22:])
     rows = stored.load().train.rows
     rows.take(np.array([0, len(rows) - 1]))  # in other shards
-    with pytest.raises(InputError, match=f"{BIN} holds the token 60000, outside the vocabulary of"):
+    with pytest.raises(InputError, match=f"{BIN} is damaged, it has token 60000 outside the vocab"):
         rows.all()
 
 
@@ -279,13 +288,15 @@ def test_pieces_are_fetched_once(far, cache, monkeypatch):
     np.testing.assert_array_equal(far.load().train.rows.all().tokens, whole.tokens)
     assert len(asked) == before  # by another process, too
     for path in cache.rglob("*-of-64"):
-        path.write_bytes(path.read_bytes()[:5])  # a full disk, a crash: not a whole piece
+        path.write_bytes(
+            path.read_bytes()[:5]
+        )  # an incomplete piece, as after a full disk or a crash
         break
     np.testing.assert_array_equal(far.load().train.rows.all().tokens, whole.tokens)
     assert len(asked) == before + 1
 
 
-def test_a_lost_connection_is_tried_again(far, monkeypatch):
+def test_lost_connection_is_retried(far, monkeypatch):
     fs = fsspec.filesystem("memory")
     plain, calls = type(fs).cat_ranges, []
 
@@ -297,7 +308,7 @@ def test_a_lost_connection_is_tried_again(far, monkeypatch):
     expected = DATA.load().train.rows.all().tokens
     monkeypatch.setattr(type(fs), "cat_ranges", failing)
     np.testing.assert_array_equal(far.load().train.rows.all().tokens, expected)
-    assert calls[0] // 2 == calls[1] and calls[1] // 2 == calls[2]  # what had come was kept
+    assert calls[0] // 2 == calls[1] and calls[1] // 2 == calls[2]  # fetched pieces were kept
 
 
 def test_a_connection_that_stays_lost_is_one_line(far, monkeypatch):
@@ -339,7 +350,7 @@ def test_local_damage_after_opening(tmp_path):
 def test_a_cache_that_cannot_be_written(far, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="cannot keep what is fetched .*XDG_CACHE_HOME"):
+    with pytest.raises(InputError, match="cannot write data fetched .*XDG_CACHE_HOME"):
         far.load().train.rows.all()
 
 
@@ -356,7 +367,7 @@ def test_ends_that_contradict_the_manifest(tmp_path):
 
 
 def sparse_store(folder, shards, tokens=10**8, documents=200_000):
-    """A store of zeros that takes no room on the disk."""
+    """A store of zeros in sparse files, which take no disk space."""
     folder.mkdir()
     made = []
     for number in range(shards):
@@ -394,7 +405,7 @@ def row_set(url, packing, vocab):
 
 
 def held_by(make):
-    """What `make` returns, and the bytes that it holds."""
+    """The result of `make`, and the bytes of memory that it holds."""
     tracemalloc.start()
     made = make()
     held, peak = tracemalloc.get_traced_memory()
@@ -403,11 +414,11 @@ def held_by(make):
 
 
 @pytest.mark.parametrize("packing", [Wrap(length=1024), Pad(length=1024)])
-def test_index_of_twenty_billion_tokens_costs_what_a_small_one_does(packing, tmp_path, monkeypatch):
+def test_rows_of_twenty_billion_tokens_cost_as_much_as_few(packing, tmp_path, monkeypatch):
     vocab = replace(Bytes().build([]).vocab, size=50258, mask_id=50257, eos_id=50256)
     small = sparse_store(tmp_path / "small", 2)
     large = sparse_store(tmp_path / "large", 200)
-    row_set(small, packing, vocab)  # what is imported and made once
+    row_set(small, packing, vocab)  # imports and caches are made once
     few, small_held, _ = held_by(lambda: row_set(small, packing, vocab))
     many, held, peak = held_by(lambda: row_set(large, packing, vocab))
     assert many.stream.total == 20 * 10**9 and len(many) > 99 * len(few)
@@ -427,7 +438,7 @@ def test_index_of_twenty_billion_tokens_costs_what_a_small_one_does(packing, tmp
 
 
 def test_rows_at_the_end_of_a_large_store(tmp_path):
-    """Places beyond 32 bits."""
+    """Positions beyond 32 bits."""
     url = sparse_store(tmp_path / "store", 50)
     last = tmp_path / "store" / "train-00049.bin"
     with last.open("r+b") as file:
@@ -440,7 +451,7 @@ def test_rows_at_the_end_of_a_large_store(tmp_path):
         stream.read(np.array([5 * 10**9 - 7]), 8)
 
 
-def test_manifest_is_written_at_once(tmp_path):
+def test_manifest_is_written_atomically(tmp_path):
     manifest = prepared(DATA, str(tmp_path / "store"))
     values = json.loads((tmp_path / "store" / "manifest.json").read_text())
     assert values["format"] == 1 and values["source"] == repr(manifest.source)

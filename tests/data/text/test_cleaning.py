@@ -1,4 +1,4 @@
-"""Cleaning of benchmark texts, against what the public detokenizers give."""
+"""Cleaning of benchmark texts, against the results of the public detokenizers."""
 
 import json
 import re
@@ -52,14 +52,14 @@ def test_cases_by_hand(clean, text, expected):
 
 @dataclass(frozen=True)
 class Upper(Cleaning):
-    """Each whole document in brackets: shows that pieces are joined first."""
+    """Puts each whole document in brackets, to show that pieces are joined first."""
 
     def __call__(self, text: str) -> str:
         return f"<{text.upper()}>"
 
 
 def pieces_of(source, split="train"):
-    """The documents that pieces make up, begun anew after each piece."""
+    """The documents that pieces form, with reading resumed after each piece."""
     whole = list(source.pieces(split))
     for n, piece in enumerate(whole):
         rest = list(source.pieces(split, piece.position))
@@ -79,7 +79,7 @@ def test_sources_clean_whole_documents(tmp_path):
     assert len(list(TextFiles(train=str(path), valid=str(path), separator="|").pieces("train"))) > 3
 
 
-def test_what_was_dropped_is_told_with_cleaning_too(tmp_path):
+def test_cleaning_keeps_counts_of_dropped_documents(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"one|\xff|two|\xff")
     source = TextFiles(
@@ -90,17 +90,17 @@ def test_what_was_dropped_is_told_with_cleaning_too(tmp_path):
     assert sum(piece.dropped.get("not UTF-8", 0) for piece in found) == 2
 
 
-def test_a_data_set_is_cleaned_by_row(tmp_path):
+def test_data_set_is_cleaned_by_row(tmp_path):
     rows = ["", " = Title = \n", " a @-@ b \n", ""]
     datasets.Dataset.from_dict({"text": rows}).save_to_disk(tmp_path / "saved")
     source = HuggingFace(path=str(tmp_path / "saved"), clean=WikiText())
     assert source.documents("train") == ["", " = Title =\n", " a-b\n", ""]
     assert pieces_of(source) == source.documents("train")
-    assert repr(source).count("WikiText()") == 1  # a store tells the cleaned text from the other
+    assert repr(source).count("WikiText()") == 1  # a store distinguishes cleaned text
 
 
 @pytest.mark.corpora
-def test_wikitext_loses_its_marks(corpora):
+def test_wikitext_is_cleaned(corpora):
     text = (corpora / "wikitext2-valid.txt").read_text()[:300_000]
     lines = [WikiText()(line) for line in text.splitlines(keepends=True)]
     marks = re.compile(r" @[-,.]@ | , | \. ")

@@ -1,4 +1,4 @@
-"""Genomes: what is read from FASTA and BED, how it is split, and what is refused."""
+"""Genomes: documents from FASTA and BED files, their splits, and errors."""
 
 import gzip
 
@@ -59,7 +59,7 @@ def test_records_are_documents(tmp_path, ending):
         assert joined(hard, split) == hard.documents(split)
 
 
-def test_the_other_strand_follows_in_training_alone(tmp_path):
+def test_reverse_complement_is_in_train_only(tmp_path):
     files = write(tmp_path / "g.fa", GENOME)
     source = Fasta(files=files, valid="chr2", reverse_complement=True, soft_masked="keep")
     assert source.documents("train") == [
@@ -86,7 +86,7 @@ def test_intervals_with_splits(tmp_path):
         Fasta(files=files, intervals=str(tmp_path / "i.bed"), valid="chr1").documents("train")
 
 
-def test_intervals_without_splits_and_shares(tmp_path):
+def test_intervals_without_splits_and_fractions(tmp_path):
     files = write(tmp_path / "g.fa", GENOME)
     bed = write(tmp_path / "i.bed", "chr1\t0\t4\nchr3\t0\t4\n")
     by_record = Fasta(files=files, intervals=bed, test="chr3")
@@ -103,7 +103,7 @@ def test_intervals_without_splits_and_shares(tmp_path):
     assert Fasta(files=whole, test_fraction=0).splits == ("train", "valid")
 
 
-def test_reading_goes_on_from_any_place(tmp_path, monkeypatch):
+def test_reading_resumes_from_any_position(tmp_path, monkeypatch):
     monkeypatch.setattr(fasta, "PIECE", 5)
     files = write(tmp_path / "g.fa", GENOME)
     source = Fasta(files=files, valid="chr2", reverse_complement=True)
@@ -117,19 +117,19 @@ def test_reading_goes_on_from_any_place(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ACGT\n", "g.fa is no FASTA file: line 1 is not >NAME"),
-        ("\n\n", "g.fa is no FASTA file: it is empty"),
-        ("", "g.fa is no FASTA file: it is empty"),
+        ("ACGT\n", "g.fa is not a FASTA file: line 1 must be >NAME"),
+        ("\n\n", "g.fa is not a FASTA file: it is empty"),
+        ("", "g.fa is not a FASTA file: it is empty"),
         (">a\nACGT\nACXGT\n", "g.fa, record a: 'X' at base 7 stands for no base of DNA"),
         (">a\nACGU\n", "record a: 'U' at base 4"),
         (">a\nAC-GT\n", "record a: '-' at base 3"),
         (">a\nACé\n", "record a: 'Ã' at base 3"),
         (">a\n>b\nACGT\n", "g.fa, record a has no bases"),
-        (">a\nACGT\n>\nACGT\n", "g.fa:3: a record without a name"),
-        (">a\nACGT\n>a\nACGT\n", "g.fa: a record a was there before"),
+        (">a\nACGT\n>\nACGT\n", "g.fa:3: the record has no name, must be >NAME"),
+        (">a\nACGT\n>a\nACGT\n", "g.fa: record a occurs twice"),
     ],
 )
-def test_what_is_no_fasta(tmp_path, text, message):
+def test_invalid_fasta(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         Fasta(files=write(tmp_path / "g.fa", text)).documents("train")
 
@@ -138,28 +138,28 @@ def test_what_is_no_fasta(tmp_path, text, message):
     ("bed", "message"),
     [
         ("", "i.bed has no intervals"),
-        ("chr1 0\n", "i.bed:1: not record, start and end: 'chr1 0'"),
-        ("chr1 0 4\nchr1 a 4\n", "i.bed:2: not record, start and end"),
-        ("chr1 -1 4\n", "i.bed:1: not record, start and end"),
+        ("chr1 0\n", "i.bed:1: 'chr1 0': must be record, start and end"),
+        ("chr1 0 4\nchr1 a 4\n", "i.bed:2: 'chr1 a 4': must be record, start"),
+        ("chr1 -1 4\n", "i.bed:1: 'chr1 -1 4': must be record, start"),
         ("chr1 4 4\n", "i.bed:1: chr1:4-4 is empty"),
         ("chr1 0 13\n", "i.bed:1: chr1:0-13 is not within the 12 bases of the record"),
         ("chr1 0 4\nchr9 0 4\n", "i.bed:2: no record chr9 in genome .*, only chr1, chr2, chr3"),
-        ("chr1 0 4 gene\n", "i.bed:1: 'gene' is none of train, valid"),
-        ("chr1 0 4 train\nchr1 4 8\n", "i.bed: 1 of 2 intervals say their split"),
+        ("chr1 0 4 gene\n", "i.bed:1: split 'gene': must be one of train, valid"),
+        ("chr1 0 4 train\nchr1 4 8\n", "i.bed: 1 of 2 intervals name a split"),
     ],
 )
-def test_what_is_no_interval(tmp_path, bed, message):
+def test_invalid_intervals(tmp_path, bed, message):
     files = write(tmp_path / "g.fa", GENOME)
     source = Fasta(files=files, intervals=write(tmp_path / "i.bed", bed), valid_fraction=0)
     with pytest.raises(InputError, match=message):
         source.documents("train")
 
 
-def test_other_refusals(tmp_path):
+def test_other_errors(tmp_path):
     files = write(tmp_path / "g.fa", GENOME)
     with pytest.raises(InputError, match="no record chr7 in genome"):
         Fasta(files=files, valid="chr7").documents("train")
-    with pytest.raises(InputError, match="there is nothing in the train split"):
+    with pytest.raises(InputError, match="the train split is empty"):
         Fasta(files=files, valid=("chr1", "chr2", "chr3")).documents("train")
     with pytest.raises(InputError, match="i.bed cannot be read"):
         Fasta(files=files, intervals=str(tmp_path / "i.bed")).documents("train")
@@ -167,8 +167,8 @@ def test_other_refusals(tmp_path):
     with pytest.raises(InputError, match="g.fa.gz cannot be unpacked"):
         Fasta(files=str(tmp_path / "g.fa.gz")).documents("train")
     for wrong, message in (
-        ({"files": ()}, "names no files"),
-        ({"files": "a", "interval_length": 8}, "interval_length=8: needs intervals"),
+        ({"files": ()}, "files is empty"),
+        ({"files": "a", "interval_length": 8}, "interval_length=8: .*needs intervals"),
         ({"files": "a", "valid": "c", "test": ("b", "c")}, "record c is in both"),
         ({"files": "a", "valid_fraction": 1.0}, "valid_fraction=1.0"),
     ):

@@ -115,8 +115,8 @@ def test_pieces_are_the_documents_from_any_position(kind, piece, chunk, tmp_path
                 assert rest == [(p.text, p.ends) for p in pieces[k + 1 :]], (split, k)
 
 
-def test_what_the_documents_are(tmp_path):
-    """Against the plain rule, on the whole text."""
+def test_documents_of_a_text_file(tmp_path):
+    """Compared with the rule applied to the whole text."""
     source, plain = separated(tmp_path), TEXT.removeprefix("\ufeff")
     parts = [p for t in (plain, plain + "end") for p in t.split("\n\n\n") if p.strip()]
     assert source.documents("train") == parts
@@ -134,12 +134,12 @@ def test_long_documents_come_in_pieces(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 64])
-def test_invalid_utf8_is_placed(chunk, tmp_path, monkeypatch):
+def test_offset_of_invalid_utf8(chunk, tmp_path, monkeypatch):
     monkeypatch.setattr(utf8, "CHUNK", chunk)
-    for data, place in ((b"ab\xc3(", 2), (b"abcd\xff", 4), ("\ufeffé".encode() + b"\xe2\x82", 5)):
+    for data, offset in ((b"ab\xc3(", 2), (b"abcd\xff", 4), ("\ufeffé".encode() + b"\xe2\x82", 5)):
         for name in ("a.txt", "a.txt.gz"):
             path = write(tmp_path / name, data)
-            with pytest.raises(InputError, match=f"byte 0x.. at offset {place}( |$)"):
+            with pytest.raises(InputError, match=f"byte 0x.. at offset {offset}( |$)"):
                 TextFiles(train=path, valid=path).documents("train")
 
 
@@ -189,7 +189,7 @@ def test_parquet_that_cannot_be_read(tmp_path):
         TextFiles(train=none, valid=none).documents("train")
 
 
-def test_versions_tell_states_apart(tmp_path):
+def test_version_changes_with_the_text(tmp_path):
     source = separated(tmp_path)
     before = source.version()
     assert before == separated(tmp_path).version()
@@ -199,7 +199,7 @@ def test_versions_tell_states_apart(tmp_path):
 
 
 class Flaky:
-    """Rows that break off at some of the readings, and go on from a state."""
+    """Rows whose connection is lost at some reads, and that can resume from a state."""
 
     def __init__(self, plan, error=None):
         self.plan, self.opened = list(plan), 0
@@ -231,20 +231,20 @@ class Flaky:
 START = {"state": None, "behind": 0, "row": 0}
 
 
-def test_a_lost_connection_is_taken_up_again(caplog):
+def test_lost_connection_is_resumed(caplog):
     flaky = Flaky([3, 3, 9, 10, 10])
     found = [(row["text"], at) for row, at in hub_stream.stream(flaky.open, START, "set")]
     assert [text for text, _ in found] == [str(i) for i in range(20)]
     assert flaky.opened == 6
-    assert "connection lost behind row 3 (reset by peer)" in caplog.text
+    assert "connection lost after row 3 (reset by peer)" in caplog.text
     for i, (_, position) in enumerate(found):
         rest = hub_stream.stream(Flaky([]).open, json.loads(json.dumps(position)), "set")
         assert [row["text"] for row, _ in rest] == [str(j) for j in range(i + 1, 20)]
 
 
-def test_what_stays_lost_is_said_and_can_be_gone_on_with():
+def test_connection_that_stays_lost_is_reported_and_can_be_resumed():
     flaky, found = Flaky([6, 6, 6, 6]), []
-    with pytest.raises(InputError, match=r"lost behind row 6, and 2 attempts .*\(reset by") as e:
+    with pytest.raises(InputError, match=r"lost after row 6, and 2 attempts .*\(reset by") as e:
         for row, position in hub_stream.stream(flaky.open, START, "set"):
             found.append((row["text"], position))
     assert "\n" not in str(e.value) and flaky.opened == 3
@@ -253,17 +253,17 @@ def test_what_stays_lost_is_said_and_can_be_gone_on_with():
     assert [text for text, _ in found] + rest == [str(i) for i in range(20)]
 
 
-def test_what_no_waiting_mends_is_said_at_once():
+def test_lasting_error_is_reported_at_once():
     flaky = Flaky([6, 6], KeyError("column"))
-    with pytest.raises(InputError, match="set cannot be read behind row 6: 'column'"):
+    with pytest.raises(InputError, match="set cannot be read after row 6: 'column'"):
         list(hub_stream.stream(flaky.open, START, "set"))
     assert flaky.opened == 1
     short = {"state": None, "behind": 21, "row": 21}
-    with pytest.raises(InputError, match="has ended before row 21"):
+    with pytest.raises(InputError, match="ended before row 21"):
         list(hub_stream.stream(Flaky([]).open, short, "set"))
 
 
-def test_errors_of_a_network_are_known():
+def test_network_errors_are_recognized():
     class ClientPayloadError(Exception):
         pass
 
@@ -285,7 +285,7 @@ def test_errors_of_a_network_are_known():
     assert len(list(hub_stream.stream(open_rows, START, "set"))) == 20
 
 
-def test_streaming_cannot_tell_the_last_of_unknown_many(tmp_path):
+def test_streaming_cannot_hold_out_the_end_of_unknown_length(tmp_path):
     source = HuggingFace(**{**vars(streamed(tmp_path)), "held_out_documents": 3})
     with pytest.raises(InputError, match="does not say how many rows.*streaming=False"):
         source.documents("train")

@@ -1,4 +1,4 @@
-"""The file text8: its size, its symbols, its split."""
+"""The file text8: its size, its characters, its splits."""
 
 import zipfile
 
@@ -11,7 +11,7 @@ from mdlm.errors import InputError
 
 
 def test_the_published_split(tmp_path):
-    """At the real size: the places of the cuts are known by the letters around them."""
+    """At the real size; the letters around the cuts show their positions."""
     data = np.frombuffer(b"abc defgh ", np.uint8)
     whole = np.tile(data, 10_000_000)
     whole[[0, 90_000_000, 95_000_000]] = list(b"xyz")
@@ -28,7 +28,7 @@ def test_the_published_split(tmp_path):
         assert len(text) == size and text[0] + text[-1] == ends
 
 
-def test_what_is_not_text8(tmp_path, monkeypatch):
+def test_invalid_text8(tmp_path, monkeypatch):
     monkeypatch.setattr(text8, "SIZES", {"train": 18, "valid": 1, "test": 1})
     file = tmp_path / "text8"
     source = Text8File(path=str(file))

@@ -1,4 +1,4 @@
-"""Tokenizers: round trips, special tokens, and that text never turns into a special token."""
+"""Tokenizers: round trips, special tokens, and text that is never encoded as a special token."""
 
 import re
 
@@ -37,7 +37,7 @@ def test_round_trip(config):
 
 
 @pytest.mark.parametrize("config", [Bytes(), Characters(), Text8(), BPE(vocab_size=320)])
-def test_kept_in_a_folder(config, tmp_path):
+def test_saved_in_a_folder(config, tmp_path):
     tokenizer = config.build(TEXTS)
     tokenizer.save(tmp_path)
     again = Tokenizer.load(tmp_path)
@@ -52,12 +52,12 @@ def test_kept_in_a_folder(config, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_nothing_to_load(tmp_path):
-    with pytest.raises(InputError, match="no tokenizer can be read in"):
+def test_missing_or_damaged_tokenizer(tmp_path):
+    with pytest.raises(InputError, match="its tokenizer cannot be read"):
         Tokenizer.load(tmp_path)
     Bytes().build([]).save(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(InputError, match="no tokenizer can be read in"):
+    with pytest.raises(InputError, match="its tokenizer cannot be read"):
         Tokenizer.load(tmp_path)
 
 
@@ -80,7 +80,7 @@ def test_bytes_are_their_own_ids():
     assert sorted(byte_characters()) == sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
-def test_characters_know_only_the_training_text():
+def test_characters_encode_only_the_training_alphabet():
     tokenizer = Characters().build(["cab", "bad é"])
     assert tokenizer.vocab.size == 6 + 4
     assert tokenizer.encode(["abcd é"])[0].tolist() == [1, 2, 3, 4, 0, 5]
@@ -101,14 +101,14 @@ def test_bpe_counts_everything_and_is_deterministic():
     assert BPE(vocab_size=281).build(TEXTS).fingerprint != tokenizer.fingerprint
     few = BPE(vocab_size=1024).build(["abab"])
     assert 260 <= few.vocab.size < 1024 and few.decode(few.encode(["ü"])[0]) == "ü"
-    with pytest.raises(ValueError, match="vocab_size=259: bytes and specials alone are 260"):
+    with pytest.raises(ValueError, match="vocab_size=259: must be at least 260"):
         BPE(vocab_size=259)
     with pytest.raises(InputError, match="no text"):
         BPE().build([])
 
 
 @pytest.mark.parametrize("config", [Bytes(), Characters(), Text8(), BPE(vocab_size=400)])
-def test_long_texts_are_cut_without_a_trace(config, monkeypatch):
+def test_cutting_long_texts_changes_no_token(config, monkeypatch):
     texts = [*TEXTS, "word  two\n three " * 300, "x" * 3000 + " y"]
     tokenizer = config.build(texts)
     whole = tokenizer.encode(texts)
@@ -125,7 +125,7 @@ def test_long_texts_are_cut_without_a_trace(config, monkeypatch):
 
 
 def gpt2_like(tmp_path):
-    """Byte-level BPE whose one special token ends a text and comes last."""
+    """Byte-level BPE with one special token, EOS, as the last id."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
@@ -172,7 +172,7 @@ def test_pretrained_with_a_mask_keeps_it(tmp_path):
     bert_like(tmp_path)
     tokenizer = Pretrained(name=str(tmp_path)).build([])
     assert tokenizer.vocab == Vocab(size=11, mask_id=4, bos_id=2, eos_id=3, pad_id=0)
-    # Neither special tokens, truncation nor padding of the file's own; no mask out of text.
+    # Special tokens, truncation and padding of the file are off; text never gives the mask.
     assert tokenizer.encode(["The cats [MASK]"])[0].tolist() == [5, 6, 7, 8, 10, 9]
     assert tokenizer.decode([2, 5, 6, 7, 3]) == "the cats"
 
@@ -188,7 +188,7 @@ def test_pretrained_names_can_be_chosen(tmp_path):
         Pretrained(name=str(tmp_path), eos="<end>").build([])
 
 
-def test_pretrained_that_is_not_there(tmp_path, monkeypatch):
+def test_missing_pretrained(tmp_path, monkeypatch):
     def offline(name, revision):
         raise FileNotFoundError(f"{name} at {revision}\nis nowhere")
 

@@ -1,4 +1,4 @@
-"""Tokenizers learnt from text as it streams by: WordPiece, and what BPE and Characters share."""
+"""Tokenizers trained on a stream of text: WordPiece, and what BPE and Characters share."""
 
 import re
 
@@ -20,15 +20,15 @@ TEXTS = [
 
 
 def once(texts):
-    """Texts that can be read a single time."""
+    """Texts that can be read only once."""
     yield from texts
 
 
 @pytest.mark.parametrize("config", [Characters(), BPE(vocab_size=300), WordPiece(vocab_size=120)])
-def test_texts_that_come_once_give_the_tokenizer_of_a_list(config):
+def test_texts_read_once_give_the_same_tokenizer(config):
     streamed = config.build(once(TEXTS))
     assert streamed.fingerprint == config.build(TEXTS).fingerprint
-    # In another order, in pieces cut between words, the same counts: the same tokenizer.
+    # Another order, in pieces cut between words, gives the same counts and the same tokenizer.
     pieces = re.split(r"(?<=\S)(?= )", TEXTS[0])
     again = config.build(once([*TEXTS[1:], *pieces]))
     assert again.fingerprint == streamed.fingerprint
@@ -37,17 +37,17 @@ def test_texts_that_come_once_give_the_tokenizer_of_a_list(config):
 
 
 def test_reading_is_reported_by_the_megabyte():
-    told = []
+    reported = []
     text = "ab " * 200_000
-    BPE(vocab_size=262).build(once([text] * 4), lambda *call: told.append(call))
-    assert told[:2] == [
+    BPE(vocab_size=262).build(once([text] * 4), lambda *call: reported.append(call))
+    assert reported[:2] == [
         ("reading text for the tokenizer, MB", 1, 0),
         ("reading text for the tokenizer, MB", 2, 0),
     ]
-    assert told[2:] == [("training the tokenizer", 0, 1), ("training the tokenizer", 1, 1)]
+    assert reported[2:] == [("training the tokenizer", 0, 1), ("training the tokenizer", 1, 1)]
 
 
-def test_what_goes_wrong_while_reading_comes_through():
+def test_reading_errors_are_raised():
     def broken():
         yield "some text"
         raise InputError("line 7: not JSON")
@@ -85,16 +85,18 @@ def test_word_pieces_of_a_long_text_are_those_of_its_parts(monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
-def test_too_small_a_vocabulary_is_refused():
-    with pytest.raises(ValueError, match="vocab_size=6: not even 7"):
+def test_too_small_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="vocab_size=6: must be at least 7"):
         WordPiece(vocab_size=6)
-    with pytest.raises(InputError, match=r"vocab_size=20 is too small: the characters .* take \d+"):
+    with pytest.raises(
+        InputError, match=r"vocab_size=20 is too small: must be at least \d+ .* characters"
+    ):
         WordPiece(vocab_size=20).build(TEXTS)
 
 
 @pytest.mark.parametrize("config", [BPE(vocab_size=300), WordPiece(vocab_size=120), Dna()])
-def test_a_saved_one_opens_as_anybodys(config, tmp_path):
-    """The special tokens are found by their names, and text gives the same tokens."""
+def test_saved_tokenizer_opens_as_pretrained(config, tmp_path):
+    """Special tokens are found by their names, and text is encoded to the same tokens."""
     made = config.build(TEXTS)
     made.save(tmp_path)
     opened = Pretrained(name=str(tmp_path)).build([])
@@ -110,7 +112,7 @@ def test_bases():
     assert tokenizer.vocab == Vocab(size=9, mask_id=8, bos_id=5, eos_id=6, pad_id=7)
     assert tokenizer.encode(["NTGCA"])[0].tolist() == [4, 3, 2, 1, 0]
     for text in ("ACGa", "ACGR", "AC\n"):
-        with pytest.raises(InputError, match="is not in the alphabet of 5 characters"):
+        with pytest.raises(InputError, match="is not in the tokenizer's alphabet of 5 characters"):
             tokenizer.encode([text])
     soft = Dna(soft_masked=True).build([])
     assert soft.vocab.size == 14 and soft.decode(soft.encode(["ACgtN"])[0]) == "ACgtN"

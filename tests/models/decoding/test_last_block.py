@@ -1,4 +1,4 @@
-"""A last block that is made where answers are wanted gives the answers of one made everywhere."""
+"""A last block computed at some positions gives the logits of one computed everywhere."""
 
 from dataclasses import replace
 
@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from mdlm.models.block import BlockDiT
-from mdlm.models.decoding.last_block import LateReadout
+from mdlm.models.decoding.last_block import DeferredReadout
 from mdlm.models.dit import DiT
 from mdlm.models.network import denoiser, init
+from mdlm.models.readout import Readout
 from mdlm.types import NetInput
 
 SIZES = dict(width=32, depth=3, heads=2, cond_dim=16)
@@ -44,7 +45,7 @@ def inputs_for(network, *, per_token):
 
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_late_answers_are_those_of_the_whole_network(key, name, per_token):
+def test_a_deferred_last_block_gives_the_logits_of_the_whole_network(key, name, per_token):
     network = NETWORKS[name]
     params = init(network, key, V)
     # No branch is to be switched off by its initial zeros.
@@ -57,9 +58,10 @@ def test_late_answers_are_those_of_the_whole_network(key, name, per_token):
 
     @jax.jit
     def both(inputs):
-        late = denoise(replace(inputs, late=True))
-        assert isinstance(late, LateReadout)
-        return denoise(inputs).logits(), late.logits(at), late.whole.logits(), late.logits()
+        deferred = denoise(replace(inputs, defer_last_block=True))
+        assert isinstance(deferred, DeferredReadout)
+        everywhere = deferred.whole.logits(), deferred.logits()
+        return denoise(inputs).logits(), deferred.logits(at), *everywhere
 
     dense, few, whole, all_of_it = both(inputs)
     scale = float(jnp.abs(dense).max())
@@ -71,8 +73,9 @@ def test_late_answers_are_those_of_the_whole_network(key, name, per_token):
     assert float(jnp.abs(few[0] - few[1]).max()) > 1e-2 * scale
 
 
-def test_a_network_in_training_is_never_late(key):
+def test_a_network_in_training_defers_nothing(key):
     network = NETWORKS["plain"]
     denoise = denoiser(network, V, init(network, key, V), condition=lambda t: t)
-    inputs = replace(inputs_for(network, per_token=False), late=True)
-    assert not denoise(inputs, key=key).is_late
+    inputs = replace(inputs_for(network, per_token=False), defer_last_block=True)
+    assert isinstance(denoise(inputs), DeferredReadout)
+    assert isinstance(denoise(inputs, key=key), Readout)

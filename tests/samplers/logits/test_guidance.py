@@ -217,10 +217,8 @@ def test_a_classifier_of_no_weight_or_that_rules_out_everything_is_not_heard():
     assert (logits[0, :3] == [-np.inf, -np.inf, 0]).all()
 
 
-class Late(DenseLogits):
-    """Logits that are made whole when asked for."""
-
-    is_late = True
+class Deferred(DenseLogits):
+    """A prediction whose whole is another than itself."""
 
     @property
     def whole(self):
@@ -229,15 +227,15 @@ class Late(DenseLogits):
 
 def test_the_whole_of_a_bent_prediction_is_that_of_its_parts():
     logits = jnp.arange(6.0).reshape(1, 2, 3)
-    plain, late = DenseLogits(logits), Late(logits)
+    plain, deferred = DenseLogits(logits), Deferred(logits)
     both = Mixed(plain, DenseLogits(-logits), 3.0)
-    assert not both.is_late and Mixed(late, late, 3.0).is_late
     np.testing.assert_allclose(both.logits(), 3 * logits - 2 * -logits)
-    np.testing.assert_allclose(Mixed(late, late, 3.0).whole.logits(), 2 * logits)
+    np.testing.assert_allclose(both.whole.logits(), both.logits())
+    np.testing.assert_allclose(Mixed(deferred, deferred, 3.0).whole.logits(), 2 * logits)
     slope = lambda x, t: (x * jnp.arange(3.0)[None, None]).sum((-1, -2))
     parts = dict(PARTS, parameterization=Subs(mask_id=2, vocab_size=3))
     tilted = Classifier(log_p=slope, how="taylor").wrap(
-        lambda inputs, *, key=None: late, jnp.zeros((1, 2), bool), **parts
+        lambda inputs, *, key=None: deferred, jnp.zeros((1, 2), bool), **parts
     )(NetInput(tokens=jnp.full((1, 2), 2)))
     np.testing.assert_allclose(tilted.whole.logits() - tilted.logits(), logits, rtol=1e-6)
     assert tilted.whole.whole.logits(jnp.array([1])).shape == (1, 3)

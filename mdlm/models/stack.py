@@ -1,0 +1,144 @@
+"""The loop over a stack of blocks.
+
+All blocks are one module whose parameters have a leading axis of `depth`; `jax.lax.scan` runs
+along it.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Key
+
+from mdlm.keys import by_row
+from mdlm.models.attention.mask import OUTPUT, AttentionMask, Halves
+from mdlm.models.decoding.last_block import BegunBlock
+from mdlm.models.layers import PRODUCT
+from mdlm.models.network import Remat
+from mdlm.models.rotary import rotary_table
+from mdlm.parallel.mesh import platform
+from mdlm.parallel.sharding import STREAM, moved
+from mdlm.types import NetInput
+
+Table = tuple[Float[Array, "#b l 1 half"], Float[Array, "#b l 1 half"]]
+
+UNROLLED = 4
+"""Blocks to a turn of the loop on CPUs, where stacking what the backward pass needs is dear."""
+
+
+class StackConfig(Protocol):
+    """What the loop over a stack of blocks has to know."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def remat(self) -> Remat: ...
+
+
+def stack(make: Callable[[nnx.Rngs], Any], config: StackConfig, rngs: nnx.Rngs) -> Any:
+    """As many modules as the depth as one, whose parameters have a leading axis of that size."""
+    return nnx.split_rngs(splits=config.depth)(nnx.vmap(make))(rngs)
+
+
+def run_blocks(
+    blocks: Any,  # a stack of `Block`s, or of blocks that are called alike
+    x: Float[Array, "b l d"],
+    inputs: NetInput,
+    *,
+    causal: bool,
+    halves: Halves | None = None,
+    cond: Float[Array, " b #l c"] | None,
+    key: Key[Array, ""] | None,
+) -> Float[Array, "b l d"]:
+    """`x` after all blocks, in order; each block's dropout key is folded from `key`."""
+    mask = mask_of(inputs, causal=causal, halves=halves)
+
+    def apply(block: Any, x: Array, table: Table, key: Key[Array, ""] | None) -> Array:
+        return block(x, mask, table, cond=cond, key=key)
+
+    return run_stack(apply, blocks, blocks.config, x, inputs, key)
+
+
+def run_but_last(
+    blocks: Any,
+    x: Float[Array, "b l d"],
+    inputs: NetInput,
+    *,
+    halves: Halves | None = None,
+    cond: Float[Array, " b #l c"] | None,
+) -> BegunBlock:
+    """`run_blocks` without dropout, up to the keys and values of the last block."""
+    mask = mask_of(inputs, causal=False, halves=halves)
+    first = jax.tree.map(lambda array: array[:-1], blocks)
+    last = jax.tree.map(lambda array: array[-1], blocks)
+
+    def apply(block: Any, x: Array, table: Table, _: None) -> Array:
+        return block(x, mask, table, cond=cond, key=None)
+
+    x = run_stack(apply, first, blocks.config, x, inputs, None)
+    return BegunBlock(last, x, mask, table_of(inputs, x.shape[1], blocks.config), cond)
+
+
+def mask_of(inputs: NetInput, *, causal: bool, halves: Halves | None = None) -> AttentionMask:
+    """What the positions of these inputs see of each other."""
+    return AttentionMask(
+        causal=causal, halves=halves, is_valid=inputs.is_valid, segment_ids=inputs.segment_ids
+    )
+
+
+def table_of(inputs: NetInput, length: int, config: StackConfig) -> Table:
+    """The rotary table of these inputs, the same for all blocks."""
+    positions = jnp.arange(length)[None] if inputs.positions is None else inputs.positions
+    return rotary_table(positions, config.width // config.heads)
+
+
+def run_stack(
+    apply: Callable[..., Array],
+    blocks: Any,
+    config: StackConfig,
+    x: Float[Array, "b l d"],
+    inputs: NetInput,
+    key: Key[Array, ""] | None,
+) -> Float[Array, "b l d"]:
+    """`x` after `apply(block, x, rotary table, key)` of each of the stacked blocks, in order."""
+    table = table_of(inputs, x.shape[1], config)
+    keys = None if key is None else by_row(key, jnp.arange(config.depth))
+
+    def step(x, layer):
+        block, key = layer
+        return apply(block, moved(x, STREAM), table, key), None
+
+    remat = config.remat
+    if remat == "auto":
+        remat = "products" if platform() == "tpu" else "none"
+    step = remembering(remat, step)
+    return jax.lax.scan(step, x, (blocks, keys), unroll=unrolled(remat))[0]
+
+
+def unrolled(remat: Remat) -> int | bool:
+    """Blocks to a turn of the loop (True: all).
+
+    On GPUs that keep all for the backward pass, no loop copies it into arrays of all blocks and
+    back: a fifth of the time and a third of the memory. Where some is made anew the loop stays, as
+    without it the compiler finds that it has seen that before, and keeps it.
+    """
+    if platform() == "gpu" and remat == "none":
+        return True
+    return UNROLLED if platform() == "cpu" else 1
+
+
+def remembering(remat: Remat, step):
+    """`step` of a scan with its insides kept for the backward pass, or not, as `remat` says."""
+    if remat == "none":
+        return step
+    policy = None
+    if remat == "products":
+        policy = jax.checkpoint_policies.save_only_these_names(PRODUCT, OUTPUT)
+    return jax.checkpoint(step, prevent_cse=False, policy=policy)
