@@ -5,7 +5,7 @@
 
 Data: `recipes.lm1b_packed`: as in `lm1b.py`, but the sentences strung together, [SEP] after each,
 and cut into rows of 128 with [CLS] and [SEP] at their ends. Batch 512, constant rate 3e-4 after
-2,500 steps, 1M steps of 65,536 tokens.
+2,500 steps, 1M steps of 65,536 tokens. No checkpoint is selected by the test split, see `lm1b.py`.
 Hardware: 8 GPUs of 80 GB, about four days.
 Expected, *published* (test perplexity, packed): MDLM <= 31.78, SEDD <= 32.68, autoregressive 22.83
 (arXiv:2503.09573, "65B tokens"). Padded sentences are another task: see `lm1b.py`.

@@ -13,6 +13,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
+from mdlm.names import KERNEL, MODULATION, STACK
 from mdlm.types import ArrayTree
 
 
@@ -126,7 +127,7 @@ def decayed(params: ArrayTree) -> ArrayTree:
     """True at matrices. Arrays of stacked layers have one dimension more than their layer's."""
 
     def is_matrix(path, array) -> bool:
-        return array.ndim - ("blocks" in _names(path)) >= 2
+        return array.ndim - (STACK in _names(path)) >= 2
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 
@@ -134,13 +135,14 @@ def decayed(params: ArrayTree) -> ArrayTree:
 def hidden(params: ArrayTree) -> ArrayTree:
     """ "muon" at the blocks' matrices between hidden states, stacked `[n i o]`; "adam" elsewhere.
 
-    The modulation's matrix, which starts at zero and reads the noise level, is not one of them.
+    They are known by the names that networks agree on (`mdlm.names`). The modulation's matrix,
+    which starts at zero and reads the noise level, is not one of them.
     """
 
     def label(path, array) -> str:
         names = _names(path)
-        is_matrix = names[-1] == "kernel" and array.ndim == 3
-        is_hidden = is_matrix and "blocks" in names and "modulation" not in names
+        is_matrix = names[-1] == KERNEL and array.ndim == 3
+        is_hidden = is_matrix and STACK in names and MODULATION not in names
         return "muon" if is_hidden else "adam"
 
     return jax.tree_util.tree_map_with_path(label, params)

@@ -3,7 +3,7 @@
     b  batch (sequences)      l  length (tokens)      v  vocabulary (columns of the logits)
     d  width of the network   h  attention heads      n  any other count (layers, steps, rows)
 
-Times are diffusion times, 0 clean and 1 noise, always `Float[Array, "b #l"]`: `[b, 1]` for one
+Times are diffusion times, 0 clean and 1 noise, always `Float[Array, " b #l"]`: `[b, 1]` for one
 noise level per sequence, `[b, l]` for one per token. Losses are in nats, float32.
 """
 
@@ -67,7 +67,7 @@ class NetInput:
     """What a network is asked: the tokens and everything known about them."""
 
     tokens: Any  # Int[Array, "b l"], noised
-    t: Any = None  # Float[Array, "b #l"], diffusion time; None for networks without noise
+    t: Any = None  # Float[Array, " b #l"], diffusion time; None for networks without noise
     clean: Any = None  # Int[Array, "b l"], for networks that read [noised ; clean]
     is_valid: Any = None  # Bool[Array, "b l"], False at padding, which nobody attends to
     segment_ids: Any = None  # Int[Array, "b l"], attention stays inside a segment
@@ -117,7 +117,7 @@ class LossTerms:
     count: Any  # Float[Array, "b l"]
     scored: Any  # Float[Array, "b l"]
     scalars: Any  # dict[str, Float[Array, ""]], further figures for the log
-    t: Any = None  # Float[Array, "b #l"], diffusion time; None where nothing is noised
+    t: Any = None  # Float[Array, " b #l"], diffusion time; None where nothing is noised
 
 
 class Prediction(abc.ABC):

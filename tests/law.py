@@ -11,6 +11,7 @@ from functools import cached_property
 import jax.numpy as jnp
 import numpy as np
 
+from mdlm.evals.oracles import Enumerated
 from mdlm.objectives.discrete_time import DiscreteNelbo
 from mdlm.objectives.llada import LLaDA
 from mdlm.objectives.masked_count import OrderAgnostic
@@ -19,28 +20,14 @@ from mdlm.schedules.change_of_variables import ChangeOfVariables
 from mdlm.schedules.closed_form import Cosine, CosineSquared, Geometric, LinearSigma, LogLinear
 from mdlm.schedules.md4 import OneMinusSine, Polynomial
 from mdlm.times import IID
-from mdlm.types import Batch, DenseLogits
+from mdlm.types import Batch
 
 
 @dataclass(frozen=True)
-class Law:
-    """p over sequences of `length` tokens of `symbols` symbols; the mask is the id after them."""
+class Law(Enumerated):
+    """The same, with entropies, informations and batches."""
 
-    length: int = 3
-    symbols: int = 3
-    seed: int = 0
-
-    @property
-    def mask_id(self) -> int:
-        return self.symbols
-
-    @cached_property
-    def sequences(self) -> np.ndarray:
-        return np.array(list(itertools.product(range(self.symbols), repeat=self.length)))
-
-    @cached_property
-    def p(self) -> np.ndarray:
-        return np.random.default_rng(self.seed).dirichlet(np.full(len(self.sequences), 0.5))
+    concentration: float = 0.5
 
     @cached_property
     def entropy(self) -> float:
@@ -63,27 +50,6 @@ class Law:
             seen_entropy = -sum(p * np.log(p) for p in groups.values() if p > 0)
             total += share * (self.entropy - seen_entropy)
         return total
-
-    @cached_property
-    def _posterior(self) -> np.ndarray:
-        """p(x_i = v | z) for every z, indexed by z's digits in base symbols + 1."""
-        base = self.symbols + 1
-        table = np.zeros((base**self.length, self.length, base))
-        for number, z in enumerate(itertools.product(range(base), repeat=self.length)):
-            z = np.array(z)
-            fits = ((self.sequences == z) | (z == self.mask_id)).all(axis=1)
-            weight = np.where(fits, self.p, 0.0)
-            for i in range(self.length):
-                for v in range(self.symbols):
-                    table[number, i, v] = weight[self.sequences[:, i] == v].sum() / weight.sum()
-        return table
-
-    def denoise(self, inputs, *, key=None) -> DenseLogits:
-        """The true posterior, as a network."""
-        digits = (self.symbols + 1) ** jnp.arange(self.length)[::-1]
-        number = (inputs.tokens * digits[None]).sum(-1)
-        posterior = jnp.asarray(self._posterior, jnp.float32)[number]
-        return DenseLogits(jnp.log(jnp.maximum(posterior, 1e-30)))
 
     def batch(self, tokens: np.ndarray) -> Batch:
         n = len(tokens)

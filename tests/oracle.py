@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.oracle import Enumerated
 from mdlm.diffusion import Diffusion
+from mdlm.evals.oracles import Enumerated
 from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked

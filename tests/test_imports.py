@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "mdlm"
 
-BASE = {"types", "errors", "vocab", "keys", "draws", "version"}
+BASE = {"types", "errors", "vocab", "keys", "draws", "version", "names"}
 DEVICES = {"cluster", "parallel", "profiling"}
 NOISE = {"schedules", "times"}
 METHODS = {"processes", "parameterizations", "diffusion", "objectives", "samplers"}
@@ -82,3 +82,21 @@ def test_only_the_upper_layers_touch_disk():
                 if name in touching:
                     wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} calls {name}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_only_tests_of_benchmarks_import_them():
+    tests = ROOT.parent / "tests"
+    found = {
+        str(path.relative_to(tests))
+        for path in tests.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
+        if name.split(".")[0] == "benchmarks"
+    }
+    assert found and all(name.startswith("benchmarks/") for name in found), found

@@ -91,7 +91,8 @@ class Progress:
                 self._say(f"step {event.step}/{self._steps}: {words}")
         elif isinstance(event, loop.Evaluated):
             value = event.metrics[0].value
-            self._write(f"step {event.step}: validation {value:.4f} nats per token")
+            name = "validation" if event.split == "valid" else f"{event.split} split"
+            self._write(f"step {event.step}: {name} {value:.4f} nats per token")
         elif isinstance(event, loop.Spiked):
             found = event.spike
             words = f"step {event.step}: loss {found.loss:.3f}, median {found.median:.3f}"

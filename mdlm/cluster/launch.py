@@ -18,9 +18,8 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from mdlm.cluster import process_group
+from mdlm.cluster import jax_private, process_group
 from mdlm.cluster.abort_handler import AbortHandler
 from mdlm.cluster.heartbeat import Heartbeat
 from mdlm.errors import InputError
@@ -95,8 +94,6 @@ def detect_rank() -> Rank | None:
 
     Raises InputError if the environment has several processes but no rank that JAX can read.
     """
-    from jax._src import cloud_tpu_init
-
     here = os.environ
     if _is_several("SLURM_STEP_NUM_TASKS"):
         tasks = here.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0]
@@ -105,7 +102,7 @@ def detect_rank() -> Rank | None:
         tasks = here.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")
         local = here.get("OMPI_COMM_WORLD_LOCAL_RANK", "0")
         return _read_cluster("OmpiCluster", "mpirun", tasks, local)
-    if cloud_tpu_init.running_in_cloud_tpu_vm:
+    if jax_private.is_cloud_tpu():
         if "TPU_PROCESS_ADDRESSES" in here or "TPU_WORKER_HOSTNAMES" in here:
             return _read_cluster("GkeTpuCluster", "GKE")
         return None if "TPU_SKIP_MDS_QUERY" in here else _read_cluster("GceTpuCluster", "Cloud TPU")
@@ -126,9 +123,7 @@ def _read_cluster(cluster: str, name: str, tasks: str = "1", local: str = "0") -
     `name` is the launcher, for messages. If a node runs several `tasks`, the process uses the
     device whose number is its `local` rank, unless the launcher already shows it one device only.
     """
-    from jax._src import clusters
-
-    known: Any = getattr(clusters, cluster)
+    known = jax_private.cluster(cluster)
     try:
         if not known.is_env_present():
             if name in ("srun", "mpirun"):
@@ -169,7 +164,6 @@ def joined(rank: Rank | None, *, timeout: int | None = None, advice: str = "") -
         yield
         return
     import jax
-    from jax._src import distributed
 
     err = io.TextIOWrapper(io.FileIO(os.dup(2), "w"), line_buffering=True)
     _redirect_standard_output(rank.index == 0)
@@ -194,7 +188,7 @@ def joined(rank: Rank | None, *, timeout: int | None = None, advice: str = "") -
                 )
             except RuntimeError as error:
                 raise InputError(explain(str(error))) from error
-        client = distributed.global_state.client
+        client = jax_private.coordination_client()
         group = process_group.ProcessGroup(client, rank.index, rank.count, err)
         process_group.set_current(group)
         handler.heartbeat = heartbeat = Heartbeat(group, advice)

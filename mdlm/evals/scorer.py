@@ -109,7 +109,8 @@ class Scorer:
         share = "" if whole else f", first {n} rows"
         text = "" if self.dataset.data == experiment.data else other_text(self.dataset.data)
         packing = self.dataset.protocol(how.split)
-        protocol = f"{text}{how.split}{share}, {packing}, {objective.protocol}, EMA parameters"
+        words = objective.protocol_on(self.model.process)
+        protocol = f"{text}{how.split}{share}, {packing}, {words}, EMA parameters"
         units = {"byte": part.bytes, "character": part.characters} if whole else {}
         metrics = summarise(
             bound, count, protocol=protocol, is_exact=objective.is_exact, units=units

@@ -35,12 +35,13 @@ class Training:
         accumulate: micro-batches whose gradients are added up before a step.
         ema_decay: decay of the parameters' moving average, reached by min(decay, (1+n)/(10+n)).
         log_every: steps between lines in metrics.jsonl.
-        eval_every: steps between validations (0: only at the end).
-        eval_rows: rows of the validation split that those look at (0: all).
+        eval_every: steps between evaluations of the validation split (0: only at the end). Data
+            without one are evaluated on `evaluation.split`, and no best checkpoint is selected.
+        eval_rows: rows of that split that are evaluated (0: all).
         sample_every: steps between samples (0: only at the end).
         sample_length: tokens of such a sample (0: a row of the data).
         checkpoint_every: steps between checkpoints (0: only at the end).
-        keep: newest checkpoints that are kept; the best by validation is kept too.
+        keep: newest checkpoints that are kept; the best on the validation split is kept too.
         keep_every: checkpoints at multiples of so many steps are kept for good (0: none is).
         max_skipped: steps in a row whose loss or gradient is not finite after which the run ends.
             Such a step changes nothing but the count of steps. Looked at with each line of the log.

@@ -63,7 +63,7 @@ class BlockDiTModule(DiTModule):
         self,
         inputs: NetInput,
         *,
-        condition: Float[Array, "b #l"] | None = None,
+        condition: Float[Array, " b #l"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Readout | DeferredReadout:
         """The prediction about `inputs.tokens`.

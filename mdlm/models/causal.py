@@ -63,7 +63,7 @@ class CausalModule(nnx.Module):
         self,
         inputs: NetInput,
         *,
-        condition: Float[Array, "b #l"] | None = None,
+        condition: Float[Array, " b #l"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Readout | NextToken:
         if condition is not None:

@@ -102,7 +102,7 @@ class DiT(Transformer, Network):
         return DiTModule(self, columns, rngs)
 
 
-def sinusoid(condition: Float[Array, "b #l"]) -> Float[Array, "b #l 256"]:
+def sinusoid(condition: Float[Array, " b #l"]) -> Float[Array, " b #l 256"]:
     """Cosines, then sines, of the noise level at geometrically spaced frequencies."""
     steps = jnp.arange(FREQUENCIES, dtype=jnp.float32)
     frequency = jnp.exp(-math.log(10000) * steps / FREQUENCIES)
@@ -117,7 +117,7 @@ class NoiseLevel(nnx.Module):
         self.inner = Linear(2 * FREQUENCIES, cond_dim, rngs, dtype=FLOAT32)
         self.outer = Linear(cond_dim, cond_dim, rngs, dtype=FLOAT32)
 
-    def __call__(self, condition: Float[Array, "b #l"]) -> Float[Array, "b #l c"]:
+    def __call__(self, condition: Float[Array, " b #l"]) -> Float[Array, " b #l c"]:
         return jax.nn.silu(self.outer(jax.nn.silu(self.inner(sinusoid(condition)))))
 
 
@@ -158,7 +158,7 @@ class DiTModule(nnx.Module):
         self,
         inputs: NetInput,
         *,
-        condition: Float[Array, "b #l"] | None = None,
+        condition: Float[Array, " b #l"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Readout | DeferredReadout:
         cond = self._cond(inputs, condition)
@@ -170,7 +170,7 @@ class DiTModule(nnx.Module):
         x = run_blocks(self.blocks, x, inputs, causal=False, cond=cond, key=key)
         return self.readout(x, cond)
 
-    def readout(self, x: Float[Array, "b l d"], cond: Float[Array, "b #l c"] | None) -> Readout:
+    def readout(self, x: Float[Array, "b l d"], cond: Float[Array, " b #l c"] | None) -> Readout:
         """The head on top of the last block."""
         with jax.named_scope("head"):
             hidden = self.norm(x)
@@ -187,7 +187,7 @@ class DiTModule(nnx.Module):
             raise ValueError("a network without self-conditioning has no input for `self_cond`")
         return x + self.shown(inputs.self_cond)
 
-    def _cond(self, inputs: NetInput, condition: Float[Array, "b #l"] | None):
+    def _cond(self, inputs: NetInput, condition: Float[Array, " b #l"] | None):
         if self.label is None and inputs.label is not None:
             raise ValueError("a network with labels=0 has no input for a label")
         if self.noise_level is None:

@@ -154,7 +154,7 @@ class ScaledModule(nnx.Module):
         self,
         inputs: NetInput,
         *,
-        condition: Float[Array, "b #l"] | None = None,
+        condition: Float[Array, " b #l"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Readout:
         if condition is not None:

@@ -250,8 +250,8 @@ parts.defvjp(_parts_forward, _parts_backward)
 
 def modulate(
     x: Float[Array, "b l d"],
-    shift: Float[Array, "b #l d"] | float,
-    scale: Float[Array, "b #l d"] | float,
+    shift: Float[Array, " b #l d"] | float,
+    scale: Float[Array, " b #l d"] | float,
 ) -> Float[Array, "b l d"]:
     """`x (1 + scale) + shift`, the adaptive part of adaLN (arXiv:2212.09748)."""
     return x * (1 + scale) + shift

@@ -103,7 +103,7 @@ def gated_width(width: int) -> int:
     return -(-(8 * width // 3) // 32) * 32
 
 
-def sinusoid(t: Float[Array, "b #l"], width: int) -> Float[Array, "b #l c"]:
+def sinusoid(t: Float[Array, " b #l"], width: int) -> Float[Array, " b #l c"]:
     """Sines, then cosines, of 1000 t at `width / 2` frequencies from 1 down to 1/10000."""
     steps = jnp.arange(width // 2, dtype=jnp.float32) / (width // 2 - 1)
     angles = 1000 * t[..., None].astype(jnp.float32) * (10000.0**-steps)[None, None]
@@ -117,7 +117,7 @@ class TimeEmbedding(nnx.Module):
         self.inner = Linear(width, 4 * width, rngs, dtype=FLOAT32)
         self.outer = Linear(4 * width, width, rngs, dtype=FLOAT32)
 
-    def __call__(self, t: Float[Array, "b #l"]) -> Float[Array, "b #l c"]:
+    def __call__(self, t: Float[Array, " b #l"]) -> Float[Array, " b #l c"]:
         width = self.inner.kernel.shape[0]
         return self.outer(jax.nn.silu(self.inner(sinusoid(t, width))))
 
@@ -164,7 +164,7 @@ class MD4Block(nnx.Module):
         mask: AttentionMask,
         table: Table,
         *,
-        cond: Float[Array, "b #l c"] | None,
+        cond: Float[Array, " b #l c"] | None,
         key: Key[Array, ""] | None,
     ) -> Float[Array, "b l d"]:
         """The residual stream after this block; `cond` is act(c)."""
@@ -209,7 +209,7 @@ class MD4Module(nnx.Module):
         self,
         inputs: NetInput,
         *,
-        condition: Float[Array, "b #l"] | None = None,
+        condition: Float[Array, " b #l"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Readout:
         cond = self._cond(inputs, condition)
@@ -225,7 +225,7 @@ class MD4Module(nnx.Module):
             hidden = hidden.astype(self.dtype)
         return Readout(hidden, *self.head.arrays(), chunk=self.config.logits_chunk)
 
-    def _cond(self, inputs: NetInput, condition: Float[Array, "b #l"] | None):
+    def _cond(self, inputs: NetInput, condition: Float[Array, " b #l"] | None):
         """act(c), which all modulations read."""
         if self.time is None:
             if condition is not None:

@@ -33,7 +33,7 @@ class Network(abc.ABC):
     """The configuration of a network, which builds the network's module.
 
     The module is called with `(inputs, condition=..., key=...)` and answers with a `Prediction`.
-    `condition`, `Float[Array, "b #l"]` or None, is what the network is told of the noise level.
+    `condition`, `Float[Array, " b #l"]` or None, is what the network is told of the noise level.
 
     The fields here are those that planning and measuring read of every network. The defaults are
     those of a network that does not offer the choice; one that does gives its own.
@@ -138,7 +138,7 @@ def denoiser(
     columns: int,
     params: ArrayTree,
     *,
-    condition: Callable[[Float[Array, "b #l"]], Float[Array, "b #l"]] | None = None,
+    condition: Callable[[Float[Array, " b #l"]], Float[Array, " b #l"]] | None = None,
 ) -> Denoise:
     """The network with its parameters, as diffusion code calls it.
 

@@ -54,7 +54,7 @@ def run_blocks(
     *,
     causal: bool,
     halves: Halves | None = None,
-    cond: Float[Array, "b #l c"] | None,
+    cond: Float[Array, " b #l c"] | None,
     key: Key[Array, ""] | None,
 ) -> Float[Array, "b l d"]:
     """`x` after all blocks, in order; each block's dropout key is folded from `key`."""
@@ -72,7 +72,7 @@ def run_but_last(
     inputs: NetInput,
     *,
     halves: Halves | None = None,
-    cond: Float[Array, "b #l c"] | None,
+    cond: Float[Array, " b #l c"] | None,
 ) -> BegunBlock:
     """`run_blocks` without dropout, up to the keys and values of the last block."""
     mask = mask_of(inputs, causal=False, halves=halves)

@@ -143,7 +143,7 @@ class Block(nnx.Module):
         mask: AttentionMask,
         table: Table,
         *,
-        cond: Float[Array, "b #l c"] | None,
+        cond: Float[Array, " b #l c"] | None,
         key: Key[Array, ""] | None,
     ) -> Float[Array, "b l d"]:
         """The residual stream after this block. ValueError if it has adaLN and no `cond`."""
@@ -180,7 +180,7 @@ class Block(nnx.Module):
         q, k = (rotate(x, table).astype(v.dtype) for x in (q, k))
         return attention(q, k, v, mask, self.config.attention).reshape(y.shape)
 
-    def vectors(self, cond: Float[Array, "b #l c"] | None) -> Sequence[Array | float]:
+    def vectors(self, cond: Float[Array, " b #l c"] | None) -> Sequence[Array | float]:
         """Shift, scale and gate of the attention, then of the MLP."""
         if self.modulation is None:
             return (0.0, 0.0, 1.0) * 2

@@ -34,12 +34,17 @@ class Objective(abc.ABC):
     """True where the reported bound is the likelihood itself and nothing is drawn."""
 
     protocol: ClassVar[str] = ""
-    """What the reported bound is, in words, for the line in which the number is given."""
+    """What the reported bound is, in words, for the line in which the number is given. It names
+    every term of the bound that the objective leaves out."""
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked,)
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Subs,)
     sees: ClassVar[Sees] = "all"
     """What it is defined for; anything else is refused when the experiment is composed."""
+
+    def protocol_on(self, process: Process) -> str:
+        """`protocol`, and what is left out with the schedule of this process besides."""
+        return self.protocol
 
     def incompatibility(
         self,
@@ -63,12 +68,30 @@ class Objective(abc.ABC):
         return self
 
 
+def nelbo_without(*terms: str, where: str) -> str:
+    """The name of a NELBO that lacks these of its terms; `where` says what is left of it.
+
+    >>> nelbo_without("reconstruction", "prior", where="t >= 0.001")
+    'NELBO without the reconstruction and prior terms (t >= 0.001)'
+    """
+    noun = "term" if len(terms) == 1 else "terms"
+    return f"NELBO without the {' and '.join(terms)} {noun} ({where})"
+
+
+def without_start(process: Process, protocol: str) -> str:
+    """The protocol of a chain of steps on this process. The step to t = 0 is the reconstruction
+    where alpha(0) = 1; of other schedules nothing reveals what is still masked at t = 0."""
+    if not process.schedule.one_minus_alpha(jnp.zeros(())) > 0:
+        return protocol
+    return protocol.replace("NELBO", nelbo_without("reconstruction", where="alpha(0) < 1"), 1)
+
+
 def ask(
     denoise: Denoise,
     batch: Batch,
     *,
     tokens: Int[Array, "b l"],
-    t: Float[Array, "b #l"] | None,
+    t: Float[Array, " b #l"] | None,
     key: Key[Array, ""] | None,
 ) -> Prediction:
     """The network's prediction about a batch whose tokens were replaced by `tokens`."""
@@ -90,8 +113,8 @@ def weighted_cross_entropy(
     *,
     parameterization: Parameterization,
     z_t: Int[Array, "b l"],
-    t: Float[Array, "b #l"],
-    weight: Float[Array, "b #l"],
+    t: Float[Array, " b #l"],
+    weight: Float[Array, " b #l"],
 ) -> LossTerms:
     """`sum w * -log p(x_0 | z_t)` over the scored tokens; the bound is the same sum.
 
@@ -114,8 +137,8 @@ def weighted_sum(
     batch: Batch,
     loss: Callable[..., Float[Array, " n"]],
     rows: ArrayTree,
-    weight: Float[Array, "b #l"],
-    t: Float[Array, "b #l"],
+    weight: Float[Array, " b #l"],
+    t: Float[Array, " b #l"],
 ) -> LossTerms:
     """`sum w * loss(logits, rows, None)` over the scored tokens; the bound is the same sum.
 
@@ -160,7 +183,7 @@ def noised(
     process: Process,
     key: Key[Array, ""],
     batch: Batch,
-    t: Float[Array, "b #l"],
+    t: Float[Array, " b #l"],
     may_change: Bool[Array, "b l"] | None = None,
 ) -> Int[Array, "b l"]:
     """The rows noised to `t`, from the objective's key: the tokens that `may_change`, by default
@@ -202,8 +225,8 @@ def score_masked(
     diffusion: Diffusion[Masked],
     *,
     z_t: Int[Array, "b l"],
-    t: Float[Array, "b #l"],
-    weight: Float[Array, "b #l"],
+    t: Float[Array, " b #l"],
+    weight: Float[Array, " b #l"],
     key: Key[Array, ""] | None = None,
 ) -> LossTerms:
     """`weight` times the cross-entropy of the masked tokens of given noised rows."""

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int, Key
 from mdlm.diffusion import Diffusion
 from mdlm.draws import uniforms
 from mdlm.keys import by_row, stream
-from mdlm.objectives.base import Objective, refuse_rates, score_masked
+from mdlm.objectives.base import Objective, nelbo_without, refuse_rates, score_masked
 from mdlm.processes.masked import Masked
 from mdlm.schedules.base import Schedule
 from mdlm.schedules.closed_form import LogLinear
@@ -106,13 +106,13 @@ class BlockNelbo(Objective):
         first = ", first token of each row not scored" if self.first_is_given else ""
         if self.is_exact:
             return f"exact NLL, token by token{first}"
-        if (self.low, self.high) == (0, 1):
-            return f"NELBO, blocks of {self.block_size}, continuous time{first}"
-        what = "no bound" if self.is_clipped else "reconstruction dropped"
-        return (
-            f"loss at t in [{self.low:g}, {self.high:g}] ({what}),"
-            f" blocks of {self.block_size}{first}"
-        )
+        blocks = f"blocks of {self.block_size}"
+        if self.is_clipped:
+            return f"loss at t in [{self.low:g}, {self.high:g}] (no bound), {blocks}{first}"
+        name = "NELBO"
+        if self.low > 0:
+            name = nelbo_without("reconstruction", where=f"t >= {self.low:g}")
+        return f"{name}, {blocks}, continuous time{first}"
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)

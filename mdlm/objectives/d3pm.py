@@ -45,9 +45,11 @@ from mdlm.objectives.base import (
     uniform_of_rows,
     weighted_cross_entropy,
     weighted_sum,
+    without_start,
 )
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.mean import Mean
+from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.times import LowDiscrepancy, TimeSampler, step_of_chain
 from mdlm.types import Batch, LossTerms
@@ -62,7 +64,6 @@ class D3PM(Objective):
     """
 
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Mean,)
-    protocol: ClassVar[str] = "NELBO, discrete time, D3PM"
     steps: int = 1000
     times: TimeSampler = LowDiscrepancy()
     reconstruction: bool = False
@@ -70,6 +71,14 @@ class D3PM(Objective):
     def __post_init__(self):
         if self.steps < 1:
             raise ValueError(f"steps={self.steps} is not a number of time steps")
+
+    @property
+    def protocol(self) -> str:
+        added = ", with the loss of the clean row at t = 0" if self.reconstruction else ""
+        return f"NELBO, discrete time, D3PM{added}"
+
+    def protocol_on(self, process: Process) -> str:
+        return without_start(process, self.protocol)
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)

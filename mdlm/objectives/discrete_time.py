@@ -15,7 +15,8 @@ from jax import Array
 from jaxtyping import Float, Key
 
 from mdlm.diffusion import Diffusion
-from mdlm.objectives.base import Objective, noise_and_score, refuse_rates
+from mdlm.objectives.base import Objective, noise_and_score, refuse_rates, without_start
+from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.schedules.base import Schedule
 from mdlm.times import LowDiscrepancy, TimeSampler, step_of_chain
@@ -29,6 +30,9 @@ class DiscreteNelbo(Objective):
     steps: int = 1000
     times: TimeSampler = LowDiscrepancy()
     protocol: ClassVar[str] = "NELBO, discrete time"
+
+    def protocol_on(self, process: Process) -> str:
+        return without_start(process, self.protocol)
 
     def __post_init__(self):
         if self.steps < 1:

@@ -202,7 +202,6 @@ class GeneralizedNelbo(PerTokenBound):
 
     t_min: float = 1e-3
     reconstruction: Literal["network", "rates"] = "network"
-    protocol: ClassVar[str] = "NELBO, continuous time, rates by token"
 
     def __post_init__(self):
         if not 0 < self.t_min < 1:
@@ -211,6 +210,13 @@ class GeneralizedNelbo(PerTokenBound):
             raise ValueError(
                 f'reconstruction={self.reconstruction!r} is neither "network" nor "rates"'
             )
+
+    @property
+    def protocol(self) -> str:
+        protocol = "NELBO, continuous time, rates by token"
+        if self.reconstruction == "network":
+            return protocol
+        return f"{protocol}, tokens masked at t = {self.t_min:g} predicted from the rates alone"
 
     def moments(self, u: Float[Array, "b 1"]) -> Moment:
         if self.reconstruction == "rates":

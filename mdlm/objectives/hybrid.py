@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from mdlm.objectives.base import nelbo_without
 from mdlm.objectives.interpolating import InterpolatingNelbo, elbo_weight
 from mdlm.processes.base import Process
 from mdlm.processes.hybrid import Hybrid, LogSNRHybrid
@@ -50,7 +51,6 @@ class HybridNelbo(InterpolatingNelbo):
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Hybrid, LogSNRHybrid)
-    protocol: ClassVar[str] = "NELBO, continuous time, hybrid noise"
     weights: Weights = "dynamic_as_in_paper"
     max_weight: float = 2.0
     times: TimeSampler = Antithetic()
@@ -64,6 +64,20 @@ class HybridNelbo(InterpolatingNelbo):
             raise ValueError(f"max_weight={self.max_weight} is not positive")
         if not 0 < self.t_min < 0.5:
             raise ValueError(f"t_min={self.t_min} is not between 0 and 1/2")
+
+    @property
+    def protocol(self) -> str:
+        name = "NELBO"
+        if not self.reconstruction:
+            between = f"{self.t_min:g} <= t <= {1 - self.t_min:g}"
+            name = nelbo_without("reconstruction", "prior", where=between)
+        return f"{name}, continuous time, hybrid noise"
+
+    def protocol_on(self, process: Process) -> str:
+        if not self.reconstruction or not process.schedule.alpha(jnp.ones(())) > 0:
+            return self.protocol
+        left_out = nelbo_without("prior", where="alpha(1) > 0")
+        return self.protocol.replace("NELBO", left_out, 1)
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)

@@ -98,8 +98,8 @@ class InterpolatingNelbo(Objective):
         diffusion: Diffusion[Interpolating],
         *,
         z_t: Int[Array, "b l"],
-        t: Float[Array, "b #l"],
-        is_last: Bool[Array, "b #l"],
+        t: Float[Array, " b #l"],
+        is_last: Bool[Array, " b #l"],
         key: Key[Array, ""] | None = None,
     ) -> LossTerms:
         """The loss of given noised rows: the training weight times KL + IS, of which the bound is

@@ -32,7 +32,7 @@ from mdlm.types import Batch
 class LLaDA(Nelbo):
     """Trains and reports the NELBO of the scored tokens, given the others, in nats."""
 
-    protocol: ClassVar[str] = "NELBO, continuous time, given the unscored tokens"
+    given: ClassVar[str] = ", given the unscored tokens"
 
     def may_change(self, batch: Batch) -> Bool[Array, "b l"]:
         return scored_tokens(batch)

@@ -18,7 +18,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Key
 
 from mdlm.diffusion import Diffusion
-from mdlm.objectives.base import Objective, noise_and_score, refuse_rates
+from mdlm.objectives.base import Objective, nelbo_without, noise_and_score, refuse_rates
 from mdlm.processes.masked import Masked
 from mdlm.schedules.base import Schedule
 from mdlm.times import LowDiscrepancy, TimeSampler, restrict
@@ -42,11 +42,19 @@ class Nelbo(Objective):
     t_min: float = 1e-3
     reconstruction: bool = True
     importance: bool = False
-    protocol: ClassVar[str] = "NELBO, continuous time"
+    given: ClassVar[str] = ""
+    """What the bound is conditioned on, for `protocol`."""
 
     def __post_init__(self):
         if not 0 < self.t_min < 1:
             raise ValueError(f"t_min={self.t_min} is not between 0 and 1")
+
+    @property
+    def protocol(self) -> str:
+        name = "NELBO"
+        if not self.reconstruction:
+            name = nelbo_without("reconstruction", where=f"t >= {self.t_min:g}")
+        return f"{name}, continuous time{self.given}"
 
     def __call__(
         self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion[Masked]

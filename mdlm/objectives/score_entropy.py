@@ -48,13 +48,16 @@ class ScoreEntropy(Objective):
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked, Uniform)
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Score,)
-    protocol: ClassVar[str] = "score entropy on [t_min, 1], without the terms of its ends"
     times: TimeSampler = LowDiscrepancy()
     t_min: float = 1e-3
 
     def __post_init__(self):
         if not 0 < self.t_min < 1:
             raise ValueError(f"t_min={self.t_min} is not between 0 and 1")
+
+    @property
+    def protocol(self) -> str:
+        return f"score entropy without the reconstruction and prior terms (t >= {self.t_min:g})"
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)
@@ -74,7 +77,7 @@ def score_noised(
     diffusion: Diffusion[Masked | Uniform],
     *,
     z_t: Int[Array, "b l"],
-    t: Float[Array, "b #l"],
+    t: Float[Array, " b #l"],
     key: Key[Array, ""] | None = None,
 ) -> LossTerms:
     """The score entropy of given noised rows, per unit of time."""

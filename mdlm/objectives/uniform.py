@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from mdlm.objectives.base import nelbo_without
 from mdlm.objectives.interpolating import InterpolatingNelbo
 from mdlm.processes.base import Process
 from mdlm.processes.interpolating import Interpolating
@@ -40,12 +41,18 @@ class UniformNelbo(InterpolatingNelbo):
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Uniform,)
-    protocol: ClassVar[str] = "NELBO, continuous time, uniform noise"
     ends: bool = True
 
     def __post_init__(self):
         if not 0 < self.t_min < 1:
             raise ValueError(f"t_min={self.t_min} is not between 0 and 1")
+
+    @property
+    def protocol(self) -> str:
+        name = "NELBO"
+        if not self.ends:
+            name = nelbo_without("reconstruction", "prior", where=f"t >= {self.t_min:g}")
+        return f"{name}, continuous time, uniform noise"
 
     def prior_term(self, process: Interpolating) -> Float[Array, ""] | float:
         return prior_divergence(process) if self.ends else 0.0

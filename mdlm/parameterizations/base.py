@@ -57,7 +57,7 @@ class Parameterization(abc.ABC):
         self,
         output: Float[Array, "*n v"],
         z_t: Int[Array, "*n"],
-        t: Float[Array, "*#n"] | None,
+        t: Float[Array, " *#n"] | None,
     ) -> Float[Array, "*n v"]:
         """Log-probabilities (nats, float32) of the clean token; -inf where there is no mass.
 
@@ -70,7 +70,7 @@ class Parameterization(abc.ABC):
         x_0: Int[Array, "*n"],
         output: Float[Array, "*n v"],
         z_t: Int[Array, "*n"],
-        t: Float[Array, "*#n"] | None,
+        t: Float[Array, " *#n"] | None,
     ) -> Float[Array, "*n"]:
         """`log_p0` of the tokens `x_0` alone.
 

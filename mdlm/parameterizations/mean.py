@@ -32,7 +32,7 @@ class Mean(Parameterization):
         self,
         output: Float[Array, "*n v"],
         z_t: Int[Array, "*n"],
-        t: Float[Array, "*#n"] | None = None,
+        t: Float[Array, " *#n"] | None = None,
     ) -> Float[Array, "*n v"]:
         return jax.nn.log_softmax(
             self.over_vocabulary(output, with_mask=self.mask_has_mass)[0], axis=-1
@@ -43,7 +43,7 @@ class Mean(Parameterization):
         x_0: Int[Array, "*n"],
         output: Float[Array, "*n v"],
         z_t: Int[Array, "*n"],
-        t: Float[Array, "*#n"] | None = None,
+        t: Float[Array, " *#n"] | None = None,
     ) -> Float[Array, "*n"]:
         logits, column = self.over_vocabulary(output, with_mask=self.mask_has_mass)
         picked = jnp.where(column == x_0[..., None], logits, 0.0).sum(-1)

@@ -43,7 +43,7 @@ class Score(Parameterization):
             raise ValueError(f"graph={self.graph!r} is none of {get_args(Graph)}")
 
     def log_score(
-        self, output: Float[Array, "*n v"], z_t: Int[Array, "*n"], sigma: Float[Array, "*#n"]
+        self, output: Float[Array, "*n v"], z_t: Int[Array, "*n"], sigma: Float[Array, " *#n"]
     ) -> Float[Array, "*n v"]:
         """log s of every token in every place, nats, float32: 0 at the token that is there.
 
@@ -61,7 +61,7 @@ class Score(Parameterization):
         self,
         output: Float[Array, "*n v"],
         z_t: Int[Array, "*n"],
-        t: Float[Array, "*#n"] | None = None,
+        t: Float[Array, " *#n"] | None = None,
     ) -> Float[Array, "*n v"]:
         mask_id, size = self.ids()
         if self.graph != "absorbing":

@@ -25,7 +25,7 @@ class Subs(Parameterization):
         self,
         output: Float[Array, "*n v"],
         z_t: Int[Array, "*n"],
-        t: Float[Array, "*#n"] | None = None,
+        t: Float[Array, " *#n"] | None = None,
     ) -> Float[Array, "*n v"]:
         logits, column = self.over_vocabulary(output)
         certain = jnp.where(column == z_t[..., None], 0.0, -jnp.inf)
@@ -37,7 +37,7 @@ class Subs(Parameterization):
         x_0: Int[Array, "*n"],
         output: Float[Array, "*n v"],
         z_t: Int[Array, "*n"],
-        t: Float[Array, "*#n"] | None = None,
+        t: Float[Array, " *#n"] | None = None,
     ) -> Float[Array, "*n"]:
         logits, column = self.over_vocabulary(output)
         picked = jnp.where(column == x_0[..., None], logits, 0.0).sum(-1)

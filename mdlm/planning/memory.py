@@ -20,6 +20,7 @@ from mdlm.keys import stream
 from mdlm.models.layers import compute_dtype
 from mdlm.models.network import count_parameters
 from mdlm.models.readout import chunk_size, rows_at_once
+from mdlm.names import HEAD, STACK
 from mdlm.parallel.mesh import AXES, FSDP, SEQUENCE, TENSOR, by_rows, on, replicated, row_parts
 from mdlm.train.step import abstract_state, init
 from mdlm.types import ArrayTree, Batch, Prediction
@@ -149,9 +150,9 @@ def estimated_temporaries(model: Model, mesh: AbstractMesh) -> float:
     gathered = 0.0
     if mesh.shape[FSDP] * shared > 1:
         network = shapes(model)["params"]["network"]
-        gathered += 2 * itemsize * count_parameters(network.get("blocks", {})) / depth
+        gathered += 2 * itemsize * count_parameters(network.get(STACK, {})) / depth
         gathered /= mesh.shape[TENSOR]
-        gathered += (itemsize + 4) * count_parameters(network.get("head", {}))
+        gathered += (itemsize + 4) * count_parameters(network.get(HEAD, {}))
     return (kept + max(block, 0)) / shared + gradients + logits + gathered
 
 

@@ -66,7 +66,7 @@ class Process(abc.ABC):
         self,
         keys: Key[Array, " b"],
         x_0: Int[Array, "b l"],
-        t: Float[Array, "b #l"],
+        t: Float[Array, " b #l"],
         may_change: Bool[Array, "b l"] | None = None,
     ) -> Int[Array, "b l"]:
         """`x_0` noised to time `t`; tokens where `may_change` is False stay clean."""
@@ -77,7 +77,7 @@ class Process(abc.ABC):
         keys: Key[Array, " b"],
         log_p0: Float[Array, "b l v"],
         z_t: Int[Array, "b l"],
-        t: Float[Array, "b #l"],
-        s: Float[Array, "b #l"],
+        t: Float[Array, " b #l"],
+        s: Float[Array, " b #l"],
     ) -> Int[Array, "b l"]:
         """One step from `t` back to `s < t`, given log-probabilities of the clean tokens."""

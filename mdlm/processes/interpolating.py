@@ -101,7 +101,7 @@ class Interpolating(Process):
         self,
         keys: Key[Array, " b"],
         x_0: Int[Array, "b l"],
-        t: Float[Array, "b #l"],
+        t: Float[Array, " b #l"],
         may_change: Bool[Array, "b l"] | None = None,
     ) -> Int[Array, "b l"]:
         t = jnp.broadcast_to(t, x_0.shape)
@@ -157,8 +157,8 @@ class Interpolating(Process):
         keys: Key[Array, " b"],
         log_p0: Float[Array, "b l v"],
         z_t: Int[Array, "b l"],
-        t: Float[Array, "b #l"],
-        s: Float[Array, "b #l"],
+        t: Float[Array, " b #l"],
+        s: Float[Array, " b #l"],
     ) -> Int[Array, "b l"]:
         leave, stay, others = self._jump(log_p0, z_t, t, s)
         jumps = uniforms(streams(keys, "whether"), z_t.shape[1]) * (leave + stay) < leave
@@ -169,8 +169,8 @@ class Interpolating(Process):
         self,
         log_p0: Float[Array, "b l v"],
         z_t: Int[Array, "b l"],
-        t: Float[Array, "b #l"],
-        s: Float[Array, "b #l"],
+        t: Float[Array, " b #l"],
+        s: Float[Array, " b #l"],
     ) -> Float[Array, "b l v"]:
         """The law that `reverse` draws from, over the tokens and the mask."""
         leave, stay, others = self._jump(log_p0, z_t, t, s)

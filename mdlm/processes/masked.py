@@ -48,7 +48,7 @@ class Masked(Process):
         self,
         keys: Key[Array, " b"],
         x_0: Int[Array, "b l"],
-        t: Float[Array, "b #l"],
+        t: Float[Array, " b #l"],
         may_change: Bool[Array, "b l"] | None = None,
     ) -> Int[Array, "b l"]:
         return self.mask_where(uniforms(keys, x_0.shape[1]), x_0, t, may_change)
@@ -57,7 +57,7 @@ class Masked(Process):
         self,
         u: Float[Array, "b l"],
         x_0: Int[Array, "b l"],
-        t: Float[Array, "b #l"],
+        t: Float[Array, " b #l"],
         may_change: Bool[Array, "b l"] | None = None,
     ) -> Int[Array, "b l"]:
         """`corrupt` with its uniforms given: the mask where `u < 1 - alpha(t)`, strictly."""
@@ -88,8 +88,8 @@ class Masked(Process):
         keys: Key[Array, " b"],
         log_p0: Float[Array, "b l v"],
         z_t: Int[Array, "b l"],
-        t: Float[Array, "b #l"],
-        s: Float[Array, "b #l"],
+        t: Float[Array, " b #l"],
+        s: Float[Array, " b #l"],
     ) -> Int[Array, "b l"]:
         u = uniforms(streams(keys, "whether"), z_t.shape[1])
         tokens = categorical_by_position(streams(keys, "which"), self._without_mask(log_p0))
@@ -102,8 +102,8 @@ class Masked(Process):
         self,
         log_p0: Float[Array, "b l v"],
         z_t: Int[Array, "b l"],
-        t: Float[Array, "b #l"],
-        s: Float[Array, "b #l"],
+        t: Float[Array, " b #l"],
+        s: Float[Array, " b #l"],
     ) -> Float[Array, "b l v"]:
         """The law that `reverse` draws from, over the tokens and the mask."""
         v = log_p0.shape[-1]

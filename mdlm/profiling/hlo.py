@@ -4,15 +4,12 @@ import re
 from dataclasses import dataclass
 
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-
-
 INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
-
-
 OPCODE = re.compile(r"\s([a-z][a-z0-9\-]*)\(")
-
-
 CALLED = re.compile(r"\b(?:calls|to_apply|(?:true|false)_computation)=%?([\w.\-]+)")
+FUSED = re.compile(r"\bcalls=%?([\w.\-]+)")
+CHANNEL = re.compile(r"\bchannel_id=([0-9]+)")
+OP_NAME = re.compile(r'\bop_name="([^"]*)"')
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,20 @@ class Instruction:
 
     @property
     def channel(self) -> str | None:
-        found = re.search(r"channel_id=([0-9]+)", self.rest)
+        return self._named(CHANNEL)
+
+    @property
+    def op_name(self) -> str | None:
+        """The scopes that it comes from: `jit(train_step)/.../attention/dot_general`."""
+        return self._named(OP_NAME)
+
+    @property
+    def fused(self) -> str | None:
+        """The computation that holds the instructions of a fusion."""
+        return self._named(FUSED)
+
+    def _named(self, pattern: re.Pattern[str]) -> str | None:
+        found = pattern.search(self.rest)
         return found and found[1]
 
 

@@ -15,8 +15,9 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-PARTS = ("noise", "embed", "attention", "mlp", "head", "optimizer", "ema")
-"""The named scopes of a training step."""
+from mdlm.names import PARTS
+from mdlm.profiling import hlo
+
 SCAN, OTHER = "scan", "other"
 """What a loop (over layers, over micro-batches) itself moves, and what has no name."""
 FORWARD, BACKWARD, RECOMPUTED = DIRECTIONS = "forward", "backward", "recomputed"
@@ -24,13 +25,6 @@ CONTAINERS = {"while", "conditional", "call", "async-start", "async-done"}
 PRODUCTS = {"dot", "convolution"}
 # Custom calls that multiply: cuBLAS, oneDNN, cuDNN's fused attention.
 LIBRARY_PRODUCT = re.compile(r'custom_call_target="[^"]*(?:gemm|matmul|fmha|\$dot)[^"]*"', re.I)
-
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*)$")
-_OPCODE = re.compile(r"\s([a-z][a-z0-9-]*)\(([^)]*)\)")
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
-_CALLS = re.compile(r"calls=%?([\w.-]+)")
-_REFERENCE = re.compile(r"%([\w.-]+)")
 
 
 @dataclass(frozen=True)
@@ -72,26 +66,16 @@ def origin(op_name: str) -> tuple[str, str]:
 
 def instructions(text: str) -> dict[str, Instruction]:
     """The instructions of a compiled program, by name, from its text."""
-    lines: dict[str, str] = {}
-    bodies: dict[str, list[str]] = defaultdict(list)
-    computation = ""
-    for line in text.splitlines():
-        if found := _INSTRUCTION.match(line):
-            lines[found[1]] = found[2]
-            bodies[computation].append(found[1])
-        elif found := _COMPUTATION.match(line):
-            computation = found[1]
-    opcodes = {name: found[1] for name, line in lines.items() if (found := _OPCODE.search(line))}
-    own = {
-        name: origin(found[1]) for name, line in lines.items() if (found := _OP_NAME.search(line))
-    }
+    computations, _, _ = hlo.parsed(text)
+    lines = {name: line for body in computations.values() for name, line in body.items()}
+    own = {name: origin(line.op_name) for name, line in lines.items() if line.op_name is not None}
 
     def inner(name: str) -> list[str]:
-        found = _CALLS.search(lines[name])
-        return bodies[found[1]] if found else []
+        return list(computations.get(lines[name].fused or "", ()))
 
     def multiplies(name: str) -> bool:
-        return opcodes.get(name) in PRODUCTS or bool(LIBRARY_PRODUCT.search(lines[name]))
+        line = lines[name]
+        return line.opcode in PRODUCTS or bool(LIBRARY_PRODUCT.search(line.rest))
 
     def place(name: str, depth: int) -> tuple[str, str]:
         """Of a fusion: that of its product, its own, the commonest inside it, its operands'."""
@@ -103,23 +87,21 @@ def instructions(text: str) -> dict[str, Instruction]:
         if votes:
             return votes.most_common(1)[0][0]
         # A copy, say, that the compiler put in belongs to whatever made what it copies.
-        found = _OPCODE.search(lines[name])
-        if depth and found and found[1] not in CONTAINERS:
-            for operand in _REFERENCE.findall(found[2]):
+        if depth and lines[name].opcode not in CONTAINERS:
+            for operand in lines[name].operands:
                 if operand in lines and (at := place(operand, depth - 1))[0] != OTHER:
                     return at
         return own.get(name, (OTHER, FORWARD))
 
     return {
         name: Instruction(
-            opcodes.get(name, ""),
+            line.opcode,
             *place(name, depth=3),
             is_product=any(multiplies(n) for n in [name, *inner(name)]),
             # XLA:CPU runs small calls in one piece, without events for what is inside.
-            is_container=opcodes.get(name) in CONTAINERS
-            and "xla_cpu_small_call" not in lines[name],
+            is_container=line.opcode in CONTAINERS and "xla_cpu_small_call" not in line.rest,
         )
-        for name in lines
+        for name, line in lines.items()
     }
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 BLUE, ORANGE, GREY, GREEN = "#2563a8", "#d1720a", "#8a8f98", "#3a7d44"
+EVALUATIONS = {"valid": "validation", "test": "test split", "train split": "training split"}
+"""Kinds of lines that are evaluations, and how the legend calls them."""
 
 
 def draw(
@@ -22,7 +24,7 @@ def draw(
     from matplotlib.figure import Figure
 
     train = [e for e in entries if e["kind"] == "train"]
-    valid = [e for e in entries if e["kind"] == "valid"]
+    evaluated = {name: [e for e in entries if e["kind"] == name] for name in EVALUATIONS}
     figure = Figure(figsize=(9, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
     levels = [e["loss_by_time"] for e in train if "loss_by_time" in e]
@@ -46,15 +48,16 @@ def draw(
         timed = [(e["step"], e["tokens_per_second"]) for e in train if "tokens_per_second" in e]
         if timed:
             speed.plot(*zip(*timed, strict=True), color=GREY)
-    if valid:
-        loss.plot(
-            [e["step"] for e in valid],
-            np.array([e["nats per token"] for e in valid], float),
-            "o-",
-            color=ORANGE,
-            markersize=4,
-            label="validation, averaged parameters",
-        )
+    for kind, lines in evaluated.items():
+        if lines:
+            loss.plot(
+                [e["step"] for e in lines],
+                np.array([e["nats per token"] for e in lines], float),
+                "o-",
+                color=ORANGE,
+                markersize=4,
+                label=f"{EVALUATIONS[kind]}, averaged parameters",
+            )
     for name, value in (references or {}).items():
         loss.axhline(value, color=GREY, linestyle="--", linewidth=1)
         loss.annotate(
@@ -68,7 +71,7 @@ def draw(
         )
     loss.set_ylabel("nats per token")
     loss.set_title(title, loc="left", fontsize=11)
-    if finite or valid:
+    if finite or any(evaluated.values()):
         loss.legend(frameon=False)
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)

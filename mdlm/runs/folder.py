@@ -1,10 +1,13 @@
 """The run folder: everything that one would want to know of a run later.
 
-experiment.py   the experiment file, as it was            metrics.jsonl   one line per entry
+experiment.py   the experiment file of the first start    metrics.jsonl   one line per entry
 config.json     its values, the overrides, fingerprint    samples.txt     text by step
-env.json        versions, devices, git state              curves.png      the picture
+env.json        versions, devices, git, of each start     curves.png      the picture
 data/           the tokenizer, token counts               checkpoints/    training states
 weights.safetensors   parameters alone, where they were imported or written
+
+A start that resumes the run with another text of the experiment file keeps that beside the first, as
+`experiment-DATE.py`.
 """
 
 import json
@@ -16,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -80,7 +84,10 @@ class RunFolder:
         return self.path / "data"
 
     def begin(self, source: str, overrides: list[tuple[str, str]], experiment: Experiment) -> None:
-        """Writes the experiment's copy, its values and the environment. `check` comes first."""
+        """Writes the experiment's copy, its values and the environment. `check` comes first.
+
+        Of a run that is resumed the first copy stays, and the environment is added to env.json.
+        """
         if not self.writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -88,8 +95,11 @@ class RunFolder:
         elsewhere = None if inside else str(self.checkpoints)
         if not self.exists:
             (self.path / BEGINNING).touch()
-        self._write("experiment.py", source)
-        self._write("env.json", json.dumps(environment(), indent=1) + "\n")
+        began = datetime.now(UTC)
+        copy = self._copy(source, began)
+        start = {"started": began.isoformat(timespec="seconds"), "experiment": copy}
+        earlier = self.starts() if self.exists else []
+        self._write("env.json", json.dumps([*earlier, {**start, **environment()}], indent=1) + "\n")
         config = {
             "fingerprint": fingerprint(experiment),
             "overrides": overrides,
@@ -99,6 +109,26 @@ class RunFolder:
         # Last, because its presence says that the folder is a run.
         self._write("config.json", json.dumps(config, indent=1) + "\n")
         (self.path / BEGINNING).unlink(missing_ok=True)
+
+    def _copy(self, source: str, began: datetime) -> str:
+        """Keeps the text of the experiment file; the name of the file that has it."""
+        files = [self.path / "experiment.py", *sorted(self.path.glob("experiment-*.py"))]
+        if self.exists and files[0].is_file():
+            for file in files:
+                if file.read_text() == source:
+                    return file.name
+            name = f"experiment-{began:%Y%m%dT%H%M%S.%fZ}.py"
+        else:
+            name = "experiment.py"
+        self._write(name, source)
+        return name
+
+    def starts(self) -> list[dict[str, Any]]:
+        """The environment of each start of the run, with its date, the first one first."""
+        path = self.path / "env.json"
+        found = json.loads(path.read_text()) if path.is_file() else []
+        # A run of version 0.1 holds that of its last start alone, without a date.
+        return found if isinstance(found, list) else [found]
 
     def agreed(self, experiment: Experiment) -> bool:
         """Whether a run is to be continued here: `check` by process 0, for all.

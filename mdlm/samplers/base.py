@@ -147,7 +147,7 @@ class Sampler(abc.ABC):
         self,
         state: State,
         is_asked: Bool[Array, "b l"],
-        t: Float[Array, "b #l"] | None,
+        t: Float[Array, " b #l"] | None,
         diffusion: Diffusion,
         *,
         score: Score | None = None,
@@ -240,7 +240,7 @@ class Sampler(abc.ABC):
         self,
         state: State,
         is_chosen: Bool[Array, "b l"],
-        t: Float[Array, "b #l"] | None,
+        t: Float[Array, " b #l"] | None,
         diffusion: Diffusion,
     ) -> State:
         """Proposes a token at each chosen position, and writes it."""

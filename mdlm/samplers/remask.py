@@ -54,8 +54,8 @@ class Exchange(NamedTuple):
     """What a step does, position by position, and the time at which the network is asked."""
 
     t: Float[Array, "b 1"]
-    reveal: Float[Array, "b #l"]  # probability that a masked position is revealed
-    remove: Float[Array, "b #l"]  # probability that a token is masked
+    reveal: Float[Array, " b #l"]  # probability that a masked position is revealed
+    remove: Float[Array, " b #l"]  # probability that a token is masked
 
 
 def remask(

@@ -11,8 +11,25 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
 
 from mdlm.schedules.base import Schedule, check_eps
+
+
+def relative_gap(
+    s: Float[Array, "*s"], t: Float[Array, "*s"], power: Float[Array, "*s"] | float
+) -> Float[Array, "*s"]:
+    """(s^power - t^power) / t^power for s <= t, to float32's digits however near s is to t.
+
+    It is expm1(power log(s / t)); near s = t the logarithm comes from t - s.
+    """
+    later = jnp.where(t > 0, t, 1.0)
+    ratio = s / later
+    is_near = ratio > 0.5
+    far = jnp.log(jnp.where(is_near, 0.5, ratio))
+    near = jnp.log1p(jnp.where(is_near, -(t - s) / later, 0.0))
+    return jnp.expm1(power * jnp.where(is_near, near, far))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +52,7 @@ class Polynomial(Schedule):
         return self.eps + (1 - 2 * self.eps) * t**self.power
 
     def alpha_gap(self, s, t, x_0=None):
-        # t^p - s^p = t^p (1 - (s/t)^p); near s = t the logarithm of s/t comes from t - s.
-        later = jnp.where(t > 0, t, 1.0)
-        ratio = s / later
-        is_near = ratio > 0.5
-        far = jnp.log(jnp.where(is_near, 0.5, ratio))
-        near = jnp.log1p(jnp.where(is_near, -(t - s) / later, 0.0))
-        log_ratio = jnp.where(is_near, near, far)
-        return -(1 - 2 * self.eps) * t**self.power * jnp.expm1(self.power * log_ratio)
+        return -(1 - 2 * self.eps) * t**self.power * relative_gap(s, t, self.power)
 
     def dalpha(self, t, x_0=None):
         return -(1 - 2 * self.eps) * self.power * t ** (self.power - 1)

@@ -23,6 +23,7 @@ from jax import Array
 from jaxtyping import Float, Int, Key
 
 from mdlm.schedules.base import Schedule, check_eps
+from mdlm.schedules.md4 import relative_gap
 from mdlm.types import ArrayTree, Vocab, with_ids
 
 
@@ -156,13 +157,7 @@ class _Power(Schedule):
         return (1 - self.eps) * t**self.power
 
     def alpha_gap(self, s, t, x_0=None):
-        # t^p - s^p = t^p (1 - (s/t)^p); near s = t the logarithm of s/t comes from t - s.
-        later = jnp.where(t > 0, t, 1.0)
-        is_near = s > 0.5 * later
-        far = jnp.log(jnp.where(is_near, 0.5, s / later))
-        near = jnp.log1p(jnp.where(is_near, -(t - s) / later, 0.0))
-        log_ratio = jnp.where(is_near, near, far)
-        return -self.one_minus_alpha(t) * jnp.expm1(self.power * log_ratio)
+        return -self.one_minus_alpha(t) * relative_gap(s, t, self.power)
 
     def dalpha(self, t, x_0=None):
         return -(1 - self.eps) * self.power * t ** (self.power - 1)

@@ -23,6 +23,7 @@ from mdlm.data.prefetch import Prefetcher
 from mdlm.errors import InputError
 from mdlm.evals.nll import Metric
 from mdlm.evals.scorer import Scorer
+from mdlm.experiment.evaluation import SELECTS, split_in_training
 from mdlm.experiment.identity import recorded
 from mdlm.experiment.model import Model
 from mdlm.models.network import count_parameters
@@ -58,7 +59,10 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
+    """After an evaluation of `split`: the validation split, where the data have one."""
+
     step: int
+    split: str
     metrics: list[Metric]
 
 
@@ -90,6 +94,9 @@ class Stopped:
 
     step: int
 
+
+KINDS = {"valid": "valid", "test": "test", "train": "train split"}
+"""What an evaluation of a split is called in metrics.jsonl, where "train" is a training step."""
 
 Event = Began | Stepped | Evaluated | Spiked | Profiled | Saved | Stopped
 Sample = Callable[[int, ArrayTree], None]
@@ -151,7 +158,8 @@ class Trainer:
         self.abstract = abstract_state(model, tx, mesh)
         self.train_step = compile_step(model, tx, mesh)
         self.scorer = Scorer(model, mesh, dataset)
-        self.validation = replace(experiment.evaluation, passes=1, ngrams=False)
+        split = split_in_training(experiment.evaluation, dataset.splits)
+        self.validation = replace(experiment.evaluation, passes=1, ngrams=False, split=split)
         self.loader = TrainLoader(dataset.train.rows, size, experiment.seed, rows_here(mesh, size))
         self.order = balanced_order(size)
         self.metrics: dict[str, Any] | None = None
@@ -225,11 +233,13 @@ class Trainer:
         return True
 
     def evaluate(self) -> Evaluated:
-        """Evaluates the EMA parameters; the result ranks the next checkpoint that is saved."""
+        """Evaluates the EMA parameters. On the validation split, the result ranks the next
+        checkpoint that is saved."""
+        split = self.validation.split
         found = self.scorer.run(self.state["ema"], self.validation, self.settings.eval_rows)
-        self.nelbo = found[0].value
-        self.folder.log("valid", self.made, {m.name: m.value for m in found})
-        return Evaluated(self.made, found)
+        self.nelbo = found[0].value if split == SELECTS else None
+        self.folder.log(KINDS[split], self.made, {m.name: m.value for m in found})
+        return Evaluated(self.made, split, found)
 
     def save(self) -> Saved:
         """Starts writing a checkpoint."""

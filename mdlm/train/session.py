@@ -22,6 +22,7 @@ from mdlm.data.dataset import Dataset
 from mdlm.errors import InputError
 from mdlm.evals.nll import Metric
 from mdlm.evals.scorer import check_same_data
+from mdlm.experiment.evaluation import split_in_training
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import without_stores
 from mdlm.experiment.model import Model
@@ -83,7 +84,8 @@ class Session:
         goes_on = self.folder.agreed(experiment)
         self.dataset: Dataset = experiment.data.load(self.folder.data if goes_on else None, report)
         self.model = Model.on(experiment, self.dataset)
-        splits = ("train", experiment.evaluation.split)
+        self.split = split_in_training(experiment.evaluation, self.dataset.splits)
+        splits = ("train", self.split)
         for split in splits:
             getattr(self.dataset, split)  # reads and packs it: too short a text is refused here
         check_same_data(self.dataset, splits)
@@ -122,7 +124,7 @@ class Session:
         )
         del initial
         if self.experiment.evaluation.ngrams:
-            found = trainer.scorer.ngrams(self.experiment.evaluation.split)
+            found = trainer.scorer.ngrams(self.split)
             self.references = {m.name.split()[0]: m.value for m in found if "nats" in m.name}
         try:
             for event in trainer.run(should_stop):

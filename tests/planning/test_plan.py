@@ -11,7 +11,7 @@ import tiny
 
 from mdlm.cli.plan import rows_of, words
 from mdlm.data.loader import TrainLoader
-from mdlm.data.packing import Pad, Wrap
+from mdlm.data.packing import Packing, Pad, Wrap
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Training
 from mdlm.experiment.model import Model
@@ -61,16 +61,23 @@ def test_memory_is_that_of_the_step(experiment):
     assert "data=2 fsdp=4" in text and "all-gather" in text and ": fits" in text
 
 
-@pytest.mark.parametrize(
-    "packing",
-    [
-        Wrap(length=30),
-        Wrap(length=32, segments=True),
-        Wrap(length=32, remainder="drop"),
-        Pad(length=2**15),
-        Pad(length=2**15, pad="as_published"),
-    ],
-)
+PACKINGS = [
+    Wrap(length=30),
+    Wrap(length=32, segments=True),
+    Wrap(length=32, remainder="drop"),
+    Pad(length=2**15),
+    Pad(length=2**15, pad="as_published"),
+    Pad(length=2**15, specials=False),
+]
+
+
+def test_every_packing_is_planned():
+    assert {type(packing) for packing in PACKINGS} == set(Packing.__subclasses__())
+    # ... and both values of every field that changes what a batch holds.
+    assert {p.hides_padding for p in PACKINGS} == {p.splits_attention for p in PACKINGS}
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=repr)
 def test_batches_are_those_of_the_loader(experiment, packing):
     experiment = replace(experiment, data=replace(experiment.data, packing=packing))
     dataset = experiment.data.load()

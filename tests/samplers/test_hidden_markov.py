@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import oracle
-from benchmarks.oracle import Enumerated, HiddenMarkov, sample
+from mdlm.evals.oracles import Enumerated, HiddenMarkov, sample
 from mdlm.samplers.catalogue import from_text
 from mdlm.types import NetInput
 
@@ -83,15 +82,3 @@ def test_tokens_drawn_at_once_are_independent(text):
     off = 0.5 * np.abs(np.outer(marginal, marginal) - MARKOV.pairs).sum()
     found = MARKOV.distance(np.asarray(sample(MARKOV, from_text(text), ROWS).tokens))
     assert found == pytest.approx(off, abs=0.02) and off > 0.1
-
-
-def test_distances_are_printed(capsys):
-    words = ["--rows", "500", "--samplers", "Ancestral(steps=1)"]
-    assert oracle.main(words) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if "Ancestral" in line]
-    calls = [row.split("|")[2].strip() for row in rows]
-    distances = [float(row.split("|")[3]) for row in rows]
-    assert calls == ["1", "1"] and 0.3 < distances[0] < 0.45 and 0.1 < distances[1] < 0.2
-    with pytest.raises(SystemExit):
-        oracle.main(["--samplers", "Ancestral(steps=0)"])
-    assert "steps=0 is below 1" in capsys.readouterr().err

@@ -109,7 +109,7 @@ def test_run_folder_holds_what_it_should(setup, tmp_path):
     assert all(np.isfinite(e["loss"]) for e in lines if e["kind"] == "train")
     assert (tmp_path / "run" / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert "step 20, sample 1" in (tmp_path / "run" / "samples.txt").read_text()
-    env = json.loads((tmp_path / "run" / "env.json").read_text())
+    (env,) = json.loads((tmp_path / "run" / "env.json").read_text())
     assert env["packages"]["jax"] == jax.__version__ and env["devices"]
 
 

@@ -31,7 +31,7 @@ from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.types import ArrayTree, DenseLogits, NetInput, Prediction
 
-LogP = Callable[[Float[Array, "n l v"], Float[Array, "n #l"] | None], Float[Array, " n"]]
+LogP = Callable[[Float[Array, "n l v"], Float[Array, " n #l"] | None], Float[Array, " n"]]
 """`log_p(one_hot, t)`: log p(y | z) of rows z, given as one-hot vectors over the vocabulary (the
 mask among them), at the times that the network is told."""
 
@@ -174,7 +174,7 @@ class Classifier(Guidance):
 
         return replace(diffusion, denoise=guided)
 
-    def _exact(self, tokens: Int[Array, "b l"], t: Float[Array, "b #l"] | None, size: int):
+    def _exact(self, tokens: Int[Array, "b l"], t: Float[Array, " b #l"] | None, size: int):
         """log p(y | z with v at i) for rows asked about."""
         l = tokens.shape[1]
 
@@ -193,7 +193,7 @@ class Classifier(Guidance):
 
         return tilt
 
-    def _taylor(self, tokens: Int[Array, "b l"], t: Float[Array, "b #l"] | None, size: int):
+    def _taylor(self, tokens: Int[Array, "b l"], t: Float[Array, " b #l"] | None, size: int):
         """The same up to a constant for each row, log p being linear in the one-hot rows."""
         one_hot = jax.nn.one_hot(tokens, size)
         slope = jax.grad(lambda x: self.log_p(x, t).sum())(one_hot).reshape(-1, size)
