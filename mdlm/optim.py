@@ -15,6 +15,8 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from mdlm.types import ArrayTree
 
+__all__ = ["AdamW", "Muon", "Optimizer"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(abc.ABC):

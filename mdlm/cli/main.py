@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mdlm.cli import (
+    components,
     eval,
     import_weights,
     plan,
@@ -38,7 +39,19 @@ from mdlm.cluster.launch import joined, place
 from mdlm.errors import InputError
 from mdlm.version import __version__
 
-FILES = train, plan, prepare, eval, sample, view, import_weights, samplers, tokenizer, settings
+FILES = (
+    train,
+    plan,
+    prepare,
+    eval,
+    sample,
+    view,
+    import_weights,
+    components,
+    samplers,
+    tokenizer,
+    settings,
+)
 COMMANDS: dict[str, Command] = {file.COMMAND.name: file.COMMAND for file in FILES}
 
 PLACE = ("coordinator", "processes", "process", "join_timeout")
@@ -72,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args, rest = parser().parse_known_args(arguments)
     command = COMMANDS[args.command]
     try:
-        changes = overrides(rest)
+        changes = [*getattr(args, "components", ()), *overrides(rest)]
         if changes and not command.takes_settings:
             raise InputError(f"--{changes[0][0]}: mdlm {args.command} has no such option")
         if command.computes:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdlm.cli.common import Command, add_process_group, experiment_of
+from mdlm.cli.common import Command, add_process_group, add_trust, experiment_of
 from mdlm.cli.progress import Progress
 from mdlm.cluster import heartbeat, process_group
 from mdlm.errors import InputError
@@ -54,6 +54,7 @@ def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
             tensorboard=args.tensorboard,
             wandb=args.wandb,
             profile=args.profile or 0,
+            trust=args.trust_experiment,
             report=progress.stage,
         )
         for event in session.train(should_stop=stop.now):
@@ -91,9 +92,11 @@ TRAIN_HELP = """\
 examples:
   mdlm train experiments/quickstart.py
   mdlm train experiments/quickstart.py --train.steps 2000 --optimizer.learning_rate 1e-3
+  mdlm train experiments/quickstart.py --process "Masked(schedule=Cosine())"
   mdlm train experiments/owt_small.py --out runs/owt --mesh.fsdp 8
 
-Any value of the experiment can be replaced by its dotted name; `mdlm settings FILE` lists them.
+Any value of the experiment can be replaced by its dotted name, a component by the text that says
+it; `mdlm settings FILE` lists the names, `mdlm components` what can be written.
 The same command continues a run that was interrupted, from its newest checkpoint. An experiment
 file is Python and is executed.
 
@@ -126,6 +129,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--init-from", metavar="RUN", help="begin with the parameters of a run")
     sub.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     sub.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases")
+    add_trust(sub)
     add_process_group(sub)
     sub.add_argument(
         "--profile",

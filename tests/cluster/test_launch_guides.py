@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from mdlm.cli.common import overrides
-from mdlm.cli.main import parser
-from mdlm.cli.main import TAKES_SETTINGS
+from mdlm.cli.main import TAKES_SETTINGS, parser
 from mdlm.config.overrides import names
 from mdlm.experiment.loading import load_file
 from mdlm.planning.topology import Topology
