@@ -257,8 +257,8 @@ class _Reader:
             raise InputError(f"{self.title}: {name}({needed}) must be given, it has no default")
         try:
             return kind(**values)
-        except ValueError as error:
-            raise InputError(f"{self.title}: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{self.title}: {_one_line(str(error))}") from error
 
 
 def _is_kind(kind: Any) -> bool:

@@ -93,6 +93,19 @@ def test_every_experiment_is_read_from_its_record_and_from_older_ones(path):
     assert identity_of(kept, "a checkpoint") == identity(experiment)
 
 
+def test_the_checkpoint_of_an_old_run_is_known_to_be_of_it():
+    old = Path(__file__).parents[1] / "old_runs" / "before_folders"
+    whole = json.loads((old / "config.json").read_text())["experiment"]
+    kept = json.loads((old / "checkpoints" / "30" / "data" / "metadata").read_text())["run"]
+    assert whole["class"] == kept["class"] == "Experiment" and "sampler" not in kept
+    experiment = read(whole, Experiment, "config.json")
+    assert not differences(identity_of(kept, "a checkpoint"), identity(experiment))
+    other = dataclasses.replace(experiment, seed=1)
+    assert differences(identity_of(kept, "a checkpoint"), identity(other)) == [
+        "seed: 0 there, 1 here"
+    ]
+
+
 def test_classes_of_an_experiment_at_hand_need_not_be_found():
     made = Files(path="a b")
     assert find("Files") is None
