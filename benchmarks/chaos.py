@@ -29,7 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from benchmarks import harness, small
-from benchmarks.lives import (
+from benchmarks.train_process import (
     BETWEEN,
     COMPILING,
     PHASES,

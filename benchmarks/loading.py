@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import harness, setting
+from benchmarks import harness, synthetic
 from mdlm.data.loader import TrainLoader
 from mdlm.data.packing import Wrap
 from mdlm.data.rows.base import RowSet
@@ -88,7 +88,7 @@ def other_reader(rows: RowSet, folder: Path, batch: int) -> Callable[[], np.ndar
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The benchmark; returns what it wrote."""
-    parser = harness.parser("loading", __doc__, **setting.SIZES, tokens=2**27)
+    parser = harness.parser("loading", __doc__, **synthetic.SIZES, tokens=2**27)
     parser.add_argument("--store", metavar="URL", help="default: one made up, of --tokens tokens")
     parser.add_argument("--no-step", action="store_true", help="do not measure the training step")
     args, others = parser.parse_known_args(argv)
@@ -129,7 +129,7 @@ def _measured(args: Any, rows: RowSet, folder: Path) -> dict[str, Any]:
     if not args.no_step:
         from benchmarks.train_step import Ours
 
-        cases["training step"] = Ours(setting.experiment(args), args.vocab).step
+        cases["training step"] = Ours(synthetic.experiment(args), args.vocab).step
     try:
         times = harness.alternate(cases, rounds=args.rounds, seconds=args.seconds)
     finally:

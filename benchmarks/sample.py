@@ -1,16 +1,16 @@
-"""Tokens per second of generation, and of the published cached sampler on the twin.
+"""Tokens per second of generation, and of the published cached sampler on the PyTorch reference.
 
     python -m benchmarks.sample                           # 8 sequences of 128, 128 steps
     python -m benchmarks.sample --steps 1000 --rounds 1
     python -m benchmarks.sample --total 256 --stride 64   # windows that slide along longer texts
-    python -m benchmarks.sample --no-twin                 # without PyTorch
+    python -m benchmarks.sample --no-torch                 # without PyTorch
 
 `mdlm.samplers.loop.generate` with `Ancestral`, as `mdlm sample` runs it, against the published
-"ddpm_cache" on the twin, whose network has the same parameters; both sample the same law, with
-randomness of their own. They take turns, one generation each. NFE is the mean number of network
-calls. "executed TFLOP/s" counts the products that each must execute: of each call the blocks, all
-but the last block's keys and values and the head at the positions that are written alone (ours), or
-all of them at all positions (the twin's).
+"ddpm_cache" on the PyTorch reference, whose network has the same parameters; both sample
+the same distribution with random numbers of their own. They alternate, one generation each. NFE is
+the mean number of network calls. "executed TFLOP/s" counts the matmuls that each must execute: of
+each call the blocks, all but the last block's keys and values and the head at the positions that
+are written alone (ours), or all of them at all positions (the PyTorch reference's).
 """
 
 import argparse
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import harness, setting
+from benchmarks import harness, synthetic
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.model import Model
 from mdlm.generation.windows import Windows, generate_long
@@ -32,7 +32,7 @@ from mdlm.samplers.loop import generate
 from mdlm.samplers.state import Samples
 from mdlm.types import ArrayTree
 
-SIZES = {**setting.SIZES, "batch": 8, "steps": 128, "total": 0, "stride": 64}
+SIZES = {**synthetic.SIZES, "batch": 8, "steps": 128, "total": 0, "stride": 64}
 """`total` is the tokens of a text, 0 for those of one row."""
 
 
@@ -77,12 +77,12 @@ class Ours:
         return out.tokens
 
 
-class Twin:
-    """The same on the twin."""
+class TorchReference:
+    """The same on the PyTorch reference."""
 
     def __init__(
         self,
-        twin: ModuleType,
+        reference: ModuleType,
         experiment: Experiment,
         columns: int,
         params: ArrayTree,
@@ -93,16 +93,16 @@ class Twin:
     ):
         import torch
 
-        loaded = twin.load(experiment.network, params["network"], columns, columns - 1).eval()
+        loaded = reference.load(experiment.network, params["network"], columns, columns - 1).eval()
         logits = torch.compile(loaded, fullgraph=True) if compiled else loaded
         sizes = (columns - 1, experiment.train.batch_size, experiment.data.packing.length)
         steps = getattr(experiment.sampler, "steps", 0)
         self.calls: list[int] = []
 
         def draw(steps: int) -> Any:
-            return twin.generate_long(logits, *sizes, steps, total=total, stride=stride)
+            return reference.generate_long(logits, *sizes, steps, total=total, stride=stride)
 
-        self.compile_seconds = harness.first_call("the twin", lambda: draw(1))
+        self.compile_seconds = harness.first_call("the PyTorch reference", lambda: draw(1))
         self._draw = lambda: draw(steps)
 
     def generate(self) -> Any:
@@ -129,28 +129,30 @@ def executed(
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The benchmark; returns what it wrote."""
     parser = harness.parser("sample", __doc__, **SIZES)
-    parser.add_argument("--no-twin", action="store_true", help="measure ours alone")
+    parser.add_argument("--no-torch", action="store_true", help="measure ours alone")
     parser.set_defaults(rounds=2)
     args, others = parser.parse_known_args(argv)
-    experiment = setting.experiment(args, others)
-    twin = None if args.no_twin else setting.twin_for(args, others)
-    model = setting.model(experiment, args.vocab)
-    params = setting.moved(jax.jit(model.init)(jax.random.key(0)))
+    experiment = synthetic.experiment(args, others)
+    reference = None if args.no_torch else synthetic.torch_reference_for(args, others)
+    model = synthetic.model(experiment, args.vocab)
+    params = synthetic.moved(jax.jit(model.init)(jax.random.key(0)))
     total = args.total or args.length
     window = Windows(length=args.length, stride=min(args.stride, args.length))
     ours = Ours(model, params, args.batch, total, window)
     cases: dict[str, Any] = {"mdlm": ours}
-    if twin is not None:
+    if reference is not None:
         for name, compiled in (("torch eager", False), ("torch.compile", True)):
             long = total, window.advance
-            cases[name] = Twin(twin, experiment, args.vocab, params, *long, compiled=compiled)
+            cases[name] = TorchReference(
+                reference, experiment, args.vocab, params, *long, compiled=compiled
+            )
     draws: dict[str, Callable[[], Any]] = {name: case.generate for name, case in cases.items()}
     times = harness.alternate(draws, rounds=args.rounds, calls=1)
 
     positions = args.batch * total
-    peak = peak_flops(setting.dtype_of(experiment))
-    twins = [name for name in cases if name != "mdlm"]
-    best = min(twins, key=lambda name: harness.median(times[name]), default=None)
+    peak = peak_flops(synthetic.dtype_of(experiment))
+    references = [name for name in cases if name != "mdlm"]
+    best = min(references, key=lambda name: harness.median(times[name]), default=None)
     rows = []
     for name, seconds in times.items():
         typical, is_ours = harness.median(seconds), name == "mdlm"
@@ -167,7 +169,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "MFU %": harness.utilisation(flops / typical, peak),
             "peak MiB": harness.mebibytes(ours.built.peak_bytes) if is_ours else None,
             "compile s": cases[name].compile_seconds,
-            "x twin": harness.ratio(times[best], seconds) if best else None,
+            "x torch": harness.ratio(times[best], seconds) if best else None,
             "seconds": seconds,
         })  # fmt: skip
     sizes = {name: getattr(args, name) for name in SIZES if name != "dropout"}

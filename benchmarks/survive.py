@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import harness, small
-from benchmarks.lives import Life, newest
+from benchmarks.train_process import Life, newest
 from mdlm.errors import InputError
 
 LOST = 4

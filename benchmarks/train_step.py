@@ -1,20 +1,21 @@
-"""Tokens per second of the training step, and of its twin in PyTorch.
+"""Tokens per second of the training step, and of its PyTorch reference in PyTorch.
 
     python -m benchmarks.train_step                       # the sizes of the table, on the CPU
     python -m benchmarks.train_step --vocab 50258 --seconds 4
     python -m benchmarks.train_step --width 768 --depth 12 --heads 12 --length 1024 \\
-        --vocab 50258 --batch 32 --dtype bfloat16 --no-twin          # on an accelerator
+        --vocab 50258 --batch 32 --dtype bfloat16 --no-torch          # on an accelerator
 
 The step is the one that `mdlm train` runs, on one batch of random tokens and parameters moved off
-their initial values; the twin (`benchmarks/twin.py`, eager and compiled) starts from the same
-parameters. They take turns. Any setting of the experiment may be changed by its dotted name
-(`--network.depth 2`); the twin is measured for the paper's network in float32 only.
+their initial values; the PyTorch reference (`benchmarks/torch_reference.py`, eager and compiled)
+starts from the same parameters. They alternate. Any setting of the experiment may be changed by its
+dotted name (`--network.depth 2`); the PyTorch reference is measured for the paper's network in
+float32 only.
 
-"model TFLOP/s" counts the products that the loss needs: blocks and full attention, the head at
-masked positions, three times for a step, recomputation not counted, the twin's head at all
-positions neither. MFU is their share of the device's peak. "x twin" is the median, over rounds,
-of tokens/s over those of the faster of the twin's forms. "peak MiB" is what the compiled step
-allocates: state, batch and temporaries.
+"model TFLOP/s" counts the matmuls that the loss needs: blocks and full attention, the head at
+masked positions, three times for a step; recomputation is not counted, nor the head of the PyTorch
+reference at all positions. MFU is their fraction of the device's peak. "x torch" is the median,
+over rounds, of tokens/s over those of the faster form of the PyTorch reference. "peak MiB" is what
+the compiled step allocates: state, batch and temporaries.
 """
 
 import math
@@ -26,7 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import harness, setting
+from benchmarks import harness, synthetic
 from mdlm.experiment.experiment import Experiment
 from mdlm.models.network import count_parameters
 from mdlm.parallel.mesh import check_batch, place
@@ -41,17 +42,17 @@ class Ours:
     """The real step, called again and again on one batch."""
 
     def __init__(self, experiment: Experiment, columns: int):
-        model = setting.model(experiment, columns)
+        model = synthetic.model(experiment, columns)
         shape, settings = experiment.mesh, experiment.train
         sizes, devices = astuple(shape), jax.devices()
         self.mesh = shape.build(devices if -1 in sizes else devices[: math.prod(sizes)])
         check_batch(self.mesh, settings.batch_size, settings.accumulate)
         tx = experiment.optimizer.build(settings.steps)
         fresh = create_state(model, tx, self.mesh, jax.random.key(experiment.seed))
-        self.initial: ArrayTree = setting.moved(fresh["params"])
+        self.initial: ArrayTree = synthetic.moved(fresh["params"])
         self.state = started_from(fresh, self.initial)
         length = experiment.data.packing.length
-        rows = setting.batch_of(columns, settings.batch_size, length)
+        rows = synthetic.batch_of(columns, settings.batch_size, length)
         order = balanced_order(settings.batch_size)
         self.batch = Batch(**place(self.mesh, in_training(rows, order)))
         # Built after the state, which it uses up with every call.
@@ -65,18 +66,18 @@ class Ours:
         return metrics["loss"]
 
 
-def twins(
-    twin: ModuleType, experiment: Experiment, columns: int, params: ArrayTree
+def references(
+    reference: ModuleType, experiment: Experiment, columns: int, params: ArrayTree
 ) -> dict[str, Any]:
-    """The twin's two forms, from the parameters `params`."""
+    """The PyTorch reference's two forms, from the parameters `params`."""
     import torch
 
     sizes = experiment.train.batch_size, experiment.data.packing.length
-    x_0 = torch.from_numpy(setting.tokens(columns, *sizes)).long()
+    x_0 = torch.from_numpy(synthetic.tokens(columns, *sizes)).long()
 
     def form(compiled: bool) -> Callable[[], Any]:
-        training = twin.Training(
-            twin.load(experiment.network, params["network"], columns, columns - 1),
+        training = reference.Training(
+            reference.load(experiment.network, params["network"], columns, columns - 1),
             experiment.optimizer,
             experiment.train.ema_decay,
             compiled=compiled,
@@ -88,16 +89,16 @@ def twins(
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The benchmark; returns what it wrote."""
-    parser = harness.parser("train_step", __doc__, **setting.SIZES)
-    parser.add_argument("--no-twin", action="store_true", help="measure the step alone")
+    parser = harness.parser("train_step", __doc__, **synthetic.SIZES)
+    parser.add_argument("--no-torch", action="store_true", help="measure the step alone")
     args, others = parser.parse_known_args(argv)
-    experiment = setting.experiment(args, others)
-    twin = None if args.no_twin else setting.twin_for(args, others)
+    experiment = synthetic.experiment(args, others)
+    reference = None if args.no_torch else synthetic.torch_reference_for(args, others)
     ours = Ours(experiment, args.vocab)
     cases: dict[str, Callable[[], Any]] = {"mdlm": ours.step}
     compile_seconds = {"mdlm": ours.built.compile_seconds}
-    if twin is not None:
-        for name, step in twins(twin, experiment, args.vocab, ours.initial).items():
+    if reference is not None:
+        for name, step in references(reference, experiment, args.vocab, ours.initial).items():
             compile_seconds[name] = harness.first_call(name, step)
             cases[name] = step
     times = harness.alternate(cases, rounds=args.rounds, seconds=args.seconds)
@@ -106,7 +107,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     positions = args.batch * args.length
     flops = 3 * experiment.network.flops(args.batch, args.length, scored, args.vocab)
     devices = list(ours.mesh.devices.flat)
-    peak = peak_flops(setting.dtype_of(experiment), devices)
+    peak = peak_flops(synthetic.dtype_of(experiment), devices)
     best = min(
         (name for name in cases if name != "mdlm"),
         key=lambda name: harness.median(times[name]),
@@ -125,12 +126,12 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "MFU %": harness.utilisation(flops / typical, peak),
             "peak MiB": harness.mebibytes(ours.built.peak_bytes) if is_ours else None,
             "compile s": compile_seconds[name],
-            "x twin": harness.ratio(times[best], seconds) if best else None,
+            "x torch": harness.ratio(times[best], seconds) if best else None,
             "seconds": seconds,
         })  # fmt: skip
-    sizes = " ".join(f"{name} {getattr(args, name)}" for name in setting.SIZES)
+    sizes = " ".join(f"{name} {getattr(args, name)}" for name in synthetic.SIZES)
     facts = {
-        "sizes": {name: getattr(args, name) for name in setting.SIZES},
+        "sizes": {name: getattr(args, name) for name in synthetic.SIZES},
         "settings": list(others),
         "parameters": count_parameters(ours.initial),
         "flops_per_step": flops,

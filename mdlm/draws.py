@@ -1,13 +1,14 @@
-"""Exact draws from categorical laws in float32.
+"""Exact draws from categorical distributions in float32.
 
-Adding float32 Gumbel noise and taking the largest cuts the noise off at about 16, so a token of
-probability below 2^-23 of the largest is never drawn and those near it too seldom: samples look
-better than the model is (arXiv:2409.02908). An inverse distribution function has no such cut, but
-a cumulative sum over a whole vocabulary rounds small entries away, and XLA's is not monotone. So
-the draw has two levels, first a block of `BLOCK` tokens by its total mass, then a token inside
-the block, and each level returns an entry of positive mass only.
+The Gumbel-max trick in float32 truncates the noise at about 16. Tokens of probability below 2^-23
+of the largest are then never drawn, and tokens near that too seldom: samples look better than the
+model is (arXiv:2409.02908). Inverting the distribution function has no such truncation, but a
+cumulative sum over a whole vocabulary rounds small entries away, and XLA's is not monotone. The
+draw therefore has two levels: first a tile of `TILE` tokens by its total probability, then a token
+inside the tile. Each level returns only entries of positive probability.
 
-What remains: mass below about 2^-23 of the total in one block is resolved to that absolute size.
+One error remains: probabilities below about 2^-23 of the total of a tile are resolved to that
+absolute size.
 """
 
 import jax
@@ -17,7 +18,7 @@ from jaxtyping import Float, Int, Key
 
 from mdlm.keys import by_row
 
-BLOCK = 256
+TILE = 256
 
 
 def categorical(keys: Key[Array, " n"], logits: Float[Array, "n v"]) -> Int[Array, " n"]:
@@ -26,16 +27,16 @@ def categorical(keys: Key[Array, " n"], logits: Float[Array, "n v"]) -> Int[Arra
     Logits of `-inf` are never drawn. A row with no finite logit gives token 0.
     """
     n, v = logits.shape
-    block = min(BLOCK, v)
-    padded = -(-v // block) * block
+    tile = min(TILE, v)
+    padded = -(-v // tile) * tile
     z = jnp.pad(logits.astype(jnp.float32), ((0, 0), (0, padded - v)), constant_values=-jnp.inf)
     largest = jnp.max(z, axis=-1, keepdims=True)
     mass = jnp.exp(z - jnp.where(jnp.isfinite(largest), largest, 0.0))
-    mass = mass.reshape(n, padded // block, block)
+    mass = mass.reshape(n, padded // tile, tile)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
-    which_block = _pick(uniform[:, 0], mass.sum(-1))
-    inside = jnp.take_along_axis(mass, which_block[:, None, None], axis=1)[:, 0]
-    return which_block * block + _pick(uniform[:, 1], inside)
+    which_tile = _pick(uniform[:, 0], mass.sum(-1))
+    inside = jnp.take_along_axis(mass, which_tile[:, None, None], axis=1)[:, 0]
+    return which_tile * tile + _pick(uniform[:, 1], inside)
 
 
 def categorical_by_position(

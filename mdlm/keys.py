@@ -1,10 +1,10 @@
 """Named random streams.
 
 One key belongs to a run. `stream(key, "times")` derives a key that depends on nothing but the
-run's key and the name, so a new consumer of randomness never changes what the others draw, and
-the same name in two places is visible as such. `by_row` gives each sequence its own key: what a
-sequence draws then depends on its place in the global batch alone, not on how the batch is cut
-into devices, hosts or micro-batches.
+run's key and the name, so a new use of randomness never changes what the others draw, and a
+name that is used twice is easy to find. `by_row` gives each sequence its own key: what a
+sequence draws then depends only on its index in the global batch, not on how the batch is split
+over devices, hosts or micro-batches.
 """
 
 import zlib

@@ -1,10 +1,10 @@
-"""Which diffusion times are trained on, and which are visited in sampling.
+"""The diffusion times of training, and the time grids of sampling.
 
-A training time is u in [0, 1) for each row: independent uniforms, or one time in each of `rows`
-equal strata, t = (stratum + u) / rows, which lowers the variance of a batch's loss (low-discrepancy
-sampling). `u` is drawn for each row by itself, or once for the whole batch, whose times then are
-equally spaced (VDM, arXiv:2107.00630 app. I.1). `restrict` maps [0, 1) to [t_min, 1). A sampling
-grid runs exactly from 1 to 0.
+Each row of a batch gets a training time u in [0, 1). The times are independent and uniform, or one
+falls into each of `rows` equal strata, t = (stratum + u) / rows, which lowers the variance of the
+batch's loss (low-discrepancy sampling). `u` is drawn for each row, or once for the whole batch,
+whose times are then equally spaced (VDM, arXiv:2107.00630 app. I.1). `restrict` maps [0, 1) to
+[t_min, 1). A sampling grid runs exactly from 1 to 0.
 """
 
 import abc
@@ -25,7 +25,7 @@ BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
 class TimeSampler(abc.ABC):
-    """How the times of a global batch of `rows` rows are drawn."""
+    """Draws the times of a global batch of `rows` rows."""
 
     @abc.abstractmethod
     def sample(
@@ -33,9 +33,9 @@ class TimeSampler(abc.ABC):
     ) -> Float[Array, " b"]:
         """Times in [0, 1) of the rows `row`, each of 0..rows-1, of the global batch.
 
-        A time depends on `key`, its `row` and `rows` alone, so any part of the batch can be drawn
-        by itself. The row is the stratum: `balanced_order` says how to number rows so that
-        devices and micro-batches each see all noise levels.
+        A time depends only on `key`, `row` and `rows`, so each part of the batch can be drawn
+        separately. The row number is the stratum: `balanced_order` numbers the rows so that every
+        device and micro-batch gets all noise levels.
         """
 
 
@@ -53,9 +53,9 @@ class IID(TimeSampler):
 class LowDiscrepancy(TimeSampler):
     """One uniform time in each of `rows` equal strata (MDLM's "antithetic" sampling).
 
-    All rows move on by the same random number of strata, so that each row's time is uniform on
-    [0, 1) by itself too: without it, data with a pattern along the batch would only ever meet
-    some of the noise levels.
+    All rows are shifted by the same random number of strata, so that the time of each single row
+    is uniform on [0, 1) too. Otherwise data with a pattern along the batch would always get the
+    same few noise levels.
     """
 
     def sample(self, key, row, rows):
@@ -65,15 +65,15 @@ class LowDiscrepancy(TimeSampler):
 
 @dataclass(frozen=True, kw_only=True)
 class Antithetic(TimeSampler):
-    """Equally spaced times moved on by one random offset, t = (row / rows + offset) mod 1 (VDM;
+    """Equally spaced times shifted by one random offset, t = (row / rows + offset) mod 1 (VDM;
     MD4's "antithetic" and GIDD's "low discrepancy" sampling).
 
-    All rows share the one rest, so their mean is noisier than under `LowDiscrepancy`.
+    All rows share one offset, so the mean of their losses is noisier than with `LowDiscrepancy`.
     """
 
     def sample(self, key, row, rows):
-        # The offset is drawn as whole strata and a rest: one float32 would leave large batches
-        # few bits for the rest.
+        # The offset is drawn as whole strata and a remainder: in a single float32 a large batch
+        # would leave few bits for the remainder.
         shift = jax.random.randint(keys.stream(key, "shift"), (), 0, rows)
         within = jax.random.uniform(keys.stream(key, "within"))
         return stratify(jnp.broadcast_to(within, row.shape), (row + shift) % rows, rows)
@@ -98,9 +98,9 @@ def restrict(u: Float[Array, "*s"], t_min: float) -> Float[Array, "*s"]:
 def step_of_chain(
     u: Float[Array, "*s"], steps: int
 ) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
-    """s = k / steps and t = (k + 1) / steps for uniform `u`, all steps alike.
+    """s = k / steps and t = (k + 1) / steps for uniform `u`; all steps are equally likely.
 
-    Both from the integer, so that the first step's s is 0 itself.
+    Both are computed from the integer k, so that s of the first step is exactly 0.
     """
     k = jnp.clip(jnp.floor(u * steps), 0, steps - 1)
     return k / steps, (k + 1) / steps
@@ -109,18 +109,19 @@ def step_of_chain(
 def balanced_order(rows: int) -> np.ndarray:
     """The stratum of each row of a global batch: rank of the row's radical inverse in base 2.
 
-    Of B consecutive rows, B a power of two that divides `rows` and the place of the first, exactly
-    one lies in each B-th part of the strata: a device or micro-batch that holds such a block sees
-    all noise levels evenly. The order depends on `rows` alone, not on how rows are dealt out.
+    Take B consecutive rows, where B is a power of two that divides `rows` and the index of the
+    first. Exactly one of them lies in each B-th part of the strata: a device or micro-batch that
+    holds these rows gets all noise levels evenly. The order depends only on `rows`, not on how
+    rows are distributed.
     """
     if rows < 1:
-        raise ValueError(f"rows={rows} is not positive")
-    place = np.arange(rows, dtype=np.int64)
+        raise ValueError(f"rows={rows}: must be at least 1")
+    index = np.arange(rows, dtype=np.int64)
     inverse = np.zeros(rows, dtype=np.int64)
     for bit in range((rows - 1).bit_length()):
-        inverse = 2 * inverse + (place >> bit) % 2
+        inverse = 2 * inverse + (index >> bit) % 2
     stratum = np.empty(rows, dtype=np.int32)
-    stratum[np.argsort(inverse)] = place
+    stratum[np.argsort(inverse)] = index
     return stratum
 
 
@@ -136,12 +137,12 @@ def grid_of(kind: Grid, steps: int) -> Float[Array, " n"]:
 def uniform_grid(steps: int) -> Float[Array, " n"]:
     """`steps + 1` equally spaced times, from exactly 1 to exactly 0."""
     if steps < 1:
-        raise ValueError(f"steps={steps} is not positive")
+        raise ValueError(f"steps={steps}: must be at least 1")
     return jnp.asarray(np.arange(steps, -1, -1) / steps, jnp.float32)
 
 
 def cosine_grid(steps: int) -> Float[Array, " n"]:
-    """`steps + 1` times cos(pi (1 - t) / 2), t uniform: shorter steps near noise (MD4)."""
+    """`steps + 1` times cos(pi (1 - t) / 2) for uniform t: shorter steps near t = 1 (MD4)."""
     if steps < 1:
-        raise ValueError(f"steps={steps} is not positive")
+        raise ValueError(f"steps={steps}: must be at least 1")
     return jnp.asarray(np.sin(math.pi / 2 * np.arange(steps, -1, -1) / steps), jnp.float32)

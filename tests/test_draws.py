@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdlm.draws import BLOCK, _pick, categorical
+from mdlm.draws import TILE, _pick, categorical
 from mdlm.keys import by_row
 
 draw = jax.jit(categorical)
@@ -41,7 +41,7 @@ def assert_law(seen, p):
     assert (seen[p == 0] == 0).all()
 
 
-@pytest.mark.parametrize("v", [5, BLOCK, 3 * BLOCK - 7])
+@pytest.mark.parametrize("v", [5, TILE, 3 * TILE - 7])
 def test_law(key, v):
     logits = 0.5 * np.random.default_rng(v).normal(size=v)
     assert_law(counts(key, logits, 50_000), np.exp(logits))
@@ -71,7 +71,7 @@ def test_rare_tokens_come_at_their_rate(key, draws):
 
 
 def test_a_rare_token_alone_in_its_block(key):
-    logits = np.full(2 * BLOCK, -np.inf)
+    logits = np.full(2 * TILE, -np.inf)
     logits[0], logits[-1] = 0.0, np.log(2.0**-9)
     seen = counts(key, logits, 2**18)
     expected = 2**18 / (1 + 2**9)
@@ -107,7 +107,7 @@ def test_empty_entries_are_never_picked_at_the_edges_of_their_neighbours():
         assert (jnp.take_along_axis(mass, picked[:, None], -1) > 0).all()
 
 
-@pytest.mark.parametrize("v", [1, 2, BLOCK + 1, 1000])
+@pytest.mark.parametrize("v", [1, 2, TILE + 1, 1000])
 def test_the_only_token_is_drawn(key, v):
     for at in {0, v // 2, v - 1}:
         logits = jnp.full((64, v), -jnp.inf).at[:, at].set(-30.0)

@@ -165,5 +165,5 @@ def test_grids_follow_their_formulas():
 
 @pytest.mark.parametrize("make", [balanced_order, uniform_grid, cosine_grid])
 def test_sizes_are_positive(make):
-    with pytest.raises(ValueError, match="=0 is not positive"):
+    with pytest.raises(ValueError, match="=0: must be at least 1"):
         make(0)

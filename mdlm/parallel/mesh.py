@@ -1,10 +1,10 @@
-"""The mesh of devices, and what lies where on it.
+"""The mesh of devices, and batches on it.
 
-Four axes. `data` replicates the parameters and splits the rows of a batch; `fsdp` splits both.
-`sequence` splits each row's places, for long ones; `tensor` splits the products inside the network.
-The rows are thus split over `data` and `fsdp` together, and devices that differ in the other two
-work on the same rows. One device is a mesh of 1 x 1 x 1 x 1, so nothing else knows how many there
-are.
+The mesh has four axes. `data` replicates the parameters and splits the rows of a batch; `fsdp`
+splits both. `sequence` splits the positions of each row, for long rows; `tensor` splits the matmuls
+inside the network. Rows are thus split over `data` and `fsdp` together, and devices that differ in
+the other two axes work on the same rows. A single device is a mesh of 1 x 1 x 1 x 1, so no other
+code depends on the number of devices.
 """
 
 import math
@@ -29,7 +29,7 @@ ROWS = PartitionSpec((DATA, FSDP))
 
 @dataclass(frozen=True, kw_only=True)
 class MeshShape:
-    """How many devices each axis gets. -1 (one axis at most) takes all that are left."""
+    """The number of devices along each axis. -1 (at most one axis) takes all that remain."""
 
     data: int = -1
     fsdp: int = 1
@@ -39,7 +39,7 @@ class MeshShape:
     def __post_init__(self):
         sizes = self._sizes
         if any(size != -1 and size < 1 for size in sizes) or sizes.count(-1) > 1:
-            raise ValueError(f"mesh {self}: axis sizes are positive, one of them may be -1")
+            raise ValueError(f"mesh {self}: each size must be at least 1; one of them may be -1")
 
     def __str__(self) -> str:
         named = zip(AXES, self._sizes, strict=True)
@@ -50,9 +50,9 @@ class MeshShape:
         return (self.data, self.fsdp, self.sequence, self.tensor)
 
     def build(self, devices: Sequence[Any] | None = None) -> Mesh:
-        """The mesh over `devices` (default: all). InputError where the sizes do not fit.
+        """The mesh over `devices` (default: all). Raises InputError if the sizes do not fit.
 
-        Of several slices, `data` goes from one to the next, and the other axes stay inside.
+        With several slices, `data` extends over the slices, and the other axes stay inside one.
         """
         devices = jax.devices() if devices is None else devices
         shape = self.sizes(len(devices))
@@ -60,7 +60,8 @@ class MeshShape:
         slices = Counter(getattr(device, "slice_index", 0) for device in devices)
         if len(set(slices.values())) > 1:
             raise InputError(
-                f"mesh {self}: slices or hosts of {sorted(slices.values())} devices are not joined"
+                f"mesh {self}: slices or hosts must have equally many devices, these have"
+                f" {sorted(slices.values())}"
             )
         types = (AxisType.Auto,) * 4
         try:
@@ -74,12 +75,12 @@ class MeshShape:
             return Mesh(laid, AXES, axis_types=types)
         except NotImplementedError as error:  # on a torus of TPUs
             raise InputError(
-                f"mesh {self} cannot be laid on this slice: each size is "
-                "a product of some of the slice's own, as 256 is in 16x16x16 and 64 is not"
+                f"mesh {self} cannot be laid on this slice: each size must be "
+                "a product of sizes of the slice, as 256 is in 16x16x16 and 64 is not"
             ) from error
 
     def sizes(self, devices: int) -> tuple[int, ...]:
-        """The axes' sizes on so many devices. InputError where they do not fit."""
+        """The sizes of the axes on `devices` devices. Raises InputError if they do not fit."""
         fixed = math.prod(size for size in self._sizes if size != -1)
         if devices % fixed or (-1 not in self._sizes and devices != fixed):
             raise InputError(f"mesh {self} does not fit {devices} devices")
@@ -87,8 +88,8 @@ class MeshShape:
         return tuple(rest if size == -1 else size for size in self._sizes)
 
     def fitting(self, devices: int) -> "MeshShape":
-        """This, where it fits so many devices; else all of them along one axis: `fsdp` where this
-        splits the parameters, so that they take no more memory than they must, else `data`."""
+        """This shape if it fits `devices` devices, else all of them along one axis: `fsdp` if this
+        shape splits the parameters, which then take the least memory, else `data`."""
         try:
             self.sizes(devices)
         except InputError:
@@ -98,8 +99,8 @@ class MeshShape:
 
 
 def over_slices(shape: tuple[int, ...], slices: int) -> tuple[int, ...]:
-    """How many of so many equal slices each axis goes over: `data`, the first, over as many as it
-    can, for it sends least."""
+    """The number of slices, out of `slices` equal ones, that each axis extends over: `data`, the
+    first, over as many as possible, since it communicates least."""
     between = []
     for size in shape:
         between.append(math.gcd(size, slices))
@@ -118,15 +119,15 @@ def by_rows(mesh: Mesh | AbstractMesh) -> NamedSharding:
 
 
 def row_parts(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts the rows of a batch are split."""
+    """The number of parts that the rows of a batch are split into."""
     return mesh.shape[DATA] * mesh.shape[FSDP]
 
 
 def rows_here(mesh: Mesh, batch_size: int) -> Int64[np.ndarray, " n"]:
-    """The places in a batch of the rows that this process provides, ascending.
+    """The indices in a global batch of the rows that this process provides, ascending.
 
-    They are those that its devices work on. Processes whose devices work on the same rows provide
-    the same, and on a torus of TPUs a process's rows need not follow one another.
+    These are the rows that its devices work on. Processes whose devices work on the same rows
+    provide the same rows. On a torus of TPUs the rows of a process need not be consecutive.
     """
     slices = by_rows(mesh).addressable_devices_indices_map((batch_size,)).values()
     parts = {part[0].indices(batch_size)[:2] for part in slices if part is not None}
@@ -134,7 +135,7 @@ def rows_here(mesh: Mesh, batch_size: int) -> Int64[np.ndarray, " n"]:
 
 
 def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulate: int = 1) -> None:
-    """InputError unless every device gets the same number of rows in every micro-batch."""
+    """Raises InputError unless every device gets equally many rows in every micro-batch."""
     parts = row_parts(mesh)
     if batch_size < 1 or batch_size % (parts * accumulate):
         over = f"{parts} devices" if parts == mesh.size else f"data x fsdp = {parts}"
@@ -143,20 +144,20 @@ def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulate: int = 1)
 
 
 def on(mesh: Mesh | AbstractMesh) -> AbstractContextManager:
-    """Within it, what is traced may ask for its mesh (`platform`, `mdlm.parallel.sharding`)."""
+    """Within this context, traced code can ask for its mesh (`platform`, `sharding.traced`)."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def platform() -> str:
-    """Where the program that is being traced will run: "cpu", "gpu" or "tpu".
+    """The platform that the traced program will run on: "cpu", "gpu" or "tpu".
 
-    A mesh that is set (`on`, `jax.set_mesh`) decides, also one of devices that are not here and are
-    only compiled for.
+    A mesh that is set (`on`, `jax.set_mesh`) decides, including a mesh of devices that are not
+    present and are only compiled for.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None:
         return jax.default_backend()
-    # All that JAX 0.10.0 knows of the device is its kind.
+    # JAX 0.10.0 knows only the kind of such a device.
     kind = device.device_kind.lower()
     return "tpu" if kind.startswith("tpu") else "cpu" if kind == "cpu" else "gpu"
 

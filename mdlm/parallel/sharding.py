@@ -1,26 +1,26 @@
-"""Where arrays lie on the mesh within a step: parameters at rest and in use, activations.
+"""How arrays are split over the mesh: parameters at rest and in use, and activations.
 
 At rest, between steps, kernels and tables are split over `fsdp`, `sequence` and `tensor` together,
-and so are their gradients, their moments and their average; only `data` holds copies. Vectors
-(biases, scales) are on every device. A layer says of its array how it is used (`Rest`), and the
-array is split at rest so that the way from there is short:
+and so are their gradients, moments and EMA; only `data` holds copies. Vectors (biases, scales) are
+replicated. A layer declares how each of its arrays is used (`Rest`), and the array is split at rest
+so that little is exchanged before it is used:
 
-    columns  [i, o/T]  its output is split over `tensor`: at rest [i/FS, o/T]
-    rows     [i/T, o]  its input is, and outputs are added up: at rest [i/T, o/FS]
+    columns  [i, o/T]  the output is split over `tensor`; at rest [i/FS, o/T]
+    rows     [i/T, o]  the input is split over `tensor`, outputs are summed; at rest [i/T, o/FS]
     whole    [i, o]    at rest [i/FST, o]
-    table    rows are looked up, or few `x @ w` are made: at rest [i, o/FTS]
+    table    rows are looked up, or few `x @ w` are computed; at rest [i, o/FTS]
 
-In use, a kernel is first cast to the dtype of its product, then gathered; its gradient goes the
-same way back, and is thus summed over the devices in parts. Left to itself the compiler gathers
-what is twice as large, and sums whole gradients.
+In use, a kernel is first cast to the dtype of its matmul, then gathered. Its gradient takes the
+same way back and is thus summed over the devices in parts (a reduce-scatter). Without these
+constraints the compiler gathers arrays of twice the size and sums whole gradients.
 
-Activations `[b l d]` between the layers (`STREAM`) have their rows split over `data` and `fsdp`
-and their places over `sequence` and `tensor`, so that what is done place by place is done once.
-Layers split over `tensor` gather the places over it (`SPREAD`) and scatter them again, as in
-arXiv:2205.05198. Attention wants all places: what was split by `sequence` is then split by heads
+Activations `[b l d]` between the layers (`STREAM`) have their rows split over `data` and `fsdp` and
+their positions over `sequence` and `tensor`, so that position-wise work is done once. Layers split
+over `tensor` gather the positions over it (`SPREAD`) and scatter them again (arXiv:2205.05198).
+Attention needs all positions: arrays split by `sequence` are then split by heads
 (arXiv:2309.14509). Splits that do not divide a dimension are left out.
 
-Without a mesh, on one device, and inside `jax.shard_map` nothing here does anything.
+Without a mesh, on one device, and inside `jax.shard_map` these functions change nothing.
 """
 
 import functools
@@ -47,8 +47,8 @@ SPLITS: dict[Rest, dict[str, tuple[int, ...]]] = {
     "whole": {FSDP: (-2, -1), SEQUENCE: (-2, -1), TENSOR: (-2, -1)},
     "table": {FSDP: (-1, -2), TENSOR: (-1, -2), SEQUENCE: (-1, -2)},
 }
-"""The axes of the mesh in the order in which they split an array, and which of its dimensions
-each may split: the first that it divides."""
+"""The mesh axes in the order in which they split an array, and the dimensions that each may split:
+the first that it divides."""
 
 STREAM = PartitionSpec(*ROWS, (SEQUENCE, TENSOR))
 SPREAD = PartitionSpec(*ROWS, SEQUENCE)
@@ -65,14 +65,14 @@ def axes_of(entry: Any) -> tuple[str, ...]:
 
 
 def traced() -> AbstractMesh | None:
-    """The mesh that is traced for (see `mesh.on`), if it has several devices."""
+    """The mesh of the traced program (see `mesh.on`), or None if it has one device."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 or mesh.manual_axes else mesh
 
 
 def at_rest(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], rest: Rest | None) -> PartitionSpec:
-    """How an array `[... i o]` of parameters is split between steps. Only its last two dimensions
-    count, for the others are layers, which are gone through one by one."""
+    """The split of a parameter array `[... i o]` between steps. Only the last two dimensions are
+    split: the others are layers, which run one after another."""
     if rest is None or len(shape) < 2 or math.prod(shape[-2:]) < SMALL:
         return PartitionSpec()
     axes: dict[int, list[str]] = {-2: [], -1: []}
@@ -87,9 +87,10 @@ def at_rest(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], rest: Rest | None
 def parameter_sharding(
     mesh: Mesh | AbstractMesh, shapes: ArrayTree, rests: Mapping[Path, Rest]
 ) -> ArrayTree:
-    """A sharding for each array of a tree of parameters, or of what is made for each of them.
+    """A sharding for each array of a tree of parameters, or of a tree with the same paths, such as
+    an optimizer state.
 
-    `rests` has the use of parameters by the end of their path; all others are replicated.
+    `rests` gives the use of parameters by the end of their path; all others are replicated.
     """
     longest = max(map(len, rests), default=0)
 
@@ -117,7 +118,7 @@ def fitted(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], spec: PartitionSpe
 def moved(
     x: Float[Array, "*s"], there: PartitionSpec, back: PartitionSpec | None = None
 ) -> Float[Array, "*s"]:
-    """`x`, laid as `there`; its cotangent comes back laid as `back` (None: the same)."""
+    """`x` with the sharding `there`; its cotangent gets the sharding `back` (None: the same)."""
     mesh = traced()
     if mesh is None:
         return x
@@ -126,8 +127,8 @@ def moved(
 
 
 def led(x: Float[Array, "*s"], *way: PartitionSpec) -> Float[Array, "*s"]:
-    """`x`, laid as each of these in turn, and its cotangent in the opposite turn: the exchange
-    between them is made here, and not before or after what else is done with `x`."""
+    """`x` with each of these shardings in turn, and its cotangent in the reverse order. The
+    exchange between them happens here, not before or after other operations on `x`."""
     mesh = traced()
     if mesh is None:
         return x
@@ -139,8 +140,8 @@ def led(x: Float[Array, "*s"], *way: PartitionSpec) -> Float[Array, "*s"]:
 def _moved(x, there, back):
     """Through the shardings in `there`, one by one, and back through those in `back`.
 
-    The cotangent is not laid as `there` first, as it would be by a plain constraint: where it is
-    a sum over devices, it is then summed in parts.
+    Unlike a plain constraint, the cotangent does not get the sharding `there` first: a cotangent
+    that is a sum over devices is thus summed in parts.
     """
     for sharding in there:
         x = jax.lax.with_sharding_constraint(x, sharding)
@@ -166,7 +167,7 @@ def in_use(
     *,
     columns: slice | None = None,
 ) -> Float[Array, "i n"]:
-    """A kernel, or some of its columns, cast to `dtype` and then gathered for its product."""
+    """A kernel, or some of its columns, cast to `dtype` and then gathered for its matmul."""
     mesh = traced()
     cut = (kernel if columns is None else kernel[:, columns]).astype(dtype)
     if mesh is None:
@@ -175,7 +176,7 @@ def in_use(
     there = fitted(mesh, cut.shape, PartitionSpec(*USES[use]))
     way = [lies, there]
     if use != "whole":
-        # `tensor` first moves to where it is used, while the parts are small.
+        # The `tensor` axis moves first to the dimension of its use, while the parts are small.
         halfway = [
             (*(axis for axis in axes_of(own) if axis != TENSOR), *axes_of(now))
             for own, now in zip((*lies, None, None), there, strict=False)
@@ -189,10 +190,10 @@ def in_use(
 def applied(
     fn: Callable[[Array, Array], Array], w: Float[Array, "n o"], x: Shaped[Array, "b l *s"]
 ) -> Float[Array, "..."]:
-    """`fn(w, x)`, of a "table": its rows at `x`, or `x @ w`.
+    """`fn(w, x)` for a "table" `w`: a look-up of its rows at `x`, or `x @ w`.
 
-    Devices that hold other columns of it do so for each other's `x` and exchange the outcome, or,
-    where that is more than `w`, gather `w`.
+    Each device computes its columns for the `x` of the others, and the results are exchanged; if
+    the results are larger than `w`, `w` is gathered instead.
     """
     mesh = traced()
     if mesh is None:
@@ -221,12 +222,12 @@ def applied(
 
 
 def splits_heads() -> bool:
-    """Whether the heads of attention are split over the mesh that is traced for."""
+    """Whether attention heads are split over the mesh of the traced program."""
     mesh = traced()
     return mesh is not None and mesh.shape[SEQUENCE] * mesh.shape[TENSOR] > 1
 
 
 def is_tensor_parallel() -> bool:
-    """Whether the mesh that is traced for has a `tensor` axis of several devices."""
+    """Whether the mesh of the traced program has a `tensor` axis of several devices."""
     mesh = traced()
     return mesh is not None and mesh.shape[TENSOR] > 1

@@ -37,7 +37,7 @@ def table(done: subprocess.CompletedProcess, path: Path) -> dict[str, dict]:
 @pytest.mark.slow
 def test_train_step_alone(tmp_path):
     out = tmp_path / "step.json"
-    words = ["benchmarks.train_step", *TINY, "--no-twin", "--network.norm", "rms"]
+    words = ["benchmarks.train_step", *TINY, "--no-torch", "--network.norm", "rms"]
     rows = table(run(*words, "--rounds", "2", "--json", str(out)), out)
     mine = rows["mdlm"]
     assert mine["tokens/s"] == pytest.approx(4 * 16 / (mine["ms/step"] / 1e3))
@@ -49,15 +49,15 @@ def test_train_step_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_train_step_beside_its_twin(tmp_path):
+def test_train_step_beside_the_pytorch_reference(tmp_path):
     pytest.importorskip("torch", reason="the bench extra (PyTorch) is not installed")
     out = tmp_path / "step.json"
     words = ["benchmarks.train_step", *TINY, "--rounds", "3", "--json", str(out)]
     rows = table(run(*words), out)
     assert set(rows) == {"mdlm", "torch eager", "torch.compile"}
     best = min(rows["torch eager"]["ms/step"], rows["torch.compile"]["ms/step"])
-    ratio = [row["x twin"] for row in rows.values() if row["ms/step"] == best]
-    assert ratio == [1.0] and rows["mdlm"]["x twin"] > 0
+    ratio = [row["x torch"] for row in rows.values() if row["ms/step"] == best]
+    assert ratio == [1.0] and rows["mdlm"]["x torch"] > 0
     assert all(len(row["seconds"]) == 3 for row in rows.values())
 
 
@@ -74,7 +74,7 @@ def test_loss_head(tmp_path):
 
 def test_sample_alone(tmp_path):
     out = tmp_path / "sample.json"
-    sizes = [*TINY, "--steps", "8", "--no-twin", "--json", str(out)]
+    sizes = [*TINY, "--steps", "8", "--no-torch", "--json", str(out)]
     mine = table(run("benchmarks.sample", *sizes), out)["mdlm"]
     assert 1 <= mine["NFE"] <= 9
     assert mine["tokens/s"] == pytest.approx(4 * 16 / mine["s/batch"])
@@ -83,8 +83,8 @@ def test_sample_alone(tmp_path):
 @pytest.mark.parametrize(
     "words, expected",
     [
-        (["--network.nrom", "rms", "--no-twin"], "did you mean --network.norm?"),
-        (["--network.norm", "rms"], "--no-twin"),
+        (["--network.nrom", "rms", "--no-torch"], "did you mean --network.norm?"),
+        (["--network.norm", "rms"], "--no-torch"),
         (["--wdith", "8"], "--wdith"),
     ],
 )

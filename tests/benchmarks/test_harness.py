@@ -92,16 +92,16 @@ def test_ratio_is_that_of_the_rounds():
 def test_report_prints_a_table_and_writes_json(tmp_path, capsys):
     rows = [
         {"case": "ours", "tokens/s": 12345.6, "peak MiB": 1.25, "seconds": [0.1, 0.2]},
-        {"case": "twin", "tokens/s": 7, "peak MiB": None, "MFU": 0.00012},
+        {"case": "reference", "tokens/s": 7, "peak MiB": None, "MFU": 0.00012},
     ]
     out = tmp_path / "deep" / "table.json"
     harness.report("A table", rows, out, sizes={"width": 8})
-    title, heading, ours, twin, where = capsys.readouterr().out.splitlines()
+    title, heading, ours, reference, where = capsys.readouterr().out.splitlines()
     assert title == "A table" and str(out) in where
     assert heading.split() == ["case", "tokens/s", "peak", "MiB", "MFU"]
     assert ours.split() == ["ours", "12,346", "1.250", "-"]
-    assert twin.split() == ["twin", "7", "-", "1.2e-04"]
-    assert ours.index("12,346") + 6 == twin.index("7") + 1
+    assert reference.split() == ["reference", "7", "-", "1.2e-04"]
+    assert ours.index("12,346") + 6 == reference.index("7") + 1
     written = json.loads(out.read_text())
     assert written["rows"] == rows and written["sizes"] == {"width": 8}
     for name in ("date", "command", "commit", "versions", "device_kind", "processor", "cores"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mdlm.cli.common import overrides
-from mdlm.cli.main import TAKES_SETTINGS, parser
+from mdlm.cli.main import COMMANDS, parser
 from mdlm.config.overrides import names
 from mdlm.experiment.loading import load_file
 from mdlm.planning.topology import Topology
@@ -77,7 +77,7 @@ def pages() -> list:
 def test_a_command_can_be_given(words):
     args, rest = parser().parse_known_args(words)
     changes = overrides(rest)
-    assert not changes or args.command in TAKES_SETTINGS
+    assert not changes or COMMANDS[args.command].takes_settings
     file = getattr(args, "experiment", None)
     if file is None or not file.startswith("experiments/"):
         return

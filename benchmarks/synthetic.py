@@ -3,8 +3,8 @@
 Sizes come from the command line (`SIZES`); any other setting of the experiment too, by its dotted
 name, as in `mdlm train`: `--network.remat false`.
 
-The twin computes what the sizes say and no more; settings that change *what* is computed (another
-norm, another objective) are refused beside it.
+The PyTorch reference computes what the sizes say and no more. Settings that change *what* is
+computed (another norm, another objective) are refused beside it.
 """
 
 import argparse
@@ -42,19 +42,19 @@ SIZES = {
     "dtype": "float32",
 }
 
-TWIN_HAS = {
+REFERENCE_HAS = {
     "network.remat", "network.attention", "network.logits_chunk", "network.cond_dim",
     "mesh.data", "mesh.fsdp", "mesh.sequence", "mesh.tensor",
     "optimizer.learning_rate", "optimizer.warmup_steps",
     "optimizer.clip_norm", "train.ema_decay",
 }  # fmt: skip
-"""Settings that the twin follows, or that change only how ours is computed."""
+"""Settings that the PyTorch reference follows, or that change only how ours is computed."""
 
 
 def experiment(args: argparse.Namespace, others: Sequence[str] = ()) -> Experiment:
     """The experiment of the sizes in `args`, with the settings `--name value` of `others`.
 
-    Its loss is the paper's, which the twin has too. The data it names is never read.
+    Its loss is the paper's, which the PyTorch reference has too. The data it names is never read.
     """
     found = Experiment(
         name="benchmark",
@@ -79,19 +79,24 @@ def experiment(args: argparse.Namespace, others: Sequence[str] = ()) -> Experime
     return apply(found, _assignments(others))
 
 
-def twin_for(args: argparse.Namespace, others: Sequence[str]) -> ModuleType:
-    """The twin's module. InputError where PyTorch is missing or the twin has not what is asked."""
-    unknown = [name for name, _ in _assignments(others) if name not in TWIN_HAS]
+def torch_reference_for(args: argparse.Namespace, others: Sequence[str]) -> ModuleType:
+    """The module of the PyTorch reference.
+
+    Raises InputError if PyTorch is missing, or if the reference lacks what is asked for.
+    """
+    unknown = [name for name, _ in _assignments(others) if name not in REFERENCE_HAS]
     if compute_dtype(args.dtype) != "float32" or unknown:
         what = f"--{unknown[0]}" if unknown else f"--dtype {args.dtype}"
-        raise InputError(f"the twin is the paper's, in float32: it has no {what}; give --no-twin")
+        raise InputError(
+            f"the PyTorch reference is the paper's, in float32: it has no {what}; give --no-torch"
+        )
     try:
-        from benchmarks import twin
+        from benchmarks import torch_reference
     except ImportError as error:
         raise InputError(
-            f"the twin needs PyTorch ({error}): pip install '.[bench]', or give --no-twin"
+            f"PyTorch is missing ({error}): pip install '.[bench]', or give --no-torch"
         ) from error
-    return twin
+    return torch_reference
 
 
 def _assignments(words: Sequence[str]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The twin: MDLM's network, loss, optimizer, average and sampler in PyTorch, to compare with.
+"""MDLM's network, loss, optimizer, EMA and sampler in PyTorch, to compare with.
 
 Written from the paper (arXiv:2406.07524) and from this repository's own equations; it computes
 what `mdlm.models.dit.DiT`, `Nelbo(reconstruction=False)` on a log-linear schedule, `AdamW` and
@@ -209,7 +209,7 @@ class Training:
     @staticmethod
     def _rate(optimizer: AdamW) -> Callable[[int], float]:
         if optimizer.schedule != "constant":
-            raise ValueError(f"the twin has no schedule {optimizer.schedule!r}")
+            raise ValueError(f"the PyTorch reference has no schedule {optimizer.schedule!r}")
         warmup = max(1, optimizer.warmup_steps)
         return lambda step: optimizer.learning_rate * min(1.0, step / warmup)
 

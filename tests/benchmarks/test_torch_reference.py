@@ -1,4 +1,4 @@
-"""The PyTorch twin computes what we compute: loss, gradients, one step with its average."""
+"""The PyTorch reference computes what we compute: loss, gradients, one step with its average."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the bench extra (PyTorch) is not installed")
 
-from benchmarks import setting, twin  # noqa: E402
+from benchmarks import synthetic, torch_reference  # noqa: E402
 from mdlm.interop.mdlm_torch import to_reference  # noqa: E402
 from mdlm.models.dit import DiT  # noqa: E402
 from mdlm.models.network import denoiser, init  # noqa: E402
@@ -39,10 +39,10 @@ def params():
 
 @pytest.fixture(scope="module")
 def noise():
-    """Clean tokens, times and masks, drawn by the twin."""
+    """Clean tokens, times and masks, drawn by the PyTorch reference."""
     torch.manual_seed(0)
-    x_0 = torch.tensor(setting.tokens(COLUMNS, B, L)).long()
-    return x_0, *twin.draw(x_0)
+    x_0 = torch.tensor(synthetic.tokens(COLUMNS, B, L)).long()
+    return x_0, *torch_reference.draw(x_0)
 
 
 @jax.jit
@@ -56,10 +56,10 @@ def our_loss(params, x_0, t, is_masked):
         row=jnp.arange(B),
         rows=jnp.asarray(B),
     )
-    process = Masked(schedule=LogLinear(eps=twin.EPS), mask_id=MASK)
+    process = Masked(schedule=LogLinear(eps=torch_reference.EPS), mask_id=MASK)
     t = t[:, None]
-    _, weight = Nelbo(reconstruction=False, t_min=twin.T_MIN).place(
-        process.schedule, (t - twin.T_MIN) / (1 - twin.T_MIN)
+    _, weight = Nelbo(reconstruction=False, t_min=torch_reference.T_MIN).place(
+        process.schedule, (t - torch_reference.T_MIN) / (1 - torch_reference.T_MIN)
     )
     terms = score_masked(
         batch,
@@ -93,7 +93,7 @@ def assert_near(named, ours, share=1e-5):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_loss_and_gradients_are_ours(params, noise, compiled):
-    network = twin.load(NETWORK, params, COLUMNS, MASK).train()
+    network = torch_reference.load(NETWORK, params, COLUMNS, MASK).train()
     loss = torch.compile(network.loss, fullgraph=True) if compiled else network.loss
     theirs = loss(*noise)
     theirs.backward()
@@ -110,8 +110,8 @@ def test_a_step_and_its_average_are_ours(params, noise):
     the update: steps are compared to a share of the rate.
     """
     optimizer = AdamW(learning_rate=1e-2, warmup_steps=4, clip_norm=0.5, eps=1e-3)
-    training = twin.Training(
-        twin.load(NETWORK, params, COLUMNS, MASK), optimizer, 0.9999, compiled=False
+    training = torch_reference.Training(
+        torch_reference.load(NETWORK, params, COLUMNS, MASK), optimizer, 0.9999, compiled=False
     )
     tx = optimizer.build(10)
     ours, average, state = params, params, tx.init(params)
@@ -132,7 +132,7 @@ def test_a_step_and_its_average_are_ours(params, noise):
 
 
 def test_dropout_is_on_in_training_only(params, noise):
-    network = twin.load(replace(NETWORK, dropout=0.5), params, COLUMNS, MASK)
+    network = torch_reference.load(replace(NETWORK, dropout=0.5), params, COLUMNS, MASK)
     training, scoring = (
         [network.train(mode).loss(*noise).item() for _ in range(2)] for mode in (True, False)
     )
@@ -142,10 +142,11 @@ def test_dropout_is_on_in_training_only(params, noise):
 def test_noise_is_stratified_and_masks_as_much_as_the_schedule_says():
     torch.manual_seed(1)
     x_0 = torch.zeros(256, 2000, dtype=torch.long)
-    t, is_masked = twin.draw(x_0)
-    assert (((t - twin.T_MIN) / (1 - twin.T_MIN) * 256).floor() == torch.arange(256)).all()
+    t, is_masked = torch_reference.draw(x_0)
+    stratum = ((t - torch_reference.T_MIN) / (1 - torch_reference.T_MIN) * 256).floor()
+    assert (stratum == torch.arange(256)).all()
     share = is_masked.float().mean(1)
-    assert (share - (1 - twin.EPS) * t).abs().max() < 0.06
+    assert (share - (1 - torch_reference.EPS) * t).abs().max() < 0.06
     assert float(share.mean()) == pytest.approx(0.5, abs=0.01)
 
 
@@ -159,7 +160,7 @@ def test_cached_sampler_draws_the_law_it_is_given():
         return law.expand(*tokens.shape, 4)
 
     torch.manual_seed(2)
-    tokens, calls = twin.generate(logits, 3, 50, 40, 16)
+    tokens, calls = torch_reference.generate(logits, 3, 50, 40, 16)
     assert tokens.shape == (50, 40)
     # Some of 2,000 positions change in every step, so each asks anew, about what is left.
     assert calls == len(asked) == 17
@@ -169,7 +170,7 @@ def test_cached_sampler_draws_the_law_it_is_given():
     found = torch.bincount(tokens.flatten(), minlength=4) / 2000
     assert (found - law.exp()).abs().max() < 0.04
     # One position, many steps: nothing changes in most of them, and no call is made for those.
-    tokens, calls = twin.generate(logits, 3, 1, 1, 200)
+    tokens, calls = torch_reference.generate(logits, 3, 1, 1, 200)
     assert calls <= 3
 
 
@@ -183,7 +184,7 @@ def test_windows_slide_along_the_text(stride, total, known):
         asked.append(tokens.clone())
         return torch.randn(*tokens.shape, 9)
 
-    text, calls = twin.generate_long(logits, 8, 2, 8, 3, total=total, stride=stride)
+    text, calls = torch_reference.generate_long(logits, 8, 2, 8, 3, total=total, stride=stride)
     assert text.shape == (2, total) and (text < 8).all() and calls == len(asked)
     end = 8
     for context in known:
