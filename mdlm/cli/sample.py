@@ -109,10 +109,16 @@ def temperature_of(text: str) -> "float | Annealed":
     from mdlm.config.component_text import from_text
     from mdlm.samplers import Annealed
 
-    first, colon, last = text.partition(":")
-    if not colon:
-        return from_text(text, float | Annealed, f"--temperature {text}")
-    return from_text(f"Annealed({first=!s}, {last=!s})", Annealed, f"--temperature {text}")
+    try:
+        numbers = [from_text(part, float) for part in text.split(":")]
+    except InputError:
+        numbers = []
+    if len(numbers) not in (1, 2):
+        raise InputError(f"--temperature {text}: expected a number, or FIRST:LAST")
+    try:
+        return numbers[0] if len(numbers) == 1 else Annealed(first=numbers[0], last=numbers[1])
+    except ValueError as error:
+        raise InputError(f"--temperature {text}: {error}") from error
 
 
 SAMPLE_HELP = """\
