@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import harness
+from mdlm.config.component_text import from_text
 from mdlm.errors import InputError
 from mdlm.evals.oracles import Enumerated, HiddenMarkov, Oracle, sample
-from mdlm.samplers.catalogue import from_text
+from mdlm.samplers.base import Sampler
 
 PICTURE = Path("docs/samplers.png")
 
@@ -42,7 +43,9 @@ def curve(oracle: Oracle, pattern: str, rows: int) -> list[tuple[int, float]]:
     points: list[tuple[int, float]] = []
     most = oracle.length if "{k}" in pattern else STEPS[-1]
     for n in sorted({*(n for n in STEPS if n <= most), most}):
-        out = sample(oracle, from_text(pattern.format(n=n, k=-(-oracle.length // n))), rows)
+        out = sample(
+            oracle, from_text(pattern.format(n=n, k=-(-oracle.length // n)), Sampler), rows
+        )
         points.append((n, oracle.distance(out.tokens)))
     return points
 
@@ -81,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samplers", nargs="+", metavar="TEXT", help="these alone; no picture")
     args = parser.parse_args(arguments)
     try:
-        chosen = {text: from_text(text) for text in args.samplers or ()}
+        chosen = {text: from_text(text, Sampler) for text in args.samplers or ()}
     except InputError as error:
         parser.error(str(error))
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}

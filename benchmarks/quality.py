@@ -21,7 +21,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ SECONDS_PER_STEP = 0.31
 
 ADAM = {"optimizer.learning_rate": "1e-3"}
 MUON = {
-    "optimizer": "Muon",
+    "optimizer": "Muon(warmup_steps=100)",
     "optimizer.learning_rate": "0.01",
     "optimizer.adam_rate": "1.0",
     "optimizer.b2": "0.98",
@@ -66,19 +65,10 @@ def experiment(recipe: str, corpus: str, steps: int, seed: int):
     """The experiment of a recipe, and its overrides by dotted name."""
     from mdlm.config.overrides import apply
     from mdlm.experiment.loading import load_file
-    from mdlm.objectives.nelbo import Nelbo
-    from mdlm.optim import Muon
-    from mdlm.times import IID
 
-    base = load_file(EXPERIMENT)
-    base = replace(base, evaluation=replace(base.evaluation, objective=Nelbo()))
-    changes = dict(RECIPES[recipe])
-    if changes.pop("optimizer", None) == "Muon":
-        base = replace(base, optimizer=Muon(warmup_steps=100))
-    if changes.pop("objective.times", None) == "IID":
-        base = replace(base, objective=Nelbo(times=IID()))
+    changes = {"evaluation.objective": "Nelbo()", **RECIPES[recipe]}
     run = {"train.steps": str(steps), "seed": str(seed), "train.eval_every": str(-(-steps // 8))}
-    return apply(base, [*books(corpus).items(), *changes.items(), *run.items()])
+    return apply(load_file(EXPERIMENT), [*books(corpus).items(), *changes.items(), *run.items()])
 
 
 class Stepper:

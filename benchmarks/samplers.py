@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import harness
+from mdlm.config.component_text import from_text
 from mdlm.run import load
-from mdlm.samplers.catalogue import from_text
+from mdlm.samplers import Sampler
 
 LAWS = {
     "FirstHitting()": "exact",
@@ -72,7 +73,7 @@ def run(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--json", metavar="FILE", help="also write the rows there, with a text")
     args = parser.parse_args(argv)
     texts = args.samplers or list(LAWS)
-    samplers = [from_text(text) for text in texts]
+    samplers = [from_text(text, Sampler) for text in texts]
     opened = load(args.run_folder)
     rows = []
     valid = opened.dataset.valid.rows.all()

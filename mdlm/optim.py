@@ -16,6 +16,8 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from mdlm.names import KERNEL, MODULATION, STACK
 from mdlm.types import ArrayTree
 
+__all__ = ["AdamW", "Muon", "Optimizer"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(abc.ABC):

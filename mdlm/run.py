@@ -31,22 +31,37 @@ from mdlm.runs.parameters import restore_parameters
 from mdlm.samplers.base import Sampler
 
 
-def load(path: str | Path, *, step: int | None = None, mesh: MeshShape | None = None) -> "Run":
+def load(
+    path: str | Path,
+    *,
+    step: int | None = None,
+    mesh: MeshShape | None = None,
+    trust: bool = False,
+) -> "Run":
     """Opens a run folder at its newest checkpoint, or at that of `step`; where it has weights and
     no newer checkpoint, with those.
 
     It may have been trained on other devices: where its mesh does not fit those that are here, and
-    `mesh` names no other, it is spread over all of them. The folder's copy of the experiment file
-    is executed. InputError where the folder is no run, or has no such checkpoint.
+    `mesh` names no other, it is spread over all of them. Nothing of the folder is executed, except
+    with `trust`: then the experiment is the folder's copy of its file instead of its description.
+    Raises InputError if the folder is no run, has no such checkpoint, or is made of components that
+    are not installed.
     """
-    return Run(path, step=step, mesh=mesh)
+    return Run(path, step=step, mesh=mesh, trust=trust)
 
 
 class Run:
     """An experiment with its tokenizer and averaged parameters."""
 
-    def __init__(self, path: str | Path, *, step: int | None = None, mesh: MeshShape | None = None):
-        self.folder = RunFolder(path)
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        step: int | None = None,
+        mesh: MeshShape | None = None,
+        trust: bool = False,
+    ):
+        self.folder = RunFolder(path, trust=trust)
         process_group.broadcast(lambda: self.folder.config() and None)  # refuses what is no run
         self.folder.check_shared()
         self.experiment: Experiment = self.folder.experiment()
@@ -90,11 +105,16 @@ class Run:
         data: TextData | Mixture | None = None,
         report: Report = lambda done, rows: None,
     ) -> list[Metric]:
-        """Scores a split of the run's data, or of other data with the run's tokenizer."""
+        """Scores a split of the run's data, or of other data with the run's tokenizer.
+
+        Raises InputError if `how.objective` does not fit the run.
+        """
         dataset = self.dataset if data is None else data.load(self.folder.data)
-        how = how or self.experiment.evaluation
+        how, model = how or self.experiment.evaluation, self.model
+        if how.objective != self.experiment.evaluation.objective:
+            model = replace(model, experiment=replace(self.experiment, evaluation=how))
         check_same_data(dataset, (how.split,))
-        return Scorer(self.model, self.mesh, dataset).run(self.params, how, report=report)
+        return Scorer(model, self.mesh, dataset).run(self.params, how, report=report)
 
     def clip_search(self, *, batches: int = 4, seed: int = 0) -> list[Interval]:
         """Intervals of times to train block diffusion on, the one whose loss spreads least first,

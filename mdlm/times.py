@@ -20,6 +20,7 @@ from jaxtyping import Float, Int, Key
 
 from mdlm import keys
 
+__all__ = ["IID", "Antithetic", "LowDiscrepancy", "TimeSampler"]
 BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
 

@@ -93,6 +93,26 @@ def add_run(sub: argparse.ArgumentParser) -> None:
         "--step", type=int, help="checkpoint of that step (default: newest checkpoint or weights)"
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
+    add_trust(sub)
+
+
+def add_trust(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--trust-experiment",
+        action="store_true",
+        help="execute the run folder's copy of its experiment file; only if you trust its authors",
+    )
+
+
+class _Process(argparse.Action):
+    """`--process 3` is the number of this process; `--process "Masked(...)"` replaces the noise
+    process of the experiment, as any of its values can be."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if str(values).strip().lstrip("-").isdecimal():
+            namespace.process = int(str(values))
+        else:
+            namespace.components = [*getattr(namespace, "components", ()), ("process", values)]
 
 
 def add_process_group(sub: argparse.ArgumentParser) -> None:
@@ -101,7 +121,12 @@ def add_process_group(sub: argparse.ArgumentParser) -> None:
         "--coordinator", metavar="HOST:PORT", help="where process 0 can be reached by the others"
     )
     group.add_argument("--processes", type=int, metavar="N", help="how many processes there are")
-    group.add_argument("--process", type=int, metavar="I", help="which this is: 0 to N-1")
+    group.add_argument(
+        "--process",
+        action=_Process,
+        metavar="I",
+        help="which this is: 0 to N-1 (anything else is the noise process of the experiment)",
+    )
     group.add_argument(
         "--join-timeout",
         type=int,

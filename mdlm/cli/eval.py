@@ -17,11 +17,13 @@ if TYPE_CHECKING:  # what a `--help` need not wait for
 
 
 def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from mdlm.config.component_text import from_text
     from mdlm.data.dataset import TextData
     from mdlm.data.sources import TextFiles
+    from mdlm.objectives import Objective
     from mdlm.run import load
 
-    run = load(args.run_folder, step=args.step)
+    run = load(args.run_folder, step=args.step, trust=args.trust_experiment)
     if run.remark and process_group.is_main():
         print(f"mdlm: {run.remark}", file=sys.stderr)
     how, data = run.experiment.evaluation, None
@@ -45,6 +47,9 @@ def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         passes=how.passes if args.passes is None else args.passes,
         batch_size=how.batch_size if args.batch_size is None else args.batch_size,
     )
+    if args.objective is not None:
+        title = f"--objective {args.objective}"
+        how = replace(how, objective=from_text(args.objective, Objective, title))
     with Progress(quiet=not process_group.is_main()) as progress:
         metrics = run.perplexity(how, data=data, report=progress.bar("scoring", "rows"))
     if args.json:
@@ -71,6 +76,7 @@ EVAL_HELP = """\
 examples:
   mdlm eval runs/owt_small
   mdlm eval runs/owt_small --split test --passes 8
+  mdlm eval runs/owt_small --objective "DiscreteNelbo(steps=1000)"
   mdlm eval runs/owt_small --data letters.txt
   mdlm eval runs/owt_small --on wikitext2
   mdlm eval runs/owt_small --on ptb --data copies/ptb      where the hub cannot be reached
@@ -85,6 +91,9 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--split", choices=("train", "valid", "test"), help="default: the run's")
     sub.add_argument("--data", metavar="FILE", nargs="+", help="score these text files instead")
     sub.add_argument("--on", metavar="NAME", help="score a well-known text, for zero-shot numbers")
+    sub.add_argument(
+        "--objective", metavar="TEXT", help='report another bound, such as "Nelbo(t_min=1e-4)"'
+    )
     sub.add_argument("--passes", type=int, help="independent passes over the split")
     sub.add_argument("--batch-size", type=int, help="rows scored at a time")
 

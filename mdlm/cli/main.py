@@ -21,6 +21,7 @@ from pathlib import Path
 
 from mdlm.cli import (
     completion,
+    components,
     eval,
     experiments,
     import_weights,
@@ -51,6 +52,7 @@ FILES = (
     tokenizer,
     eval,
     sample,
+    components,
     samplers,
     view,
     import_weights,
@@ -96,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args, rest = commands.parse_known_args(arguments)
     command = COMMANDS[args.command]
     try:
-        changes = overrides(rest)
+        changes = [*getattr(args, "components", ()), *overrides(rest)]
         if changes and not command.takes_settings:
             raise InputError(f"--{changes[0][0]}: mdlm {args.command} has no such option")
         if command.computes:

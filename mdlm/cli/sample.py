@@ -1,4 +1,4 @@
-"""`mdlm sample`, `mdlm samplers` and `mdlm view`."""
+"""`mdlm sample`."""
 
 import argparse
 import json
@@ -18,16 +18,19 @@ if TYPE_CHECKING:  # what a `--help` need not wait for
 
 
 def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+    from mdlm.config.component_text import from_text
     from mdlm.run import load
-    from mdlm.samplers.catalogue import from_text
+    from mdlm.samplers import Sampler
 
     if args.num < 1:
         raise InputError(f"--num {args.num}: at least one text is needed")
     trace = None if args.trace is None else writable(args.trace)
-    run = load(args.run_folder, step=args.step)
+    run = load(args.run_folder, step=args.step, trust=args.trust_experiment)
     if run.remark and process_group.is_main():
         print(f"mdlm: {run.remark}", file=sys.stderr)
-    sampler = from_text(args.sampler) if args.sampler else run.experiment.sampler
+    sampler = run.experiment.sampler
+    if args.sampler:
+        sampler = from_text(args.sampler, Sampler, f"--sampler {args.sampler}")
     names = ("steps", "top_p", "top_k", "top_p_rule")
     settings = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
     if args.temperature is not None:
@@ -103,11 +106,12 @@ def banned_by(tokenizer: "Tokenizer", texts: Sequence[str]) -> tuple[int, ...]:
 
 def temperature_of(text: str) -> "float | Annealed":
     """`0.7`, or `1.0:0.3` for a temperature annealed from 1.0 to 0.3. InputError if neither."""
-    from mdlm.samplers.logits.shaping import Annealed
+    from mdlm.config.component_text import from_text
+    from mdlm.samplers import Annealed
 
     try:
-        numbers = [float(part) for part in text.split(":")]
-    except ValueError:
+        numbers = [from_text(part, float) for part in text.split(":")]
+    except InputError:
         numbers = []
     if len(numbers) not in (1, 2):
         raise InputError(f"--temperature {text}: expected a number, or FIRST:LAST")

@@ -6,9 +6,10 @@ from mdlm.cli.common import Changes, Command
 
 
 def run(_: argparse.Namespace, __: Changes) -> int:
-    from mdlm.samplers.catalogue import described
+    from mdlm.config.catalogue import described
+    from mdlm.samplers import Annealed, Guidance, Rule, Sampler
 
-    print(described())
+    print(described(Sampler, Rule, Annealed, Guidance))
     return 0
 
 

@@ -10,10 +10,11 @@ if TYPE_CHECKING:  # what a `--help` need not wait for
 
 
 def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
-    from mdlm.config.overrides import expected, names
+    from mdlm.config.component_text import expected, to_text
+    from mdlm.config.overrides import names
 
     for name, kind, value in names(experiment_of(args, changes)):
-        print(f"--{name:32s} {value!r:24}  {expected(kind)}")
+        print(f"--{name:32s} {to_text(value, lenient=True):24}  {expected(kind, brief=True)}")
     return 0
 
 

@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdlm.cli.common import Command, add_experiment, add_process_group, experiment_of
+from mdlm.cli.common import (
+    Command,
+    add_experiment,
+    add_process_group,
+    add_trust,
+    experiment_of,
+)
 from mdlm.cli.progress import Progress
 from mdlm.cluster import heartbeat, process_group
 from mdlm.errors import InputError
@@ -55,6 +61,7 @@ def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
             tensorboard=args.tensorboard,
             wandb=args.wandb,
             profile=args.profile or 0,
+            trust=args.trust_experiment,
             report=progress.stage,
         )
         for event in session.train(should_stop=stop.now):
@@ -92,11 +99,13 @@ TRAIN_HELP = """\
 examples:
   mdlm train quickstart
   mdlm train quickstart --train.steps 2000 --optimizer.learning_rate 1e-3
+  mdlm train quickstart --process "Masked(schedule=Cosine())"
   mdlm train owt_small --out runs/owt --mesh.fsdp 8
 
-Any value of the experiment can be replaced by its dotted name; `mdlm settings EXPERIMENT` lists
-them. The same command continues a run that was interrupted, from its newest checkpoint. An
-experiment file is Python and is executed.
+Any value of the experiment can be replaced by its dotted name, a component by its text;
+`mdlm settings EXPERIMENT` lists the names, `mdlm components` what can be written.
+The same command resumes a run that was interrupted, from its newest checkpoint. An experiment
+file is Python and is executed.
 
 Ctrl-C and SIGTERM save the run, then end it: exit code 130 and 143. 3: too many steps in a row had
 a loss or gradient that is not finite (--train.max_skipped); starting it again unchanged will not
@@ -127,6 +136,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--init-from", metavar="RUN", help="begin with the EMA parameters of a run")
     sub.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     sub.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases")
+    add_trust(sub)
     add_process_group(sub)
     sub.add_argument(
         "--profile",

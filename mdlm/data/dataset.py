@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from mdlm.config.component_text import to_text
+from mdlm.config.records import is_same
 from mdlm.data.packing import Packing
 from mdlm.data.rows.base import RowSet
 from mdlm.data.store.reader import Store
@@ -127,7 +129,7 @@ class Dataset:
         """A checksum of the text of all splits, the tokenizer and the packing. Without a store,
         all text is read."""
         texts = {split: self._text_fingerprint(split) for split in self.splits}
-        parts = [texts, self.tokenizer.fingerprint, repr(self.data.packing)]
+        parts = [texts, self.tokenizer.fingerprint, to_text(self.data.packing)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def protocol(self, split: str) -> str:
@@ -225,12 +227,15 @@ class TextData:
     def open_store(self, url: str) -> Store:
         """Opens a store of this data. Raises InputError if it was made from other data."""
         store = Store.open(url)
-        made, due = store.manifest, (repr(self.source), repr(self.tokenizer))
-        for there, wanted in zip((made.source, made.tokenizer), due, strict=True):
-            if there != wanted:
+        made = store.manifest
+        for there, here, kind in (
+            (made.source, self.source, Source),
+            (made.tokenizer, self.tokenizer, TokenizerConfig),
+        ):
+            if not is_same(there, here, kind):
                 raise InputError(
-                    f"{store.url} was made of {there}, this experiment has {wanted}: name another "
-                    "store, or make one with: mdlm prepare FILE"
+                    f"{store.url} was made of {there}, this experiment has {to_text(here)}: name"
+                    " another store, or make one with: mdlm prepare FILE"
                 )
         return store
 
@@ -240,9 +245,9 @@ class TextData:
         Raises InputError if it is missing, damaged, or of another configuration.
         """
         tokenizer = Tokenizer.load(directory)
-        if tokenizer.made_by != repr(self.tokenizer):
+        if not is_same(tokenizer.made_by, self.tokenizer, TokenizerConfig):
             raise InputError(
                 f"{directory} holds the tokenizer of {tokenizer.made_by}, "
-                f"this experiment has {self.tokenizer!r}: use another folder"
+                f"this experiment has {to_text(self.tokenizer)}: use another folder"
             )
         return tokenizer

@@ -14,6 +14,7 @@ from typing import ClassVar
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
+from mdlm.config.component_text import to_text
 from mdlm.data.tokens.tokenizer import Report, Tokenizer
 from mdlm.data.tokens.training import SPECIALS, count_words, reported, train, word_pieces
 from mdlm.errors import InputError
@@ -57,7 +58,7 @@ def finish(backend: tokenizers.Tokenizer, config: TokenizerConfig, closed: bool)
     ids = backend.get_vocab(with_added_tokens=True)
     bos, eos, pad, mask = (ids[token] for token in SPECIALS)
     vocab = Vocab(size=max(ids.values()) + 1, mask_id=mask, bos_id=bos, eos_id=eos, pad_id=pad)
-    return Tokenizer(backend, vocab, closed_alphabet=closed, made_by=repr(config))
+    return Tokenizer(backend, vocab, closed_alphabet=closed, made_by=to_text(config))
 
 
 def byte_characters() -> list[str]:
@@ -253,7 +254,7 @@ class Pretrained(TokenizerConfig):
             eos_id=ids.get(self._find(ids, "eos") or ""),
             pad_id=ids.get(self._find(ids, "pad") or ""),
         )
-        return Tokenizer(backend, vocab, made_by=repr(self))
+        return Tokenizer(backend, vocab, made_by=to_text(self))
 
     def _find(self, ids: dict[str, int], role: str) -> str | None:
         """Returns the token of a role: the chosen one, or the first usual one that exists."""

@@ -3,9 +3,12 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from mdlm.config.describe import describe
+from mdlm.config.component_text import default_of, to_text
+from mdlm.config.records import read_fields, with_defaults
+from mdlm.data.mixture import Mixture
 from mdlm.experiment.experiment import Experiment, Training
 
 FREE = ("name", "sampler", "evaluation", "mesh")
@@ -13,31 +16,52 @@ FREE_NETWORK = ("attention", "remat", "logits_chunk")
 FREE_TRAINING = tuple(
     f.name for f in dataclasses.fields(Training) if f.name not in ("batch_size", "ema_decay")
 )
+FIXED = {f.name: f for f in dataclasses.fields(Experiment) if f.name not in FREE}
 
 
 def without_stores(data: Any) -> Any:
-    """A description of data without where their tokens are kept: they are the source's own."""
-    if isinstance(data, dict):
-        return {k: without_stores(v) for k, v in data.items() if k != "store"}
-    return [without_stores(part) for part in data] if isinstance(data, list) else data
+    """Data without where their tokens are kept: they are the source's own."""
+    if isinstance(data, Mixture):
+        return dataclasses.replace(data, parts=tuple(map(without_stores, data.parts)))
+    return with_defaults(data, ("store",))
 
 
-def identity(experiment: Experiment) -> dict:
-    """What must not change when a run goes on: all but where, how long, by which of several
-    equal computations, and how often it looks."""
-    values = {k: v for k, v in describe(experiment).items() if k not in FREE}
-    values["data"] = without_stores(values["data"])
-    values["network"] = {k: v for k, v in values["network"].items() if k not in FREE_NETWORK}
-    values["train"] = {k: v for k, v in values["train"].items() if k not in FREE_TRAINING}
-    return values
+def identity(experiment: Experiment) -> dict[str, Any]:
+    """What must not change when a run is resumed: all but where, how long, by which of several
+    equal computations, and how often it looks. What may change is at its default."""
+    return _fixed({name: getattr(experiment, name) for name in FIXED})
 
 
-def recorded(experiment: Experiment) -> dict:
-    """The identity as it comes back from a file."""
-    return json.loads(json.dumps(identity(experiment), default=str))
+def recorded(experiment: Experiment) -> dict[str, str]:
+    """The identity as it is written into files."""
+    values = identity(experiment)
+    return {n: to_text(v) for n, v in values.items() if v != default_of(FIXED[n])}
+
+
+def identity_of(
+    record: Mapping[str, Any], title: str, known: Mapping[str, type] | None = None
+) -> dict[str, Any]:
+    """The identity of an experiment that was recorded, whole or as `recorded` says.
+
+    Raises InputError if it cannot be read; `title` begins the error.
+    """
+    record = {name: value for name, value in record.items() if name not in FREE}
+    found = read_fields(record, Experiment, title, known)
+    defaults = {name: default_of(field) for name, field in FIXED.items()}
+    return _fixed({**defaults, **found})
 
 
 def fingerprint(experiment: Experiment) -> str:
     """Twelve hexadecimal digits of the identity."""
     text = json.dumps(recorded(experiment), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _fixed(values: dict[str, Any]) -> dict[str, Any]:
+    free = {"network": FREE_NETWORK, "train": FREE_TRAINING}
+    for name, fields in free.items():
+        if dataclasses.is_dataclass(values[name]):
+            values[name] = with_defaults(values[name], fields)
+    if dataclasses.is_dataclass(values["data"]):
+        values["data"] = without_stores(values["data"])
+    return values

@@ -19,6 +19,7 @@ from jax import Array
 from jaxtyping import Key
 
 from mdlm.cluster import process_group
+from mdlm.config.component_text import to_text
 from mdlm.data.packing import Packing
 from mdlm.data.tokens.special_tokens import ends
 from mdlm.data.tokens.tokenizer import Tokenizer
@@ -30,7 +31,6 @@ from mdlm.generation.windows import Run, WindowDone, Windows, generate_long
 from mdlm.keys import by_row, stream
 from mdlm.parallel.mesh import replicated
 from mdlm.samplers.base import Sampler
-from mdlm.samplers.catalogue import to_text
 from mdlm.samplers.loop import Loop, generate
 from mdlm.samplers.state import Samples
 from mdlm.types import ArrayTree
@@ -250,7 +250,7 @@ class Generator:
         nfe, rows = rows_of(windows, begins, self.window.text.start, starts)
         used = [ids for row in rows for ids in (row.start, row.token)]
         return Trace(
-            sampler=to_text(self.sampler),
+            sampler=to_text(self.sampler, lenient=True),
             mask_id=mask_id,
             pieces=self.tokenizer.pieces({mask_id}.union(*(ids.tolist() for ids in used))),
             nfe=nfe,

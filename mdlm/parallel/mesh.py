@@ -22,6 +22,7 @@ from jaxtyping import Int64
 
 from mdlm.errors import InputError
 
+__all__ = ["MeshShape"]
 DATA, FSDP, SEQUENCE, TENSOR = AXES = ("data", "fsdp", "sequence", "tensor")
 ROWS = PartitionSpec((DATA, FSDP))
 

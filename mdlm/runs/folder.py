@@ -18,7 +18,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -32,9 +33,10 @@ from jaxtyping import Int
 from mdlm.cluster import process_group
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.loading import load_file
-from mdlm.config.describe import describe, differences
-from mdlm.experiment.identity import fingerprint, recorded
+from mdlm.config import records
+from mdlm.config.components import classes_in
 from mdlm.config.overrides import apply
+from mdlm.experiment.identity import fingerprint, identity, identity_of
 from mdlm.runs.checkpoint_paths import located, newest_in
 from mdlm.runs.writers import Writer
 from mdlm.errors import InputError
@@ -55,10 +57,15 @@ class RunFolder:
         path: the folder.
         checkpoints: where the run keeps its checkpoints, if that is to be said: None for where it
             does already, which is inside unless it was begun otherwise.
+        trust: the experiment of the run is its copy of the experiment file, which is executed,
+            instead of what config.json says.
     """
 
-    def __init__(self, path: str | Path, checkpoints: str | Path | None = None):
+    def __init__(
+        self, path: str | Path, checkpoints: str | Path | None = None, *, trust: bool = False
+    ):
         self.path = Path(path)
+        self.trust = trust
         self.asked = None if checkpoints is None else located(checkpoints)
         self.writes = process_group.is_main()
         self.started = time.time()
@@ -88,6 +95,7 @@ class RunFolder:
 
         Of a run that is resumed the first copy stays, and the environment is added to env.json.
         """
+        records.record(experiment)  # refuses, on all processes, what cannot be written
         if not self.writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -104,7 +112,7 @@ class RunFolder:
             "fingerprint": fingerprint(experiment),
             "overrides": overrides,
             "checkpoints": elsewhere,
-            "experiment": describe(experiment),
+            "experiment": records.record(experiment),
         }
         # Last, because its presence says that the folder is a run.
         self._write("config.json", json.dumps(config, indent=1) + "\n")
@@ -171,7 +179,7 @@ class RunFolder:
             if self.path.exists() and any(self.path.iterdir()) and not begun:
                 raise InputError(f"{self.path} exists and is not a run folder")
         else:
-            found = differences(recorded(self.experiment()), recorded(experiment))
+            found = records.differences(self._identity(experiment), identity(experiment))
             if found:
                 raise InputError(
                     f"{self.path} holds a run of another configuration; {_few(found)}."
@@ -197,7 +205,9 @@ class RunFolder:
         step, data = there
         if "run" not in data and self.exists:
             return  # from before it was noted
-        found = differences(data.get("run", {}), recorded(experiment))
+        title = f"--checkpoints {asked}: the checkpoint of step {step}"
+        there = identity_of(data.get("run", {}), title, classes_in(experiment))
+        found = records.differences(there, identity(experiment))
         if found:
             raise InputError(
                 f"--checkpoints {asked} holds one, of step {step}, of another run; {_few(found)}"
@@ -223,9 +233,39 @@ class RunFolder:
         return json.loads((self.path / "config.json").read_text())
 
     def experiment(self) -> Experiment:
-        """The experiment that was run, from its copy and the overrides."""
-        overrides = [(name, text) for name, text in self.config()["overrides"]]
-        return apply(load_file(self.path / "experiment.py"), overrides)
+        """The experiment that was run, as config.json says, without executing anything; with
+        `trust` as its copy says.
+
+        Raises InputError if config.json names what is not here, or cannot be read.
+        """
+        config, copy = self.config(), self.path / "experiment.py"
+        if self.trust:
+            return apply(load_file(copy), [(name, text) for name, text in config["overrides"]])
+        with self._described():
+            return records.read(config["experiment"], Experiment, self._title)
+
+    @property
+    def _title(self) -> str:
+        return str(self.path / "config.json")
+
+    def _identity(self, experiment: Experiment) -> dict[str, Any]:
+        """The identity of the run here. Classes of the experiment at hand need not be found."""
+        if self.trust:
+            return identity(self.experiment())
+        with self._described():
+            return identity_of(self.config()["experiment"], self._title, classes_in(experiment))
+
+    @contextmanager
+    def _described(self) -> Iterator[None]:
+        """Adds to what is wrong with config.json what can be done."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(
+                f"{error}. Install the package that brings what is missing, or give"
+                f" --trust-experiment (in Python, trust=True): it executes the run's own copy,"
+                f" {self.path / 'experiment.py'}"
+            ) from error
 
     def log(self, kind: str, step: int, values: Mapping[str, float | list[float]]) -> None:
         """Appends a line to metrics.jsonl: `{"kind", "step", "time", ...values}`.

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mdlm.experiment.experiment import Experiment
-from mdlm.config.describe import describe
+from mdlm.config.records import describe
 from mdlm.errors import InputError
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 
 from mdlm.cluster import process_group
-from mdlm.config.describe import describe
+from mdlm.config.records import describe
 from mdlm.data.dataset import Dataset
 from mdlm.errors import InputError
 from mdlm.evals.nll import Metric
@@ -56,6 +56,7 @@ class Session:
         tensorboard: also write TensorBoard events.
         wandb: project of Weights & Biases to log to as well.
         profile: steps to trace, see `mdlm.profiling.profile`; 0 for none.
+        trust: execute an earlier run's copy of its experiment file to compare with it.
         report: told `(task, done, total)` while data are prepared.
     """
 
@@ -71,10 +72,11 @@ class Session:
         tensorboard: bool = False,
         wandb: str | None = None,
         profile: int = 0,
+        trust: bool = False,
         report: Callable[[str, int, int], None] | None = None,
     ):
         self.experiment, self.profile = experiment, profile
-        self.folder = RunFolder(out, checkpoints)
+        self.folder = RunFolder(out, checkpoints, trust=trust)
         settings = experiment.train
         asked = {"--checkpoints": checkpoints, "--init-from": init_from, "--profile": profile}
         process_group.check_same({**configuration(experiment), **asked}, "values")
@@ -191,11 +193,11 @@ class Session:
 
 def configuration(experiment: Experiment) -> dict[str, object]:
     """What processes of one run must have alike: the experiment, and the versions that compute."""
-    described = describe(experiment)
+    data = without_stores(experiment.data)
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
     return {
-        **described,
-        "data": without_stores(described["data"]),
+        **describe(experiment),
+        "data": describe(data),
         "versions": {"mdlm": __version__, **versions},
         "processes": jax.process_count(),
     }

@@ -10,13 +10,13 @@ import pytest
 import tiny
 
 from benchmarks import family, oracle, samplers, variance
+from mdlm.config.component_text import from_text
 from mdlm.errors import InputError
 from mdlm.experiment import load_file
 from mdlm.models import BlockDiT
 from mdlm.objectives import BlockNelbo
 from mdlm.run import load
-from mdlm.samplers import BlockByBlock
-from mdlm.samplers.catalogue import from_text
+from mdlm.samplers import BlockByBlock, Sampler
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -81,9 +81,9 @@ def test_entropy_of_single_tokens():
 
 def test_texts_of_the_tables_are_samplers():
     for text in samplers.LAWS:
-        from_text(text)
+        from_text(text, Sampler)
     for pattern in oracle.CURVES.values():
-        from_text(pattern.format(n=2, k=3))
+        from_text(pattern.format(n=2, k=3), Sampler)
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import tiny
 from held import Held
 from store_maker import write_store
 
-from mdlm.config.describe import describe
 from mdlm.config.overrides import apply
+from mdlm.config.records import describe
 from mdlm.data.dataset import TextData
 from mdlm.data.loader import TrainLoader, evaluation_batches, process_part
 from mdlm.data.mixture import Mixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from mdlm.config.describe import differences
+from mdlm.config.records import differences
 from mdlm.errors import InputError
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.experiment.identity import fingerprint, identity

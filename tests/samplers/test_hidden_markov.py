@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdlm.config.component_text import from_text
 from mdlm.evals.oracles import Enumerated, HiddenMarkov, sample
-from mdlm.samplers.catalogue import from_text
+from mdlm.samplers import Sampler
 from mdlm.types import NetInput
 
 ROWS = 4000
@@ -65,7 +66,7 @@ def test_distances_are_measured_by_rows_of_the_law(law):
 def test_samples_are_of_the_law(text):
     """What is exact, or close to its limit: within a hundredth of what the law's own rows are."""
     own = max(MARKOV.distance(MARKOV.draw(ROWS, seed=seed)) for seed in range(3))
-    found = MARKOV.distance(np.asarray(sample(MARKOV, from_text(text), ROWS).tokens))
+    found = MARKOV.distance(np.asarray(sample(MARKOV, from_text(text, Sampler), ROWS).tokens))
     assert found < own + 0.01
 
 
@@ -80,5 +81,5 @@ def test_samples_are_of_the_law(text):
 def test_tokens_drawn_at_once_are_independent(text):
     marginal = MARKOV.pairs.sum(1)
     off = 0.5 * np.abs(np.outer(marginal, marginal) - MARKOV.pairs).sum()
-    found = MARKOV.distance(np.asarray(sample(MARKOV, from_text(text), ROWS).tokens))
+    found = MARKOV.distance(np.asarray(sample(MARKOV, from_text(text, Sampler), ROWS).tokens))
     assert found == pytest.approx(off, abs=0.02) and off > 0.1

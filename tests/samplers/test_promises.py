@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from oracle import PARTS, sample
 
+from mdlm.config.component_text import from_text
 from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
 from mdlm.models.causal import CausalTransformer
@@ -15,7 +16,7 @@ from mdlm.parameterizations.score import Score
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
-from mdlm.samplers.catalogue import from_text
+from mdlm.samplers import Sampler
 from mdlm.samplers.loop import generate
 from mdlm.types import DenseLogits, Prediction, Vocab
 
@@ -42,7 +43,7 @@ def of_one_law(key, p, text, rows, length):
     out = sample(
         key,
         rows,
-        from_text(text),
+        from_text(text, Sampler),
         tokens=np.zeros(shape, np.int32),
         is_fixed=np.zeros(shape, bool),
         denoise=lambda inputs, key=None: SameLaw(row),
@@ -135,7 +136,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(key, text, parts):
                 keys,
                 tokens,
                 is_fixed,
-                sampler=from_text(text),
+                sampler=from_text(text, Sampler),
                 diffusion=Diffusion(
                     process=process, parameterization=parameterization, denoise=denoise
                 ),
@@ -180,7 +181,7 @@ def test_calls_are_as_many_as_promised(key, text, expected):
         return generate(
             key[None],
             *fresh,
-            sampler=from_text(text),
+            sampler=from_text(text, Sampler),
             diffusion=Diffusion(denoise=denoise, **PARTS),
         ).nfe
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mdlm.config.component_text import to_text
+from mdlm.config.records import is_same
 from mdlm.data.dataset import TextData
 from mdlm.data.preparation.pool import Pool, cores
 from mdlm.data.preparation.worker import Setting
@@ -21,6 +23,7 @@ from mdlm.data.store.writer import Folder, ShardWriter, Tally, verify, write_cou
 from mdlm.data.text.chunks import BLOCK, blocks, start_of
 from mdlm.data.text.hub_stream import may_pass
 from mdlm.data.text.source import Source
+from mdlm.data.tokenizers import TokenizerConfig
 from mdlm.data.tokens.tokenizer import FILES, Report, Tokenizer
 from mdlm.errors import InputError
 
@@ -178,9 +181,9 @@ def _new(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifes
     texts = training_text(data.source) if data.tokenizer.needs_text else ()
     tokenizer = data.tokenizer.build(texts, report)
     manifest = Manifest(
-        source=repr(data.source),
+        source=to_text(data.source),
         revision=data.source.version(),
-        tokenizer=repr(data.tokenizer),
+        tokenizer=to_text(data.tokenizer),
         fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab.size,
         eos=data.packing.separator(tokenizer.vocab),
@@ -197,10 +200,10 @@ def _new(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifes
 
 def _check(data: TextData, folder: Folder, manifest: Manifest, tokenizer: Tokenizer) -> None:
     """Raises InputError if a store has another source, tokenizer or EOS than an experiment."""
-    if manifest.source != repr(data.source):
+    if not is_same(manifest.source, data.source, Source):
         raise InputError(
             f"{folder.url} was made from {manifest.source}, this experiment has "
-            f"{data.source!r}: name another store"
+            f"{to_text(data.source)}: name another store"
         )
     _check_tokenizer(data, folder, tokenizer)
     if tokenizer.fingerprint != manifest.fingerprint:
@@ -218,10 +221,10 @@ def _check(data: TextData, folder: Folder, manifest: Manifest, tokenizer: Tokeni
 
 
 def _check_tokenizer(data: TextData, folder: Folder, tokenizer: Tokenizer) -> None:
-    if tokenizer.made_by != repr(data.tokenizer):
+    if not is_same(tokenizer.made_by, data.tokenizer, TokenizerConfig):
         raise InputError(
             f"{folder.url} was made with the tokenizer {tokenizer.made_by}, this experiment has "
-            f"{data.tokenizer!r}: name another store"
+            f"{to_text(data.tokenizer)}: name another store"
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+from mdlm.config.component_text import to_text
 from mdlm.data.dataset import TextData
 from mdlm.data.packing import Wrap
 from mdlm.data.preparation.pool import Pool
@@ -80,7 +81,7 @@ def test_a_store_holds_the_documents(config, where, source, tmp_path):
     assert found == {"train": 3, "valid": 1, "test": 0}
     manifest = Manifest.read(str(url))
     assert manifest == prepared.manifest
-    assert manifest.source == repr(source) and manifest.tokenizer == repr(config)
+    assert manifest.source == to_text(source) and manifest.tokenizer == to_text(config)
     tokenizer = data.load().tokenizer
     assert manifest.fingerprint == tokenizer.fingerprint and manifest.dtype == "uint16"
     for split in source.splits:

@@ -7,6 +7,7 @@ import pytest
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
+from mdlm.config.component_text import to_text
 from mdlm.data.tokenizers import BPE, Bytes, Characters, Pretrained, Text8, byte_characters
 from mdlm.data.tokens import tokenizer as encoding
 from mdlm.data.tokens.tokenizer import Tokenizer
@@ -43,7 +44,7 @@ def test_saved_in_a_folder(config, tmp_path):
     again = Tokenizer.load(tmp_path)
     assert again.vocab == tokenizer.vocab
     assert again.fingerprint == tokenizer.fingerprint
-    assert again.made_by == repr(config)
+    assert again.made_by == to_text(config)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "special_tokens.json",
         "tokenizer.json",

@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from mdlm.cli.sample import banned_by, temperature_of
+from mdlm.config.components import fitting
 from mdlm.data.tokenizers import Bytes
 from mdlm.diffusion import Diffusion
 from mdlm.errors import InputError
@@ -22,9 +23,8 @@ from mdlm.parameterizations.score import Score
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
-from mdlm.samplers import catalogue
 from mdlm.samplers.ancestral import Ancestral
-from mdlm.samplers.base import CHUNK
+from mdlm.samplers.base import CHUNK, Sampler
 from mdlm.samplers.blocks import BlockByBlock
 from mdlm.samplers.editing import Editing
 from mdlm.samplers.first_hitting import FirstHitting
@@ -118,7 +118,7 @@ def test_banned_tokens_are_never_drawn_and_the_others_keep_their_shares(name):
 
 
 def test_no_sampler_is_left_out():
-    assert {type(parts[0]) for parts in (SAMPLERS | JUDGING).values()} == set(catalogue.SAMPLERS)
+    assert {type(parts[0]) for parts in (SAMPLERS | JUDGING).values()} == set(fitting((Sampler,)))
 
 
 @pytest.mark.parametrize("name", JUDGING)

@@ -1,0 +1,47 @@
+"""`mdlm components`."""
+
+import argparse
+
+from mdlm.cli.common import Changes, Command
+
+
+def run(args: argparse.Namespace, _: Changes) -> int:
+    from mdlm.config.catalogue import described, kind_called, kinds
+    from mdlm.config.components import fitting, name_of
+
+    if args.kind is not None:
+        print(described(kind_called(args.kind)))
+        return 0
+    for name, kind in kinds().items():
+        print(f"{name:18s} {', '.join(name_of(part) for part in fitting((kind,)))}")
+    return 0
+
+
+COMPONENTS_HELP = """\
+examples:
+  mdlm components               every kind, and the names of its components
+  mdlm components schedule      what can be set in each schedule, and what it is
+
+A component is written as in an experiment file, with the values that are not at their default:
+
+  mdlm train experiments/quickstart.py --process "Masked(schedule=Cosine())"
+  mdlm train experiments/quickstart.py --network "DiT(width=256, depth=4, heads=4)"
+  mdlm eval runs/quickstart --objective "Nelbo(t_min=1e-4)"
+  mdlm sample runs/quickstart --sampler "Parallel(rule=Threshold(tau=0.9))"
+
+The text is read and checked, never executed. Installed packages bring components of their own by
+entry points of the group mdlm.components (CONTRIBUTING.md)."""
+
+
+def arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("kind", metavar="KIND", nargs="?", help="such as schedule or sampler")
+
+
+COMMAND = Command(
+    name="components",
+    help="list the components and what can be set in each",
+    epilog=COMPONENTS_HELP,
+    arguments=arguments,
+    run=run,
+    computes=False,
+)

@@ -1,0 +1,76 @@
+"""All components, with what can be set in each and a sentence on what it is."""
+
+import dataclasses
+import importlib
+import inspect
+import textwrap
+from typing import Any
+
+from mdlm.config.component_text import default_of, to_text
+from mdlm.config.components import FACES, fitting, name_of, nearest
+from mdlm.errors import InputError
+
+
+def kinds() -> dict[str, type]:
+    """What a component can be, by name in lower case: a sampler, an objective, a schedule ..."""
+    found = (getattr(importlib.import_module(f), n) for f in FACES for n in _names(f))
+    bases = dict.fromkeys(kind for kind in found if inspect.isabstract(kind))
+    whole = [kind for kind in bases if not any(base in bases for base in kind.__mro__[1:])]
+    return {kind.__name__.lower().removesuffix("config"): kind for kind in whole}
+
+
+def kind_called(name: str) -> type:
+    """The kind of that name, in one or many. Raises InputError if there is none."""
+    known = kinds()
+    for word in (name.lower(), name.lower().removesuffix("s"), name.lower().removesuffix("es")):
+        if word in known:
+            return known[word]
+    raise InputError(f"{name}: no kind of component{nearest(name.lower(), known)}")
+
+
+def described(*wanted: type) -> str:
+    """The components of some kinds: fields with their defaults, and what each is.
+
+    Fields that all of the first kind have in common are told once, at the end.
+    """
+    first = wanted[0]
+    common = (
+        {f.name: default_of(f) for f in dataclasses.fields(first)}
+        if dataclasses.is_dataclass(first)
+        else {}
+    )
+    listed = list(dict.fromkeys(part for kind in wanted for part in fitting((kind,))))
+    lines = []
+    for part in listed:
+        own = [f for f in dataclasses.fields(part) if not _is_common(f, common)]
+        said = f"{name_of(part)}({', '.join(map(_field, own))})"
+        lines.append(f"{said}\n{_about(part, listed)}\n")
+    if common:
+        shared = ", ".join(_field(field) for field in dataclasses.fields(first))
+        name = first.__name__.lower()
+        lines.append(f"and of each {name}, unless it says otherwise: {shared}")
+    return "\n".join(lines).rstrip("\n")
+
+
+def _names(face: str) -> list[str]:
+    return importlib.import_module(face).__all__
+
+
+def _is_common(field: dataclasses.Field, common: dict[str, Any]) -> bool:
+    return field.name in common and default_of(field) == common[field.name]
+
+
+def _about(kind: type, listed: list[type]) -> str:
+    """The title of its file, or of the class where the file has several."""
+    module: Any = inspect.getmodule(kind)
+    several = [other for other in listed if other.__module__ == kind.__module__]
+    text = inspect.getdoc(module if len(several) == 1 else kind) or ""
+    first = " ".join(text.split("\n\n")[0].split())
+    return textwrap.fill(first, 96, initial_indent="    ", subsequent_indent="    ")
+
+
+def _field(field: dataclasses.Field) -> str:
+    default = default_of(field)
+    if default is dataclasses.MISSING:
+        return field.name
+    return f"{field.name}={to_text(default, lenient=True)}"
