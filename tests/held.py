@@ -26,5 +26,5 @@ class Held(RowSet):
             segment_ids=None if ids is None else ids[at],
         )
 
-    def scored(self):
+    def loss_tokens(self):
         return int(self.rows.loss_mask.sum())

@@ -44,7 +44,7 @@ class Split:
     @functools.cached_property
     def tokens(self) -> int:
         """The tokens that count in the loss, inserted special tokens included."""
-        return self.rows.scored()
+        return self.rows.loss_tokens()
 
     @functools.cached_property
     def kept(self) -> float:

@@ -127,7 +127,7 @@ class Endless(RowSet):
     def __len__(self):
         return self.n
 
-    def scored(self):
+    def loss_tokens(self):
         return self.n * self.length
 
     def take(self, at):

@@ -126,7 +126,7 @@ def test_joined_rows_are_the_parts_rows(segments):
         np.testing.assert_array_equal(found.segment_ids[:, 0], at % 7)
     else:
         assert found.segment_ids is None
-    assert rows.scored() == 18 == rows.all().loss_mask.sum()
+    assert rows.loss_tokens() == 18 == rows.all().loss_mask.sum()
     assert rows.take(at[:0]).tokens.shape == (0, 3)
     for wrong in (-1, 11):
         with pytest.raises(IndexError):

@@ -22,7 +22,7 @@ def made(packing, docs, vocab):
     """All rows, and the counts of their row set."""
     rows = packing.of(docs, vocab)
     whole = rows.all()
-    assert rows.scored() == whole.loss_mask.sum()
+    assert rows.loss_tokens() == whole.loss_mask.sum()
     assert rows.is_padded == (not whole.is_valid.all())
     assert rows.length == packing.length and len(rows) == len(whole)
     return SimpleNamespace(**vars(whole), placed=rows.placed, dropped=rows.dropped)

@@ -20,7 +20,7 @@ from mdlm.data.preparation.pool import Pool, cores
 from mdlm.data.preparation.worker import Setting
 from mdlm.data.store.manifest import NAME, Manifest, SplitRecord
 from mdlm.data.store.writer import Folder, ShardWriter, Tally, verify, write_counts
-from mdlm.data.text.chunks import BLOCK, blocks, start_of
+from mdlm.data.text.chunks import CHUNK, chunks, start_of
 from mdlm.data.text.hub_stream import may_pass
 from mdlm.data.text.source import Source
 from mdlm.data.tokenizers import TokenizerConfig
@@ -29,7 +29,7 @@ from mdlm.errors import InputError
 
 SHARD_TOKENS = 2**26
 """Approximate tokens of a shard."""
-TRAINING_BLOCK = 2**20
+TRAINING_CHUNK = 2**20
 """Approximate characters of a chunk of text when a tokenizer is trained."""
 WORDS = re.compile(r"(?<=\S) ")
 """A space before which every trained tokenizer ends a word (`tokens.tokenizer.safe_cut`)."""
@@ -111,8 +111,8 @@ def _write(
     record = manifest.splits[split]
     dropped, position = dict(record.dropped), record.position
     pieces = source.pieces(split, start_of(position))
-    size = min(BLOCK, shard_tokens)
-    found = blocks(pieces, tokenizer.cut_before, position, size=size)
+    size = min(CHUNK, shard_tokens)
+    found = chunks(pieces, tokenizer.cut_before, position, size=size)
 
     def keep(**changes: Any) -> SplitRecord:
         changed = dataclasses.replace(record, dropped=dict(dropped), **changes)
@@ -121,21 +121,21 @@ def _write(
         return changed
 
     try:
-        for block, encoded in pool.encode(found):
-            position = block.position
-            for reason, count in block.dropped.items():
+        for chunk, encoded in pool.encode(found):
+            position = chunk.position
+            for reason, count in chunk.dropped.items():
                 dropped[reason] = dropped.get(reason, 0) + count
-            if not block.texts:
+            if not chunk.texts:
                 continue
             if writer is None:
                 writer = ShardWriter(folder, f"{split}-{len(record.shards):05d}")
-            writer.add(encoded, block.characters, tally.add(encoded, manifest.eos))
+            writer.add(encoded, chunk.characters, tally.add(encoded, manifest.eos))
             yield Progressed(
                 split=split,
                 documents=record.total("documents") + writer.documents,
                 tokens=record.total("tokens") + writer.tokens,
                 bytes=record.total("bytes") + writer.bytes,
-                done=block.done,
+                done=chunk.done,
             )
             if writer.tokens >= shard_tokens:
                 shards = (*record.shards, writer.finish())
@@ -230,8 +230,8 @@ def _check_tokenizer(data: TextData, folder: Folder, tokenizer: Tokenizer) -> No
 
 def training_text(source: Source) -> Iterator[str]:
     """Yields the training text, for training a tokenizer, in parts that end where words end."""
-    for block in blocks(source.pieces("train"), WORDS, size=TRAINING_BLOCK, limit=2**60):
-        yield from block.texts
+    for chunk in chunks(source.pieces("train"), WORDS, size=TRAINING_CHUNK, limit=2**60):
+        yield from chunk.texts
 
 
 def tokenizer_of(folder: Folder) -> Tokenizer:

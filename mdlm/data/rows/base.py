@@ -68,7 +68,7 @@ class RowSet(abc.ABC):
         """
 
     @abc.abstractmethod
-    def scored(self) -> int:
+    def loss_tokens(self) -> int:
         """Returns how many tokens of all rows count in the loss, without making the rows."""
 
     def all(self) -> Rows:
@@ -125,5 +125,5 @@ class First(RowSet):
         self.check(at)
         return self.rows.take(at)
 
-    def scored(self) -> int:
+    def loss_tokens(self) -> int:
         return sum(int(rows.loss_mask.sum()) for rows in self.chunks())

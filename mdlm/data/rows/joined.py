@@ -41,8 +41,8 @@ class JoinedRows(RowSet):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def scored(self) -> int:
-        return sum(part.scored() for part in self.parts)
+    def loss_tokens(self) -> int:
+        return sum(part.loss_tokens() for part in self.parts)
 
     def take(self, at: Int64[np.ndarray, " n"]) -> Rows:
         self.check(at)

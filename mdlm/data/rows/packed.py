@@ -72,7 +72,7 @@ class WrappedRows(RowSet):
                 found[token] = found.get(token, 0) + len(self)
         return found
 
-    def scored(self) -> int:
+    def loss_tokens(self) -> int:
         short = self.rest + self.length - self.inside if self.is_padded else 0
         return self.full * self.length + short
 
@@ -168,7 +168,7 @@ class PaddedRows(RowSet):
                 found[token] = found.get(token, 0) + len(self)
         return found
 
-    def scored(self) -> int:
+    def loss_tokens(self) -> int:
         return self.placed + len(self) * (self.length - self.room)
 
     def take(self, at: Int64[np.ndarray, " n"]) -> Rows:

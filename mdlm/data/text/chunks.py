@@ -12,7 +12,7 @@ from typing import Any
 from mdlm.data.text.files import Piece
 from mdlm.errors import InputError
 
-BLOCK = 2**22
+CHUNK = 2**22
 """Approximate characters in a chunk."""
 LIMIT = 2**26
 """Maximum characters of one document held in memory while no cut is possible."""
@@ -25,7 +25,7 @@ class Chunk:
     """Whole documents, with possibly a part of one at either end.
 
     `open`: the last text continues in the next chunk. `position` is the end of the chunk, from
-    which `blocks` resumes. `done` and `dropped` as in `Piece`.
+    which `chunks` resumes. `done` and `dropped` as in `Piece`.
     """
 
     texts: tuple[str, ...]
@@ -44,12 +44,12 @@ def start_of(position: Any) -> Any:
     return None if position is None else position["source"]
 
 
-def blocks(
+def chunks(
     pieces: Iterable[Piece],
     cut: re.Pattern[str] | None,
     position: Any = None,
     *,
-    size: int = BLOCK,
+    size: int = CHUNK,
     limit: int = LIMIT,
 ) -> Iterator[Chunk]:
     """Yields chunks of the pieces that follow `start_of(position)`.

@@ -485,7 +485,7 @@ def test_settings_are_checked(source, tmp_path):
 def test_training_text_in_chunks_gives_the_same_tokenizer(source, monkeypatch):
     from mdlm.data.preparation import prepare as module
 
-    monkeypatch.setattr(module, "TRAINING_BLOCK", 50)
+    monkeypatch.setattr(module, "TRAINING_CHUNK", 50)
     parts = list(training_text(source))
     assert len(parts) > 50
     assert "".join(parts) == "".join(source.documents("train"))

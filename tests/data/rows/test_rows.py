@@ -95,10 +95,10 @@ def assert_set(rows, packing, docs, seed):
     at = np.random.default_rng(seed).integers(0, len(rows), 7)
     assert_rows(rows.take(at), [expected[i] for i in at])
     assert rows.placed == placed and rows.dropped == sum(map(len, docs)) - placed
-    assert rows.scored() == sum(sum(row[1]) for row in expected)
+    assert rows.loss_tokens() == sum(sum(row[1]) for row in expected)
     assert rows.is_padded == (not all(all(row[2]) for row in expected))
     own = sum(map(len, docs)) + len(docs) * (packing.eos if isinstance(packing, Wrap) else 1)
-    assert own + sum(rows.inserted.values()) == rows.scored() + rows.dropped
+    assert own + sum(rows.inserted.values()) == rows.loss_tokens() + rows.dropped
     for bad in (-1, len(rows)):
         with pytest.raises(IndexError, match=f"of {len(rows)}"):
             rows.take(np.array([0, bad]))
@@ -155,7 +155,7 @@ def test_first_rows():
     rows = Wrap(length=8).of(docs, VOCAB)
     few = rows.first(2)
     expected, _ = written_out(Wrap(length=8), docs)
-    assert len(few) == 2 and few.scored() == 16
+    assert len(few) == 2 and few.loss_tokens() == 16
     assert_rows(few.all(), expected[:2])
     with pytest.raises(IndexError):
         few.take(np.array([2]))

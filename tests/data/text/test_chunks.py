@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from mdlm.data.text.chunks import Chunk, blocks, start_of
+from mdlm.data.text.chunks import Chunk, chunks, start_of
 from mdlm.data.text.files import Piece
 from mdlm.data.tokenizers import BPE, Bytes
 from mdlm.errors import InputError
@@ -56,25 +56,25 @@ def joined(found: list[Chunk]) -> list[str]:
 @pytest.mark.parametrize("size", [16, 64, 1000, 10**6])
 def test_chunks_do_not_depend_on_pieces(cut, size):
     texts = documents()
-    first = list(blocks(cut_up(texts, 0), cut, size=size))
+    first = list(chunks(cut_up(texts, 0), cut, size=size))
     assert joined(first) == texts
     if cut and size < 1000:
         assert len(first) > 10 and any(chunk.open for chunk in first)
     for seed in (1, 2):
-        other = list(blocks(cut_up(texts, seed), cut, size=size))
+        other = list(chunks(cut_up(texts, seed), cut, size=size))
         assert [(b.texts, b.open) for b in other] == [(b.texts, b.open) for b in first]
 
 
 @pytest.mark.parametrize("cut", [None, WORDS])
 def test_chunks_resume_from_any_position(cut):
     texts = documents()
-    first = list(blocks(cut_up(texts, 3), cut, size=300))
+    first = list(chunks(cut_up(texts, 3), cut, size=300))
     dropped = sum(b.dropped.get("bad", 0) for b in first)
     assert dropped == sum(p.dropped.get("bad", 0) for p in cut_up(texts, 3)) > 3
     for i, chunk in enumerate(first):
         position = json.loads(json.dumps(chunk.position))
         pieces = cut_up(texts, 3, skip=start_of(position) or 0)
-        rest = list(blocks(pieces, cut, position, size=300))
+        rest = list(chunks(pieces, cut, position, size=300))
         assert [(b.texts, b.open, b.dropped) for b in rest] == [
             (b.texts, b.open, b.dropped) for b in first[i + 1 :]
         ]
@@ -85,7 +85,7 @@ def test_cuts_change_no_token(config):
     texts = [text + "  a  b\n \n  c 'll 12 3" for text in documents()]
     tokenizer = config.build(texts)
     whole = np.concatenate(tokenizer.encode(texts))
-    found = list(blocks(cut_up(texts, 0), tokenizer.cut_before, size=7))
+    found = list(chunks(cut_up(texts, 0), tokenizer.cut_before, size=7))
     assert len(found) > 200
     parts = tokenizer.encode([text for chunk in found for text in chunk.texts])
     assert np.array_equal(np.concatenate(parts), whole)
@@ -93,9 +93,9 @@ def test_cuts_change_no_token(config):
 
 def test_dropped_documents_are_counted_once():
     pieces = [Piece(text="aaa bbb ccc ddd eee fff", ends=True, position=1, dropped={"bad": 1})]
-    first = list(blocks(pieces, WORDS, size=5))
+    first = list(chunks(pieces, WORDS, size=5))
     assert [chunk.dropped for chunk in first] == [{"bad": 1}, {}, {}]
-    rest = list(blocks(pieces, WORDS, first[0].position, size=5))
+    rest = list(chunks(pieces, WORDS, first[0].position, size=5))
     assert [(b.texts, b.dropped) for b in rest] == [(b.texts, {}) for b in first[1:]]
 
 
@@ -103,13 +103,13 @@ def test_text_after_a_cut_may_prevent_it():
     cut, texts = re.compile(r"(?<=\S) (?!t)"), ("aaaa bbbb ", "tttt cccc and so on and on")
     for parts in (texts, ("".join(texts),)):
         pieces = [Piece(text=t, ends=t == parts[-1], position=i) for i, t in enumerate(parts)]
-        assert next(blocks(pieces, cut, size=9)).texts == ("aaaa bbbb tttt",)
+        assert next(chunks(pieces, cut, size=9)).texts == ("aaaa bbbb tttt",)
 
 
 def test_document_without_possible_cut_is_refused():
     pieces = [Piece(text="x" * 50, ends=False, position=i) for i in range(9)]
     with pytest.raises(InputError, match=r"\(at 'xxxx.*has 250 characters .* at most 200"):
-        list(blocks(pieces, WORDS, size=10, limit=200))
+        list(chunks(pieces, WORDS, size=10, limit=200))
     with pytest.raises(InputError, match="split it into documents"):
-        list(blocks([Piece(text="a " * 500, ends=True, position=1)], None, size=10, limit=200))
-    assert len(list(blocks([Piece(text="a " * 500, ends=True, position=1)], WORDS, size=10))) > 90
+        list(chunks([Piece(text="a " * 500, ends=True, position=1)], None, size=10, limit=200))
+    assert len(list(chunks([Piece(text="a " * 500, ends=True, position=1)], WORDS, size=10))) > 90
