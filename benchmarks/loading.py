@@ -30,7 +30,7 @@ from mdlm.data.rows.base import RowSet
 from mdlm.data.store.manifest import Manifest, Shard, SplitRecord
 from mdlm.data.store.reader import Store
 from mdlm.errors import InputError
-from mdlm.parallel.mesh import MeshShape, place
+from mdlm.parallel.mesh import MeshShape, put_on_mesh
 from mdlm.types import Vocab
 
 DOCUMENT = 1000
@@ -120,7 +120,7 @@ def _measured(args: Any, rows: RowSet, folder: Path) -> dict[str, Any]:
         state["at"] += args.batch
         return batch["tokens"]
 
-    prefetcher = loader.iterate(0, lambda batch: jax.block_until_ready(place(mesh, batch)))
+    prefetcher = loader.iterate(0, lambda batch: jax.block_until_ready(put_on_mesh(mesh, batch)))
     cases: dict[str, Callable[[], Any]] = {
         "mdlm": alone,
         "mdlm, on the device": lambda: next(prefetcher)[1],

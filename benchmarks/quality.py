@@ -79,7 +79,7 @@ class Stepper:
 
         from mdlm.data.loader import TrainLoader
         from mdlm.experiment.model import Model
-        from mdlm.parallel.mesh import place
+        from mdlm.parallel.mesh import put_on_mesh
         from mdlm.times import balanced_order
         from mdlm.train.loop import in_training
         from mdlm.train.step import compile_step, create_state
@@ -89,7 +89,7 @@ class Stepper:
         tx = e.optimizer.build(e.train.steps)
         size = e.train.batch_size
         rows = TrainLoader(dataset.train.rows, size, 0).batch_at(0)
-        self.batch = Batch(**place(mesh, in_training(rows, balanced_order(size))))
+        self.batch = Batch(**put_on_mesh(mesh, in_training(rows, balanced_order(size))))
         self.state = create_state(model, tx, mesh, jax.random.key(0))
         self.step = compile_step(model, tx, mesh)
 

@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks import harness, synthetic
 from mdlm.experiment.experiment import Experiment
 from mdlm.models.network import count_parameters
-from mdlm.parallel.mesh import check_batch, place
+from mdlm.parallel.mesh import check_batch, put_on_mesh
 from mdlm.profiling.peak import peak_flops
 from mdlm.times import balanced_order
 from mdlm.train.loop import in_training, started_from
@@ -54,7 +54,7 @@ class Ours:
         length = experiment.data.packing.length
         rows = synthetic.batch_of(columns, settings.batch_size, length)
         order = balanced_order(settings.batch_size)
-        self.batch = Batch(**place(self.mesh, in_training(rows, order)))
+        self.batch = Batch(**put_on_mesh(self.mesh, in_training(rows, order)))
         # Built after the state, which it uses up with every call.
         self.built = harness.build(compile_step(model, tx, self.mesh), self.state, self.batch)
         self.scored: list[jax.Array] = []

@@ -12,7 +12,7 @@ from jaxtyping import Int, Key
 
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
-from mdlm.types import Denoise, NetInput, Prediction, Sees
+from mdlm.types import Attends, Denoise, NetInput, Prediction
 
 P = TypeVar("P", bound=Process, covariant=True)
 
@@ -46,7 +46,7 @@ class Diffusion(Generic[P]):
 class NetworkTraits(Protocol):
     """What is asked of a network's configuration."""
 
-    sees: ClassVar[Sees]
+    attends: ClassVar[Attends]
 
     @property
     def takes_labels(self) -> bool: ...
@@ -57,7 +57,7 @@ class Component(Protocol):
 
     processes: ClassVar[tuple[type[Process], ...]]
     parameterizations: ClassVar[tuple[type[Parameterization], ...]]
-    sees: ClassVar[Sees]
+    attends: ClassVar[Attends]
 
 
 def wrong_kind(
@@ -75,16 +75,16 @@ def wrong_kind(
         if not isinstance(chosen, kinds):
             fitting = " or ".join(f"{kind.__name__}(...)" for kind in kinds)
             return f"needs {name}={fitting}, not {type(chosen).__name__}(...)"
-    if network is not None and component.sees != network.sees:
+    if network is not None and component.attends != network.attends:
         return (
-            f"needs a network that sees {SEEN[component.sees]};"
-            f" network={type(network).__name__}(...) sees {SEEN[network.sees]}"
+            f"needs a network that attends to {ATTENDED[component.attends]};"
+            f" network={type(network).__name__}(...) attends to {ATTENDED[network.attends]}"
         )
     return None
 
 
-SEEN: dict[Sees, str] = {
+ATTENDED: dict[Attends, str] = {
     "all": "all tokens of the noised row",
-    "before": "the tokens before each, and nothing noised",
+    "causal": "the tokens before each, and nothing noised",
     "blocks": "a noised block and the clean blocks before it",
 }

@@ -24,7 +24,7 @@ from mdlm.vocab import Vocab as Vocab
 ArrayTree = Any
 """A pytree whose leaves are arrays (JAX has no narrower type for it)."""
 
-Sees = Literal["all", "before", "blocks"]
+Attends = Literal["all", "causal", "blocks"]
 """What a network's answer about a token may depend on: the whole noised row; the tokens before
 it; or the noised tokens of its own block and the clean ones of the blocks before."""
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # what a `--help` need not wait for
 
 
 def _prepare_profile(steps: int) -> None:
-    """Sees to it that instructions in the trace have the names of their parts.
+    """Attends to it that instructions in the trace have the names of their parts.
 
     A kept program stands for its own source only: otherwise it may be that of an older source
     which computes the same under other names. And GPUs are given kernels one by one: those of a

@@ -27,7 +27,7 @@ from mdlm.experiment.evaluation import Perplexity
 from mdlm.experiment.model import Model
 from mdlm.objectives.block import BlockNelbo
 from mdlm.objectives.clip_search import Interval, search
-from mdlm.parallel.mesh import check_batch, on, place, replicated, rows_here
+from mdlm.parallel.mesh import check_batch, on, put_on_mesh, replicated, rows_here
 from mdlm.processes.masked import Masked
 from mdlm.times import balanced_order
 from mdlm.types import ArrayTree, Batch
@@ -68,7 +68,7 @@ class Scorer:
 
     def __init__(self, model: Model, mesh: jax.sharding.Mesh, dataset: Dataset):
         self.model, self.mesh, self.dataset = model, mesh, dataset
-        self.score = compile_score(model, mesh)
+        self.score = compile_evaluation(model, mesh)
         self._compiled: set[int] = set()
 
     def run(
@@ -93,7 +93,7 @@ class Scorer:
         def score(number: int, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
             # Every process sums up the whole batch, and gives its devices their rows of it.
             mine = {name: value[here] if value.ndim else value for name, value in batch.items()}
-            inputs = params, jax.random.fold_in(key, number), Batch(**place(self.mesh, mine))
+            inputs = params, jax.random.fold_in(key, number), Batch(**put_on_mesh(self.mesh, mine))
             if size not in self._compiled:
                 process_group.compile_together(self.score, *inputs)
                 self._compiled.add(size)
@@ -135,7 +135,10 @@ class Scorer:
         return search(
             model.objective,
             key,
-            (Batch(**place(self.mesh, {**part, **strata})) for part in islice(parts, batches)),
+            (
+                Batch(**put_on_mesh(self.mesh, {**part, **strata}))
+                for part in islice(parts, batches)
+            ),
             diffusion=model.diffusion,
             params=params,
         )
@@ -191,12 +194,12 @@ def passes(
     return bound, tokens
 
 
-def compile_score(model: Model, mesh: Mesh) -> Callable[..., tuple[Array, Array]]:
+def compile_evaluation(model: Model, mesh: Mesh) -> Callable[..., tuple[Array, Array]]:
     """Jitted `(params, key, batch) -> (bound [b], count [b])`: sums over each row, on all hosts."""
 
     def score(params, key, batch: Batch):
         with on(mesh):
-            terms = model.score(params, key, batch)
+            terms = model.evaluate(params, key, batch)
         return terms.bound.sum(axis=-1), terms.count.sum(axis=-1)
 
     return jax.jit(score, out_shardings=replicated(mesh))

@@ -116,7 +116,7 @@ def refuse_nonsense(e: Experiment) -> None:
     refuse_blocks({"network": e.network, **parts}, e.data.packing.length)
     if e.time_condition == "none":
         return
-    if e.network.sees == "before":
+    if e.network.attends == "causal":
         raise InputError("time_condition has no meaning for a causal network: nothing is noised")
     if e.process.schedule.per_token and e.time_condition != "t":
         raise InputError(
@@ -134,7 +134,7 @@ def refuse_part(name: str, part: Objective | Sampler, e: Experiment) -> None:
 
 def refuse_blocks(parts: dict[str, Any], length: int) -> None:
     """InputError where blocks are not of one size, or do not fill a row."""
-    sizes = {name: part.block_size for name, part in parts.items() if part.sees == "blocks"}
+    sizes = {name: part.block_size for name, part in parts.items() if part.attends == "blocks"}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name}.block_size={size}" for name, size in sizes.items())
         raise InputError(f"blocks must all have the same size: {listed}")

@@ -60,13 +60,13 @@ class Model:
             object.__setattr__(self, name, component)
 
     @property
-    def columns(self) -> int:
+    def vocab_size(self) -> int:
         """Columns of the logits."""
         return self.vocab.size
 
     def init(self, key: Key[Array, ""]) -> ArrayTree:
         """Fresh parameters, by component: `network`, and `process` where it learns something."""
-        params = {"network": networks.init(self.experiment.network, key, self.columns)}
+        params = {"network": networks.init(self.experiment.network, key, self.vocab_size)}
         learned = self.process.init(stream(key, "process"))
         return {**params, "process": learned} if learned else params
 
@@ -85,7 +85,7 @@ class Model:
         """
         network = self.experiment.network
         network.check_mesh(mesh, self.experiment.data.packing.length)
-        rests = networks.rests(network, self.columns)
+        rests = networks.rests(network, self.vocab_size)
         uses: dict[Path, Rest] = {("network", *path): rest for path, rest in rests.items()}
         return jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
@@ -109,7 +109,7 @@ class Model:
             "log_snr": schedule.log_snr,
         }[self.experiment.time_condition]
         denoise = networks.denoiser(
-            self.experiment.network, self.columns, params["network"], condition=condition
+            self.experiment.network, self.vocab_size, params["network"], condition=condition
         )
         return Diffusion(process=process, parameterization=self.parameterization, denoise=denoise)
 
@@ -126,7 +126,7 @@ class Model:
 
         return self.objective(key, batch, replace(diffusion, denoise=with_dropout))
 
-    def score(self, params: ArrayTree, key: Key[Array, ""], batch: Batch) -> LossTerms:
+    def evaluate(self, params: ArrayTree, key: Key[Array, ""], batch: Batch) -> LossTerms:
         """What an evaluation reports: its objective (by default that of the training), and no
         dropout."""
         diffusion = self.diffusion(params)

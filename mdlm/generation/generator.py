@@ -311,7 +311,7 @@ def window_of(packing: Packing, model: Model) -> Windows:
     where the tokenizer has none.
     """
     begins, closes = packing.frame
-    causal = model.experiment.network.sees == "before"
+    causal = model.experiment.network.attends == "causal"
     bos, eos = ends(model.vocab) if begins or closes or causal else (None, None)
     return Windows(
         length=packing.length,

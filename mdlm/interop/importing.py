@@ -48,7 +48,7 @@ def import_weights(
     tokenizer = data.load(None).tokenizer
     model = Model(experiment, tokenizer.vocab)
     tensors = mdlm_torch.read(weights, dtype)
-    params = {"network": mdlm_torch.stacked(tensors, network, model.columns)}
+    params = {"network": mdlm_torch.stacked(tensors, network, model.vocab_size)}
     # What a process learns is not in the file: it starts as in training.
     start = stream(jax.random.key(experiment.seed), "init")
     learned = jax.jit(lambda key: model.init(key).get("process", {}))(start)

@@ -23,7 +23,7 @@ from mdlm.models.decoding.last_block import DeferredReadout
 from mdlm.models.dit import DiT, DiTModule
 from mdlm.models.readout import Readout
 from mdlm.models.stack import run_blocks, run_but_last
-from mdlm.types import NetInput, Sees
+from mdlm.types import Attends, NetInput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class BlockDiT(DiT):
     those before it; with one block of the whole row it is the DiT.
     """
 
-    sees: ClassVar[Sees] = "blocks"
+    attends: ClassVar[Attends] = "blocks"
 
     block_size: int
 

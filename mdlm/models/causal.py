@@ -23,14 +23,14 @@ from mdlm.models.network import Network
 from mdlm.models.readout import Readout
 from mdlm.models.stack import run_blocks
 from mdlm.models.transformer import Transformer, stack_blocks
-from mdlm.types import NetInput, Sees
+from mdlm.types import Attends, NetInput
 
 
 @dataclass(frozen=True, kw_only=True)
 class CausalTransformer(Transformer, Network):
     """A causal transformer without adaLN: it is not told a noise level."""
 
-    sees: ClassVar[Sees] = "before"
+    attends: ClassVar[Attends] = "causal"
 
     @property
     def modulated(self) -> int:

@@ -66,7 +66,7 @@ class DiT(Transformer, Network):
             raise ValueError(f"labels={self.labels} are told by adaLN, which cond_dim=0 leaves out")
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout={self.label_dropout} must lie in [0, 1]")
-        if self.sees != "all" and (self.labels or self.self_conditioning):
+        if self.attends != "all" and (self.labels or self.self_conditioning):
             raise ValueError(
                 f"labels={self.labels}, self_conditioning={self.self_conditioning}:"
                 " only for networks that read noised rows alone"

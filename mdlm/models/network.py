@@ -22,7 +22,7 @@ from mdlm.models.layers import Precision
 from mdlm.models.self_conditioning import self_conditioned
 from mdlm.parallel.mesh import SEQUENCE, TENSOR
 from mdlm.parallel.sharding import Path, Rest
-from mdlm.types import ArrayTree, Batch, Denoise, NetInput, Prediction, Sees
+from mdlm.types import ArrayTree, Attends, Batch, Denoise, NetInput, Prediction
 
 Params = dict[str, Any]
 Remat = Literal["auto", "none", "products", "blocks"]
@@ -49,7 +49,7 @@ class Network(abc.ABC):
             `mdlm.models.readout.chunk_size`).
     """
 
-    sees: ClassVar[Sees] = "all"
+    attends: ClassVar[Attends] = "all"
 
     depth: int = 1
     dtype: Precision = "float32"

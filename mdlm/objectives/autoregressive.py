@@ -17,7 +17,7 @@ from jaxtyping import Key
 from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row, stream
 from mdlm.objectives.base import Objective, ask, weighted_cross_entropy
-from mdlm.types import Batch, LossTerms, Sees
+from mdlm.types import Attends, Batch, LossTerms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Autoregressive(Objective):
     """Trains and reports the exact negative log-likelihood, in nats. Nothing is noised."""
 
     is_exact: ClassVar[bool] = True
-    sees: ClassVar[Sees] = "before"
+    attends: ClassVar[Attends] = "causal"
     protocol: ClassVar[str] = "exact NLL, first token of each row not scored"
 
     def __call__(self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion) -> LossTerms:

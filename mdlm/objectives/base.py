@@ -23,7 +23,7 @@ from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.schedules.base import Schedule
 from mdlm.times import TimeSampler
-from mdlm.types import ArrayTree, Batch, Denoise, LossTerms, NetInput, Prediction, Sees, Vocab
+from mdlm.types import ArrayTree, Attends, Batch, Denoise, LossTerms, NetInput, Prediction, Vocab
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Objective(abc.ABC):
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked,)
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Subs,)
-    sees: ClassVar[Sees] = "all"
+    attends: ClassVar[Attends] = "all"
     """What it is defined for; anything else is refused when the experiment is composed."""
 
     def protocol_on(self, process: Process) -> str:
@@ -154,7 +154,9 @@ def weighted_sum(
     )
 
 
-Place = Callable[[Schedule, Float[Array, "b 1"]], tuple[Float[Array, "b 1"], Float[Array, "b 1"]]]
+TimesAndWeights = Callable[
+    [Schedule, Float[Array, "b 1"]], tuple[Float[Array, "b 1"], Float[Array, "b 1"]]
+]
 """From uniform numbers to times and loss weights whose weighted mean is the bound."""
 
 
@@ -200,7 +202,7 @@ def noise_and_score(
     diffusion: Diffusion[Masked],
     *,
     times: TimeSampler,
-    place: Place,
+    times_and_weights: TimesAndWeights,
     may_change: Bool[Array, "b l"] | None = None,
 ) -> LossTerms:
     """Draws a time for each row, masks its tokens, and scores the masked ones.
@@ -208,7 +210,9 @@ def noise_and_score(
     Noise reaches the tokens that `may_change`, by default all valid ones.
     """
     with jax.named_scope("noise"):
-        t, weight = place(diffusion.process.schedule, uniform_of_rows(times, key, batch))
+        t, weight = times_and_weights(
+            diffusion.process.schedule, uniform_of_rows(times, key, batch)
+        )
         z_t = noised(diffusion.process, key, batch, t, may_change)
     return score_masked(
         batch,

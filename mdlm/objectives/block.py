@@ -31,7 +31,7 @@ from mdlm.processes.masked import Masked
 from mdlm.schedules.base import Schedule
 from mdlm.schedules.closed_form import LogLinear
 from mdlm.times import LowDiscrepancy, TimeSampler
-from mdlm.types import Batch, LossTerms, Sees
+from mdlm.types import Attends, Batch, LossTerms
 
 Bound = Float[Array, ""] | float
 EDGE = 1e-6
@@ -62,7 +62,7 @@ class BlockNelbo(Objective):
     t_min: float = 1e-3
     rounds: int = 100
     first_is_given: bool = False
-    sees: ClassVar[Sees] = "blocks"
+    attends: ClassVar[Attends] = "blocks"
 
     def __post_init__(self):
         if self.block_size < 1:
@@ -177,7 +177,7 @@ class BlockNelbo(Objective):
         place = strata(batch.row, batch.rows, l // self.block_size)
         u = self.times.sample(stream(key, "times"), place.reshape(-1), batch.rows * place.shape[1])
         u = jnp.repeat(u.reshape(place.shape), self.block_size, axis=1)
-        t, weight = self.place(process.schedule, u, low, high)
+        t, weight = self.times_and_weights(process.schedule, u, low, high)
 
         def numbers(draw: Int[Array, ""]) -> Float[Array, "b l"]:
             return uniforms(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, draw), l)
@@ -195,7 +195,7 @@ class BlockNelbo(Objective):
         )
         return z_t, t, weight
 
-    def place(
+    def times_and_weights(
         self, schedule: Schedule, u: Float[Array, "b l"], low: Bound, high: Bound
     ) -> tuple[Float[Array, "b l"], Float[Array, "b l"]]:
         """Times in [low, high] and loss weights for uniform `u`."""

@@ -95,7 +95,7 @@ class D3PM(Objective):
         self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion[Masked]
     ) -> LossTerms:
         with jax.named_scope("noise"):
-            s, t = self.place(uniform_of_rows(self.times, key, batch))
+            s, t = self.times_and_weights(uniform_of_rows(self.times, key, batch))
             z_t = noised(diffusion.process, key, batch, t)
         terms = score_step(
             batch, diffusion, z_t=z_t, s=s, t=t, scale=self.steps, key=stream(key, "dropout")
@@ -111,7 +111,9 @@ class D3PM(Objective):
             scored=last.scored,
         )
 
-    def place(self, u: Float[Array, "b 1"]) -> tuple[Float[Array, "b 1"], Float[Array, "b 1"]]:
+    def times_and_weights(
+        self, u: Float[Array, "b 1"]
+    ) -> tuple[Float[Array, "b 1"], Float[Array, "b 1"]]:
         """The step's times s = k / T and t = (k + 1) / T for uniform `u`."""
         return step_of_chain(u, self.steps)
 

@@ -41,13 +41,15 @@ class DiscreteNelbo(Objective):
     def __call__(
         self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion[Masked]
     ) -> LossTerms:
-        return noise_and_score(key, batch, diffusion, times=self.times, place=self.place)
+        return noise_and_score(
+            key, batch, diffusion, times=self.times, times_and_weights=self.times_and_weights
+        )
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)
         return reason or refuse_rates(process.schedule)
 
-    def place(
+    def times_and_weights(
         self, schedule: Schedule, u: Float[Array, "b 1"]
     ) -> tuple[Float[Array, "b 1"], Float[Array, "b 1"]]:
         """Times k / T and the weights T (alpha_s - alpha_t) / (1 - alpha_t) for uniform `u`."""

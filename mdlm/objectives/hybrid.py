@@ -88,7 +88,9 @@ class HybridNelbo(InterpolatingNelbo):
             return f"dynamic weights are those of process=Hybrid(...), not of {name}(...)"
         return None
 
-    def place(self, u: Float[Array, "b 1"]) -> tuple[Float[Array, "b 1"], Bool[Array, "b 1"]]:
+    def times_and_weights(
+        self, u: Float[Array, "b 1"]
+    ) -> tuple[Float[Array, "b 1"], Bool[Array, "b 1"]]:
         if self.reconstruction:
             return jnp.clip(u, self.t_min, BELOW_ONE), u < self.t_min
         return self.t_min + (1 - 2 * self.t_min) * u, jnp.zeros_like(u, bool)

@@ -52,7 +52,9 @@ class InterpolatingNelbo(Objective):
     t_min: float = 1e-3
 
     @abc.abstractmethod
-    def place(self, u: Float[Array, "b 1"]) -> tuple[Float[Array, "b 1"], Bool[Array, "b 1"]]:
+    def times_and_weights(
+        self, u: Float[Array, "b 1"]
+    ) -> tuple[Float[Array, "b 1"], Bool[Array, "b 1"]]:
         """Times for uniform `u`, and which of the rows are at the reconstruction."""
 
     def training_weight(
@@ -81,7 +83,7 @@ class InterpolatingNelbo(Objective):
         self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion[Interpolating]
     ) -> LossTerms:
         with jax.named_scope("noise"):
-            t, is_last = self.place(uniform_of_rows(self.times, key, batch))
+            t, is_last = self.times_and_weights(uniform_of_rows(self.times, key, batch))
             z_t = noised(diffusion.process, key, batch, t)
         return self.score_noised(
             batch,

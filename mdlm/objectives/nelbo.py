@@ -64,7 +64,7 @@ class Nelbo(Objective):
             batch,
             diffusion,
             times=self.times,
-            place=self.place,
+            times_and_weights=self.times_and_weights,
             may_change=self.may_change(batch),
         )
 
@@ -81,19 +81,19 @@ class Nelbo(Objective):
             return f"importance sampling of times needs a schedule with an inverse; {name} has none"
         return refuse_rates(process.schedule)
 
-    def place(
+    def times_and_weights(
         self, schedule: Schedule, u: Float[Array, "b 1"]
     ) -> tuple[Float[Array, "b 1"], Float[Array, "b 1"]]:
         """Times and loss weights for uniform `u`: E[weight * CE(t)] over u is the bound."""
         if self.importance:
-            return self._place_by_importance(schedule, u)
+            return self._by_importance(schedule, u)
         if not self.reconstruction:
             t = restrict(u, self.t_min)
             return t, schedule.weight(t)
         t = jnp.maximum(u, self.t_min)
         return t, jnp.where(u < self.t_min, 1 / self.t_min, schedule.weight(t))
 
-    def _place_by_importance(self, schedule, u):
+    def _by_importance(self, schedule, u):
         # f = log(1 - alpha) is the integral of w, so t uniform in f has a density proportional
         # to w. A share 1 / (1 + range of f) of the rows does the reconstruction, whose weight is
         # then the same constant as everyone's.

@@ -57,7 +57,9 @@ class UniformNelbo(InterpolatingNelbo):
     def prior_term(self, process: Interpolating) -> Float[Array, ""] | float:
         return prior_divergence(process) if self.ends else 0.0
 
-    def place(self, u: Float[Array, "b 1"]) -> tuple[Float[Array, "b 1"], Bool[Array, "b 1"]]:
+    def times_and_weights(
+        self, u: Float[Array, "b 1"]
+    ) -> tuple[Float[Array, "b 1"], Bool[Array, "b 1"]]:
         t = jnp.maximum(u, self.t_min) if self.ends else restrict(u, self.t_min)
         # At t = 1 a schedule with alpha = 0 has an infinite rate.
         return jnp.minimum(t, BELOW_ONE), (u < self.t_min) & self.ends

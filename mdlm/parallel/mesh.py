@@ -162,7 +162,7 @@ def platform() -> str:
     return "tpu" if kind.startswith("tpu") else "cpu" if kind == "cpu" else "gpu"
 
 
-def place(mesh: Mesh, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+def put_on_mesh(mesh: Mesh, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows of a global batch (see `rows_here`), as arrays split over the mesh.
 
     Scalars are the same on every process and are replicated.

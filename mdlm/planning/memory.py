@@ -82,10 +82,10 @@ class Unread(Prediction):
     """A prediction about which nothing is asked but how much of it is needed."""
 
     def __init__(self, columns: int, shape: tuple[int, ...]):
-        self.columns, self.shape = columns, shape
+        self.vocab_size, self.shape = columns, shape
 
     def logits(self, at=None):
-        return jnp.zeros((*(self.shape if at is None else at.shape), self.columns))
+        return jnp.zeros((*(self.shape if at is None else at.shape), self.vocab_size))
 
     def reduce_rows(self, fn, rows, weight, shared=None):
         return jnp.zeros(()), jnp.zeros(weight.shape)
@@ -113,7 +113,7 @@ def scored_share(model: Model) -> float:
             Diffusion(
                 process=process,
                 parameterization=model.parameterization,
-                denoise=lambda inputs, *, key=None: Unread(model.columns, inputs.tokens.shape),
+                denoise=lambda inputs, *, key=None: Unread(model.vocab_size, inputs.tokens.shape),
             ),
         )
         return terms.scored.sum() / (rows * length)
@@ -146,7 +146,7 @@ def estimated_temporaries(model: Model, mesh: AbstractMesh) -> float:
         chunk = e.network.logits_chunk or chunk_size()
         itemsize = compute_dtype(e.network.dtype).itemsize
     places = max(1, rows * e.data.packing.length // shared)
-    logits = HELD * 4 * rows_at_once(chunk, places, model.columns) * model.columns
+    logits = HELD * 4 * rows_at_once(chunk, places, model.vocab_size) * model.vocab_size
     gathered = 0.0
     if mesh.shape[FSDP] * shared > 1:
         network = shapes(model)["params"]["network"]

@@ -222,7 +222,7 @@ def plan(
     assert peak is not None, topology.chip.kind
     scored = scored_share(model)
     rows, length = e.train.batch_size, e.data.packing.length
-    forward = e.network.flops(rows, length, scored * rows * length, model.columns)
+    forward = e.network.flops(rows, length, scored * rows * length, model.vocab_size)
     return Plan(
         experiment=e.name,
         topology=topology.text,
@@ -233,7 +233,7 @@ def plan(
         compile_seconds=compiled.seconds if compiled else None,
         refused=compiled.refused if compiled else None,
         parameters=count_parameters(shapes(model)["params"]),
-        columns=model.columns,
+        columns=model.vocab_size,
         columns_from=columns_from,
         batch_size=rows,
         accumulate=e.train.accumulate,

@@ -35,7 +35,7 @@ from mdlm.samplers.logits.shaping import (
     unshapeable,
 )
 from mdlm.samplers.state import Proposal, SampleState, State, placed, step_keys
-from mdlm.types import NetInput, Prediction, Sees, Vocab
+from mdlm.types import Attends, NetInput, Prediction, Vocab
 
 CHUNK = 128
 """Positions whose logits are held at once, at most."""
@@ -68,7 +68,7 @@ class Sampler(abc.ABC):
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked,)
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Subs,)
-    sees: ClassVar[Sees] = "all"
+    attends: ClassVar[Attends] = "all"
     """What it is defined for; anything else is refused when the experiment is composed."""
 
     temperature: float | Annealed = 1.0

@@ -19,7 +19,7 @@ from mdlm.samplers.ancestral import RevealState, due_steps, is_after_grid, revea
 from mdlm.samplers.base import rates_differ
 from mdlm.samplers.grid import GridSampler, Last, check_last, resolved
 from mdlm.samplers.state import extended
-from mdlm.types import Sees
+from mdlm.types import Attends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class BlockByBlock(GridSampler):
     Fixed tokens stay, but the network sees those of later blocks only when it gets there.
     """
 
-    sees: ClassVar[Sees] = "blocks"
+    attends: ClassVar[Attends] = "blocks"
 
     last: Last = "draw"
     block_size: int

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mdlm.diffusion import Diffusion
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.state import SampleState, extended
-from mdlm.types import KeyValues, NetInput, Sees, pytree
+from mdlm.types import Attends, KeyValues, NetInput, pytree
 
 
 @pytree
@@ -35,7 +35,7 @@ class LeftToRight(Sampler):
     something is written).
     """
 
-    sees: ClassVar[Sees] = "before"
+    attends: ClassVar[Attends] = "causal"
 
     def begin(self, state: SampleState, diffusion: Diffusion) -> ReadState:
         cache = diffusion.denoise(NetInput(tokens=state.tokens, make_cache=True)).cache

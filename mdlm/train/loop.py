@@ -27,7 +27,7 @@ from mdlm.experiment.evaluation import SELECTS, split_in_training
 from mdlm.experiment.identity import recorded
 from mdlm.experiment.model import Model
 from mdlm.models.network import count_parameters
-from mdlm.parallel.mesh import check_batch, place, rows_here
+from mdlm.parallel.mesh import check_batch, put_on_mesh, rows_here
 from mdlm.profiling.profile import Profile, Profiler
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
@@ -310,7 +310,7 @@ class Trainer:
         """Batches from the present position on, put on the devices ahead of time."""
 
         def on_device(rows: HostBatch) -> Batch:
-            batch = Batch(**place(self.mesh, in_training(rows, self.order)))
+            batch = Batch(**put_on_mesh(self.mesh, in_training(rows, self.order)))
             return jax.block_until_ready(batch)
 
         def is_idle() -> bool:

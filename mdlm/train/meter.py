@@ -27,7 +27,7 @@ class Meter:
 
     def __init__(self, model: Model, mesh: jax.sharding.Mesh, stalled: Callable[[], float]):
         experiment = model.experiment
-        self.network, self.columns = experiment.network, model.columns
+        self.network, self.columns = experiment.network, model.vocab_size
         self.rows, self.length = experiment.train.batch_size, experiment.data.packing.length
         dtype = compute_dtype(self.network.dtype)
         self.stalled = stalled

@@ -59,7 +59,7 @@ def our_loss(params, x_0, t, is_masked):
     )
     process = Masked(schedule=LogLinear(eps=torch_reference.EPS), mask_id=MASK)
     t = t[:, None]
-    _, weight = Nelbo(reconstruction=False, t_min=torch_reference.T_MIN).place(
+    _, weight = Nelbo(reconstruction=False, t_min=torch_reference.T_MIN).times_and_weights(
         process.schedule, (t - torch_reference.T_MIN) / (1 - torch_reference.T_MIN)
     )
     terms = score_masked(

@@ -188,7 +188,7 @@ BAD_INPUT = [
     (("sample", "run", "--ban-id", "260"), "outside the vocabulary of 260"),
     (("sample", "run", "--num", "0"), "at least one text"),
     (("sample", "run", "--sampler", "Ancestral(steps=0)"), "steps=0 is below 1"),
-    (("sample", "run", "--sampler", "LeftToRight"), "needs a network that sees"),
+    (("sample", "run", "--sampler", "LeftToRight"), "needs a network that attends to"),
     (("sample", "run", "--trace", "nowhere/x.trace"), "no file can be written there"),
     (("view", "no.trace"), "no.trace: No such file"),
     (("view", "cut.trace"), "cut.trace is a truncated or damaged trace"),

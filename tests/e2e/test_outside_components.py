@@ -168,7 +168,7 @@ def test_another_objective_is_reported(run, capfd):
     found = json.loads(capfd.readouterr().out)[0]
     assert "4 steps" in found["protocol"] or "discrete" in found["protocol"]
     for text, message in (
-        ("Autoregressive()", "needs a network that sees"),
+        ("Autoregressive()", "needs a network that attends to"),
         ("Nelbo(t_min=2)", "--objective Nelbo(t_min=2): t_min"),
         ("Ancestral()", "--objective Ancestral(): expected Autoregressive(...)"),
     ):

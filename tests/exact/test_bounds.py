@@ -84,7 +84,7 @@ def test_nelbo_with_reconstruction_is_the_entropy(power, t_min):
     total = 0.0
     for low, high in ((0.0, t_min), (t_min, 1.0)):
         u, du = nodes(low, high)
-        t, weight = objective.place(schedule, jnp.asarray(u, jnp.float32)[:, None])
+        t, weight = objective.times_and_weights(schedule, jnp.asarray(u, jnp.float32)[:, None])
         at = enumerated(schedule, np.asarray(t)[:, 0], np.asarray(weight, np.float64)[:, 0])
         total += (du * at).sum()
     # Reconstruction treats tokens that are masked together as independent: (1 - alpha)^2 of it.
@@ -96,7 +96,7 @@ def test_nelbo_with_reconstruction_is_the_entropy(power, t_min):
 def test_dropping_the_reconstruction_changes_the_bound():
     schedule = LogLinear(eps=0.0)
     u, du = nodes(0.0, 1.0)
-    t, weight = Nelbo(t_min=0.05, reconstruction=False).place(
+    t, weight = Nelbo(t_min=0.05, reconstruction=False).times_and_weights(
         schedule, jnp.asarray(u, jnp.float32)[:, None]
     )
     published = (du * enumerated(schedule, np.asarray(t)[:, 0], np.asarray(weight)[:, 0])).sum()
@@ -160,14 +160,14 @@ def test_discrete_bound_is_the_chain_s_divergence(steps):
         model_step = np.asarray(process.reverse_probabilities(model, z, *times), np.float64)
         ratio = np.where(true_step > 0, true_step / np.maximum(model_step, 1e-300), 1.0)
         chain += (q * (true_step * np.log(ratio)).sum((1, 2))).sum()
-        _, weight = objective.place(schedule, jnp.array([[(k - 0.5) / steps]]))
+        _, weight = objective.times_and_weights(schedule, jnp.array([[(k - 0.5) / steps]]))
         formula += enumerated(schedule, np.array([t]), np.asarray(weight)[0] / steps)[0]
     assert formula == pytest.approx(chain, rel=1e-4)
     assert formula >= LAW.entropy - 1e-4
 
 
 def test_one_step_is_the_sum_of_marginal_entropies():
-    _, weight = DiscreteNelbo(steps=1).place(LogLinear(eps=0.0), jnp.array([[0.3]]))
+    _, weight = DiscreteNelbo(steps=1).times_and_weights(LogLinear(eps=0.0), jnp.array([[0.3]]))
     bound = enumerated(LogLinear(eps=0.0), np.array([1.0]), np.asarray(weight)[0])[0]
     expected = 0.0
     for i in range(LAW.length):

@@ -80,7 +80,7 @@ def test_bound_is_the_chain_s_divergence(name, steps):
     schedule = SCHEDULES[name]
     chain = bound = 0.0
     for k in range(steps):
-        s, t = D3PM(steps=steps).place(jnp.array([[(k + 0.5) / steps]]))
+        s, t = D3PM(steps=steps).times_and_weights(jnp.array([[(k + 0.5) / steps]]))
         s, t = float(s[0, 0]), float(t[0, 0])
         assert (k == 0) == (s == 0)
         expected = divergences(schedule, s, t)
@@ -127,9 +127,9 @@ def test_without_mass_on_the_mask_it_is_the_discrete_nelbo(name):
         Diffusion(process=process, parameterization=kind(**fields), denoise=denoise)
         for kind in (Mean, Subs)
     )
-    s, t = D3PM(steps=20).place(u)
+    s, t = D3PM(steps=20).times_and_weights(u)
     ours = score_step(batch, as_mean, z_t=z_t, s=s, t=t, scale=20)
-    t, weight = DiscreteNelbo(steps=20).place(schedule, u)
+    t, weight = DiscreteNelbo(steps=20).times_and_weights(schedule, u)
     theirs = score_masked(batch, as_subs, z_t=z_t, t=t, weight=weight)
     np.testing.assert_array_equal(ours.values, theirs.values)
     np.testing.assert_array_equal(ours.total, theirs.total)

@@ -58,10 +58,10 @@ def test_bound_with_the_reconstruction(name):
 
 def test_places():
     u = jnp.array([[0.0], [0.009], [0.5], [0.99999994]])
-    t, is_last = HybridNelbo(t_min=0.01).place(u)
+    t, is_last = HybridNelbo(t_min=0.01).times_and_weights(u)
     np.testing.assert_allclose(t, 0.01 + 0.98 * u, rtol=1e-6)
     assert not is_last.any()
-    t, is_last = HybridNelbo(t_min=0.01, reconstruction=True).place(u)
+    t, is_last = HybridNelbo(t_min=0.01, reconstruction=True).times_and_weights(u)
     np.testing.assert_allclose(t, jnp.maximum(u, 0.01), rtol=1e-6)
     assert is_last.ravel().tolist() == [True, True, False, False] and (t < 1).all()
 
@@ -118,7 +118,7 @@ def test_without_uniform_noise_it_is_masked_diffusion():
 
 def masked_nelbo(noisy, t):
     """1 / t times the mean cross-entropy of the masked tokens, from `Nelbo`'s weight."""
-    _, weight = Nelbo().place(LogLinear(eps=0.0), jnp.asarray(t, jnp.float32)[:, None])
+    _, weight = Nelbo().times_and_weights(LogLinear(eps=0.0), jnp.asarray(t, jnp.float32)[:, None])
     laws, z, x = noisy.wrong_law(), noisy.noised, LAW.sequences
     out = []
     for a, w in zip(t, np.asarray(weight, np.float64)[:, 0], strict=True):

@@ -122,7 +122,7 @@ def test_the_integral_of_the_objectives_is_that_bound(network, objective):
     total, t_min = 0.0, 1e-3
     for low, high in ((0.0, t_min), (t_min, 1.0)):
         u, du = gauss(low, high)
-        t, weight = objective(t_min=t_min).place(
+        t, weight = objective(t_min=t_min).times_and_weights(
             LogLinear(eps=0.0), jnp.asarray(u, jnp.float32)[:, None]
         )
         t, weight = (np.asarray(a, np.float64)[:, 0] for a in (t, weight))

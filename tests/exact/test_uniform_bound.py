@@ -56,10 +56,10 @@ def test_bound_with_its_ends(schedule, t_min):
 
 def test_places():
     u = jnp.array([[0.0], [0.009], [0.5], [0.99999994]])
-    t, is_last = UniformNelbo(t_min=0.01).place(u)
+    t, is_last = UniformNelbo(t_min=0.01).times_and_weights(u)
     np.testing.assert_allclose(t, jnp.maximum(u, 0.01), rtol=1e-6)
     assert is_last.ravel().tolist() == [True, True, False, False]
-    t, is_last = UniformNelbo(t_min=0.01, ends=False).place(u)
+    t, is_last = UniformNelbo(t_min=0.01, ends=False).times_and_weights(u)
     np.testing.assert_allclose(t, 0.01 + 0.99 * u, rtol=1e-6)
     assert not is_last.any() and (t < 1).all()
 

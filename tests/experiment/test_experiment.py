@@ -43,15 +43,15 @@ class NoInverse(Schedule):
     [
         (
             {"network": CausalTransformer(width=32, depth=1, heads=2)},
-            r"objective=Nelbo\(\) needs a network that sees all tokens",
+            r"objective=Nelbo\(\) needs a network that attends to all tokens",
         ),
         (
             {"objective": Autoregressive()},
-            r"objective=Autoregressive\(\) needs a network that sees the tokens before",
+            r"objective=Autoregressive\(\) needs a network that attends to the tokens before",
         ),
         (
             {"sampler": LeftToRight()},
-            r"sampler=LeftToRight\(\) needs a network that sees the tokens before",
+            r"sampler=LeftToRight\(\) needs a network that attends to the tokens before",
         ),
         (
             {"evaluation": Perplexity(objective=Autoregressive())},
@@ -87,8 +87,8 @@ BLOCKS = {
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"objective": Nelbo()}, "Nelbo.. needs a network that sees all tokens of the noised row;"),
-        ({"network": DiT(width=32, depth=1, heads=2)}, "needs a network that sees a noised block"),
+        ({"objective": Nelbo()}, "Nelbo.. needs a network that attends to all tokens of the noised row;"),
+        ({"network": DiT(width=32, depth=1, heads=2)}, "needs a network that attends to a noised block"),
         (
             {"sampler": BlockByBlock(block_size=8)},
             "same size: network.block_size=4, objective.block_size=4, sampler.block_size=8",

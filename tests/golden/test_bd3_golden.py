@@ -70,7 +70,7 @@ def test_times_and_noised_tokens(values, block_size, interval):
     u = stratify(u_t.reshape(-1), place, jnp.asarray(u_t.size)).reshape(u_t.shape)
     objective = BlockNelbo(block_size=block_size)
     u = jnp.repeat(u, block_size, axis=1)
-    t, weight = objective.place(PROCESS.schedule, u, *INTERVALS[interval])
+    t, weight = objective.times_and_weights(PROCESS.schedule, u, *INTERVALS[interval])
     expected = times(values, block_size, interval)
     np.testing.assert_allclose(t, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(weight, 1 / expected, rtol=1e-5)

@@ -33,7 +33,7 @@ def test_losses(golden, case):
         rows=jnp.asarray(3),
     )
     parameterization = Mean(mask_has_mass="subsmasking" not in case, mask_id=mask_id, vocab_size=67)
-    s, t = D3PM(steps=steps).place(jnp.asarray(data[f"{case}__t_sampled"])[:, None])
+    s, t = D3PM(steps=steps).times_and_weights(jnp.asarray(data[f"{case}__t_sampled"])[:, None])
     # The reference noises with eps = 1e-3, weighs as if there were none, and as if t and s were
     # at most 1 - 1e-4 and 1/T below that.
     np.testing.assert_allclose(

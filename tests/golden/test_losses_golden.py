@@ -51,7 +51,9 @@ def test_losses(golden, case):
     )
     t = jnp.asarray(data[f"{case}__t_sampled"])[:, None]
     if "_T10" in case:
-        t, weight = DiscreteNelbo(steps=10).place(schedule, t)  # stored before it is put on a grid
+        t, weight = DiscreteNelbo(steps=10).times_and_weights(
+            schedule, t
+        )  # stored before it is put on a grid
         # The reference weighs as if t were at most 1 - 1e-4.
         np.testing.assert_allclose(weight, 1 / t, rtol=1e-6)
         weight = 1 / jnp.minimum(t, 1 - 1e-4)
@@ -65,7 +67,9 @@ def test_losses(golden, case):
         if "_cov" in case:
             schedule = clock
     else:
-        t_of_u, weight = Nelbo(reconstruction=False).place(schedule, (t - 1e-3) / (1 - 1e-3))
+        t_of_u, weight = Nelbo(reconstruction=False).times_and_weights(
+            schedule, (t - 1e-3) / (1 - 1e-3)
+        )
         np.testing.assert_allclose(t_of_u, t, rtol=1e-5)
     np.testing.assert_allclose(
         schedule.one_minus_alpha(t), data[f"{case}__move_chance"], rtol=1e-5, atol=1e-7

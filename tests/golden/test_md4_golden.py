@@ -65,7 +65,7 @@ def score(x_0, z_t, t, weight, logits, name):
 def test_losses(golden, name, objective):
     data = golden("md4_losses.npz")
     t = jnp.asarray(data["t"], jnp.float32)[:, None]
-    times, weight = OBJECTIVES[objective].place(SCHEDULES[name], t)
+    times, weight = OBJECTIVES[objective].times_and_weights(SCHEDULES[name], t)
     case = f"{name}/{objective}/"
     np.testing.assert_allclose(times[:, 0], data[case + "t_used"], rtol=1e-6)
 
@@ -91,7 +91,7 @@ def test_reconstruction(golden, name):
     """
     data = golden("md4_losses.npz")
     objective = Nelbo(t_min=1e-9)
-    t, weight = objective.place(SCHEDULES[name], jnp.zeros((1, 1)))
+    t, weight = objective.times_and_weights(SCHEDULES[name], jnp.zeros((1, 1)))
     # Drawn with probability t_min, the weight of a reconstruction is 1 / t_min.
     share = float(weight[0, 0]) * objective.t_min
     x_0 = data["x0"][:1]

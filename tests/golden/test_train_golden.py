@@ -47,7 +47,9 @@ def test_four_steps(golden, golden_folder):
         rows=jnp.asarray(3),
     )
     t = jnp.asarray(data["subs_ct__t_sampled"])[:, None]
-    _, weight = Nelbo(reconstruction=False).place(process.schedule, (t - 1e-3) / (1 - 1e-3))
+    _, weight = Nelbo(reconstruction=False).times_and_weights(
+        process.schedule, (t - 1e-3) / (1 - 1e-3)
+    )
 
     @jax.jit
     def loss(params):

@@ -161,7 +161,7 @@ def test_learns_what_a_label_says(tmp_path):
     @jax.jit
     def bounds(params, key):
         batch = draw(stream(key, "data"))
-        score = lambda batch: model.score(params, stream(key, "loss"), batch).bound.sum()
+        score = lambda batch: model.evaluate(params, stream(key, "loss"), batch).bound.sum()
         both = jnp.stack([score(batch), score(replace(batch, label=None))])
         return both / (rows * L)
 

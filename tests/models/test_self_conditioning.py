@@ -146,7 +146,7 @@ def test_trains_and_uses_what_it_is_shown(tmp_path):
     assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[:5])
     kernel = params["network"]["shown"]["kernel"]
     assert jnp.abs(kernel).max() > 1e-3
-    score = jax.jit(lambda params, key: model.score(params, key, batch).bound.sum())
+    score = jax.jit(lambda params, key: model.evaluate(params, key, batch).bound.sum())
     silent = {**params["network"], "shown": {"kernel": 0 * kernel}}
     key = jax.random.key(2)
     assert abs(score(params, key) - score({"network": silent}, key.copy())) > 1e-3

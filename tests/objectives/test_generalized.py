@@ -123,7 +123,7 @@ def test_equal_rates_are_the_plain_bounds(name):
     u = (jnp.arange(64)[:, None] + 0.5) / 64
     u = u.at[0].set(1e-4)
     at = objective.moments(u)
-    t, weight = plain.place(LogLinear(eps=0.0), u)
+    t, weight = plain.times_and_weights(LogLinear(eps=0.0), u)
     np.testing.assert_array_equal(at.t, t)
     z_t = process.corrupt(jax.random.split(jax.random.key(0), 64), batch.tokens, t)
     z_t = z_t.at[0].set(MASK)

@@ -82,7 +82,7 @@ def test_times_near_zero(reconstruction):
     """As published t runs over [eps, 1), weighing 1 / t; in full, u < eps stands at eps."""
     objective = LLaDA(times=IID(), reconstruction=reconstruction)
     u = jnp.array([[0.0], [5e-4], [0.25], [0.999]])
-    t, weight = objective.place(LogLinear(eps=0.0), u)
+    t, weight = objective.times_and_weights(LogLinear(eps=0.0), u)
     published = (1 - 1e-3) * u + 1e-3
     np.testing.assert_allclose(t, jnp.maximum(u, 1e-3) if reconstruction else published, rtol=1e-6)
     np.testing.assert_allclose(weight, 1 / t, rtol=1e-6)

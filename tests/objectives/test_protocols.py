@@ -111,6 +111,10 @@ def test_hybrid_noise_that_leaves_something_to_read_at_its_end_has_no_prior_term
 def test_the_times_named_are_those_that_are_drawn(name):
     objective, said = SHORT[name]
     u = jnp.asarray([[0.0], [1.0 - 2**-24]])
-    drawn = objective.place(LogLinear(), u) if name == "nelbo" else objective.place(u)
+    drawn = (
+        objective.times_and_weights(LogLinear(), u)
+        if name == "nelbo"
+        else objective.times_and_weights(u)
+    )
     np.testing.assert_allclose(float(drawn[0].min()), objective.t_min, rtol=1e-5)
     assert f"{objective.t_min:g}" in said

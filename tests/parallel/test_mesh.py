@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mdlm.errors import InputError
-from mdlm.parallel.mesh import AXES, MeshShape, on, place, row_parts, rows_here
+from mdlm.parallel.mesh import AXES, MeshShape, on, put_on_mesh, row_parts, rows_here
 from mdlm.parallel.sharding import (
     HEADS,
     SPLITS,
@@ -62,7 +62,7 @@ def test_rows_are_placed_where_they_belong(seed, shape):
     mesh = permuted(seed, *shape)
     np.testing.assert_array_equal(rows_here(mesh, 16), np.arange(16))
     rows = {"tokens": np.arange(32).reshape(16, 2), "rows": np.asarray(16)}
-    placed = place(mesh, rows)
+    placed = put_on_mesh(mesh, rows)
     np.testing.assert_array_equal(placed["tokens"], rows["tokens"])
     assert placed["rows"].sharding.is_fully_replicated
     size = 16 // row_parts(mesh)

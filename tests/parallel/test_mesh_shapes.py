@@ -29,7 +29,7 @@ from mdlm.objectives.autoregressive import Autoregressive
 from mdlm.objectives.block import BlockNelbo
 from mdlm.optim import AdamW
 from mdlm.parallel import sharding
-from mdlm.parallel.mesh import AXES, MeshShape, place
+from mdlm.parallel.mesh import AXES, MeshShape, put_on_mesh
 from mdlm.profiling.collectives import collectives
 from mdlm.samplers.blocks import BlockByBlock
 from mdlm.samplers.left_to_right import LeftToRight
@@ -107,7 +107,7 @@ def compiled(experiment, shape: Shape):
     mesh = MeshShape(**sizes).build(jax.devices()[: math.prod(shape)])
     tx = experiment.optimizer.build(experiment.train.steps)
     state = abstract_state(model, tx, mesh)
-    step = compile_step(model, tx, mesh).lower(state, Batch(**place(mesh, batch(0))))
+    step = compile_step(model, tx, mesh).lower(state, Batch(**put_on_mesh(mesh, batch(0))))
     sharding = jax.tree.map(lambda a: a.sharding, state)
     return step.compile(compiler_options=QUICKLY), sharding, mesh
 
@@ -131,7 +131,7 @@ def trained(experiment, shape: Shape):
     state = jax.device_put(beginning(experiment), sharding)
     metrics = []
     for i in range(2):
-        state, values = step(state, Batch(**place(mesh, batch(i))))
+        state, values = step(state, Batch(**put_on_mesh(mesh, batch(i))))
         metrics.append(jax.device_get(values))
     return state, metrics
 

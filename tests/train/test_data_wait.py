@@ -64,14 +64,14 @@ def test_the_thread_places_batches_on_the_mesh(tmp_path, monkeypatch):
     """On all eight devices; the step finds them where they are due."""
 
     seen = []
-    plain = loop.place
+    plain = loop.put_on_mesh
 
     def watched(mesh, rows):
         placed = plain(mesh, rows)
         seen.append((threading.current_thread().name, len(placed["tokens"].sharding.device_set)))
         return placed
 
-    monkeypatch.setattr(loop, "place", watched)
+    monkeypatch.setattr(loop, "put_on_mesh", watched)
     trained(tmp_path, "run", steps=4)
     assert set(seen) == {("prefetch", jax.device_count())} and jax.device_count() == 8
 

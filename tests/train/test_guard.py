@@ -20,7 +20,7 @@ from mdlm.keys import stream
 from mdlm.models.dit import DiT
 from mdlm.objectives.nelbo import Nelbo
 from mdlm.optim import AdamW
-from mdlm.parallel.mesh import MeshShape, place
+from mdlm.parallel.mesh import MeshShape, put_on_mesh
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
 from mdlm.times import balanced_order
@@ -95,7 +95,7 @@ class Stepper:
 
     def __call__(self, state, batch):
         state = jax.device_put(state, self.placed)
-        state, metrics = self.step(state, Batch(**place(self.mesh, batch)))
+        state, metrics = self.step(state, Batch(**put_on_mesh(self.mesh, batch)))
         # A copy, as the next step writes over its input.
         return jax.tree.map(np.array, (state, metrics))
 

@@ -12,7 +12,7 @@ from mdlm.experiment import Model, Training
 from mdlm.models import DiT
 from mdlm.objectives import GeneralizedNelbo, Nelbo
 from mdlm.optim import AdamW, decayed, hidden
-from mdlm.parallel.mesh import MeshShape, place
+from mdlm.parallel.mesh import MeshShape, put_on_mesh
 from mdlm.processes import Masked
 from mdlm.run import load
 from mdlm.runs.checkpoints import Checkpoints
@@ -52,7 +52,7 @@ def steps_of(experiment, shape: MeshShape, devices: int, steps: int = 3):
             "is_valid": inside,
             "row": np.arange(size, dtype=np.int32),
         }
-        batch = Batch(**place(mesh, in_training(rows, balanced_order(size))))
+        batch = Batch(**put_on_mesh(mesh, in_training(rows, balanced_order(size))))
         state, values = step(state, batch)
         metrics.append(jax.device_get(values))
     assert step._cache_size() == 1

@@ -10,7 +10,7 @@ import tiny
 from mdlm.experiment.model import Model
 from mdlm.models.dit import DiT
 from mdlm.optim import Muon
-from mdlm.parallel.mesh import MeshShape, place
+from mdlm.parallel.mesh import MeshShape, put_on_mesh
 from mdlm.samplers.loop import generate
 from mdlm.times import balanced_order
 from mdlm.train.loop import in_training
@@ -44,14 +44,14 @@ def test_learns_eight_sequences_and_generates_them(tmp_path):
         "is_valid": np.ones((64, LENGTH), bool),
         "row": np.arange(64, dtype=np.int32),
     }
-    batch = Batch(**place(mesh, in_training(rows, balanced_order(64))))
+    batch = Batch(**put_on_mesh(mesh, in_training(rows, balanced_order(64))))
     losses = []
     for _ in range(STEPS):
         state, metrics = step(state, batch)
         losses.append(float(metrics["nelbo"]))
     assert np.mean(losses[:3]) > 2  # ln 16 = 2.8 nats per token for one who knows nothing
 
-    score = jax.jit(lambda params, key: model.score(params, key, batch).bound.sum() / 64)
+    score = jax.jit(lambda params, key: model.evaluate(params, key, batch).bound.sum() / 64)
     keys = jax.random.split(jax.random.key(2), 40)
     nelbo = float(np.mean([score(state["ema"], key) for key in keys]))
     # ln 8 = 2.1 nats per sequence is which of the eight it is; the rest is not yet learned.

@@ -17,7 +17,7 @@ from mdlm.experiment.model import Model
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.objectives.autoregressive import Autoregressive
-from mdlm.parallel.mesh import MeshShape, place
+from mdlm.parallel.mesh import MeshShape, put_on_mesh
 from mdlm.samplers.left_to_right import LeftToRight
 from mdlm.train.loop import in_training
 from mdlm.types import Batch
@@ -60,7 +60,7 @@ def test_a_document_does_not_see_its_neighbours(experiment, network, key):
 
     @jax.jit
     def bounds(batch):
-        terms = model.score(params, jax.random.key(1), batch)
+        terms = model.evaluate(params, jax.random.key(1), batch)
         return terms.bound, terms.count
 
     def scored(rows, apart=True):
@@ -68,7 +68,7 @@ def test_a_document_does_not_see_its_neighbours(experiment, network, key):
         assert host["segment_ids"].dtype == np.int32 and "is_valid" in host
         if not apart:
             host["segment_ids"] = 0 * host["segment_ids"]
-        return [np.asarray(x) for x in bounds(Batch(**place(mesh, host)))]
+        return [np.asarray(x) for x in bounds(Batch(**put_on_mesh(mesh, host)))]
 
     rows = packed(vocab)
     taken = rows.all()

@@ -11,7 +11,7 @@ import tiny
 from mdlm.experiment.model import Model
 from mdlm.models.dit import DiT
 from mdlm.optim import AdamW
-from mdlm.parallel.mesh import MeshShape, place
+from mdlm.parallel.mesh import MeshShape, put_on_mesh
 from mdlm.times import balanced_order
 from mdlm.train.loop import in_training
 from mdlm.train.step import compile_step, create_state, ema_decay, init, split
@@ -45,7 +45,7 @@ def run(experiment, shape: MeshShape, devices: int, steps: int = 3, padded: bool
     metrics = []
     for i in range(steps):
         batch = in_training(rows(experiment.train.batch_size, i, padded), order)
-        state, values = step(state, Batch(**place(mesh, batch)))
+        state, values = step(state, Batch(**put_on_mesh(mesh, batch)))
         metrics.append(jax.device_get(values))
     assert step._cache_size() == 1
     return state, metrics
@@ -100,7 +100,7 @@ def test_micro_batches_differ_in_dropout(experiment, key):
     )
     losses = [float(model.loss(params, jax.random.key(1), batch, part).total) for part in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
-    scores = [float(model.score(params, jax.random.key(1), batch).total) for _ in range(2)]
+    scores = [float(model.evaluate(params, jax.random.key(1), batch).total) for _ in range(2)]
     assert scores[0] == scores[1] != losses[0]
 
 

@@ -45,7 +45,7 @@ class Halves:
                 f"block_size={self.block_size} does not divide the length of {self.length}"
             )
 
-    def sees(
+    def attends(
         self, q: Int[Array | np.ndarray, "*#s"], k: Int[Array | np.ndarray, "*#s"]
     ) -> Bool[Array | np.ndarray, "*#s"]:
         """The rule of block diffusion. Operators alone, for NumPy, JAX and kernels alike."""
@@ -74,7 +74,7 @@ class AttentionMask:
     ) -> Bool[Array | np.ndarray, "*#s"] | None:
         """Whether the query at place `q` may see the key at `k`; None where places never matter."""
         if self.halves is not None:
-            return self.halves.sees(q, k)
+            return self.halves.attends(q, k)
         return q >= k if self.causal else None
 
     def segments(self) -> Int[Array, "b l"] | None:

@@ -110,7 +110,7 @@ class ClassifierFree(Guidance):
         title = f'guidance=ClassifierFree(without="{self.without}")'
         if self.without == "label" and not network.takes_labels:
             return f"{title} needs a network that takes labels, e.g. network=DiT(labels=...)"
-        if self.without == "prompt" and network.sees != "all":
+        if self.without == "prompt" and network.attends != "all":
             return (
                 f"{title} puts masks in place of the prompt, which only a network that reads the"
                 " noised row can take"

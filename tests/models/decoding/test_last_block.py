@@ -35,7 +35,7 @@ def inputs_for(network, *, per_token):
     return NetInput(
         tokens=draw(),
         t=jnp.asarray(rng.random(shape), jnp.float32) if network.cond_dim else None,
-        clean=draw() if network.sees == "blocks" else None,
+        clean=draw() if network.attends == "blocks" else None,
         is_valid=jnp.arange(L)[None] < jnp.array([[L], [8], [L]]),
         segment_ids=(jnp.arange(L)[None] >= jnp.array([[5], [0], [9]])).astype(jnp.int32),
         positions=jnp.asarray(rng.integers(0, 50, (B, L))),

@@ -300,17 +300,20 @@ def test_what_it_does_not_fit_is_refused_with_the_reason(tmp_path):
     masked, subs, traits = Masked(), Subs(), SimpleNamespace
     for guidance in (labels, prompt, classifier):
         for parts in ((Uniform(), Mean()), (masked, Mean())):
-            reason = guidance.incompatibility(*parts, traits(sees="all", takes_labels=True))
+            reason = guidance.incompatibility(*parts, traits(attends="all", takes_labels=True))
             assert "needs process=Masked(...) and parameterization=Subs(...)" in (reason or "")
-        assert guidance.incompatibility(masked, subs, traits(sees="all", takes_labels=True)) is None
+        assert (
+            guidance.incompatibility(masked, subs, traits(attends="all", takes_labels=True)) is None
+        )
     assert "takes labels" in (
-        labels.incompatibility(masked, subs, traits(sees="all", takes_labels=False)) or ""
+        labels.incompatibility(masked, subs, traits(attends="all", takes_labels=False)) or ""
     )
-    for sees in ("before", "blocks"):
-        reason = prompt.incompatibility(masked, subs, traits(sees=sees, takes_labels=True))
+    for attends in ("causal", "blocks"):
+        reason = prompt.incompatibility(masked, subs, traits(attends=attends, takes_labels=True))
         assert "puts masks in place of the prompt" in (reason or "")
         assert (
-            classifier.incompatibility(masked, subs, traits(sees=sees, takes_labels=False)) is None
+            classifier.incompatibility(masked, subs, traits(attends=attends, takes_labels=False))
+            is None
         )
 
     sampler = Ancestral(guidance=labels)

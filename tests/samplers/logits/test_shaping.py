@@ -289,7 +289,7 @@ def test_unknown_tokens_are_refused_before_anything_compiles(tmp_path):
         with pytest.raises(InputError, match=reason):
             check_sampler(sampler, model)
     check_sampler(Ancestral(banned=(0, 1, 3, 4)), model)
-    with pytest.raises(InputError, match="needs a network that sees the tokens before"):
+    with pytest.raises(InputError, match="needs a network that attends to the tokens before"):
         check_sampler(LeftToRight(), model)
     tokenizer = Bytes().build([])
     with pytest.raises(InputError, match="outside the vocabulary"):
