@@ -98,8 +98,8 @@ class Generator:
         check_sampler(self.sampler, model)
         if self.sampler.guidance is not None and self.sampler.guidance.needs_labels:
             raise InputError(
-                'guidance=ClassifierFree(without="label"): texts are generated without labels here;'
-                " mdlm.samplers.loop.generate takes them"
+                'guidance=ClassifierFree(without="label"): a Generator takes no labels;'
+                " use mdlm.samplers.loop.generate(..., label=...)"
             )
 
         def loop(params: ArrayTree) -> Loop:
@@ -135,14 +135,14 @@ class Generator:
         InputError for prompts that are too long or cannot be written in the vocabulary.
         """
         if length < 1:
-            raise InputError(f"a text of {length} tokens is none")
+            raise InputError(f"length={length}: must be at least 1")
         if stride is not None and not 1 <= stride <= self.window.room:
             raise InputError(
-                f"a stride of {stride} tokens does not fit a window of {self.window.room}"
+                f"stride={stride}: must be in 1..{self.window.room}, the text of a window"
             )
         eos = self.model.vocab.eos_id
         if stop_at_eos and eos is None:
-            raise InputError("this tokenizer has no end-of-text token to stop at")
+            raise InputError("stop_at_eos=True: this tokenizer has no end-of-text token")
         ids = [row.tolist() for row in self.tokenizer.encode(list(prompts))]
         window = replace(self.window, stride=stride or self.window.stride)
         run, windows = self._runner(trace)
@@ -182,7 +182,9 @@ class Generator:
         ids, is_open = self._blanks(template)
         room, text = self.window.room, self.window.text
         if len(ids) > room:
-            raise InputError(f"the text has {len(ids)} tokens, the window of this model {room}")
+            raise InputError(
+                f"the text has {len(ids)} tokens: must be at most {room}, the window of this model"
+            )
         place = slice(text.start, text.start + len(ids))
         tokens = np.zeros((num, self.window.length), np.int32)
         is_fixed = np.zeros((num, self.window.length), bool)

@@ -20,7 +20,7 @@ def check_prompt(
     is_outside = (tokens < 0) | (tokens >= vocab.size)
     for is_bad, reason in (
         (is_outside, f"outside the vocabulary of {vocab.size} tokens"),
-        (tokens == vocab.mask_id, "the mask token, which stands for an unknown one"),
+        (tokens == vocab.mask_id, "the mask token, which stands for an unknown token"),
     ):
         found = np.argwhere(is_bad & is_fixed)
         if len(found):

@@ -37,9 +37,13 @@ class Windows:
 
     def __post_init__(self):
         if self.room < 1:
-            raise ValueError(f"a window of length={self.length} has no room for text")
+            raise ValueError(
+                f"length={self.length}: a window has no room for text beside its frame"
+            )
         if self.stride is not None and not 1 <= self.stride <= self.room:
-            raise ValueError(f"stride={self.stride} is not in 1..{self.room}, the text of a window")
+            raise ValueError(
+                f"stride={self.stride}: must be in 1..{self.room}, the text of a window"
+            )
 
     @property
     def room(self) -> int:
@@ -158,7 +162,9 @@ def generate_long(
 def _checked(prompt: Sequence[int], row: int, total: int, vocab: Vocab) -> list[int]:
     tokens = np.asarray(prompt, np.int64).reshape(-1)
     if len(tokens) > total:
-        raise InputError(f"prompt {row} has {len(tokens)} tokens, more than the {total} asked for")
+        raise InputError(
+            f"prompt {row} has {len(tokens)} tokens, more than the {total} of the whole text"
+        )
     check_prompt(tokens[None], np.ones((1, len(tokens)), bool), vocab, first_row=row)
     return tokens.tolist()
 

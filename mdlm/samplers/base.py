@@ -253,7 +253,7 @@ def rates_differ(process: Process, does: str) -> str | None:
     if not process.schedule.per_token:
         return None
     return (
-        f"it {does} all tokens at one rate, and the schedule has a rate for each;"
+        f"it {does} all tokens at one rate, but the schedule has a rate for each token;"
         " use sampler=Reverse()"
     )
 
@@ -264,7 +264,7 @@ def no_inverse(process: Process, asks_at: str) -> str | None:
     if process.schedule.has_inverse:
         return None
     name = type(process.schedule).__name__
-    return f"it asks at the time of {asks_at}, and {name} has no inverse"
+    return f"it needs the time of {asks_at}, but {name} has no inverse"
 
 
 def entry(log_p: Float[Array, "n v"], token: Int[Array, " n"]) -> Float[Array, " n"]:

@@ -40,7 +40,7 @@ class BlockByBlock(GridSampler):
         super().__post_init__()
         check_last(self.last)
         if self.block_size < 1:
-            raise ValueError(f"block_size={self.block_size} must be at least 1")
+            raise ValueError(f"block_size={self.block_size}: must be at least 1")
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)

@@ -50,9 +50,9 @@ class Editing(Sampler):
         super().__post_init__()
         for name in ("write_above", "edit_above"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not in [0, 1]")
+                raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1]")
         if self.edits < 0:
-            raise ValueError(f"edits={self.edits} is below 0")
+            raise ValueError(f"edits={self.edits}: must be at least 0")
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)

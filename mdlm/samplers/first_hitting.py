@@ -57,9 +57,9 @@ class FirstHitting(Sampler):
     def __post_init__(self):
         super().__post_init__()
         if self.per_call < 1:
-            raise ValueError(f"per_call={self.per_call} is below 1")
+            raise ValueError(f"per_call={self.per_call}: must be at least 1")
         if not 0 <= self.left_first < 1:
-            raise ValueError(f"left_first={self.left_first} is not in [0, 1)")
+            raise ValueError(f"left_first={self.left_first}: must be in [0, 1)")
 
     def incompatibility(self, process, parameterization, network=None):
         return (

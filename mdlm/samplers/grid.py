@@ -24,9 +24,9 @@ class GridSampler(Sampler):
     def __post_init__(self):
         super().__post_init__()
         if self.steps < 1:
-            raise ValueError(f"steps={self.steps} is below 1")
+            raise ValueError(f"steps={self.steps}: must be at least 1")
         if self.grid not in get_args(Grid):
-            raise ValueError(f'grid={self.grid!r} is neither "uniform" nor "cosine"')
+            raise ValueError(f'grid={self.grid!r}: must be "uniform" or "cosine"')
 
     def times(self, state: SampleState) -> tuple[Float[Array, "b 1"], Float[Array, "b 1"]]:
         """The times t and s < t that the current step goes from and to; both 0 in a step beyond
@@ -45,7 +45,7 @@ the papers' "noise removal"."""
 def check_last(last: Last) -> None:
     """Raises ValueError if `last` is not one of its values."""
     if last not in get_args(Last):
-        raise ValueError(f'last={last!r} is neither "draw" nor "argmax"')
+        raise ValueError(f'last={last!r}: must be "draw" or "argmax"')
 
 
 def resolved(

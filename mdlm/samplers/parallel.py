@@ -54,12 +54,16 @@ class Parallel(Sampler):
     def __post_init__(self):
         super().__post_init__()
         if self.order not in get_args(Order):
-            raise ValueError(f"order={self.order!r} is none of {', '.join(get_args(Order))}")
+            raise ValueError(f"order={self.order!r}: must be one of {', '.join(get_args(Order))}")
         if self.order not in self.rule.orders:
             name, orders = type(self.rule).__name__, " or ".join(self.rule.orders)
-            raise ValueError(f"order={self.order!r} does not fit rule={name}(...): needs {orders}")
+            raise ValueError(
+                f"order={self.order!r} does not fit rule={name}(...): must be {orders}"
+            )
         if self.block_size is not None and self.block_size < 1:
-            raise ValueError(f"block_size={self.block_size} is below 1 (None: one block)")
+            raise ValueError(
+                f"block_size={self.block_size}: must be at least 1, or None for one block"
+            )
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)
@@ -67,8 +71,8 @@ class Parallel(Sampler):
             return reason
         if process.schedule.per_token:
             return (
-                "a number of masks tells no time where the schedule has a rate for each token;"
-                " use sampler=Reverse()"
+                "it finds the time from the number of masks, but the schedule has a rate for each"
+                " token; use sampler=Reverse()"
             )
         return no_inverse(process, "a given number of masks")
 

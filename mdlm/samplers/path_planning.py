@@ -51,16 +51,16 @@ class PathPlanning(GridSampler):
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.eta < float("inf"):
-            raise ValueError(f"eta={self.eta} is not in [0, inf)")
+            raise ValueError(f"eta={self.eta}: must be in [0, inf)")
         if self.score not in ("probability", "random"):
-            raise ValueError(f'score={self.score!r} is neither "probability" nor "random"')
+            raise ValueError(f'score={self.score!r}: must be "probability" or "random"')
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)
         if reason is not None:
             return reason
         if process.schedule.per_token:
-            return "it counts masks of all tokens alike, and the schedule has a rate for each"
+            return "it counts masks of all tokens alike, but the schedule has a rate for each token"
         return None
 
     def step(self, state: SampleState, diffusion: Diffusion[Masked]) -> SampleState:

@@ -57,7 +57,7 @@ class Psi(GridSampler):
         super().__post_init__()
         check_last(self.last)
         if not self.kappas or not all(0 <= kappa <= 1 for kappa in self.kappas):
-            raise ValueError(f"kappa={self.kappa} is not in [0, 1]")
+            raise ValueError(f"kappa={self.kappa}: every number must be in [0, 1]")
 
     @property
     def kappas(self) -> tuple[float, ...]:

@@ -102,10 +102,12 @@ class Remask(GridSampler):
         super().__post_init__()
         check_last(self.last)
         if self.strategy not in get_args(Strategy):
-            raise ValueError(f"strategy={self.strategy!r} is none of {get_args(Strategy)}")
+            raise ValueError(f"strategy={self.strategy!r}: must be one of {get_args(Strategy)}")
         most = 1.0 if self.strategy in ("cap", "rescale", "confidence") else float("inf")
         if self.eta is not None and not 0 <= self.eta <= most:
-            raise ValueError(f'eta={self.eta} is not in [0, {most}] for strategy="{self.strategy}"')
+            raise ValueError(
+                f'eta={self.eta}: must be in [0, {most}] for strategy="{self.strategy}"'
+            )
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)
@@ -178,12 +180,12 @@ class RemaskLoop(GridSampler):
         super().__post_init__()
         check_last(self.last)
         if not 0 < self.t_off < self.t_on < 1:
-            raise ValueError(f"t_off={self.t_off}, t_on={self.t_on} do not rise inside (0, 1)")
+            raise ValueError(f"t_off={self.t_off}, t_on={self.t_on}: must be 0 < t_off < t_on < 1")
         if not 0 < self.alpha_on < 1:
-            raise ValueError(f"alpha_on={self.alpha_on} is not in (0, 1)")
+            raise ValueError(f"alpha_on={self.alpha_on}: must be in (0, 1)")
         most = min(1.0, (1 - self.alpha_on) / self.alpha_on)
         if not 0 <= self.eta <= most:
-            raise ValueError(f"eta={self.eta} is not in [0, {most:.3g}], what alpha_on allows")
+            raise ValueError(f"eta={self.eta}: must be in [0, {most:.3g}] for this alpha_on")
 
     def incompatibility(self, process, parameterization, network=None):
         return (

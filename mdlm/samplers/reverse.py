@@ -41,7 +41,10 @@ class Reverse(GridSampler):
         if reason is not None:
             return reason
         if isinstance(parameterization, Score) and parameterization.graph != "absorbing":
-            return "ratios between tokens give no law of the clean one; use sampler=Tweedie()"
+            return (
+                "scores of uniform noise give no distribution of the clean token;"
+                " use sampler=Tweedie()"
+            )
         return None
 
     def step(self, state: SampleState, diffusion: Diffusion) -> SampleState:

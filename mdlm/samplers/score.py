@@ -105,8 +105,8 @@ def no_jumps(
     they can."""
     if isinstance(process, Uniform) and not is_plain(sampler):
         return (
-            "temperature, top_k, top_p, banned and hook shape the law of a revealed token, and"
-            " uniform noise reveals none"
+            "temperature, top_k, top_p, banned and hook change the distribution of a revealed"
+            " token, and uniform noise reveals none"
         )
     return parameterization.incompatibility(process)
 

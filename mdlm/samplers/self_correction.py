@@ -68,14 +68,14 @@ class SelfCorrection(Sampler):
         super().__post_init__()
         for name in ("moves", "rounds", "patience"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is below 1")
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if not 0 < self.time <= 1:
-            raise ValueError(f"time={self.time} is not in (0, 1]")
+            raise ValueError(f"time={self.time}: must be in (0, 1]")
 
     def incompatibility(self, process, parameterization, network=None):
         name = type(self.first).__name__
         if self.first.guidance is not None:
-            return f"first={name}(...) has guidance; give it to SelfCorrection(...)"
+            return f"first={name}(...) has guidance; give the guidance to SelfCorrection(...)"
         reason = super().incompatibility(process, parameterization, network)
         if reason is None:
             of_first = self.first.incompatibility(process, parameterization, network)

@@ -64,7 +64,7 @@ class FixedCount(Rule):
 
     def __post_init__(self):
         if self.per_call < 1:
-            raise ValueError(f"per_call={self.per_call} is below 1")
+            raise ValueError(f"per_call={self.per_call}: must be at least 1")
 
     def select(self, score, is_open, turn):
         return best(score, is_open, self.per_call)
@@ -95,7 +95,7 @@ class Threshold(Rule):
 
     def __post_init__(self):
         if not self.tau >= 0:
-            raise ValueError(f"tau={self.tau} is below 0")
+            raise ValueError(f"tau={self.tau}: must be at least 0")
 
     def select(self, score, is_open, turn):
         return best(score, is_open, 1) | (is_open & (score > self.tau))
@@ -112,7 +112,7 @@ class Factor(Rule):
 
     def __post_init__(self):
         if not self.factor > 0:
-            raise ValueError(f"factor={self.factor} is not above 0")
+            raise ValueError(f"factor={self.factor}: must be above 0")
 
     def select(self, score, is_open, turn):
         # The left side never falls as n grows, so the positions below the bound are the n best.
@@ -131,7 +131,7 @@ class EntropyBound(Rule):
 
     def __post_init__(self):
         if not self.gamma >= 0:
-            raise ValueError(f"gamma={self.gamma} is below 0")
+            raise ValueError(f"gamma={self.gamma}: must be at least 0")
 
     def select(self, score, is_open, turn):
         # Positions that are not open come last, where they add to no sum that counts.
@@ -153,7 +153,7 @@ class MaskGIT(Rule):
     def __post_init__(self):
         _check_steps(self.steps)
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature} is not in [0, inf)")
+            raise ValueError(f"temperature={self.temperature}: must be in [0, inf)")
 
     def select(self, score, is_open, turn):
         i = jnp.minimum(turn.step + 1, self.steps)
@@ -177,4 +177,4 @@ def best(
 
 def _check_steps(steps: int) -> None:
     if steps < 1:
-        raise ValueError(f"steps={steps} is below 1")
+        raise ValueError(f"steps={steps}: must be at least 1")

@@ -47,7 +47,7 @@ class Guidance(abc.ABC):
 
     def __post_init__(self):
         if not (self.weight >= 0 and math.isfinite(self.weight)):
-            raise ValueError(f"weight={self.weight} is not a finite number of at least 0")
+            raise ValueError(f"weight={self.weight}: must be a finite number, at least 0")
 
     @property
     def calls(self) -> int:
@@ -70,8 +70,8 @@ class Guidance(abc.ABC):
         if isinstance(process, Masked) and isinstance(parameterization, Subs):
             return None
         return (
-            f"guidance={type(self).__name__}(...) bends the law of a masked token: it needs"
-            " process=Masked(...) and parameterization=Subs(...), not"
+            f"guidance={type(self).__name__}(...) changes the distribution of a masked token: it"
+            " needs process=Masked(...) and parameterization=Subs(...), not"
             f" {type(process).__name__}(...) and {type(parameterization).__name__}(...)"
         )
 
@@ -93,7 +93,7 @@ class ClassifierFree(Guidance):
     def __post_init__(self):
         super().__post_init__()
         if self.without not in get_args(Without):
-            raise ValueError(f'without={self.without!r} is neither "label" nor "prompt"')
+            raise ValueError(f'without={self.without!r}: must be "label" or "prompt"')
 
     @property
     def calls(self) -> int:
@@ -112,8 +112,8 @@ class ClassifierFree(Guidance):
             return f"{title} needs a network that takes labels, e.g. network=DiT(labels=...)"
         if self.without == "prompt" and network.attends != "all":
             return (
-                f"{title} puts masks in place of the prompt, which only a network that reads the"
-                " noised row can take"
+                f"{title} puts masks in place of the prompt: it needs a network whose noised"
+                ' positions attend to each other in the whole row (attends="all")'
             )
         return None
 
@@ -125,7 +125,9 @@ class ClassifierFree(Guidance):
             if self.without == "prompt":
                 return replace(inputs, tokens=jnp.where(is_fixed, mask_id, inputs.tokens))
             if inputs.label is None:
-                raise InputError('ClassifierFree(without="label"): the rows have no label')
+                raise InputError(
+                    'ClassifierFree(without="label"): the rows have no label; give each row a label'
+                )
             return replace(inputs, label=None)
 
         def guided(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
@@ -156,9 +158,9 @@ class Classifier(Guidance):
     def __post_init__(self):
         super().__post_init__()
         if self.how not in get_args(How):
-            raise ValueError(f'how={self.how!r} is neither "exact" nor "taylor"')
+            raise ValueError(f'how={self.how!r}: must be "exact" or "taylor"')
         if self.batch < 1:
-            raise ValueError(f"batch={self.batch} is below 1")
+            raise ValueError(f"batch={self.batch}: must be at least 1")
 
     def wrap(self, diffusion: Diffusion, is_fixed: Bool[Array, "b l"]) -> Diffusion:
         denoise = diffusion.denoise

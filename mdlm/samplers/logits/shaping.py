@@ -69,13 +69,13 @@ def check_settings(settings: Shaping) -> None:
     if not isinstance(settings.temperature, Annealed):
         check_temperature("temperature", settings.temperature)
     if settings.top_k < 0:
-        raise ValueError(f"top_k={settings.top_k} is below 0 (0 keeps all tokens)")
+        raise ValueError(f"top_k={settings.top_k}: must be at least 0 (0 keeps all tokens)")
     if not 0 < settings.top_p <= 1:
-        raise ValueError(f"top_p={settings.top_p} is not in (0, 1]")
+        raise ValueError(f"top_p={settings.top_p}: must be in (0, 1]")
     if settings.top_p_rule not in get_args(TopP):
-        raise ValueError(f'top_p_rule={settings.top_p_rule!r} is neither "reach" nor "below"')
+        raise ValueError(f'top_p_rule={settings.top_p_rule!r}: must be "reach" or "below"')
     if any(token < 0 for token in settings.banned):
-        raise ValueError(f"banned={settings.banned} holds an id below 0")
+        raise ValueError(f"banned={settings.banned}: ids must be at least 0")
 
 
 def check_banned(banned: tuple[int, ...], vocab: Vocab) -> None:
@@ -86,7 +86,9 @@ def check_banned(banned: tuple[int, ...], vocab: Vocab) -> None:
                 f"banned token {token} is outside the vocabulary of {vocab.size} tokens"
             )
     if len({*banned, vocab.mask_id}) == vocab.size:
-        raise InputError(f"banned: all {vocab.size - 1} tokens are, and none is left to write")
+        raise InputError(
+            f"banned: all {vocab.size - 1} tokens are banned; leave at least one to write"
+        )
 
 
 def is_plain(settings: Shaping) -> bool:
@@ -99,15 +101,15 @@ def unshapeable(settings: Shaping, process: Process) -> str | None:
     """Why distributions cannot be reshaped so under a process; None if they can."""
     if isinstance(settings.temperature, Annealed) and not isinstance(process, Masked):
         return (
-            "temperature=Annealed(...) follows the share of masks that are filled, and"
+            "temperature=Annealed(...) follows the share of masks that are filled, but"
             f" process={type(process).__name__}(...) does not fill masks alone; use a number"
         )
     if settings.banned and not isinstance(process, Masked):
         left = float(process.schedule.one_minus_alpha(jnp.zeros(())))
         if left > 0:
             return (
-                f"banned={settings.banned}: the schedule ends with alpha={1 - left:g}, and the"
-                " noise that it leaves is any token"
+                f"banned={settings.banned}: the schedule has alpha(0)={1 - left:g}, not 1, and the"
+                " noise that it leaves is any token, banned ones included"
             )
     return None
 
@@ -129,7 +131,7 @@ def shape(
     if settings.hook is not None:
         hooked = settings.hook(log_p, at, tokens)
         if hooked.shape != log_p.shape:
-            raise ValueError(f"hook: laws of shape {log_p.shape} came back as {hooked.shape}")
+            raise ValueError(f"hook: returned shape {hooked.shape}, must be {log_p.shape}")
         log_p = hooked.astype(jnp.float32)
     if settings.banned or settings.hook is not None:
         log_p = restrict(log_p, settings.banned, mask_id=mask_id, size=size)
@@ -165,4 +167,4 @@ def shape_all(
 def check_temperature(name: str, value: float) -> None:
     """ValueError where it is none."""
     if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"{name}={value} is not a finite number of at least 0")
+        raise ValueError(f"{name}={value}: must be a finite number, at least 0")
