@@ -290,8 +290,8 @@ class Generator:
 def within_reach(params: ArrayTree) -> ArrayTree:
     """Returns parameters where a `Generator` can use them.
 
-    With one host process they are put on one device. With several they stay sharded, as they may
-    not fit on one device.
+    With one host process they are put on one device. With several they stay sharded, as no single
+    process may hold them all.
     """
     return params if jax.process_count() > 1 else jax.device_put(params, jax.devices()[0])
 
