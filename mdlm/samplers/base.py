@@ -251,7 +251,7 @@ class Sampler(abc.ABC):
 
 
 def rates_differ(process: Process, does: str) -> str | None:
-    """Why a sampler of one rate cannot be used; None if the schedule has one rate for all tokens."""
+    """Why a sampler with one rate for all tokens cannot be used; None if the schedule has one."""
     if not process.schedule.per_token:
         return None
     return (

@@ -40,8 +40,8 @@ class Editing(Sampler):
     `write_above=0.7`, `edit_above=0.5`. The token v is the likeliest at the default `temperature`
     of 0, else it is drawn.
 
-    The network is given the time at which the expected share of masks is that of the row's open
-    positions (counting at least one mask).
+    The network is given the time at which the expected share of masks is the row's present share,
+    counted with at least one mask.
     """
 
     temperature: float = 0.0
