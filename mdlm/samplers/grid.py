@@ -39,9 +39,9 @@ class GridSampler(Sampler):
 
 
 Last = Literal["draw", "argmax"]
-"""How positions still masked after the grid (under schedules with alpha(0) < 1) are resolved, in one
-extra step and call: drawn from the same distribution, or the likeliest token (the papers' "noise
-removal")."""
+"""How positions still masked after the grid are resolved, in one extra step and call (schedules with
+alpha(0) < 1 leave some): drawn from the same distribution, or the likeliest token (the papers'
+"noise removal")."""
 
 
 def check_last(last: Last) -> None:

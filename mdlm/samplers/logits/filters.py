@@ -89,8 +89,8 @@ def keep_top_p(log_p: Float[Array, "n v"], p: float, rule: TopP = "reach") -> Fl
 
     The set is found by its threshold: the largest probability such that all tokens at or above it
     hold mass p, or the smallest such that they do not hold more. Non-negative floats have the
-    same order as their bit patterns, so 31 halvings of the range of patterns find the threshold exactly,
-    without sorting a vocabulary.
+    same order as their bit patterns, so 31 halvings of the range of patterns find the threshold
+    exactly, without sorting the vocabulary.
     """
     if p == 1:
         return log_p
