@@ -39,8 +39,8 @@ class GridSampler(Sampler):
 
 
 Last = Literal["draw", "argmax"]
-"""How positions still masked after the grid are resolved, in one extra step and call (schedules with
-alpha(0) < 1 leave some): drawn from the same distribution, or the likeliest token (the papers'
+"""How positions still masked after the grid are resolved, in one extra step and call (there are
+some if alpha(0) < 1): drawn from the same distribution, or the likeliest token (the papers'
 "noise removal")."""
 
 
