@@ -106,8 +106,8 @@ class Threshold(Rule):
 class Factor(Rule):
     """Writes the n most confident positions, with the largest n for which
     (n + 1)(1 - c_n) < `factor`, where c_n is the n-th largest confidence (Fast-dLLM,
-    arXiv:2505.22618). With factor = 1 the greedy tokens are the likeliest of any joint distribution
-    that has the network's marginals."""
+    arXiv:2505.22618). With factor = 1 the greedy tokens are the likeliest under any joint
+    distribution that has the network's marginals."""
 
     factor: float = 1.0
     orders: ClassVar[tuple[Order, ...]] = ("confidence",)

@@ -113,8 +113,8 @@ class ClassifierFree(Guidance):
             return f"{title} needs a network that takes labels, e.g. network=DiT(labels=...)"
         if self.without == "prompt" and network.attends != "all":
             return (
-                f"{title} puts masks in place of the prompt: it needs a network whose noised"
-                ' positions attend to each other in the whole row (attends="all")'
+                f"{title} puts masks in place of the prompt: it needs a network that"
+                " attends to all tokens of the noised row"
             )
         return None
 
