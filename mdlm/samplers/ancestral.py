@@ -98,7 +98,7 @@ def reveal_due(
     never = jnp.iinfo(jnp.int32).max
     now = jnp.where(is_open, state.due, never).min(-1, keepdims=True)
     is_revealed = is_open & (state.due == now)
-    # A row that is done reveals nothing, at whatever time.
+    # A row that is done reveals nothing at any time.
     t = grid_of(sampler.grid, sampler.steps)[now % (sampler.steps + 1)]
     state = sampler.write(state, is_revealed, t, diffusion)
     return replace(state, done=(is_open == is_revealed).all(-1))

@@ -86,7 +86,7 @@ class FirstHitting(Sampler):
         is_open = process.is_masked(state.tokens) & ~state.is_fixed
         level = jnp.where(is_open, state.level, -jnp.inf)
         is_revealed = is_open & (ranks(level) < self.per_call)
-        # A row that is done reveals nothing, at whatever time.
+        # A row that is done reveals nothing at any time.
         first = jnp.where(is_open.any(-1), level.max(-1), 1.0)[:, None]
         t = process.schedule.time_of(first * process.schedule.one_minus_alpha(jnp.ones(())))
         state = self.write(state, is_revealed, t, diffusion)

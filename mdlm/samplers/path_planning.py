@@ -1,4 +1,4 @@
-"""Path planning: each step chooses anew which positions hold tokens (P2, arXiv:2502.03540).
+"""Path planning: each step chooses which positions hold tokens (P2, arXiv:2502.03540).
 
 A token is proposed at each masked position, x ~ p(x_0 | z_t), and each position gets a priority,
 

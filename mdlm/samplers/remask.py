@@ -163,7 +163,9 @@ class Remask(GridSampler):
 @dataclass(frozen=True, kw_only=True)
 class RemaskLoop(GridSampler):
     """Raises alpha to `alpha_on`, stays there removing and revealing tokens, then continues to the
-    end (ReMDM's "loop"). In grid time r, from 1 to 0:
+    end (ReMDM's "loop").
+
+    In grid time r, from 1 to 0:
 
         t_on < r           alpha rises from 0 to alpha_on, sigma = 0
         t_off < r <= t_on  alpha = alpha_on, sigma = eta
