@@ -1,9 +1,9 @@
 """From prompts to text: a model, its parameters and its tokenizer behind one object.
 
-Continuations slide a window over the text (`samplers.windows`); infillings are one window in
-which everything but the blanks is fixed. A blank is written `[MASK]` (one token) or `[MASK:12]`
-(twelve). What follows the end of an infilled text inside the window is drawn too and dropped, as
-the network has only seen full rows.
+A continuation slides a window over the text (see `generation.windows`). An infilling is one window
+in which all tokens but the blanks are fixed. A blank is written `[MASK]` (one token) or `[MASK:12]`
+(twelve). The network was trained on full rows only, so the positions after the end of an infilled
+text are sampled too, and dropped.
 """
 
 import re
@@ -48,10 +48,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a call generated and what it took. `seconds` leaves compilation out.
+    """The texts of one call, and their cost. `seconds` excludes compilation.
 
-    `trace`, where it was asked for, has the texts' places as positions; following every step
-    takes time, which `seconds` then includes.
+    `trace` is None unless requested; its positions count from the start of each text. Tracing
+    takes time, which `seconds` includes.
     """
 
     texts: tuple[Text, ...]
@@ -74,15 +74,18 @@ class Generation:
 
 
 class Generator:
-    """Generates with one set of parameters. Each shape of batch compiles once.
+    """Generates texts with one set of parameters. Each batch shape compiles once.
+
+    Raises InputError if the sampler does not fit the model.
 
     Args:
         model: the experiment's parts.
-        params: usually the averaged parameters. Spread over a mesh of several processes (see
-            `within_reach`) they stay there: all processes make the same calls, and have the texts.
-        tokenizer: of the run.
+        params: usually the EMA parameters. Parameters sharded over a mesh of several host
+            processes (see `within_reach`) stay there: all of these processes must make the same
+            calls, and all get the texts.
+        tokenizer: the run's tokenizer.
         window: the frame and length of the rows that the network was trained on.
-        sampler: replaces the experiment's. InputError where it does not fit the model.
+        sampler: replaces the experiment's sampler.
     """
 
     def __init__(
@@ -98,8 +101,8 @@ class Generator:
         check_sampler(self.sampler, model)
         if self.sampler.guidance is not None and self.sampler.guidance.needs_labels:
             raise InputError(
-                'guidance=ClassifierFree(without="label"): texts are generated without labels here;'
-                " mdlm.samplers.loop.generate takes them"
+                'guidance=ClassifierFree(without="label"): a Generator takes no labels;'
+                " use mdlm.samplers.loop.generate(..., label=...)"
             )
 
         def loop(params: ArrayTree) -> Loop:
@@ -130,19 +133,20 @@ class Generator:
     ) -> Generation:
         """Continues each prompt (which may be empty) until the text has `length` tokens.
 
-        With `trace` the result tells what happened in each step; the texts are the same.
+        With `trace` the result records the changes of each step; the texts are the same.
 
-        InputError for prompts that are too long or cannot be written in the vocabulary.
+        Raises InputError if a prompt is too long or cannot be encoded with the vocabulary, or if
+        `length` or `stride` is out of range.
         """
         if length < 1:
-            raise InputError(f"a text of {length} tokens is none")
+            raise InputError(f"length={length}: must be at least 1")
         if stride is not None and not 1 <= stride <= self.window.room:
             raise InputError(
-                f"a stride of {stride} tokens does not fit a window of {self.window.room}"
+                f"stride={stride}: must be in 1..{self.window.room}, the text of a window"
             )
         eos = self.model.vocab.eos_id
         if stop_at_eos and eos is None:
-            raise InputError("this tokenizer has no end-of-text token to stop at")
+            raise InputError("stop_at_eos=True: this tokenizer has no end-of-text token")
         ids = [row.tolist() for row in self.tokenizer.encode(list(prompts))]
         window = replace(self.window, stride=stride or self.window.stride)
         run, windows = self._runner(trace)
@@ -160,7 +164,7 @@ class Generator:
         seconds = time.perf_counter() - began - self._compiling
         rows = [row[:n] for row, n in zip(out.tokens, out.lengths, strict=True)]
         new = int(out.lengths.sum()) - sum(len(row) for row in ids)
-        told = (
+        record = (
             self._trace(
                 windows,
                 out.begins,
@@ -170,23 +174,25 @@ class Generator:
             if trace
             else None
         )
-        return Generation(self._texts(rows), new, out.nfe, out.windows, seconds, told)
+        return Generation(self._texts(rows), new, out.nfe, out.windows, seconds, record)
 
     def infill(
         self, template: str, *, num: int = 1, seed: int = 0, trace: bool = False
     ) -> Generation:
         """Fills the blanks of a text, `num` times.
 
-        InputError where there is no blank, or the text does not fit the window.
+        Raises InputError if the text has no blank or does not fit the window.
         """
         ids, is_open = self._blanks(template)
         room, text = self.window.room, self.window.text
         if len(ids) > room:
-            raise InputError(f"the text has {len(ids)} tokens, the window of this model {room}")
-        place = slice(text.start, text.start + len(ids))
+            raise InputError(
+                f"the text has {len(ids)} tokens: must be at most {room}, the window of this model"
+            )
+        span = slice(text.start, text.start + len(ids))
         tokens = np.zeros((num, self.window.length), np.int32)
         is_fixed = np.zeros((num, self.window.length), bool)
-        tokens[:, place], is_fixed[:, place] = ids, ~is_open
+        tokens[:, span], is_fixed[:, span] = ids, ~is_open
         for end, token in zip((0, -1), self.window.frame, strict=True):
             if token is not None:
                 tokens[:, end], is_fixed[:, end] = token, True
@@ -194,12 +200,12 @@ class Generator:
         run, windows = self._runner(trace)
         began, self._compiling = time.perf_counter(), 0.0
         out = run(self._keys(seed, num), tokens, is_fixed)
-        written = list(np.asarray(out.tokens)[:, place])
+        written = list(np.asarray(out.tokens)[:, span])
         seconds = time.perf_counter() - began - self._compiling
         begins = np.zeros((1, num), np.int32)
-        told = self._trace(windows, begins, written, [is_open] * num) if trace else None
+        record = self._trace(windows, begins, written, [is_open] * num) if trace else None
         return Generation(
-            self._texts(written), num * int(is_open.sum()), int(out.nfe), 1, seconds, told
+            self._texts(written), num * int(is_open.sum()), int(out.nfe), 1, seconds, record
         )
 
     def _blanks(self, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -225,7 +231,7 @@ class Generator:
         return np.concatenate(ids), np.concatenate(is_open)
 
     def _runner(self, trace: bool) -> tuple[Run, list[WindowTrace]]:
-        """What generates a window, and a list that gets a record of each if they are traced."""
+        """A function that generates a window, and the list to which it appends traces (if any)."""
         windows: list[WindowTrace] = []
 
         def traced(keys: Key[Array, " b"], tokens, is_fixed) -> Samples:
@@ -244,7 +250,7 @@ class Generator:
         texts: list[np.ndarray],
         is_open: list[np.ndarray],
     ) -> Trace:
-        """The records of the windows that led to these texts, as one of the texts."""
+        """One trace of the texts, made from the traces of their windows."""
         mask_id = self.model.vocab.mask_id
         starts = [np.where(o, mask_id, text) for o, text in zip(is_open, texts, strict=True)]
         nfe, rows = rows_of(windows, begins, self.window.text.start, starts)
@@ -260,14 +266,14 @@ class Generator:
     def _call(self, name: str, *values: Any) -> Any:
         if self._everywhere is not None:
             values = jax.tree.map(partial(copied, to=self._everywhere), values)
-        # Compiled apart from the run, so that tokens/s tells of generating alone.
+        # Compiled apart from the run, so that tokens/s excludes compilation.
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(values))
         if (name, shapes) not in self._compiled:
             began = time.perf_counter()
             lowered = self._programs[name].lower(self.params, *values)
             self._compiled[name, shapes] = lowered.compile()
             if self._everywhere is not None:
-                process_group.barrier()  # none begins to run it while others compile
+                process_group.barrier()  # no process runs it while others still compile
             self._compiling += time.perf_counter() - began
         return self._compiled[name, shapes](self.params, *values)
 
@@ -282,19 +288,22 @@ class Generator:
 
 
 def within_reach(params: ArrayTree) -> ArrayTree:
-    """Parameters where a `Generator` works with them: on one device, but left spread over the mesh
-    where several processes have them, none of which may hold them all."""
+    """Returns parameters where a `Generator` can use them.
+
+    With one host process they are put on one device. With several they stay sharded, as no single
+    process may hold them all.
+    """
     return params if jax.process_count() > 1 else jax.device_put(params, jax.devices()[0])
 
 
 def mesh_of(params: ArrayTree) -> jax.sharding.Mesh | None:
-    """The mesh of several processes on which the parameters lie, if they do."""
+    """The mesh of the parameters if it spans several host processes, else None."""
     sharding = jax.tree.leaves(params)[0].sharding
     return None if sharding.is_fully_addressable else sharding.mesh
 
 
 def copied(value: Any, to: jax.sharding.NamedSharding) -> jax.Array:
-    """A value that every process has, as an array with a copy on every device of the mesh."""
+    """Returns a value that every host process has as an array replicated on the mesh."""
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         return value
     if jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
@@ -305,10 +314,9 @@ def copied(value: Any, to: jax.sharding.NamedSharding) -> jax.Array:
 
 
 def window_of(packing: Packing, model: Model) -> Windows:
-    """The rows a network was trained on, as windows to generate in.
+    """Returns windows with the length and frame of the rows that a network was trained on.
 
-    A causal network needs a first token to begin with, whatever its rows began with. InputError
-    where the tokenizer has none.
+    A causal network always needs a start token. Raises InputError if the tokenizer has none.
     """
     begins, closes = packing.frame
     causal = model.experiment.network.attends == "causal"

@@ -1,4 +1,4 @@
-"""What may be given to a sampler."""
+"""Checks of the tokens that a sampler is given."""
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -13,14 +13,14 @@ def check_prompt(
     vocab: Vocab,
     first_row: int = 0,
 ) -> None:
-    """Raises `InputError` where a fixed token is the mask or outside the vocabulary.
+    """Raises InputError if a fixed token is the mask or outside the vocabulary.
 
-    Prompts are counted from `first_row` in the message.
+    The message counts prompts from `first_row`.
     """
     is_outside = (tokens < 0) | (tokens >= vocab.size)
     for is_bad, reason in (
         (is_outside, f"outside the vocabulary of {vocab.size} tokens"),
-        (tokens == vocab.mask_id, "the mask token, which stands for an unknown one"),
+        (tokens == vocab.mask_id, "the mask token, which stands for an unknown token"),
     ):
         found = np.argwhere(is_bad & is_fixed)
         if len(found):

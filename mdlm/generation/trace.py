@@ -1,8 +1,8 @@
-"""What a sampler did, step by step.
+"""Traces: every change that a sampler made, step by step.
 
 A traced run takes the same steps as `generate`, with the loop on the host: after each step the
-state is fetched and compared with the one before. A change of token is an event. A token that is
-taken back is an event whose token is the mask, a token revised at once one whose token is another.
+state is fetched and compared with the one before. Each change of a token is an event. A remasked
+token gives an event whose token is the mask; an edited token, one whose token is the new one.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,18 +16,17 @@ from jaxtyping import Bool, Float, Int, Key
 from mdlm.samplers.state import Samples, SampleState
 
 TINY = 1e-30
-"""The confidence told of a token that the network gave no mass, and that was written all the same
-(bans and hooks may leave no other): 0 would say that it is noise."""
+"""The confidence recorded for a written token to which the network gave probability 0 (bans and
+hooks may leave no other); 0 itself marks noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowTrace:
-    """The changes of token in one batch of windows, in the order in which they came.
+    """The token changes in one batch of windows, in order of time.
 
-    A step's number is that of the steps taken up to its end: what the prior put at a place
-    (nothing, where it is all masks) has step 0. `confidence` is the probability that the network
-    gave the token, 0 for the mask and for the prior's tokens. `nfe[k]` counts the network calls
-    up to the end of step k.
+    Steps count from 1; step 0 holds the prior's tokens (none if the prior is all masks). `column`
+    is the position in the window. `confidence` is the network's probability of the token, 0 for
+    the mask and for the prior's tokens. `nfe[k]` counts the network calls up to the end of step k.
     """
 
     step: Int[np.ndarray, " n"]
@@ -44,9 +43,9 @@ class WindowTrace:
 
 @dataclass(frozen=True, kw_only=True)
 class RowTrace:
-    """How one text came about: what it started as, the mask where it was open, and its changes.
+    """The history of one text: its tokens before sampling (the mask where open), and its changes.
 
-    A position is a place in the text.
+    Positions count from the start of the text.
     """
 
     start: Int[np.ndarray, " l"]
@@ -56,7 +55,7 @@ class RowTrace:
     confidence: Float[np.ndarray, " n"]
 
     def after(self, step: int) -> Int[np.ndarray, " l"]:
-        """The text's tokens at the end of a step, the mask where it is open."""
+        """The text's tokens at the end of a step, the mask where still open."""
         tokens = self.start.copy()
         for i in np.flatnonzero(self.step <= step):
             tokens[self.position[i]] = self.token[i]
@@ -65,10 +64,10 @@ class RowTrace:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """How a batch of texts came about. Steps count on from window to window.
+    """The history of a batch of texts. Step numbers continue from window to window.
 
-    `pieces` gives the text of every token that occurs, the mask's too. `nfe[k]` counts the
-    network calls, for the whole batch, up to the end of step k.
+    `pieces` maps every token that occurs, the mask included, to its text. `nfe[k]` counts the
+    network calls for the whole batch up to the end of step k.
     """
 
     sampler: str
@@ -92,17 +91,17 @@ def generate_traced(
     finish: Callable[[SampleState], SampleState],
     mask_id: int,
 ) -> tuple[Samples, WindowTrace]:
-    """Draws what `generate` draws from the same keys, and tells of every change of token.
+    """Draws the same samples as `generate` with the same keys, and records every token change.
 
-    `begin`, `advance` and `finish` are those of a `Loop`, jitted. Where `finish` asks the network
-    or changes a token, it counts as a step.
+    `begin`, `advance` and `finish` are the jitted methods of a `Loop`. `finish` counts as a step
+    if it calls the network or changes a token.
     """
     seen = np.where(is_fixed, tokens, mask_id)
     events: list[tuple[np.ndarray, ...]] = []
     nfe: list[int] = []
 
     def look(state: SampleState) -> bool:
-        """Notes what changed; True when all rows are done."""
+        """Records the changes; returns True when all rows are done."""
         nonlocal seen
         now, confidence, done, calls = jax.device_get(
             (state.tokens, state.confidence, state.done, state.nfe)
@@ -141,15 +140,15 @@ def rows_of(
     first: int,
     starts: Sequence[Int[np.ndarray, " _"]],
 ) -> tuple[Int[np.ndarray, " steps_and_1"], tuple[RowTrace, ...]]:
-    """Network calls by step, and the traces of texts that were written window by window.
+    """Returns the network calls by step, and the traces of texts written window by window.
 
     Args:
         windows: in the order in which they were written.
-        begins: the place in a row's text of the first token of a window's text; anything where
-            the window wrote nothing.
-        first: the column in which the text of a window begins.
-        starts: each text before the first step, the mask where it is open. What windows wrote
-            past its end is dropped.
+        begins: where the text of each window begins, as a position in the row's text; ignored
+            where the window wrote nothing.
+        first: the position in a window at which its text begins.
+        starts: each text before the first step, the mask where open. Tokens that windows wrote
+            past the end of a text are dropped.
     """
     before = np.cumsum([0, *(window.steps for window in windows)])
     calls = np.cumsum([0, *(window.nfe[-1] for window in windows)])
@@ -159,9 +158,9 @@ def rows_of(
     for row, start in enumerate(starts):
         parts = []
         for window, begin, steps in zip(windows, begins[:, row], before[:-1], strict=True):
-            place = window.column - first + begin
-            is_own = (window.row == row) & (place < len(start))
-            values = (window.step + steps, place, window.token, window.confidence)
+            at = window.column - first + begin
+            is_own = (window.row == row) & (at < len(start))
+            values = (window.step + steps, at, window.token, window.confidence)
             parts.append([value[is_own] for value in values])
         if not parts:
             parts = [[np.zeros(0, np.int64)] * 3 + [np.zeros(0)]]

@@ -1,10 +1,10 @@
 """Text of any length from a network of a fixed length: semi-autoregressive generation.
 
 A window is generated; its last `length - stride` tokens become the fixed beginning of the next
-window, which adds `stride` tokens more, and so on (MDLM section 5, arXiv:2406.07524). The last
-window slides less where less is missing. Networks trained on rows of the form [BOS] text [EOS]
-want to see both ends in every window: with a frame they are fixed there, and only the text
-between them slides, so that no artificial end stands inside the result.
+window, which adds `stride` more tokens, and so on (MDLM section 5, arXiv:2406.07524). The last
+window slides less if fewer tokens are missing. Networks trained on rows of the form [BOS] text
+[EOS] need both ends in every window: the frame fixes them there, and only the text between them
+slides, so the result contains no artificial ends.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,9 +26,11 @@ Run = Callable[..., Samples]
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """How a long text is cut. `length` is the network's; `stride` tokens are new in each window
-    but the first (default: half of what a window has room for). `frame` is the token that stands
-    first and the token that stands last in every window, None for no such token.
+    """How a long text is cut into windows.
+
+    `length` is the network's row length. `stride` is the number of new tokens in each window but
+    the first (default: half of a window's text). `frame` holds the first and the last token of
+    every window, None for no such token.
     """
 
     length: int
@@ -37,34 +39,38 @@ class Windows:
 
     def __post_init__(self):
         if self.room < 1:
-            raise ValueError(f"a window of length={self.length} has no room for text")
+            raise ValueError(
+                f"length={self.length}: a window has no room for text beside its frame"
+            )
         if self.stride is not None and not 1 <= self.stride <= self.room:
-            raise ValueError(f"stride={self.stride} is not in 1..{self.room}, the text of a window")
+            raise ValueError(
+                f"stride={self.stride}: must be in 1..{self.room}, the text of a window"
+            )
 
     @property
     def room(self) -> int:
-        """Tokens of text in a window: all but the frame."""
+        """The number of text tokens in a window: all but the frame."""
         return self.length - sum(token is not None for token in self.frame)
 
     @property
     def text(self) -> slice:
-        """Where the text stands in a window."""
+        """The positions of the text in a window."""
         first = int(self.frame[0] is not None)
         return slice(first, first + self.room)
 
     @property
     def advance(self) -> int:
-        """The stride, with its default filled in."""
+        """The stride, its default filled in."""
         return max(1, self.room // 2) if self.stride is None else self.stride
 
     def context(self, known: int, total: int) -> int:
-        """How many of `known` tokens the next window shows, on the way to `total`."""
+        """How many of the `known` tokens begin the next window, on the way to `total`."""
         if known < self.room:
             return known
         return self.room - min(self.advance, total - known)
 
     def count(self, known: int, total: int) -> int:
-        """How many windows lead from `known` tokens to `total`."""
+        """The number of windows that it takes from `known` tokens to `total`."""
         windows = 0
         while known < total:
             known += self.room - self.context(known, total)
@@ -74,7 +80,7 @@ class Windows:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowDone:
-    """Progress: the window just finished, of `windows` at most."""
+    """Progress: the number of the window just finished, of at most `windows`."""
 
     window: int
     windows: int
@@ -84,10 +90,10 @@ class WindowDone:
 
 @dataclass(frozen=True, kw_only=True)
 class LongSamples:
-    """Row i is `tokens[i, :lengths[i]]`, prompt included, frame not; what follows is filler.
+    """The text of row i is `tokens[i, :lengths[i]]`, with the prompt, without the frame.
 
-    The text in window w of row i begins at place `begins[w, i]` of the row's text; -1 where the
-    row had ended before.
+    The tokens after it are filler. The text in window w of row i begins at position
+    `begins[w, i]` of the row's text; -1 if the row had already ended.
     """
 
     tokens: Int[np.ndarray, "b total"]
@@ -110,13 +116,13 @@ def generate_long(
 ) -> LongSamples:
     """Continues each prompt (which may be empty) to `total` tokens, the prompt included.
 
-    `run` is called with the same shapes every time, so a jitted one compiles once. A prompt that
-    leaves no room in a window is seen by its end only. A row ends after the first `stop_at` that
-    it generates (the token is kept and counted); when all rows have ended no window follows.
-    Each row's text depends on its own prompt and key, not on the other rows.
+    `run` is called with the same shapes every time, so a jitted one compiles once. Of a prompt
+    that leaves no room in a window, the window holds the last tokens only. A row ends after the
+    first `stop_at` token that it generates (the token is kept and counted); generation stops when
+    all rows have ended. Each row's text depends on its own prompt and key, not on the other rows.
 
-    Raises `InputError` for a prompt that is longer than `total` or holds the mask or an unknown
-    token.
+    Raises InputError if a prompt is longer than `total`, or contains the mask or a token outside
+    the vocabulary.
     """
     texts = [_checked(prompt, row, total, vocab) for row, prompt in enumerate(prompts)]
     starts = [len(text) for text in texts]
@@ -158,13 +164,15 @@ def generate_long(
 def _checked(prompt: Sequence[int], row: int, total: int, vocab: Vocab) -> list[int]:
     tokens = np.asarray(prompt, np.int64).reshape(-1)
     if len(tokens) > total:
-        raise InputError(f"prompt {row} has {len(tokens)} tokens, more than the {total} asked for")
+        raise InputError(
+            f"prompt {row} has {len(tokens)} tokens, more than the {total} of the whole text"
+        )
     check_prompt(tokens[None], np.ones((1, len(tokens)), bool), vocab, first_row=row)
     return tokens.tolist()
 
 
 def _length(text: list[int], start: int, total: int, stop_at: int | None) -> int | None:
-    """Where a row ends: after its first generated `stop_at`, or at `total`; None: not yet."""
+    """The length of a finished row: up to its first generated `stop_at`, or `total`; else None."""
     if stop_at is not None and stop_at in text[start:total]:
         return text.index(stop_at, start) + 1
     return total if len(text) >= total else None
@@ -173,8 +181,8 @@ def _length(text: list[int], start: int, total: int, stop_at: int | None) -> int
 def _frame(
     texts: list[list[int]], lengths: list[int | None], total: int, window: Windows, vocab: Vocab
 ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
-    """The next window of every row. Rows that have ended are fixed throughout: they cost nothing
-    but their place in the batch.
+    """The next window of every row. All positions of ended rows are fixed, so that they need no
+    steps, but the shape of the batch stays the same.
     """
     shape = (len(texts), window.length)
     tokens, is_fixed = np.full(shape, _filler(vocab), np.int32), np.zeros(shape, bool)
@@ -192,5 +200,5 @@ def _frame(
 
 
 def _filler(vocab: Vocab) -> int:
-    """Any token but the mask, for places that nobody reads."""
+    """A token other than the mask, for positions that are never read."""
     return 0 if vocab.mask_id != 0 else 1

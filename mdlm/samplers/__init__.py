@@ -1,4 +1,4 @@
-"""Samplers, and what they are made of. Names are imported when they are first used."""
+"""Samplers and their parts. Names are imported lazily, at first use."""
 
 import lazy_loader
 

@@ -3,13 +3,13 @@
 On the grid 1 = t_N > ... > t_0 = 0, a masked position is revealed between t and s < t with
 probability (alpha_s - alpha_t) / (1 - alpha_t), and its token is then drawn from the network's
 p(x_0 | z_t); a revealed token stays (MDLM eq. 7, arXiv:2406.07524). Positions revealed in the
-same step are drawn independently of each other: as the steps grow the law of the sample tends to
-that of revealing one position at a time, in random order.
+same step are drawn independently of each other: with more steps the distribution of the sample
+tends to that of revealing one position at a time, in random order.
 
-When a position is revealed depends on nothing that is drawn meanwhile, so all of it is drawn
+The step that reveals a position does not depend on the tokens drawn, so all reveal steps are drawn
 first (DNDM, arXiv:2312.09193): a position is still masked at s with probability
-(1 - alpha_s) / (1 - alpha_1). Each row then goes straight to its next step that reveals something,
-whatever the other rows do. The law is the same.
+(1 - alpha_s) / (1 - alpha_1). Each row then skips to its next step that reveals something,
+independently of the other rows. The distribution of the sample is the same.
 """
 
 from dataclasses import dataclass, replace
@@ -32,19 +32,22 @@ from mdlm.types import pytree
 
 @pytree
 class RevealState(SampleState):
-    """What is known of the reveals before the first of them."""
+    """Adds the reveal steps, which are drawn before the first step."""
 
     due: Any  # Int[Array, "b l"], the step of the grid that reveals each position
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ancestral(GridSampler):
-    """NFE is that of the row with the most steps that reveal something. A row of L open positions,
-    with alpha = 1 - t and a uniform grid, has steps * (1 - (1 - 1 / steps)^L) of them in the mean:
-    at most `steps`, and near L where that is smaller.
+    """Reveals masked positions at random steps of the reverse chain; revealed tokens stay.
 
-    The step that resolves what the grid leaves masked is one like the others, so that the network
-    is compiled once.
+    NFE is the largest number, over the rows of the batch, of steps that reveal something. A row of
+    L open positions, with alpha = 1 - t and a uniform grid, has
+    steps * (1 - (1 - 1 / steps)^L) of them in the mean: at most `steps`, and near L if L is
+    smaller.
+
+    The step that resolves positions still masked after the grid is a step like the others, so that
+    the network is compiled once.
     """
 
     last: Last = "draw"
@@ -79,7 +82,7 @@ class Ancestral(GridSampler):
 def due_steps(
     sampler: GridSampler, keys: Key[Array, " b"], length: int, process: Masked
 ) -> Int[Array, "b l"]:
-    """The step that reveals each position: 0 is the first of the grid, `steps` the one more."""
+    """The step that reveals each position: 0 is the first of the grid, `steps` the extra one."""
     noised = process.schedule.one_minus_alpha(grid_of(sampler.grid, sampler.steps))
     rising = (noised[1:] / noised[0])[::-1]  # still masked after the last step, .., the first
     u = uniforms(streams(keys, "due"), length)
@@ -89,13 +92,13 @@ def due_steps(
 def reveal_due(
     sampler: GridSampler, state: RevealState, diffusion: Diffusion[Masked]
 ) -> RevealState:
-    """One step: the positions of each row that are due first are written. `due` may count on
-    beyond the grid, `steps + 1` for each pass down it."""
+    """Writes the positions of each row that are due first. `due` may run over several passes down
+    the grid, `steps + 1` steps each."""
     is_open = diffusion.process.is_masked(state.tokens) & ~state.is_fixed
     never = jnp.iinfo(jnp.int32).max
     now = jnp.where(is_open, state.due, never).min(-1, keepdims=True)
     is_revealed = is_open & (state.due == now)
-    # A row that is done reveals nothing, at whatever time.
+    # A row that is done reveals nothing at any time.
     t = grid_of(sampler.grid, sampler.steps)[now % (sampler.steps + 1)]
     state = sampler.write(state, is_revealed, t, diffusion)
     return replace(state, done=(is_open == is_revealed).all(-1))
@@ -104,5 +107,5 @@ def reveal_due(
 def is_after_grid(
     sampler: GridSampler, state: RevealState, at: Int[Array, " n"]
 ) -> Bool[Array, " n"]:
-    """Whether the rows `at` are revealed by the step after the grid."""
+    """Whether the positions `at` are revealed by the extra step after the grid."""
     return state.due.reshape(-1)[at] % (sampler.steps + 1) == sampler.steps

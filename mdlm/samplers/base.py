@@ -1,10 +1,10 @@
-"""What every sampler shares.
+"""The base class of all samplers.
 
-A sequence starts as the process's prior, with some positions fixed: the prompt, an infilling's
-surroundings, padding. Each step decides *whether* each other position is written, then *which*
-token it gets, drawn from the network's law p(x_0 | z_t) itself. Drawing both at once from
-"tokens and mask" thins the law of the token by the number of steps, and float32 then loses its
-tail; apart they have the same joint law and no such loss. `loop` runs the steps.
+A sequence starts as the process's prior, with some positions fixed: the prompt, the context of an
+infilling, padding. Each step decides *whether* each other position is written, then *which* token
+it gets, drawn from the network's distribution p(x_0 | z_t) itself. One draw over "tokens and mask"
+would scale the token probabilities down by the number of steps, and float32 would lose the tail;
+two separate draws have the same joint distribution and no such loss. `loop` runs the steps.
 """
 
 import abc
@@ -38,38 +38,40 @@ from mdlm.samplers.state import Proposal, SampleState, State, placed, step_keys
 from mdlm.types import Attends, NetInput, Prediction, Vocab
 
 CHUNK = 128
-"""Positions whose logits are held at once, at most."""
+"""The largest number of positions whose logits are held at once."""
 
 FEW = 16
-"""Positions that are asked about at once, where few are."""
+"""The number of positions per chunk where few positions are requested."""
 
 
 Score = Callable[[Float[Array, "n v"], Int[Array, " n"]], Float[Array, " n"]]
-"""How much is to be said for a drawn token, given the law that it was drawn from (its logarithm):
-what samplers that write the best first order positions by."""
+"""The priority of each position, from the network's log-probabilities there and the token drawn.
+Samplers that write the best positions first order them by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(abc.ABC):
-    """Turns the prior into a sample. A sampler says when each position is written; its fields say
-    how the network's distribution of the token is changed before it is drawn (`guidance` is
-    applied first, see `logits.shaping` for the rest).
+    """Turns the prior into a sample.
+
+    A sampler decides when each position is written. Its fields say how the network's distribution
+    of a token is changed before the token is drawn (`guidance` is applied first, see
+    `logits.shaping` for the rest).
 
     Args:
         temperature: the distribution becomes proportional to p^(1 / temperature); 0 takes the
-            likeliest token. `Annealed` has it change as a row fills.
-        top_k: then only the likeliest that many are kept (0: all).
-        top_p: then, of what is left, the likeliest that hold this mass.
+            likeliest token. With `Annealed` it changes as a row fills.
+        top_k: then only the `top_k` likeliest tokens are kept (0: all).
+        top_p: then only the likeliest of these with total probability `top_p` are kept.
         top_p_rule: whether the token that crosses `top_p` is kept ("reach") or not ("below").
-        banned: ids of tokens that are never written. Fixed ones stay.
-        hook: changes the distribution before all these; see `Hook`.
-        guidance: changes the network's answers to what is wanted of the sample.
+        banned: ids of tokens that are never written. Fixed tokens stay.
+        hook: changes the distribution before all of these; see `Hook`.
+        guidance: steers the network's distributions towards a condition, such as a label.
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked,)
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Subs,)
     attends: ClassVar[Attends] = "all"
-    """What it is defined for; anything else is refused when the experiment is composed."""
+    """What the sampler is defined for; an experiment refuses anything else."""
 
     temperature: float | Annealed = 1.0
     top_k: int = 0
@@ -92,8 +94,8 @@ class Sampler(abc.ABC):
         parameterization: Parameterization,
         network: NetworkTraits | None = None,
     ) -> str | None:
-        """Why it cannot sample with these, its settings and guidance included; None if it can.
-        Without a network, nothing is asked of one."""
+        """The reason why it cannot sample with these parts, its settings and guidance included;
+        None if it can. Without `network`, the network is not checked."""
         reason = wrong_kind(self, process, parameterization, network)
         if reason is None:
             reason = unshapeable(self, process)
@@ -121,15 +123,15 @@ class Sampler(abc.ABC):
         )
 
     def begin(self, state: SampleState, diffusion: Diffusion) -> SampleState:
-        """What is to be asked of the network once, before the first step; by default nothing."""
+        """Calls the network once before the first step, if needed; by default does nothing."""
         return state
 
     @abc.abstractmethod
     def step(self, state: SampleState, diffusion: Diffusion) -> SampleState:
-        """One step. Sets `done`; the loop itself counts `step`."""
+        """Takes one step. Sets `done`; the loop itself counts `step`."""
 
     def finish(self, state: SampleState, diffusion: Diffusion) -> SampleState:
-        """Resolves what the steps left open; by default they leave nothing."""
+        """Resolves positions that the steps left open; by default does nothing."""
         return state
 
     def choose(
@@ -139,8 +141,8 @@ class Sampler(abc.ABC):
         at: Int[Array, " n"],
         state: SampleState,
     ) -> Int[Array, " n"]:
-        """The token proposed at each of the rows `at` (`sequence * l + position`), from its
-        reshaped law."""
+        """Draws the token proposed at each flat position `at` (`row * l + position`), from its
+        processed distribution `log_p`."""
         return draws.categorical(keys, log_p)
 
     def propose(
@@ -153,16 +155,16 @@ class Sampler(abc.ABC):
         score: Score | None = None,
         unseen: int | None = None,
     ) -> tuple[State, Proposal]:
-        """Calls the network once and draws a token at each position asked about. The state
-        returned counts the call.
+        """Calls the network once and draws a token at each position of `is_asked`. The returned
+        state counts the call.
 
-        No position asked about in any row: no call. Logits exist for `CHUNK` positions at a time,
-        and for those asked about only. A token's key depends on its row's key, the step and the
-        position, so what a row draws does not depend on the rows beside it.
+        If no row asks for a position, there is no call. Logits are made only for the positions
+        asked for, at most `CHUNK` at a time. A token's key depends on its row's key, the step and
+        the position, so a row's draws do not depend on the other rows of the batch.
 
-        `score` is evaluated for every token that is drawn (None: 0 for all). With `unseen`, the
-        mask's id, laws are the network's own at visible tokens too, which the parameterization
-        otherwise carries over.
+        `score` gives the priority of every token that is drawn (None: 0 for all). With `unseen`,
+        the mask's id, the distributions at visible tokens too are the network's own; without it
+        the parameterization carries visible tokens over.
         """
         b, l = state.tokens.shape
         z_t = state.tokens.reshape(-1)
@@ -183,7 +185,7 @@ class Sampler(abc.ABC):
 
             def fill_chunk(i: Int[Array, ""], known: Proposal) -> Proposal:
                 rows = jax.lax.dynamic_slice_in_dim(asked, i * size, size)
-                at = jnp.minimum(rows, b * l - 1)  # rows past the last are dropped below
+                at = jnp.minimum(rows, b * l - 1)  # indices past the end are dropped below
                 seen = z_t[at] if unseen is None else jnp.full_like(at, unseen, dtype=z_t.dtype)
                 log_p0 = parameterization.log_p0(
                     prediction.logits(at), seen, None if times is None else times[at]
@@ -229,10 +231,10 @@ class Sampler(abc.ABC):
     def ask_everywhere(
         self, state: SampleState, t: Float[Array, "b 1"], diffusion: Diffusion
     ) -> Float[Array, "b l v"]:
-        """The network's laws of the clean tokens at all positions, held at once."""
+        """The network's distributions of the clean tokens at all positions, held at once."""
         logits = diffusion.denoise(NetInput(tokens=state.tokens, t=t)).logits()
         log_p0 = diffusion.parameterization.log_p0(logits, state.tokens, t)
-        # A clean token is no noise, though D3PM's network may put mass there.
+        # A clean token is never noise, though D3PM's network may give noise some probability.
         is_noise = diffusion.process.is_noise(jnp.arange(log_p0.shape[-1]))
         return jax.nn.log_softmax(jnp.where(is_noise[None, None], -jnp.inf, log_p0), axis=-1)
 
@@ -243,30 +245,30 @@ class Sampler(abc.ABC):
         t: Float[Array, " b #l"] | None,
         diffusion: Diffusion,
     ) -> State:
-        """Proposes a token at each chosen position, and writes it."""
+        """Proposes a token at each chosen position and writes it."""
         state, proposal = self.propose(state, is_chosen, t, diffusion)
         return placed(state, proposal, is_chosen)
 
 
 def rates_differ(process: Process, does: str) -> str | None:
-    """Why a sampler that treats all tokens alike cannot be used; None where their rates are one."""
+    """Why a sampler with one rate for all tokens cannot be used; None if the schedule has one."""
     if not process.schedule.per_token:
         return None
     return (
-        f"it {does} all tokens at one rate, and the schedule has a rate for each;"
+        f"it {does} all tokens at one rate, but the schedule has a rate for each token;"
         " use sampler=Reverse()"
     )
 
 
 def no_inverse(process: Process, asks_at: str) -> str | None:
-    """Why a sampler that finds its times from something else cannot be used; None where the
-    schedule can tell them."""
+    """Why a sampler that computes times from noise levels cannot be used; None if the schedule has
+    an inverse."""
     if process.schedule.has_inverse:
         return None
     name = type(process.schedule).__name__
-    return f"it asks at the time of {asks_at}, and {name} has no inverse"
+    return f"it needs the time of {asks_at}, but {name} has no inverse"
 
 
 def entry(log_p: Float[Array, "n v"], token: Int[Array, " n"]) -> Float[Array, " n"]:
-    """The entry of each row at its token."""
+    """The log-probability of each token under its own distribution."""
     return jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]

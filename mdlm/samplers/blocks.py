@@ -1,9 +1,10 @@
-"""Sampling block after block (BD3-LM, arXiv:2503.09573 alg. 2).
+"""Sampling one diffusion block after another (BD3-LM, arXiv:2503.09573 alg. 2).
 
-p(x) = prod_j p(x_j | blocks before j), and inside block j the ancestral chain of the masked process
-from all masks (see `ancestral`), the blocks before it being done and later ones not looked at. With
-blocks of one token this draws from the network's autoregressive law itself, with more as its steps
-grow. Every call reads the whole row [noised ; clean] (there is no key-value cache).
+p(x) = prod_j p(x_j | blocks before j). Block j is sampled by the ancestral chain of the masked
+process from all masks (see `ancestral`), conditioned on the finished blocks before it; later blocks
+are not attended to. With blocks of one token the samples have the network's autoregressive
+distribution exactly; with larger blocks, in the limit of many steps. Every call reads the whole row
+[noised ; clean] (there is no key-value cache).
 """
 
 from dataclasses import dataclass
@@ -24,11 +25,12 @@ from mdlm.types import Attends
 
 @dataclass(frozen=True, kw_only=True)
 class BlockByBlock(GridSampler):
-    """The steps of `Ancestral` for each block of `block_size` tokens, which is the network's.
-    Rows need not be at the same block. NFE is at most the tokens of a row, and at most `steps`
-    (one more where alpha(0) < 1) for each block.
+    """Takes the steps of `Ancestral` in each block; `block_size` must be the network's.
 
-    Fixed tokens stay, but the network sees those of later blocks only when it gets there.
+    The rows of a batch may be at different blocks. NFE is at most the tokens of a row, and at most
+    `steps` (`steps + 1` if alpha(0) < 1) for each block.
+
+    Fixed tokens stay, but those of later blocks influence nothing before their own block.
     """
 
     attends: ClassVar[Attends] = "blocks"
@@ -40,7 +42,7 @@ class BlockByBlock(GridSampler):
         super().__post_init__()
         check_last(self.last)
         if self.block_size < 1:
-            raise ValueError(f"block_size={self.block_size} must be at least 1")
+            raise ValueError(f"block_size={self.block_size}: must be at least 1")
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)
@@ -62,7 +64,7 @@ class BlockByBlock(GridSampler):
         return extended(state, RevealState, due=due)
 
     def step(self, state: RevealState, diffusion: Diffusion[Masked]) -> RevealState:
-        # What is still masked lies in the block at hand or later: never read as clean.
+        # Positions still masked lie in the current block or later, so they are never read as clean.
         return reveal_due(self, state, diffusion.with_clean(state.tokens))
 
     def choose(self, keys, log_p, at, state: RevealState):

@@ -1,16 +1,16 @@
-"""Token editing: masks are written and tokens rewritten by threshold (LLaDA2.1, arXiv:2602.08676).
+"""Token editing: masks are filled and tokens replaced by threshold (LLaDA2.1, arXiv:2602.08676).
 
-The network is asked once a step what stands at every open position, and v is its answer there:
+Each step calls the network once, which predicts a token v at every open position:
 
     masked, p(v) > write_above                    v is written
-    a token other than v, p(v) > edit_above       v is written over it
+    a token other than v, p(v) > edit_above       v replaces it
 
-The surest mask of a row is written in any case. A row is done when no mask is left and a step
-edits nothing, at the latest `edits` steps after its last mask. Nothing is masked again, so NFE is
-at most the positions of a row and `edits` more.
+The most confident masked position of a row is always written. A row is done when no mask is left
+and a step edits nothing, at the latest `edits` steps after its last mask. Nothing is remasked, so
+NFE is at most the number of positions of a row plus `edits`.
 
-This decodes fast and is no sample from the network's law. It edits well with networks that were
-trained to correct tokens: one trained for masking alone repeats what it sees.
+This decodes fast, but the samples do not have the network's distribution. It edits well with
+networks trained to correct tokens; one trained on masks alone repeats its input.
 """
 
 from dataclasses import dataclass, replace
@@ -27,18 +27,21 @@ from mdlm.types import pytree
 
 @pytree
 class EditState(SampleState):
-    """Counts how long each row has been without masks."""
+    """Adds the number of steps that each row has been without masks."""
 
     edited: Any  # Int[Array, " b"], steps since the row's last mask was written
 
 
 @dataclass(frozen=True, kw_only=True)
 class Editing(Sampler):
-    """Low `write_above` is fast and leaves mistakes to be edited; the published quality mode
-    has 0.7 and 0.5. The answer v is the likeliest token at the default `temperature`, else a draw.
+    """Fills masks and replaces tokens where the network's probability is above a threshold.
 
-    The network is told the time at which as many of a row's open positions are masked as are (one
-    at least).
+    A low `write_above` is fast and leaves mistakes to be edited; the published quality mode has
+    `write_above=0.7`, `edit_above=0.5`. The token v is the likeliest at the default `temperature`
+    of 0, else it is drawn.
+
+    The network is given the time at which the expected share of masks is the row's present share,
+    counted with at least one mask.
     """
 
     temperature: float = 0.0
@@ -50,9 +53,9 @@ class Editing(Sampler):
         super().__post_init__()
         for name in ("write_above", "edit_above"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not in [0, 1]")
+                raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1]")
         if self.edits < 0:
-            raise ValueError(f"edits={self.edits} is below 0")
+            raise ValueError(f"edits={self.edits}: must be at least 0")
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)

@@ -1,23 +1,23 @@
 """First hitting: a masking process reversed without steps in time (arXiv:2409.02908).
 
 A position is still masked at t with probability (1 - alpha_t) / (1 - alpha_1), so the level u of
-a masked position, the value of this ratio at which it is revealed, is uniform on (0, 1]. All
-levels are drawn beforehand: they depend on nothing that is drawn meanwhile. The positions of a row
-are then revealed by falling level, the network being told the time of the level. One by one this
-is the continuous reverse process itself, with as many calls as there are positions: `Ancestral`
-has it as the limit of many steps.
+a masked position, the value of this ratio at which it is revealed, is uniform on (0, 1]. The levels
+do not depend on the tokens, so all are drawn beforehand. The positions of a row are then revealed
+by falling level, and the network is given the time of the level. Revealed one by one this is the
+exact continuous reverse process, with one call for each position; `Ancestral` reaches it in the
+limit of many steps.
 
-`left_first` = w in [0, 1) gives positions times of their own, the left ones sooner. Position j of l
-is at the place c_j = (l - 1/2 - j) / l and its level is G((1 - w) u_j + w c_j), with
+`left_first` = w in [0, 1) reveals left positions sooner on average. Position j of l has the
+coordinate c_j = (l - 1/2 - j) / l and the level G((1 - w) u_j + w c_j), with
 
     G(x) = mean over i of clip((x - w c_i) / (1 - w), 0, 1)
 
-the distribution function of the levels of all positions together. At any time, therefore,
-(1 - alpha_t) / (1 - alpha_1) of the row is masked in the mean, as in training, though more of it to
-the right, and the network is told that one time of the row. w = 0 is the plain law; from
-w = l / (l + 1) on positions come strictly from left to right. Fixed positions count as places too.
-The order depends on no token: one by one, a network that knows the law of the tokens given any of
-them draws that law, whatever w is.
+the distribution function of (1 - w) u_i + w c_i over all positions i. At any time, therefore, the
+expected share of masks in the row is (1 - alpha_t) / (1 - alpha_1), as in training, but more of
+them lie to the right; the network is given this one time for the row. w = 0 is the plain uniform
+distribution; from w = l / (l + 1) on positions are revealed strictly from left to right. Fixed
+positions count in l too. The order does not depend on the tokens: with one position per call, a
+network whose conditional distributions are all exact draws from the exact distribution, for any w.
 """
 
 from dataclasses import dataclass, replace
@@ -38,17 +38,18 @@ from mdlm.types import pytree
 
 @pytree
 class LevelState(SampleState):
-    """What is known of the reveals before the first of them."""
+    """Adds the noise levels, which are drawn before the first step."""
 
     level: Any  # Float[Array, "b l"], the share of noise left when each position is revealed
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstHitting(Sampler):
-    """`per_call` positions of each row are revealed with every call, the time being that of the
-    first of them: 1 is exact, more draw tokens independently of each other that belong to
-    different times. NFE is the open positions of the fullest row, divided by `per_call` and
-    rounded up.
+    """Reveals `per_call` positions of each row with every call, at the time of the first of them.
+
+    1 is exact; with more, tokens of different times are drawn together, independently of each
+    other. NFE is the largest number of open positions of a row, divided by `per_call` and rounded
+    up.
     """
 
     per_call: int = 1
@@ -57,9 +58,9 @@ class FirstHitting(Sampler):
     def __post_init__(self):
         super().__post_init__()
         if self.per_call < 1:
-            raise ValueError(f"per_call={self.per_call} is below 1")
+            raise ValueError(f"per_call={self.per_call}: must be at least 1")
         if not 0 <= self.left_first < 1:
-            raise ValueError(f"left_first={self.left_first} is not in [0, 1)")
+            raise ValueError(f"left_first={self.left_first}: must be in [0, 1)")
 
     def incompatibility(self, process, parameterization, network=None):
         return (
@@ -85,7 +86,7 @@ class FirstHitting(Sampler):
         is_open = process.is_masked(state.tokens) & ~state.is_fixed
         level = jnp.where(is_open, state.level, -jnp.inf)
         is_revealed = is_open & (ranks(level) < self.per_call)
-        # A row that is done reveals nothing, at whatever time.
+        # A row that is done reveals nothing at any time.
         first = jnp.where(is_open.any(-1), level.max(-1), 1.0)[:, None]
         t = process.schedule.time_of(first * process.schedule.one_minus_alpha(jnp.ones(())))
         state = self.write(state, is_revealed, t, diffusion)
@@ -93,10 +94,10 @@ class FirstHitting(Sampler):
 
 
 def levels(u: Float[Array, "b l"], left_first: float) -> Float[Array, "b l"]:
-    """The level of each position, in (0, 1], from uniform numbers; see the module."""
+    """The level of each position, in (0, 1], from uniform numbers; see the module docstring."""
     if left_first == 0:
         return u
-    place = jnp.arange(u.shape[1], dtype=jnp.float32) / u.shape[1]
-    # (x - w c_i) / (1 - w) at x = (1 - w) u_j + w c_j, without their cancelling.
-    ahead = (place[None, :] - place[:, None]) * (left_first / (1 - left_first))
+    left = jnp.arange(u.shape[1], dtype=jnp.float32) / u.shape[1]
+    # (x - w c_i) / (1 - w) at x = (1 - w) u_j + w c_j, without cancellation.
+    ahead = (left[None, :] - left[:, None]) * (left_first / (1 - left_first))
     return jnp.clip(u[:, :, None] + ahead[None], 0.0, 1.0).mean(-1)

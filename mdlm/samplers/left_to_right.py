@@ -1,9 +1,9 @@
-"""Sampling from a causal network, one token after the other: the autoregressive baseline.
+"""Sampling from a causal network, token by token: the autoregressive baseline.
 
     p(x) = prod_i p(x_i | x_<i)
 
-A network that has a cache reads the prompts once, and then in each call the one token of each row
-that was written last. Rows need not be at the same place.
+A network with a key-value cache reads the prompts once; each later call reads one token of each
+row. The rows of a batch may be at different positions.
 """
 
 from dataclasses import dataclass, replace
@@ -19,20 +19,22 @@ from mdlm.types import Attends, KeyValues, NetInput, pytree
 
 @pytree
 class ReadState(SampleState):
-    """What the network has read."""
+    """Adds the key-value cache of the tokens that the network has read."""
 
     cache: Any  # KeyValues, or None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeftToRight(Sampler):
-    """Position 0 must be fixed in every row (the start token): nothing precedes it, so a causal
-    network has no law for it, and it would keep the prior's token. Other fixed positions are
-    kept, but a causal network sees only those to the left of what it writes.
+    """Writes the open positions of each row from left to right.
 
-    NFE is one call for the prompts, and one for each place from the first that is open to the last
-    of the row where these are most (with a network that has no cache: one for each place at which
-    something is written).
+    Position 0 must be fixed in every row (the start token): a causal network has no distribution
+    for it, and it would keep the prior's token. Other fixed tokens stay, but each token is
+    conditioned on those to its left only.
+
+    NFE is one call for the prompts, and one for each position from the first to the last open one,
+    in the row where these are most (for a network without a cache: one for each position that some
+    row writes).
     """
 
     attends: ClassVar[Attends] = "causal"
@@ -41,7 +43,7 @@ class LeftToRight(Sampler):
         cache = diffusion.denoise(NetInput(tokens=state.tokens, make_cache=True)).cache
         if cache is None:
             return extended(state, ReadState, cache=None)
-        # What stands before the first open place is read again, for what it says of that place.
+        # The token before the first open position is read again: its logits predict that position.
         first_open = jnp.argmax(~state.is_fixed.at[:, 0].set(True), axis=1)
         at = jnp.maximum(first_open.astype(jnp.int32) - 1, 0)
         return extended(state, ReadState, nfe=state.nfe + 1, cache=replace(cache, at=at))
@@ -52,12 +54,13 @@ class LeftToRight(Sampler):
         step = state.step
         here = step + 1 if cache is None else cache.at[:, None] + 1
         is_next = ~state.is_fixed & (position == here)
-        # Each place is written once, so its draw needs no step: with a cache or without, the same.
+        # Each position is written once, so its key leaves out the step: with or without a cache the
+        # draws are the same.
         asked = replace(state, step=jnp.zeros_like(state.step))
         if cache is None:
             state = self.write(asked, is_next, None, diffusion)
         else:
-            # Also tokens after which nothing is written have to be read.
+            # Tokens with a fixed token after them must be read too.
             prediction = diffusion.denoise(NetInput(tokens=state.tokens, cache=cache))
             answered = replace(diffusion, denoise=lambda inputs, *, key=None: prediction)
             written = self.write(asked, is_next, None, answered)

@@ -1,4 +1,4 @@
-"""The one sampling loop.
+"""The sampling loop of all samplers.
 
 It runs `step` until every row is done, then `finish` once. NFE is the number of network calls, for
 the whole batch.
@@ -19,11 +19,11 @@ from mdlm.types import NetInput, Prediction
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """A sampler and all that its steps need. `generate` runs them in one program,
-    `trace.generate_traced` one after the other under the eyes of the host.
+    """A sampler with everything that its steps need.
 
-    The network is told `is_valid`, `positions` and `label` with every question. With guidance,
-    `nfe` counts every call that it makes of the network.
+    `generate` runs all steps in one program; `trace.generate_traced` runs them one by one from the
+    host. Every network call gets `is_valid`, `positions` and `label`. With guidance, `nfe` counts
+    every network call that the guidance makes.
     """
 
     sampler: Sampler
@@ -37,26 +37,26 @@ class Loop:
     ) -> SampleState:
         """The state before the first step."""
         state = self.sampler.init(keys, tokens, is_fixed, self.diffusion)
-        return self._counted(state, self.sampler.begin(state, self._told(state)))
+        return self._counted(state, self.sampler.begin(state, self._conditioned(state)))
 
     def advance(self, state: SampleState) -> SampleState:
-        """One step; wanted until every row is done."""
-        after = self._counted(state, self.sampler.step(state, self._told(state)))
+        """Takes one step; to be called until every row is done."""
+        after = self._counted(state, self.sampler.step(state, self._conditioned(state)))
         return replace(after, step=state.step + 1)
 
     def finish(self, state: SampleState) -> SampleState:
-        """What follows the last step, once."""
-        return self._counted(state, self.sampler.finish(state, self._told(state)))
+        """Finishes the samples, once, after the last step."""
+        return self._counted(state, self.sampler.finish(state, self._conditioned(state)))
 
-    def _told(self, state: SampleState) -> Diffusion:
-        """The diffusion with a network that is guided, and told what is known of the rows."""
+    def _conditioned(self, state: SampleState) -> Diffusion:
+        """The diffusion with a guided network, which gets `is_valid`, `positions` and `label`."""
         diffusion, guidance = self.diffusion, self.sampler.guidance
         if guidance is not None:
             diffusion = guidance.wrap(diffusion, state.is_fixed)
         denoise = diffusion.denoise
         known = dict(is_valid=self.is_valid, positions=self.positions, label=self.label)
 
-        # What guidance withholds is taken from what is known, so it is told before.
+        # Guidance withholds some of these values, so they are set in a call before it.
         def ask(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
             return denoise(replace(inputs, **known), key=key)
 
@@ -80,12 +80,12 @@ def generate(
     positions: Int[Array, "b l"] | None = None,
     label: Int[Array, " b"] | None = None,
 ) -> Samples:
-    """Draws one sequence per row; meant to be jitted whole, with the parameters as argument.
+    """Draws one sequence per row; meant to be jitted whole, with the parameters as an argument.
 
-    `tokens` counts where `is_fixed`, and never changes there; elsewhere it is ignored. Positions
-    that are not `is_valid` (padding of a shorter row) keep their token too and are hidden from
-    the network's attention. The network is told each row's `label`, where it takes labels.
-    Nothing is checked here: see `prompts`.
+    `tokens` is read where `is_fixed`, and never changes there; elsewhere it is ignored. Positions
+    that are not `is_valid` (padding of a shorter row) keep their token too and are not attended
+    to. A network that takes labels is conditioned on each row's `label`. Arguments are not checked
+    here: see `generation.prompts`.
     """
     if is_valid is not None:
         is_fixed = is_fixed | ~is_valid

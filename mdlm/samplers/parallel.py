@@ -1,17 +1,19 @@
 """Parallel decoding: a call proposes a token at every open position, a rule keeps the best.
 
-`order` scores positions and `rule` (see `selection`) says how many are written. What law that has:
+`order` gives each position a priority, and `rule` (see `unmasking_rules`) says how many positions
+are written. The distribution of the samples depends on both:
 
-    random, left        one position with each call draws from the law of the network, in any order
-    margin, entropy     so it does here: they look at what is known, not at the token drawn
-    confidence          it does not, even so: of two tokens drawn, the likelier is kept, and the
-                        other is drawn anew. Samples are likelier than the network's, and less
-                        diverse; temperature 0 gives the greedy decoders of LLaDA and Fast-dLLM
-    more than one       tokens written together are drawn independently of each other
+    random, left        with one position per call, the network's distribution
+    margin, entropy     the same: the priority depends on the known tokens, not on the one drawn
+    confidence          another one, even with one position per call: of two tokens drawn, the
+                        likelier is kept, and the other is drawn again. Samples are likelier than
+                        the network's, and less diverse; temperature 0 gives the greedy decoders of
+                        LLaDA and Fast-dLLM
+    several per call    tokens written together are drawn independently of each other
 
 With `block_size` only the leftmost block that has open positions is written (LLaDA's
 semi-autoregressive decoding, arXiv:2502.09992). Blocks are counted from a row's first position
-that is not fixed, so rows with prompts of any length can stand side by side, each at its own block.
+that is not fixed, so a batch may hold prompts of different lengths, each row at its own block.
 """
 
 from dataclasses import dataclass, replace
@@ -32,19 +34,21 @@ from mdlm.types import pytree
 
 @pytree
 class BlockState(SampleState):
-    """Where each row stands in its block."""
+    """Adds the number of calls made for the current block of each row."""
 
-    calls: Any  # Int[Array, " b"], network calls made for the block at hand
+    calls: Any  # Int[Array, " b"], network calls made for the current block
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel(Sampler):
-    """The network is told the time at which as large a share of the tokens is masked in the mean
-    as is now: 1 - alpha(t) = open positions / positions that are not fixed, of each row as a whole.
-    (Which of them are masked is not random as in training: no time is quite right.)
+    """Writes the open positions of highest priority with each call, as many as `rule` says.
 
-    Confidence, margin and entropy are those of the network's law, before `temperature`, `top_k` and
-    `top_p` shape what is drawn. NFE is that of the row that needs most calls.
+    The network is given the time at which the expected share of masks is the present one:
+    1 - alpha(t) = open positions / positions that are not fixed, over each whole row. (No time is
+    quite right, as the masked positions are not random as in training.)
+
+    Confidence, margin and entropy are those of the network's distribution, before `temperature`,
+    `top_k` and `top_p`. NFE is that of the row that needs most calls.
     """
 
     order: Order = "confidence"
@@ -54,12 +58,16 @@ class Parallel(Sampler):
     def __post_init__(self):
         super().__post_init__()
         if self.order not in get_args(Order):
-            raise ValueError(f"order={self.order!r} is none of {', '.join(get_args(Order))}")
+            raise ValueError(f"order={self.order!r}: must be one of {', '.join(get_args(Order))}")
         if self.order not in self.rule.orders:
             name, orders = type(self.rule).__name__, " or ".join(self.rule.orders)
-            raise ValueError(f"order={self.order!r} does not fit rule={name}(...): needs {orders}")
+            raise ValueError(
+                f"order={self.order!r} does not fit rule={name}(...): must be {orders}"
+            )
         if self.block_size is not None and self.block_size < 1:
-            raise ValueError(f"block_size={self.block_size} is below 1 (None: one block)")
+            raise ValueError(
+                f"block_size={self.block_size}: must be at least 1, or None for one block"
+            )
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)
@@ -67,8 +75,8 @@ class Parallel(Sampler):
             return reason
         if process.schedule.per_token:
             return (
-                "a number of masks tells no time where the schedule has a rate for each token;"
-                " use sampler=Reverse()"
+                "it finds the time from the number of masks, but the schedule has a rate for each"
+                " token; use sampler=Reverse()"
             )
         return no_inverse(process, "a given number of masks")
 
@@ -94,10 +102,10 @@ class Parallel(Sampler):
             step=state.calls[:, None],
             keys=step_keys(state, "rule"),
         )
-        # A row that is done writes nothing, at whatever time but 0, where log-SNR is infinite.
+        # A done row writes nothing at any time; time 0 is avoided, as log-SNR is infinite there.
         left, writable = is_open.sum(-1, keepdims=True), (~state.is_fixed).sum(-1, keepdims=True)
         t = process.schedule.time_of(jnp.maximum(left, 1) / jnp.maximum(writable, 1))
-        if self.order in ("random", "left"):  # known before the network is asked
+        if self.order in ("random", "left"):  # known before the network is called
             is_written = self.rule.select(self.blind(state), is_asked, turn)
             state = self.write(state, is_written, t, diffusion)
         else:
@@ -118,13 +126,13 @@ class Parallel(Sampler):
         )
 
     def block(self, is_fixed: Bool[Array, "b l"]) -> Int[Array, "b l"]:
-        """The number of each position's block, from 0 at the first position that is not fixed."""
+        """The index of each position's block, 0 from the first position that is not fixed."""
         l = is_fixed.shape[1]
         first = jnp.argmin(is_fixed, axis=-1, keepdims=True)
         return (jnp.arange(l)[None] - first) // (self.block_size or l)
 
     def blind(self, state: BlockState) -> Float[Array, "b l"]:
-        """The score of each position in an order that asks for no law."""
+        """The priority of each position in an order that does not depend on the network."""
         l = state.tokens.shape[1]
         if self.order == "random":
             return uniforms(step_keys(state, "order"), l)
@@ -137,7 +145,7 @@ def confidence(log_p: Float[Array, "n v"], token: Int[Array, " n"]) -> Float[Arr
 
 
 def margin(log_p: Float[Array, "n v"], token: Int[Array, " n"]) -> Float[Array, " n"]:
-    """How far the likeliest token is ahead of the next, in probability."""
+    """The probability of the likeliest token minus that of the second likeliest."""
     first = jnp.argmax(log_p, axis=-1, keepdims=True)
     is_first = jnp.arange(log_p.shape[-1])[None] == first
     p = jnp.exp(log_p)
@@ -146,7 +154,7 @@ def margin(log_p: Float[Array, "n v"], token: Int[Array, " n"]) -> Float[Array, 
 
 
 def negative_entropy(log_p: Float[Array, "n v"], token: Int[Array, " n"]) -> Float[Array, " n"]:
-    """Minus the entropy of the law, nats; never above 0."""
+    """Minus the entropy of the distribution, in nats; never above 0."""
     finite = jnp.where(log_p == -jnp.inf, 0.0, log_p)
     return jnp.minimum((jnp.exp(log_p) * finite).sum(-1), 0.0)
 
@@ -156,4 +164,4 @@ SCORES: dict[Order, Score] = {
     "margin": margin,
     "entropy": negative_entropy,
 }
-"""Of the orders that look at the network's law."""
+"""The priorities of the orders that depend on the network's distribution."""

@@ -1,21 +1,21 @@
-"""Path planning: which positions hold tokens is chosen anew in every step (P2, arXiv:2502.03540).
+"""Path planning: each step chooses which positions hold tokens (P2, arXiv:2502.03540).
 
-A token is proposed at each masked position, x ~ p(x_0 | z_t), and each position gets a score,
+A token is proposed at each masked position, x ~ p(x_0 | z_t), and each position gets a priority,
 
     masked       log p(proposed token)
-    not masked   eta log p(token that is there)
+    not masked   eta log p(present token)
 
 (or the logarithm of a uniform number in place of log p). The best positions of a row, as many as
 the schedule has unmasked at s, are kept: those among them that were masked are written, all others
-are masked, and no token is replaced by another. eta = 0 keeps every token; with random scores
-that is ancestral sampling with the count of each step fixed in place of random, with the network's
-scores the likeliest are written first. eta = 1 holds tokens to the scores of new ones, eta > 1 to
-stricter ones: more is taken back.
+are masked, and no token is replaced by another. eta = 0 keeps every token: with random priorities
+that is ancestral sampling with a fixed count in each step instead of a random one; with the
+network's priorities the likeliest tokens are written first. eta = 1 compares present tokens with
+new ones on equal terms; eta > 1 is stricter, and more tokens are remasked.
 
-No eta but 0 with random scores draws from the network's law, however many the steps. With SUBS
-the network was never trained to judge a token that it sees, and its law there counts for what it
-is; networks that started as masked language models, or were trained on noised tokens too, may do
-better.
+Only eta = 0 with random priorities draws from the network's distribution, in the limit of many
+steps. With SUBS the network was never trained to predict a token that is in its input, so its
+distribution there has no guarantee; networks that started as masked language models, or were
+trained on noised tokens too, may do better.
 """
 
 from dataclasses import dataclass, replace
@@ -32,17 +32,19 @@ from mdlm.samplers.grid import GridSampler
 from mdlm.samplers.state import SampleState, placed, ranks, removed, step_keys
 
 SMALLEST = 1e-37
-"""Stands for a probability of 0, whose logarithm has no multiples."""
+"""Replaces a probability of 0, whose logarithm is infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PathPlanning(GridSampler):
-    """`eta` says how strictly written tokens are judged, `score` by what. In the step to s of a row
-    with n open positions, floor(n (1 - alpha(s)) / (1 - alpha(1))) stay masked, and in the last
-    step none.
+    """Keeps the positions of highest priority in each step and masks all others.
 
-    NFE is at most `steps`. With random scores the network is asked about written positions only,
-    and a step that writes nothing makes no call.
+    `eta` weighs the priority of written tokens (larger is stricter); `score` is what the priority
+    is made from. In the step to s of a row with n open positions,
+    floor(n (1 - alpha(s)) / (1 - alpha(1))) stay masked, and in the last step none.
+
+    NFE is at most `steps`. With random priorities logits are made at written positions only, and a
+    step that writes nothing makes no call.
     """
 
     eta: float = 1.0
@@ -51,16 +53,16 @@ class PathPlanning(GridSampler):
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.eta < float("inf"):
-            raise ValueError(f"eta={self.eta} is not in [0, inf)")
+            raise ValueError(f"eta={self.eta}: must be in [0, inf)")
         if self.score not in ("probability", "random"):
-            raise ValueError(f'score={self.score!r} is neither "probability" nor "random"')
+            raise ValueError(f'score={self.score!r}: must be "probability" or "random"')
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)
         if reason is not None:
             return reason
         if process.schedule.per_token:
-            return "it counts masks of all tokens alike, and the schedule has a rate for each"
+            return "it counts masks of all tokens alike, but the schedule has a rate for each token"
         return None
 
     def step(self, state: SampleState, diffusion: Diffusion[Masked]) -> SampleState:
@@ -97,9 +99,9 @@ class PathPlanning(GridSampler):
         present: Float[Array, "b l"],
         is_masked: Bool[Array, "b l"],
     ) -> Float[Array, "b l"]:
-        """Scores of positions from the probabilities of what is proposed, and of what is there."""
+        """The priorities of positions, from the probabilities of proposed and of present tokens."""
         new = jnp.log(jnp.maximum(proposed, SMALLEST))
-        if self.eta == 0:  # not 0 times the logarithm, which a certain proposal would equal
+        if self.eta == 0:  # 0 times the logarithm would tie with a certain proposal
             return jnp.where(is_masked, new, jnp.inf)
         return jnp.where(is_masked, new, self.eta * jnp.log(jnp.maximum(present, SMALLEST)))
 
@@ -107,11 +109,11 @@ class PathPlanning(GridSampler):
 def kept_of(is_open: Bool[Array, "b l"], share: Float[Array, "b 1"]) -> Float[Array, "b 1"]:
     """How many positions of each row hold tokens when the `share` of the open ones is masked."""
     count = is_open.sum(-1, keepdims=True)
-    return count - jnp.floor(count * share + 1e-3)  # whole numbers may come out just below
+    return count - jnp.floor(count * share + 1e-3)  # rounding may leave integers just below
 
 
 def highest(
     scores: Float[Array, "b l"], is_open: Bool[Array, "b l"], kept: Float[Array, "b 1"]
 ) -> Bool[Array, "b l"]:
-    """The `kept` open positions of each row with the highest scores."""
+    """The `kept` open positions of each row with the highest priorities."""
     return is_open & (ranks(jnp.where(is_open, scores, -jnp.inf)) < kept)

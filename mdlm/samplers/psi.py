@@ -1,16 +1,16 @@
-"""Psi samplers: ancestral steps mixed with steps that noise anew (Duo 2, arXiv:2602.21185).
+"""Psi samplers: ancestral steps mixed with renoising steps (Duo 2, arXiv:2602.21185).
 
     q(z_s | z_t) = kappa q(z_s | z_t, x_0) + (1 - kappa) q(z_s | x_0),    x_0 ~ p(x_0 | z_t)
 
-Position by position: with probability kappa the reverse step of the process, else a token drawn
-from the network's law and noised to s. Both have the marginal law of z_s where p is the true
-posterior, so every mixture has, for any process whose noise acts on each token by itself. kappa = 1
-is ancestral sampling. Below 1 what was decided may be decided again.
+At each position independently: with probability kappa the reverse step of the process, else a token
+drawn from the network's distribution and noised to s. If p is the true posterior, both give the
+marginal distribution of z_s, and so does every mixture, for any process that noises each token
+independently. kappa = 1 is ancestral sampling. With kappa below 1 written tokens may change again.
 
 For masking this is ReMDM with sigma = (1 - kappa)(1 - alpha_s): see `kappa_of`, `sigma_of`, and
-`remask`. With uniform or hybrid noise a token that looks clean may be redrawn from all that is
-known, its own value included: p(x_0 | z_t), not the law given the other tokens that is plugged
-into the reverse step (see `interpolating`).
+`remask`. With uniform or hybrid noise a token that looks clean may be redrawn conditioned on all
+tokens, its own value included: from p(x_0 | z_t), not from the distribution given the other tokens
+that is plugged into the reverse step (see `interpolating`).
 """
 
 from dataclasses import dataclass, replace
@@ -39,12 +39,14 @@ from mdlm.samplers.state import SampleState, rewritten, step_keys
 
 @dataclass(frozen=True, kw_only=True)
 class Psi(GridSampler):
-    """`kappa` is one number, or numbers at equally spaced times from 0 to 1, with straight lines
-    between: (1, 1, 0.95, 1, 1) leaves the begin and the end of sampling ancestral. A step from t
-    to s uses that of t.
+    """Takes the ancestral step with probability `kappa` at each position, else renoises.
 
-    For masking the network's logits are made at revealed positions only, and a step that reveals
-    nothing makes no call; for other processes they are made everywhere, `steps` times.
+    `kappa` is one number, or numbers at equally spaced times from 0 to 1, interpolated linearly:
+    (1, 1, 0.95, 1, 1) leaves the beginning and the end of sampling ancestral. A step from t to s
+    uses kappa at t.
+
+    For masking, logits are made at revealed positions only, and a step that reveals nothing makes
+    no call; for other processes they are made at all positions, `steps` times.
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked, Interpolating)
@@ -57,7 +59,7 @@ class Psi(GridSampler):
         super().__post_init__()
         check_last(self.last)
         if not self.kappas or not all(0 <= kappa <= 1 for kappa in self.kappas):
-            raise ValueError(f"kappa={self.kappa} is not in [0, 1]")
+            raise ValueError(f"kappa={self.kappa}: every number must be in [0, 1]")
 
     @property
     def kappas(self) -> tuple[float, ...]:
@@ -129,7 +131,8 @@ class Psi(GridSampler):
 def kappa_of(sigma: Float[Array, "*s"], noised_s: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """The kappa that removes tokens with probability `sigma`, where 1 - alpha(s) is `noised_s`.
 
-    There is one for sigma <= 1 - alpha(s); beyond, 0, which removes with that probability.
+    It exists for sigma <= 1 - alpha(s); for a larger sigma it is 0, which removes tokens with
+    probability 1 - alpha(s).
     """
     return 1 - jnp.minimum(sigma / jnp.maximum(noised_s, 1e-30), 1.0)
 

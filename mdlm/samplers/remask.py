@@ -1,34 +1,34 @@
-"""Sampling that takes tokens back: ReMDM (arXiv:2503.00307) and the correctors it contains.
+"""Sampling that remasks tokens: ReMDM (arXiv:2503.00307) and the correctors that it contains.
 
-A step from t to s < t removes a token with probability sigma, and makes up for it by revealing
-more (alpha = alpha(t), alpha' = alpha(s)):
+A step from t to s < t removes a token with probability sigma, and reveals more to compensate
+(alpha = alpha(t), alpha' = alpha(s)):
 
     not masked   masked again with probability sigma
     masked       revealed with probability (alpha' - (1 - sigma) alpha) / (1 - alpha),
                  then drawn from the network's p(x_0 | z_t)
 
 For every sigma from 0 to sigma_max = min(1, (1 - alpha') / alpha) these are the transitions of a
-process whose q(z_t | x_0) is that of masking, so a network trained for masking serves. sigma = 0 is
-ancestral sampling. What is removed may be drawn again with more known: an early mistake need not
-stay.
+process whose q(z_t | x_0) is that of masking, so a network trained for masking can be used.
+sigma = 0 is ancestral sampling. A removed token is drawn again when more tokens are known, so early
+mistakes can be corrected.
 
     cap               sigma = min(eta, sigma_max)
     rescale           sigma = eta sigma_max
     confidence        sigma_i = eta sigma_max softmax_i(-c),  c_i the probability that token i had
-                      when it was written, the softmax over the tokens of the row that could go
+                      when it was written, the softmax over the removable tokens of the row
     forward-backward  sigma = min(eta (alpha' - alpha) / alpha, sigma_max): noise of the step's
-                      own size, undone at once (Campbell et al., arXiv:2205.14987)
+                      size, removed in the same step (Campbell et al., arXiv:2205.14987)
     dfm               the same with eta (alpha (1 - alpha))^(1/4) for eta: the corrector of
                       discrete flow matching (Gat et al., arXiv:2407.15595)
 
-In the last two the papers bound the steps' length where here sigma_max bounds sigma. With
-"confidence" nothing makes up for what is removed, at most one token a step in the mean: the next
-steps reveal it.
+In the last two the papers bound the length of the steps; here sigma_max bounds sigma. With
+"confidence" a step does not compensate for the tokens that it removes (on average at most one): the
+next steps reveal them.
 
-With the true posterior the law of z_t is kept but for one thing: tokens revealed in the same step
-are drawn independently. Ancestral sampling loses that error as its steps grow; here a step
-reveals more, about sigma alpha / (1 - alpha) of the masks, so it is lost where sigma too becomes
-small.
+With the true posterior the distribution of z_t is preserved but for one error: tokens revealed in
+the same step are drawn independently. In ancestral sampling the error vanishes with more steps;
+here a step reveals more, about sigma alpha / (1 - alpha) of the masks, so the error vanishes only
+if sigma becomes small too.
 """
 
 from dataclasses import dataclass, replace
@@ -47,11 +47,11 @@ from mdlm.samplers.grid import GridSampler, Last, check_last, resolved
 from mdlm.samplers.state import SampleState, removed, step_keys
 
 TINY = 1e-30
-"""Below every alpha that a schedule has where there are tokens to remove."""
+"""Smaller than alpha at any time at which there are tokens to remove."""
 
 
 class Exchange(NamedTuple):
-    """What a step does, position by position, and the time at which the network is asked."""
+    """The probabilities of a step at each position, and the time that the network is given."""
 
     t: Float[Array, "b 1"]
     reveal: Float[Array, " b #l"]  # probability that a masked position is revealed
@@ -61,9 +61,11 @@ class Exchange(NamedTuple):
 def remask(
     sampler: GridSampler, state: SampleState, plan: Exchange, diffusion: Diffusion[Masked]
 ) -> SampleState:
-    """One step that both reveals and removes tokens, by the probabilities of `plan`; beyond the
-    grid all that is masked is revealed, and nothing removed. The network is asked about revealed
-    positions only."""
+    """Takes one step that reveals and removes tokens, with the probabilities of `plan`.
+
+    After the grid all masked positions are revealed and none is removed. Logits are made at
+    revealed positions only.
+    """
     process = diffusion.process
     is_over = state.step >= sampler.steps
     is_masked = process.is_masked(state.tokens) & ~state.is_fixed
@@ -77,7 +79,7 @@ def remask(
 
 
 Strategy = Literal["cap", "rescale", "confidence", "forward-backward", "dfm"]
-"""How much `Remask` removes: see the module's text."""
+"""How much `Remask` removes: see the module docstring."""
 
 PUBLISHED: dict[Strategy, float] = {
     "cap": 0.04,
@@ -86,13 +88,15 @@ PUBLISHED: dict[Strategy, float] = {
     "forward-backward": 1.0,
     "dfm": 10.0,
 }
-"""eta in the papers (the cap is ReMDM's for fewer steps than tokens; for as many, 0.008)."""
+"""eta in the papers ("cap": ReMDM's for fewer steps than tokens; for as many steps, 0.008)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remask(GridSampler):
-    """Removes tokens all the way down, as `strategy` and `eta` say (None: as published). NFE is
-    at most `steps`, less steps that reveal nothing in any row."""
+    """Removes tokens in every step, as `strategy` and `eta` say (None: as published).
+
+    NFE is at most `steps`; steps that reveal nothing in any row make no call.
+    """
 
     last: Last = "draw"
     strategy: Strategy = "cap"
@@ -102,10 +106,12 @@ class Remask(GridSampler):
         super().__post_init__()
         check_last(self.last)
         if self.strategy not in get_args(Strategy):
-            raise ValueError(f"strategy={self.strategy!r} is none of {get_args(Strategy)}")
+            raise ValueError(f"strategy={self.strategy!r}: must be one of {get_args(Strategy)}")
         most = 1.0 if self.strategy in ("cap", "rescale", "confidence") else float("inf")
         if self.eta is not None and not 0 <= self.eta <= most:
-            raise ValueError(f'eta={self.eta} is not in [0, {most}] for strategy="{self.strategy}"')
+            raise ValueError(
+                f'eta={self.eta}: must be in [0, {most}] for strategy="{self.strategy}"'
+            )
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)
@@ -141,8 +147,8 @@ class Remask(GridSampler):
     def sigma(
         self, noised_t: Float[Array, "*s"], noised_s: Float[Array, "*s"], gap: Float[Array, "*s"]
     ) -> Float[Array, "*s"]:
-        """The probability of removing a token, between 0 and `largest_sigma`; with "confidence"
-        that of removing any one of the row's."""
+        """The probability of removing a token, between 0 and `largest_sigma`; with "confidence",
+        of removing one token of the row."""
         eta = PUBLISHED[self.strategy] if self.eta is None else self.eta
         largest = largest_sigma(noised_t, noised_s)
         if self.strategy == "cap":
@@ -156,16 +162,18 @@ class Remask(GridSampler):
 
 @dataclass(frozen=True, kw_only=True)
 class RemaskLoop(GridSampler):
-    """Goes down to alpha = `alpha_on`, stays there removing and revealing, then goes on to the
-    end (ReMDM's "loop"). In time r of the grid, 1 to 0:
+    """Raises alpha to `alpha_on`, stays there removing and revealing tokens, then continues to the
+    end (ReMDM's "loop").
+
+    In grid time r, from 1 to 0:
 
         t_on < r           alpha rises from 0 to alpha_on, sigma = 0
         t_off < r <= t_on  alpha = alpha_on, sigma = eta
         r <= t_off         alpha rises from alpha_on to 1, sigma = 0
 
-    In both outer parts alpha is linear in r, whatever the schedule, and the network is asked at
-    the schedule's time for that alpha. While alpha stays, masks are revealed with probability
-    eta alpha_on / (1 - alpha_on) a step, which must not exceed 1.
+    In the first and the last part alpha is linear in r for any schedule, and the network is given
+    the schedule's time of that alpha. While alpha is constant, masks are revealed with probability
+    eta alpha_on / (1 - alpha_on) in each step, which must be at most 1.
     """
 
     last: Last = "draw"
@@ -178,12 +186,12 @@ class RemaskLoop(GridSampler):
         super().__post_init__()
         check_last(self.last)
         if not 0 < self.t_off < self.t_on < 1:
-            raise ValueError(f"t_off={self.t_off}, t_on={self.t_on} do not rise inside (0, 1)")
+            raise ValueError(f"t_off={self.t_off}, t_on={self.t_on}: must be 0 < t_off < t_on < 1")
         if not 0 < self.alpha_on < 1:
-            raise ValueError(f"alpha_on={self.alpha_on} is not in (0, 1)")
+            raise ValueError(f"alpha_on={self.alpha_on}: must be in (0, 1)")
         most = min(1.0, (1 - self.alpha_on) / self.alpha_on)
         if not 0 <= self.eta <= most:
-            raise ValueError(f"eta={self.eta} is not in [0, {most:.3g}], what alpha_on allows")
+            raise ValueError(f"eta={self.eta}: must be in [0, {most:.3g}] for this alpha_on")
 
     def incompatibility(self, process, parameterization, network=None):
         return (
@@ -223,7 +231,9 @@ class RemaskLoop(GridSampler):
     def sigma(self, t: Float[Array, "*s"], s: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """The probability of removing a token between grid times `t` and `s`."""
         stays = (t <= self.t_on) & (t > self.t_off)
-        largest = largest_sigma(self.noised(t), self.noised(s))  # less where a step leaves the loop
+        largest = largest_sigma(
+            self.noised(t), self.noised(s)
+        )  # smaller in the step that leaves the loop
         return jnp.where(stays, jnp.minimum(self.eta, largest), 0.0)
 
 
@@ -238,9 +248,10 @@ def reveal_probability(
     gap: Float[Array, "*s"],
     sigma: Float[Array, "*s"] | float,
 ) -> Float[Array, "*s"]:
-    """Of a masked position, where tokens are removed with probability `sigma`.
+    """The probability that a masked position is revealed if tokens are removed with probability
+    `sigma`.
 
-    `noised_*` are 1 - alpha at t and s, `gap` is alpha(s) - alpha(t). Exactly 1 where noise ends.
+    `noised_*` are 1 - alpha at t and s, `gap` is alpha(s) - alpha(t). Exactly 1 if alpha(s) = 1.
     """
     is_clean = noised_s == 0
     masked = jnp.where(is_clean, 1.0, noised_t)
@@ -248,14 +259,14 @@ def reveal_probability(
 
 
 def least_confident(
-    confidence: Float[Array, "b l"], could_go: Bool[Array, "b l"]
+    confidence: Float[Array, "b l"], removable: Bool[Array, "b l"]
 ) -> Float[Array, "b l"]:
-    """Shares of each row's removals, softmax(-confidence) over those that `could_go`."""
-    # A finite floor: in a row where none could go the softmax is a number all the same.
-    scores = jnp.where(could_go, -confidence, -1e9)
-    return jnp.where(could_go, jax.nn.softmax(scores, axis=-1), 0.0)
+    """Each token's share of its row's removals: softmax(-confidence) over `removable` tokens."""
+    # The floor is finite, so that the softmax is not NaN in a row with no removable token.
+    scores = jnp.where(removable, -confidence, -1e9)
+    return jnp.where(removable, jax.nn.softmax(scores, axis=-1), 0.0)
 
 
 def visible(state: SampleState, process: Masked) -> Bool[Array, "b l"]:
-    """Positions that hold a token which was written here and may be removed."""
+    """Positions that hold a token which the sampler wrote and may remove."""
     return ~process.is_masked(state.tokens) & ~state.is_fixed

@@ -2,10 +2,11 @@
 
     z_s ~ sum over x_0 of q(z_s | z_t, x_0) p(x_0 | z_t),    1 = t_N > ... > t_0 = 0
 
-(Uniform and hybrid processes may have p plugged into the posterior instead: see their `posterior`.)
-The sampler of processes in which a token may change more than once (uniform and hybrid noise) or
-in which tokens have rates of their own. With absorbing noise at one rate it has the law of
-`Ancestral`, which makes logits only where a token is written and is the faster one there.
+(Uniform and hybrid processes may plug p into the posterior instead: see their `posterior`.) This is
+the sampler for processes in which a token may change more than once (uniform and hybrid noise) or
+in which each token has a rate of its own. With absorbing noise at one rate its samples have the
+same distribution as those of `Ancestral`, which is faster, as it makes logits only where a token is
+written.
 """
 
 from dataclasses import dataclass, replace
@@ -26,11 +27,13 @@ from mdlm.samplers.state import SampleState, rewritten, step_keys
 
 @dataclass(frozen=True, kw_only=True)
 class Reverse(GridSampler):
-    """Where a position is still plainly noise at t = 0 (a mask, under a schedule with
-    alpha(0) < 1), one more step draws its token from the network's law.
+    """Takes the reverse step of the process at all positions at once.
 
-    What is reshaped is the network's law of the clean tokens. Under uniform noise a banned token
-    may stand in a row on the way, not at the end.
+    If a position still holds a noise token at t = 0 (a mask, if alpha(0) < 1), one more step draws
+    its token from the network's distribution.
+
+    Logits processing changes the network's distribution of the clean tokens. Under uniform noise a
+    banned token may occur in intermediate steps, but not in the sample.
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Process,)
@@ -41,7 +44,10 @@ class Reverse(GridSampler):
         if reason is not None:
             return reason
         if isinstance(parameterization, Score) and parameterization.graph != "absorbing":
-            return "ratios between tokens give no law of the clean one; use sampler=Tweedie()"
+            return (
+                "scores of uniform noise give no distribution of the clean token;"
+                " use sampler=Tweedie()"
+            )
         return None
 
     def step(self, state: SampleState, diffusion: Diffusion) -> SampleState:

@@ -1,12 +1,12 @@
-"""Samplers of score networks (SEDD, arXiv:2310.16834): where a token jumps to, read off the score.
+"""Samplers of score networks (SEDD, arXiv:2310.16834): tokens jump with weights from the score.
 
     Tweedie  p(z_s = y | z_t = z) in proportion to (exp(-D Q) s)_y exp(D Q)(y, z)
     Euler    p(z_s = y | z_t = z) = dt Q(y, z) s_y for y != z
 
 Q holds the rates of the noise (in the first line those of sigma' = 1, in the second those at time
-t), and D = sigma(t) - sigma(s). `Tweedie` undoes exactly the noise of the step, each place by
-itself; `Euler` follows the rates of time t for the length of the step. As the steps grow both
-sample the reverse process, whose law with the true score is that of the data.
+t), and D = sigma(t) - sigma(s). `Tweedie` undoes the noise of the step exactly, at each position
+independently; `Euler` uses the rates of time t for the whole step. With more steps both tend to the
+reverse process, whose samples have the distribution of the data if the score is the true one.
 
     absorbing, z the mask:  Tweedie weighs y by expm1(D) s_y, and staying by 1 - sum of those
                             Euler   weighs y by dt (-alpha' / alpha) s_y, staying likewise
@@ -16,12 +16,12 @@ sample the reverse process, whose law with the true score is that of the data.
 
 (With absorbing noise and alpha linear in t the two are the same.)
 
-No such weight is a probability unless the score is right: a negative one is taken for 0, and the
-weights are divided by their sum. The grid runs from 1 to 0 and its last step is, in both samplers,
+The weights are probabilities only if the score is the true one: negative weights are set to 0, and
+the weights are divided by their sum. The grid runs from 1 to 0. In both samplers the last step is
 Tweedie's with all noise removed and no mask left (the papers' "denoiser").
 
-Whether a token jumps and where to are two draws, since one draw over all would thin the law of
-"where to" by the step's length, beyond what float32 resolves.
+Whether a token jumps, and to which token, are two draws. One draw over all would scale the
+probabilities of the new tokens down by the length of the step, beyond what float32 resolves.
 """
 
 from collections.abc import Callable
@@ -45,16 +45,18 @@ from mdlm.samplers.logits.shaping import is_plain, shape_all
 from mdlm.samplers.state import SampleState, rewritten, step_keys
 from mdlm.types import NetInput
 
-TINY = 1e-30  # for places that nothing leaves
+TINY = 1e-30  # for positions where no token can jump
 
 Weights = tuple[Float[Array, "b l v"], Float[Array, "b l"]]
-"""Weights of jumping to each token (0 at the one that is there), and of staying."""
+"""The weights of jumping to each token (0 at the present token), and of staying."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tweedie(GridSampler):
-    """Undoes the noise of each step, place by place (SEDD's "analytic" sampler). One network call
-    a step. With absorbing noise, what is reshaped is the law of a revealed token.
+    """Undoes the noise of each step, at each position independently (SEDD's "analytic" sampler).
+
+    NFE is `steps`. With absorbing noise, logits processing changes the distribution of a revealed
+    token.
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked, Uniform)
@@ -73,8 +75,10 @@ class Tweedie(GridSampler):
 
 @dataclass(frozen=True, kw_only=True)
 class Euler(GridSampler):
-    """Jumps at the rates of the step's beginning (tau-leaping). One network call a step. With
-    absorbing noise, what is reshaped is the law of a revealed token.
+    """Jumps at the rates of the beginning of each step (tau-leaping).
+
+    NFE is `steps`. With absorbing noise, logits processing changes the distribution of a revealed
+    token.
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked, Uniform)
@@ -93,7 +97,7 @@ class Euler(GridSampler):
         if isinstance(process, Masked):
             others = rate[..., None] * _from_masks(log_score, z_t, process)
         else:
-            score = jnp.where(_column(log_score) == z_t[..., None], 0.0, jnp.exp(log_score))
+            score = jnp.where(_token_ids(log_score) == z_t[..., None], 0.0, jnp.exp(log_score))
             others = rate[..., None] / process.tokens * score
         return others, jnp.maximum(1 - others.sum(-1), 0.0)
 
@@ -101,12 +105,12 @@ class Euler(GridSampler):
 def no_jumps(
     sampler: GridSampler, process: Process, parameterization: Parameterization
 ) -> str | None:
-    """Why tokens of this process cannot jump by this score as the sampler's settings say; None if
-    they can."""
+    """The reason why the sampler's settings, the process and the score do not fit; None if they
+    do."""
     if isinstance(process, Uniform) and not is_plain(sampler):
         return (
-            "temperature, top_k, top_p, banned and hook shape the law of a revealed token, and"
-            " uniform noise reveals none"
+            "temperature, top_k, top_p, banned and hook change the distribution of a revealed"
+            " token, and uniform noise reveals none"
         )
     return parameterization.incompatibility(process)
 
@@ -117,10 +121,10 @@ def jump(
     state: SampleState,
     diffusion: Diffusion[Masked | Uniform],
 ) -> SampleState:
-    """One step down the grid by `weights(log_score, z_t, t, s, process=...)`, none of them below
+    """Takes one step down the grid with `weights(log_score, z_t, t, s, process=...)`, all at least
     0; the last step removes all noise."""
     process, score = diffusion.process, diffusion.parameterization
-    assert isinstance(score, Score)  # others are refused
+    assert isinstance(score, Score)  # `incompatibility` refuses others
     t, s = sampler.times(state)
     logits = diffusion.denoise(NetInput(tokens=state.tokens, t=t)).logits()
     log_score = score.log_score(logits, state.tokens, process.schedule.sigma(t))
@@ -133,11 +137,11 @@ def jump(
     u = uniforms(step_keys(state, "whether"), state.tokens.shape[1])
     leave = others.sum(-1)
     jumps = u * (leave + stay) < leave
-    law = jnp.log(others) - jnp.log(jnp.maximum(leave, TINY))[..., None]
-    shaped = shape_all(sampler, law, state, score)
+    log_p = jnp.log(others) - jnp.log(jnp.maximum(leave, TINY))[..., None]
+    shaped = shape_all(sampler, log_p, state, score)
     drawn = categorical_by_position(step_keys(state, "which"), shaped)
     written = jnp.where(jumps & ~state.is_fixed, drawn, state.tokens)
-    state = rewritten(state, written, law)
+    state = rewritten(state, written, log_p)
     return replace(state, done=jnp.full_like(state.done, is_last), nfe=state.nfe + 1)
 
 
@@ -178,19 +182,19 @@ def _undone(log_score, z_t, process, gap, alpha_s, alpha_t) -> Weights:
         others = (gap / alpha_t)[..., None] * _from_masks(log_score, z_t, process)
         return others, jnp.maximum(1 - others.sum(-1), 0.0)
     kept, noise = alpha_t / alpha_s, gap / alpha_s / process.tokens
-    # The noised law here, one step's noise taken off; it sums to `kept`.
+    # The noised distribution at this position less the noise of the step; it sums to `kept`.
     p = jnp.maximum(jax.nn.softmax(log_score, axis=-1) - noise[..., None], 0.0)
-    is_own = _column(log_score) == z_t[..., None]
+    is_own = _token_ids(log_score) == z_t[..., None]
     stay = (kept + noise) * jnp.where(is_own, p, 0.0).sum(-1)
     return jnp.where(is_own, 0.0, noise[..., None] * p), stay
 
 
 def _from_masks(log_score, z_t, process):
-    """The scores of tokens at masks; 0 at the mask itself and wherever there is none."""
-    is_token = _column(log_score) != process.mask_id
+    """The scores of tokens at masked positions; 0 for the mask itself and at other positions."""
+    is_token = _token_ids(log_score) != process.mask_id
     is_masked = process.is_masked(z_t)[..., None]
     return jnp.where(is_masked & is_token, jnp.exp(log_score), 0.0)
 
 
-def _column(array):
+def _token_ids(array):
     return jax.lax.broadcasted_iota(jnp.int32, array.shape, array.ndim - 1)

@@ -1,15 +1,16 @@
 """Self-correction of finished samples (GIDD, arXiv:2503.04482): tokens are replaced where the
-network would rather have others.
+network prefers others.
 
-After `first` has sampled, each round draws a token for every position from the network's law near
-t = 0, sharpened by the temperature, and replaces the few that it is surest of:
+After `first` has sampled, each round draws a token for every position from the network's
+distribution near t = 0, sharpened by the temperature, and makes the few replacements of highest
+probability:
 
-    z' ~ p(x_0 | z)^(1 / temperature),    score = [z' is not z] p(z'),    best `moves` replaced
+    z' ~ p(x_0 | z)^(1 / temperature),    priority = [z' is not z] p(z'),    best `moves` replaced
 
-p in the score is the sharpened law too. A row rests when no token would change, or when its
-self-accuracy (the share of its tokens that are the network's likeliest) has not become better for
-`patience` rounds. This is a search for rows that the network agrees with, and no sample from its
-law; it needs a network trained on rows in which some tokens are wrong.
+p in the priority is the sharpened distribution too. A row is done when no token would change, or
+when its self-accuracy (the share of its tokens that are the network's likeliest) has not improved
+for `patience` rounds. This searches for rows that the network agrees with; the samples do not have
+the network's distribution. It needs a network trained on rows in which some tokens are wrong.
 """
 
 from dataclasses import dataclass, replace
@@ -37,21 +38,23 @@ from mdlm.types import Vocab, pytree
 
 @pytree
 class CorrectionState(SampleState):
-    """What is known of each row's corrections beside its tokens."""
+    """Adds the state of the first sampler and the progress of each row's corrections."""
 
     first: Any  # the state of the first sampler
     rounds: Any  # Int[Array, " b"], rounds taken
     best: Any  # Float[Array, " b"], the best self-accuracy so far
-    stale: Any  # Int[Array, " b"], rounds since it was reached
+    stale: Any  # Int[Array, " b"], rounds since the best was reached
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfCorrection(Sampler):
-    """Corrects what `first` samples, `moves` tokens of a row in each of at most `rounds` rounds,
-    asking the network at `time`. Defaults are GIDD's. `temperature`, `top_k` and `top_p` shape the
-    law of the corrections, those of `first` its own.
+    """Corrects the samples of `first`: `moves` tokens of a row in each of at most `rounds` rounds.
 
-    NFE is that of `first` and at most `rounds` more. Corrections begin when all rows are sampled.
+    The network is given the time `time`. The defaults are GIDD's. `temperature`, `top_k` and
+    `top_p` change the distribution of the corrections; those of `first`, the distribution that
+    `first` draws from.
+
+    NFE is that of `first` plus at most `rounds`. Corrections begin when all rows are sampled.
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Interpolating,)
@@ -68,14 +71,14 @@ class SelfCorrection(Sampler):
         super().__post_init__()
         for name in ("moves", "rounds", "patience"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is below 1")
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if not 0 < self.time <= 1:
-            raise ValueError(f"time={self.time} is not in (0, 1]")
+            raise ValueError(f"time={self.time}: must be in (0, 1]")
 
     def incompatibility(self, process, parameterization, network=None):
         name = type(self.first).__name__
         if self.first.guidance is not None:
-            return f"first={name}(...) has guidance; give it to SelfCorrection(...)"
+            return f"first={name}(...) has guidance; give the guidance to SelfCorrection(...)"
         reason = super().incompatibility(process, parameterization, network)
         if reason is None:
             of_first = self.first.incompatibility(process, parameterization, network)
@@ -88,7 +91,7 @@ class SelfCorrection(Sampler):
 
     @property
     def _first(self) -> GridSampler:
-        """`first`, which writes no token that is banned here."""
+        """`first`, with the tokens banned here banned there too."""
         return replace(self.first, banned=(*self.first.banned, *self.banned))
 
     def init(self, keys, tokens, is_fixed, diffusion):
@@ -123,17 +126,17 @@ class SelfCorrection(Sampler):
     def correct(
         self, state: CorrectionState, diffusion: Diffusion[Interpolating]
     ) -> CorrectionState:
-        """One round."""
+        """Takes one round of corrections."""
         t = jnp.full((state.tokens.shape[0], 1), self.time)
         log_p0 = self.ask_everywhere(state, t, diffusion)
-        law = shape_all(self, log_p0, state, diffusion.parameterization)
-        # By the row's own rounds: the steps before depend on the rows beside it.
+        log_p = shape_all(self, log_p0, state, diffusion.parameterization)
+        # Keyed by the row's rounds: the number of steps before them depends on the other rows.
         keys = jax.vmap(lambda key, i: stream(jax.random.fold_in(key, i), "correct"))(
             state.keys, state.rounds
         )
-        proposed = categorical_by_position(keys, law).astype(state.tokens.dtype)
+        proposed = categorical_by_position(keys, log_p).astype(state.tokens.dtype)
         may_move = ~state.is_fixed & ~state.done[:, None]
-        tokens = moved(state.tokens, proposed, law, may_move, self.moves)
+        tokens = moved(state.tokens, proposed, log_p, may_move, self.moves)
         accuracy = agreement(tokens, log_p0, ~state.is_fixed)
         stale = jnp.where(accuracy > state.best, 0, state.stale + 1)
         rounds = state.rounds + 1
@@ -152,12 +155,12 @@ class SelfCorrection(Sampler):
 def moved(
     tokens: Int[Array, "b l"],
     proposed: Int[Array, "b l"],
-    law: Float[Array, "b l v"],
+    log_p: Float[Array, "b l v"],
     may_move: Bool[Array, "b l"],
     moves: int,
 ) -> Int[Array, "b l"]:
-    """The `moves` surest proposals of each row in place, of those that change something."""
-    p = jnp.exp(jnp.take_along_axis(law, proposed[..., None], axis=-1)[..., 0])
+    """Writes the `moves` likeliest proposals of each row, among those that change a token."""
+    p = jnp.exp(jnp.take_along_axis(log_p, proposed[..., None], axis=-1)[..., 0])
     changes = may_move & (proposed != tokens)
     is_best = ranks(jnp.where(changes, p, -1.0)) < moves
     return jnp.where(changes & is_best, proposed, tokens)
@@ -166,6 +169,6 @@ def moved(
 def agreement(
     tokens: Int[Array, "b l"], log_p: Float[Array, "b l v"], is_counted: Bool[Array, "b l"]
 ) -> Float[Array, " b"]:
-    """Self-accuracy: the share of the counted tokens of each row that are the likeliest."""
+    """Self-accuracy: the share of each row's counted tokens that are the likeliest."""
     is_likeliest = is_counted & (tokens == jnp.argmax(log_p, axis=-1))
     return is_likeliest.sum(-1) / jnp.maximum(is_counted.sum(-1), 1)

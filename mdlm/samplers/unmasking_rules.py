@@ -1,12 +1,13 @@
-"""Which of the proposed tokens are written: the rules of parallel decoding.
+"""The rules of parallel decoding: which of the proposed tokens are written.
 
-The network proposes a token at every open position of a row; a rule keeps some of them. It sees a
-score for each position (the larger the sooner: `Order` lists them), how many positions the row's
-block had to write and how many calls have been made for it. At least one position is kept in every
-row that has open ones, and of equal scores the left one comes first. n, m and k count positions.
+The network proposes a token at every open position of a row; a rule keeps some of them. A rule gets
+a priority for each position (`Order` lists the kinds; larger ones are written first), the number of
+positions that the row's block had to write, and the number of calls made for that block. It keeps
+at least one position in every row that has open ones; of equal priorities the left one comes first.
+n, m and k count positions.
 
     FixedCount     the k best
-    Share          the k best, with which a block of m takes S calls
+    Share          the k best, with k such that a block of m takes S calls
     Threshold      all above tau, and the best
     Factor         the n best, n the largest with (n + 1)(1 - c_n) < f   (c falling)
     EntropyBound   by rising entropy h, while h_1 + ... + h_(n-1) <= gamma
@@ -27,44 +28,44 @@ from mdlm.samplers.state import ranks
 from mdlm.types import pytree
 
 Order = Literal["confidence", "margin", "entropy", "random", "left"]
-"""What positions are scored by: the network's probability of the token drawn; the difference
-between its two largest probabilities; minus the entropy of its law, nats; a uniform number; minus
-the position."""
+"""The priority of a position: the network's probability of the token drawn; the difference between
+its two largest probabilities; minus the entropy of its distribution, in nats; a uniform number;
+minus the position."""
 
 
 @pytree
 class Turn:
-    """Where each row stands when a rule is asked."""
+    """The progress of each row's block when a rule is applied."""
 
-    total: Any  # Int[Array, "b 1"], positions of its block that were to be written
-    step: Any  # Int[Array, "b 1"], network calls made for that block so far
+    total: Any  # Int[Array, "b 1"], positions of the block that were to be written
+    step: Any  # Int[Array, "b 1"], network calls made for the block so far
     keys: Any  # Key[Array, " b"], of this step, for rules that draw
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(abc.ABC):
-    """A function of scores to the positions that are written."""
+    """Maps priorities (`score`) to the positions that are written."""
 
     orders: ClassVar[tuple[Order, ...]] = get_args(Order)
-    """The scores that it has a meaning for."""
+    """The kinds of priority that the rule is defined for."""
 
     @abc.abstractmethod
     def select(
         self, score: Float[Array, "b l"], is_open: Bool[Array, "b l"], turn: Turn
     ) -> Bool[Array, "b l"]:
-        """True where the proposed token is written: only at open positions, and at one at least
-        in each row that has any."""
+        """Returns True where the proposed token is written: only at open positions, and at least
+        one in each row that has any."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedCount(Rule):
-    """`per_call` positions with each call."""
+    """Writes the `per_call` best positions with each call."""
 
     per_call: int = 1
 
     def __post_init__(self):
         if self.per_call < 1:
-            raise ValueError(f"per_call={self.per_call} is below 1")
+            raise ValueError(f"per_call={self.per_call}: must be at least 1")
 
     def select(self, score, is_open, turn):
         return best(score, is_open, self.per_call)
@@ -72,8 +73,8 @@ class FixedCount(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Share(Rule):
-    """Equal shares: with call i of `steps`, counted from 0, floor(m / steps) positions of the m
-    that a block has to write, and one more while i < m mod steps (LLaDA, arXiv:2502.09992)."""
+    """Writes equal shares: of the m positions of a block, call i of `steps`, counted from 0, writes
+    floor(m / steps), and one more while i < m mod steps (LLaDA, arXiv:2502.09992)."""
 
     steps: int
 
@@ -87,15 +88,15 @@ class Share(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold(Rule):
-    """Every position whose score is above `tau`, and the best one (Fast-dLLM, arXiv:2505.22618).
-    A `tau` of 1 or more writes one position with each call."""
+    """Writes every position with a priority above `tau`, and the best one (Fast-dLLM,
+    arXiv:2505.22618). A `tau` of 1 or more writes one position with each call."""
 
     tau: float = 0.9
     orders: ClassVar[tuple[Order, ...]] = ("confidence", "margin")
 
     def __post_init__(self):
         if not self.tau >= 0:
-            raise ValueError(f"tau={self.tau} is below 0")
+            raise ValueError(f"tau={self.tau}: must be at least 0")
 
     def select(self, score, is_open, turn):
         return best(score, is_open, 1) | (is_open & (score > self.tau))
@@ -103,38 +104,39 @@ class Threshold(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Factor(Rule):
-    """The n most confident positions, n the largest for which (n + 1)(1 - c_n) < `factor`, c_n
-    being the n-th largest confidence (Fast-dLLM, arXiv:2505.22618). With factor = 1 the greedy
-    tokens are those of the network's joint law, whatever that is beyond its marginals."""
+    """Writes the n most confident positions, with the largest n for which
+    (n + 1)(1 - c_n) < `factor`, where c_n is the n-th largest confidence (Fast-dLLM,
+    arXiv:2505.22618). With factor = 1 the greedy tokens are the likeliest under any joint
+    distribution that has the network's marginals."""
 
     factor: float = 1.0
     orders: ClassVar[tuple[Order, ...]] = ("confidence",)
 
     def __post_init__(self):
         if not self.factor > 0:
-            raise ValueError(f"factor={self.factor} is not above 0")
+            raise ValueError(f"factor={self.factor}: must be above 0")
 
     def select(self, score, is_open, turn):
-        # The left side never falls as n grows, so the positions below the bound are the n best.
+        # The left side never decreases with n, so the positions below the bound are the n best.
         n = ranks(jnp.where(is_open, score, -jnp.inf)) + 1
         return is_open & (((n + 1) * (1 - score) < self.factor) | (n == 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EntropyBound(Rule):
-    """By rising entropy, as long as those before have `gamma` nats at most together: a bound on
-    how far the tokens written at once are from independent (arXiv:2505.24857). At 0 one position
-    with each call, and with it those that are certain."""
+    """Writes positions by rising entropy, as long as the sum of the entropies before is at most
+    `gamma` nats: a bound on the dependence between tokens written at once (arXiv:2505.24857). A
+    `gamma` of 0 writes one position with each call, and all that are certain."""
 
     gamma: float = 0.1
     orders: ClassVar[tuple[Order, ...]] = ("entropy",)
 
     def __post_init__(self):
         if not self.gamma >= 0:
-            raise ValueError(f"gamma={self.gamma} is below 0")
+            raise ValueError(f"gamma={self.gamma}: must be at least 0")
 
     def select(self, score, is_open, turn):
-        # Positions that are not open come last, where they add to no sum that counts.
+        # Positions that are not open are sorted last, so they add to no sum that is compared.
         entropy = jnp.sort(jnp.where(is_open, -score, jnp.inf), axis=-1)
         before = jnp.cumsum(entropy[:, :-1], axis=-1)
         return best(score, is_open, 1 + (before <= self.gamma).sum(-1, keepdims=True))
@@ -142,9 +144,10 @@ class EntropyBound(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskGIT(Rule):
-    """After call i of `steps`, counted from 1, floor(m cos(pi i / (2 steps))) of m positions are
-    left: few tokens at first, many at last. The order is that of log confidence + temperature *
-    (1 - i / steps) * Gumbel noise (MaskGIT, arXiv:2202.04200). Short blocks are done sooner."""
+    """Leaves floor(m cos(pi i / (2 steps))) of m positions masked after call i of `steps`, counted
+    from 1: the first calls write few tokens, the last many. The order is that of
+    log confidence + temperature * (1 - i / steps) * Gumbel noise (MaskGIT, arXiv:2202.04200). Short
+    blocks take fewer calls."""
 
     steps: int
     temperature: float = 4.5
@@ -153,14 +156,14 @@ class MaskGIT(Rule):
     def __post_init__(self):
         _check_steps(self.steps)
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature} is not in [0, inf)")
+            raise ValueError(f"temperature={self.temperature}: must be in [0, inf)")
 
     def select(self, score, is_open, turn):
         i = jnp.minimum(turn.step + 1, self.steps)
         left_share = np.cos(np.pi / 2 * np.arange(self.steps + 1) / self.steps)
         left_share[-1] = 0.0
         left = jnp.floor(turn.total * jnp.asarray(left_share, jnp.float32)[i]).astype(jnp.int32)
-        # These numbers only order positions: float32's short tail of the noise is no loss.
+        # The noise only orders positions, so its short tail in float32 does no harm.
         noise = jax.vmap(lambda key: jax.random.gumbel(key, score.shape[1:]))(turn.keys)
         noised = jnp.log(score) + self.temperature * (1 - i / self.steps) * noise
         return best(noised, is_open, is_open.sum(-1, keepdims=True) - left)
@@ -169,7 +172,7 @@ class MaskGIT(Rule):
 def best(
     score: Float[Array, "b l"], is_open: Bool[Array, "b l"], count: Int[Array, "b 1"] | int
 ) -> Bool[Array, "b l"]:
-    """The `count` open positions with the largest scores: at least one, all if there are fewer."""
+    """The `count` open positions of highest priority: at least one, all if there are fewer."""
     lowest = jnp.finfo(jnp.float32).min
     score = jnp.where(is_open, jnp.maximum(score, lowest), -jnp.inf)
     return is_open & (ranks(score) < jnp.maximum(count, 1))
@@ -177,4 +180,4 @@ def best(
 
 def _check_steps(steps: int) -> None:
     if steps < 1:
-        raise ValueError(f"steps={steps} is below 1")
+        raise ValueError(f"steps={steps}: must be at least 1")

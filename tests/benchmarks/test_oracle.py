@@ -14,4 +14,4 @@ def test_distances_are_printed(capsys):
     assert calls == ["1", "1"] and 0.3 < distances[0] < 0.45 and 0.1 < distances[1] < 0.2
     with pytest.raises(SystemExit):
         oracle.main(["--samplers", "Ancestral(steps=0)"])
-    assert "steps=0 is below 1" in capsys.readouterr().err
+    assert "steps=0: must be at least 1" in capsys.readouterr().err

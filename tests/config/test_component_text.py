@@ -200,7 +200,7 @@ def test_defaults_of_its_own_are_told():
         ("Ancestrl(steps=3)", "there is no Ancestrl; did you mean Ancestral?"),
         ("Ancestral(step=3)", "Ancestral has no step; did you mean steps?"),
         ("Ancestral(3)", "takes its values by name"),
-        ("Ancestral(steps=0)", "steps=0 is below 1"),
+        ("Ancestral(steps=0)", "steps=0: must be at least 1"),
         ("Ancestral(steps=open('x'))", "steps=open('x'): expected a whole number"),
         ("Ancestral(steps=1 + 1)", "steps=1 + 1: expected a whole number"),
         ("Ancestral(**{})", "Ancestral has no **"),

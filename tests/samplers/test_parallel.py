@@ -261,10 +261,10 @@ def test_prompts_stay_and_a_row_does_not_depend_on_the_rows_beside_it(key, sampl
     [
         (dict(block_size=0), "block_size=0"),
         (dict(order="best"), "order"),
-        (dict(rule=Factor(), order="margin"), "needs confidence"),
-        (dict(rule=EntropyBound()), "needs entropy"),
-        (dict(rule=Threshold(), order="random"), "needs confidence or margin"),
-        (dict(rule=MaskGIT(steps=3), order="left"), "needs confidence"),
+        (dict(rule=Factor(), order="margin"), "must be confidence"),
+        (dict(rule=EntropyBound()), "must be entropy"),
+        (dict(rule=Threshold(), order="random"), "must be confidence or margin"),
+        (dict(rule=MaskGIT(steps=3), order="left"), "must be confidence"),
         (dict(temperature=-1.0), "temperature"),
     ],
 )

@@ -1,15 +1,15 @@
-"""Reshaping the law of a token before it is drawn: bans, temperature, top-k, top-p.
+"""Filters of a token's distribution before it is drawn: bans, temperature, top-k, top-p.
 
-All map float32 log-probabilities to log-probabilities. Top-k and top-p keep the tokens at or
-above a threshold, so tokens of equal probability stay or go together. "Top-p" names two rules in
-the field, which differ by the token that crosses p:
+Each maps float32 log-probabilities to log-probabilities. Top-k and top-p keep the tokens at or
+above a threshold, so tokens of equal probability stay or go together. "Top-p" is the name of two
+rules in the field, which differ by the token that crosses p:
 
     reach   the smallest set of likeliest tokens whose mass is at least p: the token that crosses
             is kept (Hugging Face, MD4, Duo, Dream)
     below   the largest set of likeliest tokens whose mass is at most p, and the likeliest token in
             any case: the one that crosses is dropped (ReMDM, BD3-LM, PRISM)
 
-Both are renormalised here, as all but PRISM do it.
+Both are renormalised here, as in all of these but PRISM.
 """
 
 from collections.abc import Sequence
@@ -34,16 +34,16 @@ def filter_log_p(
     top_p: float,
     rule: TopP = "reach",
 ) -> Float[Array, "n v"]:
-    """Temperature, then top-k, then top-p. Dropped tokens get `-inf`."""
+    """Applies temperature, then top-k, then top-p. Dropped tokens get `-inf`."""
     return keep_top_p(keep_top_k(temper(log_p, temperature), top_k), top_p, rule)
 
 
 def restrict(
     log_p: Float[Array, "n v"], banned: Sequence[int], *, mask_id: int, size: int
 ) -> Float[Array, "n v"]:
-    """The law given that the token is a real one (an id below `size`, not the mask) that is not
-    `banned`. Where it has no mass there, the uniform one on these tokens: what is banned is never
-    drawn, even where the network is certain of it."""
+    """The distribution conditioned on an allowed token: an id below `size`, not the mask, not
+    `banned`. If allowed tokens have no probability, it is uniform on them, so that a banned token
+    is never drawn, even if the network is certain of it."""
     allowed = np.arange(log_p.shape[-1]) < size
     allowed[[mask_id, *banned]] = False
     inside = jnp.where(allowed[None], log_p, -jnp.inf)
@@ -56,7 +56,7 @@ def restrict(
 def temper(
     log_p: Float[Array, "n v"], temperature: float | Float[Array, "n 1"]
 ) -> Float[Array, "n v"]:
-    """The law proportional to p^(1 / temperature); at 0 the likeliest token alone."""
+    """The distribution proportional to p^(1 / temperature); at 0 the likeliest token alone."""
     if not isinstance(temperature, Array):
         if temperature == 1:
             return log_p
@@ -64,7 +64,7 @@ def temper(
             return _likeliest(log_p)
         return jax.nn.log_softmax(log_p / temperature, axis=-1)
     is_cold = temperature < TINY
-    # Less the largest first, so that no quotient but of tokens without a chance is infinite.
+    # The largest is subtracted first, so that only tokens of probability 0 become infinite.
     below = log_p - log_p.max(-1, keepdims=True)
     warm = jax.nn.log_softmax(below / jnp.where(is_cold, 1.0, temperature), axis=-1)
     return jnp.where(is_cold, _likeliest(log_p), warm)
@@ -72,12 +72,12 @@ def temper(
 
 def _likeliest(log_p: Float[Array, "n v"]) -> Float[Array, "n v"]:
     likeliest = jnp.argmax(log_p, axis=-1, keepdims=True)
-    column = jax.lax.broadcasted_iota(jnp.int32, log_p.shape, 1)
-    return jnp.where(column == likeliest, 0.0, -jnp.inf)
+    token = jax.lax.broadcasted_iota(jnp.int32, log_p.shape, 1)
+    return jnp.where(token == likeliest, 0.0, -jnp.inf)
 
 
 def keep_top_k(log_p: Float[Array, "n v"], k: int) -> Float[Array, "n v"]:
-    """The k likeliest tokens (more where several tie for the last place); 0 keeps all."""
+    """Keeps the k likeliest tokens (more if several tie for the k-th); 0 keeps all."""
     if k == 0 or k >= log_p.shape[-1]:
         return log_p
     smallest_kept = jax.lax.top_k(log_p, k)[0][:, -1:]
@@ -85,12 +85,12 @@ def keep_top_k(log_p: Float[Array, "n v"], k: int) -> Float[Array, "n v"]:
 
 
 def keep_top_p(log_p: Float[Array, "n v"], p: float, rule: TopP = "reach") -> Float[Array, "n v"]:
-    """The likeliest tokens, as many as the `rule` says (see the module's text); 1 keeps all.
+    """Keeps the likeliest tokens, as many as `rule` says (see the module docstring); 1 keeps all.
 
     The set is found by its threshold: the largest probability such that all tokens at or above it
-    hold mass p, or the smallest such that they do not hold more. Non-negative floats are ordered
-    as their bit patterns are, so 31 halvings of the range of patterns find the threshold exactly,
-    without sorting a vocabulary.
+    hold mass p, or the smallest such that they do not hold more. Non-negative floats have the
+    same order as their bit patterns, so 31 halvings of the range of patterns find the threshold
+    exactly, without sorting the vocabulary.
     """
     if p == 1:
         return log_p
@@ -98,8 +98,8 @@ def keep_top_p(log_p: Float[Array, "n v"], p: float, rule: TopP = "reach") -> Fl
     bits = jax.lax.bitcast_convert_type(mass, jnp.int32)
 
     def halve(_, bounds):
-        # What the tokens at or above `low` hold is enough (reach) or too much (below), and what
-        # those at or above `high` hold is not.
+        # The mass of the tokens at or above `low` is at least p (reach) or above p (below); that
+        # of the tokens at or above `high` is not.
         low, high = bounds
         middle = low + (high - low) // 2
         held = jnp.sum(jnp.where(bits >= middle, mass, 0.0), axis=-1, keepdims=True)

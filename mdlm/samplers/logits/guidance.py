@@ -1,15 +1,15 @@
-"""Guidance: the network's law of a masked token, bent towards what the sample is to be.
+"""Guidance: the network's distribution of a masked token, changed towards a condition.
 
-With z the tokens as they stand, v a token at place i, y what is wanted, and gamma the weight
-(Schiff et al., arXiv:2412.10193; the laws are of the clean token, as they have it for masking):
+With z the current tokens, v a token at position i, y the condition, and gamma the weight (Schiff et
+al., arXiv:2412.10193; the distributions are of the clean token, as theirs are for masking):
 
     ClassifierFree    p(v | z, y)^gamma  p(v | z)^(1 - gamma)
     Classifier        p(v | z)  p(y | z with v at i)^gamma
-        "exact"       by a call of the classifier for each v and each place that is asked about
-        "taylor"      with log p(y | z with v at i) linear in the one-hot rows of z: one gradient
+        "exact"       by a call of the classifier for each v and each position asked for
+        "taylor"      with log p(y | z with v at i) linear in the one-hot vectors of z: one gradient
 
-each divided by its sum. gamma = 1 is the law given y (the classifier being right), 0 is the law
-without it, larger ones are sharper than what was asked for. LLaDA writes w + 1 for gamma.
+each divided by its sum. gamma = 1 is the distribution given y (if the classifier is exact), 0 is
+the distribution without y, a larger gamma exaggerates y. LLaDA writes w + 1 for gamma.
 """
 
 import abc
@@ -32,8 +32,8 @@ from mdlm.processes.masked import Masked
 from mdlm.types import ArrayTree, DenseLogits, NetInput, Prediction
 
 LogP = Callable[[Float[Array, "n l v"], Float[Array, " n #l"] | None], Float[Array, " n"]]
-"""`log_p(one_hot, t)`: log p(y | z) of rows z, given as one-hot vectors over the vocabulary (the
-mask among them), at the times that the network is told."""
+"""`log_p(one_hot, t)`: log p(y | z) of rows z, given as one-hot vectors over the vocabulary (mask
+included), at the times `t` that the network is given."""
 
 Without = Literal["label", "prompt"]
 How = Literal["exact", "taylor"]
@@ -41,22 +41,22 @@ How = Literal["exact", "taylor"]
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance(abc.ABC):
-    """Bends a network's laws; every sampler then draws from them. `weight` is gamma."""
+    """Changes the network's distributions, for every sampler alike. `weight` is gamma."""
 
     weight: float = 1.0
 
     def __post_init__(self):
         if not (self.weight >= 0 and math.isfinite(self.weight)):
-            raise ValueError(f"weight={self.weight} is not a finite number of at least 0")
+            raise ValueError(f"weight={self.weight}: must be a finite number, at least 0")
 
     @property
     def calls(self) -> int:
-        """Network calls that one call becomes."""
+        """The number of network calls made for each call of the sampler."""
         return 1
 
     @property
     def needs_labels(self) -> bool:
-        """Whether the rows that it guides must have labels."""
+        """Whether the guided rows must have labels."""
         return False
 
     def incompatibility(
@@ -65,13 +65,13 @@ class Guidance(abc.ABC):
         parameterization: Parameterization,
         network: NetworkTraits | None = None,
     ) -> str | None:
-        """Why it cannot guide with these; None if it can. Without a network, nothing is asked of
-        one."""
+        """The reason why it cannot guide with these parts; None if it can. Without `network`, the
+        network is not checked."""
         if isinstance(process, Masked) and isinstance(parameterization, Subs):
             return None
         return (
-            f"guidance={type(self).__name__}(...) bends the law of a masked token: it needs"
-            " process=Masked(...) and parameterization=Subs(...), not"
+            f"guidance={type(self).__name__}(...) changes the distribution of a masked token: it"
+            " needs process=Masked(...) and parameterization=Subs(...), not"
             f" {type(process).__name__}(...) and {type(parameterization).__name__}(...)"
         )
 
@@ -82,10 +82,11 @@ class Guidance(abc.ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierFree(Guidance):
-    """Guidance by the network itself, which is also asked `without` what it is guided by: the
-    rows' labels, or the prompt, that is all fixed tokens (LLaDA, arXiv:2502.09992).
+    """Guidance by the network itself, called with the condition and `without` it.
 
-    Two network calls for each one; with a weight of 0 or 1, where only one of them counts, one.
+    The condition is the rows' labels, or the prompt, i.e. all fixed tokens (LLaDA,
+    arXiv:2502.09992). Each call becomes two network calls; one if the weight is 0 or 1, where only
+    one of them counts.
     """
 
     without: Without
@@ -93,7 +94,7 @@ class ClassifierFree(Guidance):
     def __post_init__(self):
         super().__post_init__()
         if self.without not in get_args(Without):
-            raise ValueError(f'without={self.without!r} is neither "label" nor "prompt"')
+            raise ValueError(f'without={self.without!r}: must be "label" or "prompt"')
 
     @property
     def calls(self) -> int:
@@ -112,8 +113,8 @@ class ClassifierFree(Guidance):
             return f"{title} needs a network that takes labels, e.g. network=DiT(labels=...)"
         if self.without == "prompt" and network.attends != "all":
             return (
-                f"{title} puts masks in place of the prompt, which only a network that reads the"
-                " noised row can take"
+                f"{title} puts masks in place of the prompt: it needs a network that"
+                " attends to all tokens of the noised row"
             )
         return None
 
@@ -125,7 +126,9 @@ class ClassifierFree(Guidance):
             if self.without == "prompt":
                 return replace(inputs, tokens=jnp.where(is_fixed, mask_id, inputs.tokens))
             if inputs.label is None:
-                raise InputError('ClassifierFree(without="label"): the rows have no label')
+                raise InputError(
+                    'ClassifierFree(without="label"): the rows have no label; give each row a label'
+                )
             return replace(inputs, label=None)
 
         def guided(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
@@ -141,12 +144,11 @@ class ClassifierFree(Guidance):
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier(Guidance):
-    """Guidance by a classifier of noised rows, which `log_p` is (see `LogP`).
+    """Guidance by a classifier of noised rows, the function `log_p` (see `LogP`).
 
-    Calls of the classifier are not counted in NFE. "exact" makes one for each token of the
-    vocabulary at each position that is asked about (every position in `Reverse`, which asks about
-    all), `batch` rows of one-hot vectors at a time; "taylor" one, and its gradient, for a call of
-    the network.
+    Calls of the classifier are not counted in NFE. "exact" calls it for each token of the
+    vocabulary at each position asked for (in `Reverse`, every position), on `batch` rows of one-hot
+    vectors at a time; "taylor" calls it once, with its gradient, for each network call.
     """
 
     log_p: LogP
@@ -156,9 +158,9 @@ class Classifier(Guidance):
     def __post_init__(self):
         super().__post_init__()
         if self.how not in get_args(How):
-            raise ValueError(f'how={self.how!r} is neither "exact" nor "taylor"')
+            raise ValueError(f'how={self.how!r}: must be "exact" or "taylor"')
         if self.batch < 1:
-            raise ValueError(f"batch={self.batch} is below 1")
+            raise ValueError(f"batch={self.batch}: must be at least 1")
 
     def wrap(self, diffusion: Diffusion, is_fixed: Bool[Array, "b l"]) -> Diffusion:
         denoise = diffusion.denoise
@@ -175,7 +177,7 @@ class Classifier(Guidance):
         return replace(diffusion, denoise=guided)
 
     def _exact(self, tokens: Int[Array, "b l"], t: Float[Array, " b #l"] | None, size: int):
-        """log p(y | z with v at i) for rows asked about."""
+        """log p(y | z with v at i) at the positions asked for."""
         l = tokens.shape[1]
 
         def tilt(at: Int[Array, " n"]) -> Float[Array, "n v"]:
@@ -194,7 +196,7 @@ class Classifier(Guidance):
         return tilt
 
     def _taylor(self, tokens: Int[Array, "b l"], t: Float[Array, " b #l"] | None, size: int):
-        """The same up to a constant for each row, log p being linear in the one-hot rows."""
+        """The same up to a constant for each position, with log p linear in the one-hot vectors."""
         one_hot = jax.nn.one_hot(tokens, size)
         slope = jax.grad(lambda x: self.log_p(x, t).sum())(one_hot).reshape(-1, size)
         return lambda at: slope[at]
@@ -203,8 +205,8 @@ class Classifier(Guidance):
         return self.log_p(jax.nn.one_hot(tokens, size), t).astype(jnp.float32)
 
 
-class _Bent(Prediction):
-    """Logits made from others, for sampling."""
+class _Guided(Prediction):
+    """A prediction computed from other predictions, for sampling."""
 
     def reduce_rows(
         self,
@@ -216,10 +218,10 @@ class _Bent(Prediction):
         return DenseLogits(self.logits()).reduce_rows(fn, rows, weight, shared)
 
 
-class Mixed(_Bent):
-    """gamma of one prediction and 1 - gamma of another, in logarithms.
+class Mixed(_Guided):
+    """gamma times the logits of one prediction plus 1 - gamma times those of another.
 
-    A token that either gives no mass at all has none.
+    A token to which either gives probability 0 gets probability 0.
     """
 
     def __init__(self, prediction: Prediction, other: Prediction, weight: float):
@@ -230,17 +232,17 @@ class Mixed(_Bent):
         return Mixed(self.prediction.whole, self.other.whole, self.weight)
 
     def logits(self, at: Int[Array, " n"] | None = None) -> Float[Array, "..."]:
-        # Constants of a row, such as its normaliser, are lost in the softmax of the result.
-        told, untold = self.prediction.logits(at), self.other.logits(at)
-        has_mass = jnp.isfinite(told) & jnp.isfinite(untold)
-        told, untold = (jnp.where(has_mass, logits, 0.0) for logits in (told, untold))
-        return jnp.where(has_mass, untold + self.weight * (told - untold), -jnp.inf)
+        # Constants of a position, such as its normaliser, cancel in the softmax of the result.
+        one, other = self.prediction.logits(at), self.other.logits(at)
+        has_mass = jnp.isfinite(one) & jnp.isfinite(other)
+        one, other = (jnp.where(has_mass, logits, 0.0) for logits in (one, other))
+        return jnp.where(has_mass, other + self.weight * (one - other), -jnp.inf)
 
 
-class Tilted(_Bent):
+class Tilted(_Guided):
     """A prediction with gamma times `tilt(at)`, `[n v]` over the vocabulary, added to its logits.
 
-    Rows in which the tilt leaves no token but the mask any mass stay as they are.
+    Positions at which the tilt leaves no token but the mask any probability stay unchanged.
     """
 
     def __init__(
@@ -264,6 +266,6 @@ class Tilted(_Bent):
         size = tilt.shape[1]
         tilted = flat[:, :size] + tilt
         is_token = (jnp.arange(size) != self.mask_id)[None]
-        is_law = (jnp.isfinite(tilted) & is_token).any(-1, keepdims=True)
-        bent = flat.at[:, :size].set(jnp.where(is_law, tilted, flat[:, :size]))
-        return bent.reshape(logits.shape)
+        has_mass = (jnp.isfinite(tilted) & is_token).any(-1, keepdims=True)
+        guided = flat.at[:, :size].set(jnp.where(has_mass, tilted, flat[:, :size]))
+        return guided.reshape(logits.shape)

@@ -1,8 +1,9 @@
-"""How the law of a token is reshaped before it is drawn, in every sampler alike.
+"""Logits processing: how every sampler changes a token's distribution before drawing it.
 
-    the network's law -> hook -> bans -> temperature -> top-k -> top-p
+    the network's distribution -> hook -> bans -> temperature -> top-k -> top-p
 
-What a sampler judges its draws by (`Proposal.confidence`) is the network's law, before all of it.
+The confidence of a draw (`Proposal.confidence`) is that of the network's distribution, before all
+of these.
 """
 
 import math
@@ -26,14 +27,14 @@ Hook = Callable[
     [Float[Array, "n v"], Int[Array, " n"], Int[Array, "b l"]],
     Float[Array, "n v"],
 ]
-"""`hook(log_p, at, tokens)`: new log-probabilities, up to a constant, for each of the rows `at`
-(`sequence * l + position`), given the tokens as they stand (masks and all). It is traced."""
+"""`hook(log_p, at, tokens)`: new log-probabilities, up to a constant, for each flat position `at`
+(`row * l + position`), given the current tokens, masks included. JAX traces it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Annealed:
-    """A temperature that runs from `first`, where all open positions of a row are masks, towards
-    `last`, where none is: linear in the share of them that are written."""
+    """A temperature that changes as a row fills: `first` while all open positions of the row are
+    masks, towards `last` when none is, linear in the share that is written."""
 
     first: float
     last: float
@@ -43,12 +44,12 @@ class Annealed:
             check_temperature(f"temperature.{name}", getattr(self, name))
 
     def at(self, written: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """The temperature where a share of `written` is written."""
+        """The temperature when a share `written` of the open positions is written."""
         return self.first + (self.last - self.first) * written
 
 
 class Shaping(Protocol):
-    """The settings that reshape the distribution of a written token: fields of every sampler."""
+    """The settings of logits processing, which are fields of every sampler."""
 
     @property
     def temperature(self) -> float | Annealed: ...
@@ -69,13 +70,13 @@ def check_settings(settings: Shaping) -> None:
     if not isinstance(settings.temperature, Annealed):
         check_temperature("temperature", settings.temperature)
     if settings.top_k < 0:
-        raise ValueError(f"top_k={settings.top_k} is below 0 (0 keeps all tokens)")
+        raise ValueError(f"top_k={settings.top_k}: must be at least 0 (0 keeps all tokens)")
     if not 0 < settings.top_p <= 1:
-        raise ValueError(f"top_p={settings.top_p} is not in (0, 1]")
+        raise ValueError(f"top_p={settings.top_p}: must be in (0, 1]")
     if settings.top_p_rule not in get_args(TopP):
-        raise ValueError(f'top_p_rule={settings.top_p_rule!r} is neither "reach" nor "below"')
+        raise ValueError(f'top_p_rule={settings.top_p_rule!r}: must be "reach" or "below"')
     if any(token < 0 for token in settings.banned):
-        raise ValueError(f"banned={settings.banned} holds an id below 0")
+        raise ValueError(f"banned={settings.banned}: ids must be at least 0")
 
 
 def check_banned(banned: tuple[int, ...], vocab: Vocab) -> None:
@@ -86,28 +87,30 @@ def check_banned(banned: tuple[int, ...], vocab: Vocab) -> None:
                 f"banned token {token} is outside the vocabulary of {vocab.size} tokens"
             )
     if len({*banned, vocab.mask_id}) == vocab.size:
-        raise InputError(f"banned: all {vocab.size - 1} tokens are, and none is left to write")
+        raise InputError(
+            f"banned: all {vocab.size - 1} tokens are banned; leave at least one to write"
+        )
 
 
 def is_plain(settings: Shaping) -> bool:
-    """Whether the distribution stays the network's own."""
+    """Whether the settings leave the network's distribution unchanged."""
     s = settings
     return (s.temperature, s.top_k, s.top_p, s.banned, s.hook) == (1, 0, 1, (), None)
 
 
 def unshapeable(settings: Shaping, process: Process) -> str | None:
-    """Why distributions cannot be reshaped so under a process; None if they can."""
+    """Why a process does not allow these settings; None if it does."""
     if isinstance(settings.temperature, Annealed) and not isinstance(process, Masked):
         return (
-            "temperature=Annealed(...) follows the share of masks that are filled, and"
+            "temperature=Annealed(...) follows the share of masks that are filled, but"
             f" process={type(process).__name__}(...) does not fill masks alone; use a number"
         )
     if settings.banned and not isinstance(process, Masked):
         left = float(process.schedule.one_minus_alpha(jnp.zeros(())))
         if left > 0:
             return (
-                f"banned={settings.banned}: the schedule ends with alpha={1 - left:g}, and the"
-                " noise that it leaves is any token"
+                f"banned={settings.banned}: the schedule has alpha(0)={1 - left:g}, not 1, and the"
+                " noise that it leaves is any token, banned ones included"
             )
     return None
 
@@ -122,14 +125,14 @@ def shape(
     mask_id: int,
     size: int,
 ) -> Float[Array, "n v"]:
-    """The distributions that the tokens at the rows `at` are drawn from.
+    """The distributions from which the tokens at the flat positions `at` are drawn.
 
-    Raises ValueError if the hook returns another shape than it was given.
+    Raises ValueError if the hook returns another shape than that of its input.
     """
     if settings.hook is not None:
         hooked = settings.hook(log_p, at, tokens)
         if hooked.shape != log_p.shape:
-            raise ValueError(f"hook: laws of shape {log_p.shape} came back as {hooked.shape}")
+            raise ValueError(f"hook: returned shape {hooked.shape}, must be {log_p.shape}")
         log_p = hooked.astype(jnp.float32)
     if settings.banned or settings.hook is not None:
         log_p = restrict(log_p, settings.banned, mask_id=mask_id, size=size)
@@ -154,7 +157,7 @@ def shape_all(
     state: SampleState,
     parameterization: Parameterization,
 ) -> Float[Array, "b l v"]:
-    """`shape` of all positions."""
+    """Applies `shape` at all positions."""
     b, l, v = log_p.shape
     mask_id, size = parameterization.ids()
     flat, at = log_p.reshape(b * l, v), jnp.arange(b * l)
@@ -163,6 +166,6 @@ def shape_all(
 
 
 def check_temperature(name: str, value: float) -> None:
-    """ValueError where it is none."""
+    """Raises ValueError if `value` is not a finite number of at least 0."""
     if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"{name}={value} is not a finite number of at least 0")
+        raise ValueError(f"{name}={value}: must be a finite number, at least 0")

@@ -207,7 +207,7 @@ def test_the_hook_cannot_raise_the_mask():
 
 
 def test_a_hook_must_keep_the_shape():
-    with pytest.raises(ValueError, match="hook: laws of shape"):
+    with pytest.raises(ValueError, match="hook: returned shape"):
         shaped(hook=lambda log_p, at, tokens: log_p[:, :-1])
 
 
