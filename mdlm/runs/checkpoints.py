@@ -177,7 +177,7 @@ class Checkpoints:
             older = [other for other in steps_in(self.folder) if other < step]
             left = "no older checkpoint is left"
             if older:
-                left = f"to use that of step {older[-1]}, move {self.folder / str(step)} away"
+                left = f"to use the one of step {older[-1]}, move {self.folder / str(step)} away"
             raise InputError(
                 f"{self.folder}: the checkpoint of step {step} is damaged"
                 f" ({first_line(error)}); {left}"
