@@ -35,7 +35,7 @@ from mdlm.types import ArrayTree, Batch
 TABLE_TOKENS = 2**24
 """Most tokens of a stored training split, in memory at once, that n-gram counts come from."""
 
-Score = Callable[[int, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
+Evaluate = Callable[[int, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
 """`(pass number, batch) -> (bound [b], count [b])`: sums over each row, nats and tokens."""
 
 Batches = Callable[[], Iterable[dict[str, np.ndarray]]]
@@ -68,7 +68,7 @@ class Scorer:
 
     def __init__(self, model: Model, mesh: jax.sharding.Mesh, dataset: Dataset):
         self.model, self.mesh, self.dataset = model, mesh, dataset
-        self.score = compile_evaluation(model, mesh)
+        self.evaluate = compile_evaluation(model, mesh)
         self._compiled: set[int] = set()
 
     def run(
@@ -90,21 +90,21 @@ class Scorer:
 
         here = rows_here(self.mesh, size)
 
-        def score(number: int, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        def evaluate(number: int, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
             # Every process makes the whole batch and puts its own rows of it on its devices.
             mine = {name: value[here] if value.ndim else value for name, value in batch.items()}
             inputs = params, jax.random.fold_in(key, number), Batch(**put_on_mesh(self.mesh, mine))
             if size not in self._compiled:
-                process_group.compile_together(self.score, *inputs)
+                process_group.compile_together(self.evaluate, *inputs)
                 self._compiled.add(size)
-            return jax.device_get(self.score(*inputs))
+            return jax.device_get(self.evaluate(*inputs))
 
         def batches():
             return evaluation_batches(rows, size)
 
         n = len(rows)
         bound, count = passes(
-            score, batches, count=how.passes, rows=n, seed=experiment.seed, report=report
+            evaluate, batches, count=how.passes, rows=n, seed=experiment.seed, report=report
         )
         share = "" if whole else f", first {n} rows"
         text = "" if self.dataset.data == experiment.data else other_text(self.dataset.data)
@@ -170,7 +170,7 @@ class Scorer:
 
 
 def passes(
-    score: Score,
+    evaluate: Evaluate,
     batches: Batches,
     *,
     count: int,
@@ -187,7 +187,7 @@ def passes(
         for batch in batches():
             row = np.asarray(batch["row"])
             filled = np.asarray(batch["loss_mask"]).any(axis=-1)
-            nats, scored = score(number, {**batch, "row": deal[row]})
+            nats, scored = evaluate(number, {**batch, "row": deal[row]})
             bound[number, row[filled]] = nats[filled]
             tokens[number, row[filled]] = scored[filled]
             done += int(filled.sum())
@@ -199,9 +199,9 @@ def compile_evaluation(model: Model, mesh: Mesh) -> Callable[..., tuple[Array, A
     """Returns a jitted `(params, key, batch) -> (bound [b], count [b])`, sums over each row,
     replicated on all hosts."""
 
-    def score(params, key, batch: Batch):
+    def evaluate(params, key, batch: Batch):
         with on(mesh):
             terms = model.evaluate(params, key, batch)
         return terms.bound.sum(axis=-1), terms.count.sum(axis=-1)
 
-    return jax.jit(score, out_shardings=replicated(mesh))
+    return jax.jit(evaluate, out_shardings=replicated(mesh))

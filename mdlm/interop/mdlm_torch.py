@@ -143,13 +143,13 @@ def infer(tensors: Tensors) -> dict[str, Any]:
     if table is None or table.ndim != 2:
         raise InputError("no tensor `vocab_embed.embedding`: not weights of an MDLM transformer")
     blocks = {int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))}
-    columns, width = table.shape
+    vocab_size, width = table.shape
     cond = tensors.get("sigma_map.mlp.0.bias")
     found: dict[str, Any] = {
         "kind": "causal" if cond is None else "dit",
         "width": width,
         "depth": max(blocks, default=-1) + 1,
-        "columns": columns,
+        "columns": vocab_size,
     }
     if cond is not None:
         found["cond_dim"] = cond.shape[0]
@@ -159,12 +159,12 @@ def infer(tensors: Tensors) -> dict[str, Any]:
     return found
 
 
-def params_from(tensors: Tensors, network: DiT | CausalTransformer, columns: int) -> Params:
+def params_from(tensors: Tensors, network: DiT | CausalTransformer, vocab_size: int) -> Params:
     """Returns parameters of `network` from tensors in the reference layout, see `stacked`."""
-    return jax.tree.map(jnp.asarray, stacked(tensors, network, columns))
+    return jax.tree.map(jnp.asarray, stacked(tensors, network, vocab_size))
 
 
-def stacked(tensors: Tensors, network: DiT | CausalTransformer, columns: int) -> Params:
+def stacked(tensors: Tensors, network: DiT | CausalTransformer, vocab_size: int) -> Params:
     """Returns parameters from tensors in the reference layout, as NumPy arrays of the same dtypes.
 
     Raises InputError, with the name of the first such tensor, if one is missing, unexpected or of
@@ -172,7 +172,7 @@ def stacked(tensors: Tensors, network: DiT | CausalTransformer, columns: int) ->
     """
     _check_kind(network)
     names = _names(isinstance(network, DiT), network.depth)
-    expected = shapes(network, columns)
+    expected = shapes(network, vocab_size)
     for name in names:
         if name not in tensors:
             raise InputError(f"the weights lack the tensor {name}")
