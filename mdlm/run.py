@@ -87,7 +87,7 @@ class Run:
         a value is too large for it, or if there are several processes.
         """
         if jax.process_count() > 1:
-            raise InputError("weights are written by one process: open the run with one")
+            raise InputError("weights are written by one process: open the run in a single process")
         known = self.folder.config().get("fingerprint")
         return weights.write(
             self.folder.path, self.params, step=self.step, dtype=dtype, fingerprint=known

@@ -4,7 +4,7 @@ Independent passes over the split give the mean and its Monte-Carlo standard err
 deviation / sqrt(passes)); the spread between rows gives the standard error over sequences, which
 comes from the choice of the split, not from the noise.
 
-    nats per token   sum of bounds / scored tokens          perplexity   exp of that
+    nats per token   sum of bounds / evaluated tokens       perplexity   exp of that
     bits per byte    sum of bounds / (ln 2 * bytes of the text that the tokens spell)
 """
 

@@ -104,7 +104,7 @@ class Checkpoints:
     ) -> None:
         """Starts writing a checkpoint; returns once the arrays have left the devices.
 
-        Raises InputError if writing fails, e.g. because the disk is full.
+        Raises InputError if the operating system refuses the write, e.g. on a full disk.
         """
         metrics = {METRIC: nelbo} if nelbo is not None and math.isfinite(nelbo) else {}
         with _disk(self.folder):
@@ -117,7 +117,7 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Returns when everything is on disk. Raises InputError if writing fails."""
+        """Returns when everything is on disk. Raises InputError as `save` does."""
         with _disk(self.folder):
             self.manager.wait_until_finished()
 

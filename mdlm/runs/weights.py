@@ -3,7 +3,7 @@
 The file stands beside training states, or instead of them: an imported network has none. A tensor
 is named by its path in the tree of parameters, `network.blocks.qkv.kernel`. The metadata, all text:
 
-step         number of optimizer steps made when the parameters were written; 0 if imported
+step         optimizer step that the parameters are of; 0 if imported
 parameters   which parameters: "ema", which runs evaluate and sample with
 dtype        of the network's tensors
 fingerprint  of the experiment, if known
