@@ -91,7 +91,7 @@ class Scorer:
         here = rows_here(self.mesh, size)
 
         def evaluate(number: int, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-            # Every process makes the whole batch and puts its own rows of it on its devices.
+            # Each process adds up the whole batch, and puts only its own rows on its devices.
             mine = {name: value[here] if value.ndim else value for name, value in batch.items()}
             inputs = params, jax.random.fold_in(key, number), Batch(**put_on_mesh(self.mesh, mine))
             if size not in self._compiled:

@@ -27,9 +27,9 @@ def without_stores(data: Any) -> Any:
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:
-    """Returns the values that must not change when a run is resumed. Free to change, and set to
-    their defaults: devices, number of steps, choices between equal computations, and intervals of
-    logging, evaluation and checkpoints."""
+    """Returns the values that must not change when a run is resumed. Left out or set to their
+    defaults are those that may: name, sampler, evaluation, mesh, stores, choices between equal
+    computations, and all of `train` but batch size and EMA decay."""
     return _fixed({name: getattr(experiment, name) for name in FIXED})
 
 

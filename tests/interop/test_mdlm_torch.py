@@ -72,7 +72,9 @@ def test_precision_is_kept_unless_another_is_asked_for(tmp_path):
         for name, value in read(path, asked).items():
             assert value.dtype == (asked or values[name].dtype)
             np.testing.assert_array_equal(value, values[name].astype(value.dtype))
-    with pytest.raises(InputError, match=r"^a has a value of 1e\+05, above float16.*: use bfloat16"):
+    with pytest.raises(
+        InputError, match=r"^a has a value of 1e\+05, above float16.*: use bfloat16"
+    ):
         read(path, "float16")
 
 
