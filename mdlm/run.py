@@ -38,20 +38,20 @@ def load(
     mesh: MeshShape | None = None,
     trust: bool = False,
 ) -> "Run":
-    """Opens a run folder at its newest checkpoint, or at that of `step`; where it has weights and
-    no newer checkpoint, with those.
+    """Opens a run folder at its newest checkpoint, or at the checkpoint of `step`. Weights in the
+    folder are used if no checkpoint is newer.
 
-    It may have been trained on other devices: where its mesh does not fit those that are here, and
-    `mesh` names no other, it is spread over all of them. Nothing of the folder is executed, except
-    with `trust`: then the experiment is the folder's copy of its file instead of its description.
-    Raises InputError if the folder is no run, has no such checkpoint, or is made of components that
-    are not installed.
+    The run may have been trained on other devices. If its mesh does not fit the devices here and
+    `mesh` is None, the parameters are spread over all devices. No code of the folder is executed,
+    except with `trust`: the experiment is then read by executing the folder's copy of the
+    experiment file, not from config.json. Raises InputError if the folder is not a run, has no such
+    checkpoint, or names components that are not installed.
     """
     return Run(path, step=step, mesh=mesh, trust=trust)
 
 
 class Run:
-    """An experiment with its tokenizer and averaged parameters."""
+    """An experiment with its tokenizer and EMA parameters."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Run:
         trust: bool = False,
     ):
         self.folder = RunFolder(path, trust=trust)
-        process_group.broadcast(lambda: self.folder.config() and None)  # refuses what is no run
+        process_group.broadcast(lambda: self.folder.config() and None)  # raises if it is not a run
         self.folder.check_shared()
         self.experiment: Experiment = self.folder.experiment()
         self.tokenizer = self.experiment.data.load_tokenizer(self.folder.data)
@@ -74,7 +74,7 @@ class Run:
 
     @property
     def remark(self) -> str | None:
-        """A line where this is not quite as in training, None where it is."""
+        """A line that says how the mesh differs from the one trained on; None if it does not."""
         if self.shape == self.experiment.mesh:
             return None
         here = MeshShape(**self.mesh.shape)
@@ -83,11 +83,11 @@ class Run:
     def save_weights(self, dtype: weights.WeightsDtype | None = None) -> Path:
         """Writes the parameters into the run folder as `weights.safetensors`; returns the file.
 
-        `dtype` is that of the network's tensors, by default their own. Raises InputError if a
-        value is too large for it, or if the parameters are spread over several processes.
+        The network's tensors are written in `dtype`, by default in their own. Raises InputError if
+        a value is too large for it, or if there are several processes.
         """
         if jax.process_count() > 1:
-            raise InputError("weights are written by one process: open the run with one")
+            raise InputError("weights are written by one process: open the run in a single process")
         known = self.folder.config().get("fingerprint")
         return weights.write(
             self.folder.path, self.params, step=self.step, dtype=dtype, fingerprint=known
@@ -105,7 +105,7 @@ class Run:
         data: TextData | Mixture | None = None,
         report: Report = lambda done, rows: None,
     ) -> list[Metric]:
-        """Scores a split of the run's data, or of other data with the run's tokenizer.
+        """Evaluates a split of the run's data, or of `data` with the run's tokenizer.
 
         Raises InputError if `how.objective` does not fit the run.
         """
@@ -117,18 +117,19 @@ class Run:
         return Scorer(model, self.mesh, dataset).run(self.params, how, report=report)
 
     def clip_search(self, *, batches: int = 4, seed: int = 0) -> list[Interval]:
-        """Intervals of times to train block diffusion on, the one whose loss spreads least first,
-        by `batches` batches of the validation split (see `objectives.clip_search`).
+        """Intervals of times to train block diffusion on, in order of the variance of their loss,
+        smallest first, estimated on `batches` batches of the validation split (see
+        `objectives.clip_search`).
 
-        InputError where the run is none of block diffusion.
+        Raises InputError if the run does not use block diffusion.
         """
         scorer = Scorer(self.model, self.mesh, self.dataset)
         return scorer.clip_search(self.params, batches=batches, key=jax.random.key(seed))
 
     def generator(self, sampler: Sampler | None = None) -> Generator:
-        """What generates with this run's parameters; keep it to compile only once.
+        """Returns a generator with this run's parameters. Keep it, so that it compiles only once.
 
-        InputError where a sampler is given that does not fit the run.
+        Raises InputError if `sampler` does not fit the run.
         """
         window = window_of(self.experiment.data.packing, self.model)
         params = within_reach(self.params)
@@ -150,8 +151,8 @@ class Run:
     ) -> Generation:
         """Continues a prompt `num` times to `length` tokens (default: a row of the data).
 
-        `settings` replace values of the sampler (by default the experiment's), e.g. `steps=64,
-        top_p=0.9`. With `trace` the result tells what happened in each step.
+        `settings` replace fields of the sampler (by default the experiment's), e.g. `steps=64,
+        top_p=0.9`. With `trace` the result also records each step.
         """
         generator = self.generator(replace(sampler or self.experiment.sampler, **settings))
         return generator.continue_from(
@@ -174,6 +175,6 @@ class Run:
         sampler: Sampler | None = None,
         **settings: Any,
     ) -> Generation:
-        """Fills the blanks (`[MASK]`, `[MASK:n]`) of a text; the rest as in `generate`."""
+        """Fills the blanks (`[MASK]`, `[MASK:n]`) of a text. Other arguments as in `generate`."""
         generator = self.generator(replace(sampler or self.experiment.sampler, **settings))
         return generator.infill(text, num=num, seed=seed, trace=trace)

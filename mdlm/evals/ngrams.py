@@ -1,4 +1,4 @@
-"""Unigram and bigram baselines: what a count table alone would score on the same tokens.
+"""Unigram and bigram baselines, evaluated on the same tokens as a network.
 
 Counts of the training rows, smoothed on the training rows alone: the unigram by adding one to
 each count, the bigram by interpolation with the unigram, p(x | y) = (c(y, x) + m p(x)) / (c(y) + m)
@@ -11,7 +11,8 @@ STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
 class Baselines:
-    """Tables learnt from training rows, `tokens` and `loss_mask` of `[n l]`."""
+    """Tables counted on training rows: `tokens` and `mask` (the loss mask), `[n l]`; `size` is the
+    vocabulary size."""
 
     def __init__(self, tokens: np.ndarray, mask: np.ndarray, size: int):
         tenth = max(1, len(tokens) // 10)
@@ -23,10 +24,10 @@ class Baselines:
         self.unigram, self.pairs = _unigram(tokens, mask, size), _pairs(tokens, mask, size)
 
     def nats(self, tokens: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-        """Nats in all of these rows under each model, `{"unigram": ..., "bigram": ...}`.
+        """Returns the nats of all rows under each model, `{"unigram": ..., "bigram": ...}`.
 
-        Only masked-in tokens are scored, exactly those a network is scored on. A row's first
-        token is scored by the unigram.
+        Only tokens where `mask` is True count, the same as for a network. A row's first token
+        counts under the unigram.
         """
         return {
             "unigram": float(-np.log(self.unigram[tokens][mask]).sum()),
@@ -42,7 +43,7 @@ def _unigram(tokens: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
 def _pairs(
     tokens: np.ndarray, mask: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sorted codes `y * size + x` of the pairs that occur, their counts, and the counts of y."""
+    """Returns sorted codes `y * size + x` of the pairs that occur, their counts, counts of y."""
     before, after = tokens[:, :-1].astype(np.int64), tokens[:, 1:]
     both = mask[:, :-1] & mask[:, 1:]
     codes, counts = np.unique((before * size + after)[both], return_counts=True)

@@ -1,10 +1,10 @@
-"""Perplexity: what sums of an objective's bound (or exact likelihood) over a split come to.
+"""Perplexity, from sums of an objective's bound (or exact likelihood) over a split.
 
 Independent passes over the split give the mean and its Monte-Carlo standard error (their standard
-deviation / sqrt(passes)); the spread of the rows' own means gives the standard error over
-sequences, which is about the split rather than about the noise.
+deviation / sqrt(passes)); the spread between rows gives the standard error over sequences, which
+comes from the choice of the split, not from the noise.
 
-    nats per token   sum of bounds / scored tokens          perplexity   exp of that
+    nats per token   sum of bounds / evaluated tokens       perplexity   exp of that
     bits per byte    sum of bounds / (ln 2 * bytes of the text that the tokens spell)
 """
 
@@ -16,10 +16,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Metric:
-    """A number, how sure it is, and how it was obtained.
+    """A number, its standard errors, and the protocol that it was measured by.
 
-    `stderr` is of the Monte-Carlo estimate, None where nothing is drawn or one pass was made;
-    `stderr_rows` is over sequences; `n` is the number of tokens, bytes or characters under it.
+    `stderr` is that of the Monte-Carlo estimate, None if nothing is drawn or one pass was made;
+    `stderr_rows` is over sequences; `n` is the number of tokens, bytes or characters divided by.
     """
 
     name: str
@@ -43,13 +43,13 @@ def summarise(
     is_exact: bool = False,
     units: dict[str, float] | None = None,
 ) -> list[Metric]:
-    """Metrics from the sums by pass and row, both `[passes rows]`.
+    """Returns metrics from the sums by pass and row, both `[passes rows]`.
 
-    `units` gives, per unit ("byte", "character"), how many the scored text has.
+    `units` has the size of the evaluated text by unit ("byte", "character").
     """
     tokens = int(count[0].sum())
     if tokens == 0:
-        raise ValueError("no token to score")
+        raise ValueError("no token to evaluate")
     passes = bound.sum(axis=1)
     nats = passes.mean()
     noise = None if is_exact or len(passes) == 1 else passes.std(ddof=1) / math.sqrt(len(passes))

@@ -1,9 +1,9 @@
 """Distributions of short sequences that are known exactly, with their posterior as a network.
 
 `Enumerated` is a random distribution over all sequences of a few tokens. `HiddenMarkov` is a hidden
-Markov model over longer ones: its exact posterior p(x_i | what is visible) comes from the forward
-and backward recursions. A network that makes no mistakes leaves to samplers and objectives all that
-is wrong.
+Markov model over longer ones: its exact posterior p(x_i | visible tokens) comes from the forward
+and backward recursions. Since such a network makes no errors, all error measured with it comes from
+the sampler or the objective.
 """
 
 import itertools
@@ -29,8 +29,8 @@ from mdlm.types import DenseLogits, NetInput, Vocab
 
 
 class Oracle(Protocol):
-    """A law of rows of `length` tokens 0..symbols-1 (the mask is the id after them), and its
-    posterior as a network."""
+    """A distribution of sequences of `length` tokens 0..symbols-1 (the mask is the id after them),
+    and its posterior as a network."""
 
     @property
     def name(self) -> str: ...
@@ -42,11 +42,11 @@ class Oracle(Protocol):
     def denoise(self, inputs: NetInput, *, key: Any = None) -> DenseLogits: ...
 
     def distance(self, tokens: np.ndarray) -> float:
-        """Total variation between the law and the frequencies of these rows."""
+        """Returns the total variation between the distribution and the frequencies in `tokens`."""
         ...
 
     def draw(self, rows: int, seed: int) -> np.ndarray:
-        """Rows from the law itself."""
+        """Returns `rows` sequences drawn from the distribution itself."""
         ...
 
 
@@ -54,13 +54,13 @@ class Oracle(Protocol):
 class Enumerated:
     """A random distribution over all sequences of a few tokens, enumerated in float64.
 
-    `concentration` is that of the Dirichlet distribution that it is drawn from.
+    Its probabilities are drawn from a Dirichlet distribution of this `concentration`.
     """
 
     length: int = 3
     symbols: int = 3
     seed: int = 0
-    name: str = "enumerated law, whole rows"
+    name: str = "enumerated distribution, whole sequences"
     concentration: float = 0.4
 
     @property
@@ -92,7 +92,7 @@ class Enumerated:
         return table
 
     def denoise(self, inputs: NetInput, *, key: Any = None) -> DenseLogits:
-        """The true posterior, as a network."""
+        """Returns the logits of the exact posterior, as a network would."""
         digits = (self.symbols + 1) ** jnp.arange(self.length)[::-1]
         number = (inputs.tokens * digits[None]).sum(-1)
         posterior = jnp.asarray(self._posterior, jnp.float32)[number]
@@ -119,7 +119,7 @@ class HiddenMarkov:
 
     @cached_property
     def model(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The law of the first state, transitions `[from to]`, emissions `[state token]`."""
+        """Distribution of the first state, transitions `[from to]`, emissions `[state token]`."""
         rng = np.random.default_rng(self.seed)
         moves = rng.dirichlet(np.full(self.states, 0.3), size=self.states)
         emits = rng.dirichlet(np.full(self.symbols, 0.3), size=self.states)
@@ -129,7 +129,7 @@ class HiddenMarkov:
     def denoise(self, inputs: NetInput, *, key: Any = None) -> DenseLogits:
         first, moves, emits = (jnp.asarray(x, jnp.float32) for x in self.model)
         seen = jnp.concatenate([emits.T, jnp.ones((1, self.states))])[inputs.tokens]
-        seen = seen.swapaxes(0, 1)  # [l b state]: the likelihood of what is visible there
+        seen = seen.swapaxes(0, 1)  # [l b state]: the likelihood of the visible token
         normal = lambda x: x / x.sum(-1, keepdims=True)
 
         def forward(before, here):
@@ -148,7 +148,7 @@ class HiddenMarkov:
 
     @cached_property
     def pairs(self) -> np.ndarray:
-        """The law of two neighbours."""
+        """The distribution of two neighbouring tokens, `[token token]`."""
         first, moves, emits = self.model
         return emits.T @ (first[:, None] * moves) @ emits
 
@@ -169,7 +169,7 @@ class HiddenMarkov:
 
 
 def sample(oracle: Oracle, sampler: Sampler, rows: int, seed: int = 0) -> Samples:
-    """Rows drawn by `sampler` with the oracle's posterior as network."""
+    """Returns `rows` sequences drawn by `sampler` with the oracle's posterior as network."""
     vocab = Vocab(size=oracle.symbols + 1, mask_id=oracle.symbols)
     is_score = issubclass(Score, sampler.parameterizations) and not issubclass(
         Subs, sampler.parameterizations
@@ -180,7 +180,7 @@ def sample(oracle: Oracle, sampler: Sampler, rows: int, seed: int = 0) -> Sample
         logits = oracle.denoise(inputs).logits()
         if not is_score:
             return DenseLogits(logits)
-        # A score's logits are not up to a constant: the law times the number of tokens.
+        # A score's logits have no free constant: they are log(probability * number of tokens).
         return DenseLogits(jax.nn.log_softmax(logits, axis=-1) + np.log(oracle.symbols))
 
     @jax.jit

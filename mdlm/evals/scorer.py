@@ -1,7 +1,7 @@
-"""Scoring a split with a set of parameters: the compiled score, and the loop over batches.
+"""Evaluation of a split with given parameters: the compiled evaluation, and the loop over batches.
 
-A pass scores every token of the split once, with noise times stratified over all of its rows and
-dealt to them at random.
+A pass evaluates every token of the split once. Noise times are stratified over all rows of the
+split and assigned to them at random.
 """
 
 import math
@@ -33,19 +33,19 @@ from mdlm.times import balanced_order
 from mdlm.types import ArrayTree, Batch
 
 TABLE_TOKENS = 2**24
-"""Tokens of a stored training split that tables of counts are learnt from, all in memory."""
+"""Most tokens of a stored training split, in memory at once, that n-gram counts come from."""
 
-Score = Callable[[int, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
+Evaluate = Callable[[int, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
 """`(pass number, batch) -> (bound [b], count [b])`: sums over each row, nats and tokens."""
 
 Batches = Callable[[], Iterable[dict[str, np.ndarray]]]
 
 Report = Callable[[int, int], None]
-"""`(rows scored, rows to score)`, over all passes."""
+"""Called with `(rows evaluated, rows to evaluate)`, over all passes."""
 
 
 def other_text(data: TextData | Mixture) -> str:
-    """What is scored, where it is not the data of the run."""
+    """Returns the beginning of a protocol, for data that are not those of the run."""
     if isinstance(data, Mixture):
         return "other data, "
     source = data.source
@@ -53,7 +53,7 @@ def other_text(data: TextData | Mixture) -> str:
 
 
 def check_same_data(dataset: Dataset, splits: tuple[str, ...]) -> None:
-    """InputError, on all processes, unless all have read the same text and packed it alike."""
+    """Raises InputError, on all processes, if one of them has other text or other rows."""
     of = {name: getattr(dataset, name) for name in splits}
     found = {
         "tokenizer": dataset.tokenizer.fingerprint,
@@ -64,11 +64,11 @@ def check_same_data(dataset: Dataset, splits: tuple[str, ...]) -> None:
 
 
 class Scorer:
-    """Scores splits with given parameters; compiles once per shape of batch."""
+    """Evaluates splits with given parameters; compiles once per shape of batch."""
 
     def __init__(self, model: Model, mesh: jax.sharding.Mesh, dataset: Dataset):
         self.model, self.mesh, self.dataset = model, mesh, dataset
-        self.score = compile_evaluation(model, mesh)
+        self.evaluate = compile_evaluation(model, mesh)
         self._compiled: set[int] = set()
 
     def run(
@@ -78,7 +78,7 @@ class Scorer:
         limit: int = 0,
         report: Report = lambda done, rows: None,
     ) -> list[Metric]:
-        """Metrics of a split, or of its first `limit` rows (then per token only)."""
+        """Returns metrics of a split, or of its first `limit` rows (then per token only)."""
         part = getattr(self.dataset, how.split)
         whole = not 0 < limit < len(part.rows)
         rows = part.rows if whole else part.rows.first(limit)
@@ -90,21 +90,21 @@ class Scorer:
 
         here = rows_here(self.mesh, size)
 
-        def score(number: int, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-            # Every process sums up the whole batch, and gives its devices their rows of it.
+        def evaluate(number: int, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+            # Each process adds up the whole batch, and puts only its own rows on its devices.
             mine = {name: value[here] if value.ndim else value for name, value in batch.items()}
             inputs = params, jax.random.fold_in(key, number), Batch(**put_on_mesh(self.mesh, mine))
             if size not in self._compiled:
-                process_group.compile_together(self.score, *inputs)
+                process_group.compile_together(self.evaluate, *inputs)
                 self._compiled.add(size)
-            return jax.device_get(self.score(*inputs))
+            return jax.device_get(self.evaluate(*inputs))
 
         def batches():
             return evaluation_batches(rows, size)
 
         n = len(rows)
         bound, count = passes(
-            score, batches, count=how.passes, rows=n, seed=experiment.seed, report=report
+            evaluate, batches, count=how.passes, rows=n, seed=experiment.seed, report=report
         )
         share = "" if whole else f", first {n} rows"
         text = "" if self.dataset.data == experiment.data else other_text(self.dataset.data)
@@ -122,11 +122,12 @@ class Scorer:
     def clip_search(
         self, params: ArrayTree, *, batches: int, key: Key[Array, ""]
     ) -> list[Interval]:
-        """Intervals of times for block diffusion, by `batches` batches of the validation split."""
+        """Returns intervals of times for block diffusion, from `batches` batches of the validation
+        split. Raises InputError if the objective is not BlockNelbo."""
         model, train = self.model, self.model.experiment.train
         if not isinstance(model.objective, BlockNelbo):
             name = type(model.objective).__name__
-            raise InputError(f"intervals of times are those of BlockNelbo, not of {name}")
+            raise InputError(f"objective={name}(): the search for intervals needs BlockNelbo")
         assert isinstance(model.process, Masked)  # the objective refuses others
         order = balanced_order(train.batch_size)
         here = rows_here(self.mesh, len(order))
@@ -144,9 +145,9 @@ class Scorer:
         )
 
     def ngrams(self, split: str) -> list[Metric]:
-        """What count tables of the training split alone score on a split.
+        """Returns metrics of the n-gram baselines of the training split on a split.
 
-        Of a training split in a store they are learnt from its first `TABLE_TOKENS` tokens.
+        If the training split is in a store, counts are of its first `TABLE_TOKENS` tokens.
         """
         train, part = self.dataset.train.rows, getattr(self.dataset, split)
         n = max(1, TABLE_TOKENS // train.length)
@@ -169,7 +170,7 @@ class Scorer:
 
 
 def passes(
-    score: Score,
+    evaluate: Evaluate,
     batches: Batches,
     *,
     count: int,
@@ -177,8 +178,8 @@ def passes(
     seed: int,
     report: Report = lambda done, total: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores a split `count` times. Returns bounds (nats) and numbers of scored tokens, both by
-    pass and row, `[passes rows]`, float64."""
+    """Evaluates a split `count` times. Returns bounds (nats) and numbers of tokens evaluated, both
+    by pass and row, `[passes rows]`, float64."""
     bound, tokens = np.zeros((count, rows)), np.zeros((count, rows))
     done = 0
     for number in range(count):
@@ -186,7 +187,7 @@ def passes(
         for batch in batches():
             row = np.asarray(batch["row"])
             filled = np.asarray(batch["loss_mask"]).any(axis=-1)
-            nats, scored = score(number, {**batch, "row": deal[row]})
+            nats, scored = evaluate(number, {**batch, "row": deal[row]})
             bound[number, row[filled]] = nats[filled]
             tokens[number, row[filled]] = scored[filled]
             done += int(filled.sum())
@@ -195,11 +196,12 @@ def passes(
 
 
 def compile_evaluation(model: Model, mesh: Mesh) -> Callable[..., tuple[Array, Array]]:
-    """Jitted `(params, key, batch) -> (bound [b], count [b])`: sums over each row, on all hosts."""
+    """Returns a jitted `(params, key, batch) -> (bound [b], count [b])`, sums over each row,
+    replicated on all hosts."""
 
-    def score(params, key, batch: Batch):
+    def evaluate(params, key, batch: Batch):
         with on(mesh):
             terms = model.evaluate(params, key, batch)
         return terms.bound.sum(axis=-1), terms.count.sum(axis=-1)
 
-    return jax.jit(score, out_shardings=replicated(mesh))
+    return jax.jit(evaluate, out_shardings=replicated(mesh))

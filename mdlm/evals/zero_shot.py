@@ -1,9 +1,9 @@
 """Texts that a model was not trained on, for `mdlm eval RUN --on NAME`.
 
-The protocol of SEDD and MDLM (arXiv:2406.07524, table 3): the cleaned texts of a split strung
-together, no EOS between them, cut into rows as long as those of the training. Tokens are those of
-the run; published numbers are of GPT-2's, in rows of 1024 with BOS and EOS at their ends, after
-OpenWebText.
+The protocol of SEDD and MDLM (arXiv:2406.07524, table 3): the cleaned texts of a split are
+concatenated, without EOS between them, and cut into rows of the training length. The tokenizer is
+that of the run. Published numbers are with GPT-2's tokenizer, in rows of 1024 with BOS and EOS at
+their ends, trained on OpenWebText.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from mdlm.errors import InputError
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """A text, the split of it that is scored, and the *published* perplexities after OpenWebText of
-    MDLM (a bound), SEDD (a bound) and an autoregressive model (arXiv:2406.07524, table 3)."""
+    """A text, its split to evaluate, and the *published* perplexities of MDLM (a bound), SEDD (a
+    bound) and an autoregressive model trained on OpenWebText (arXiv:2406.07524, table 3)."""
 
     recipe: Callable[..., TextData]
     split: str
@@ -43,12 +43,12 @@ TEXTS = {
 def zero_shot(
     name: str, tokenizer: TokenizerConfig, packing: Packing, path: str | None = None
 ) -> tuple[TextData, str]:
-    """The text of that name, with the tokens of a run and rows like its, and the split to score.
+    """Returns the text of a name, with a run's tokenizer and row length, and the split to evaluate.
 
-    `path` is a folder with a copy of the data set. InputError for a name that is none.
+    `path` is a folder with a copy of the data set. Raises InputError if the name is unknown.
     """
     if name not in TEXTS:
-        raise InputError(f"--on {name}: there is {', '.join(TEXTS)}")
+        raise InputError(f"--on {name}: allowed are {', '.join(TEXTS)}")
     chosen = TEXTS[name]
     source = chosen.recipe(path).source
     rows = Wrap(length=packing.length, row_specials=packing.frame[0], eos=False)

@@ -1,4 +1,4 @@
-"""How a run is evaluated, as the experiment says it."""
+"""Settings of evaluation."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from mdlm.objectives.base import Objective
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """How a split is scored.
+    """Settings for evaluating a split.
 
     Args:
-        passes: independent passes over the split (1 suffices where nothing is drawn).
-        batch_size: rows scored at a time (0: the training batch).
-        split: the split that `mdlm eval` scores unless told otherwise. Training evaluates the
-            validation split, whatever this is (see `split_in_training`).
-        objective: what is reported, where it is not what was trained: a bound for a network that
-            trained on something else, or another protocol.
-        ngrams: also score count tables of the training split, which a network should beat.
+        passes: independent passes over the split (1 suffices if nothing is drawn).
+        batch_size: rows evaluated at a time (0: the training batch size).
+        split: the split that `mdlm eval` evaluates by default. Training evaluates the validation
+            split, whatever this is (see `split_in_training`).
+        objective: the objective to report, if not the training objective: a bound for a network
+            trained with another loss, or another protocol.
+        ngrams: also evaluate n-gram baselines of the training split, which a network should beat.
     """
 
     passes: int = 4
@@ -27,17 +27,20 @@ class Perplexity:
 
     def __post_init__(self):
         if self.passes < 1 or self.batch_size < 0:
-            raise ValueError(f"passes={self.passes}, batch_size={self.batch_size}")
+            raise ValueError(
+                f"passes={self.passes}, batch_size={self.batch_size}:"
+                " passes must be at least 1, batch_size at least 0"
+            )
 
 
 SELECTS = "valid"
-"""The one split that checkpoints are selected by."""
+"""The split that selects the best checkpoint."""
 
 
 def split_in_training(how: Perplexity, splits: tuple[str, ...]) -> str:
-    """The split that is evaluated during training, of those that the data have.
+    """Returns the split to evaluate during training; `splits` are those of the data.
 
-    It is the validation split. Data without one are evaluated on the split of `how`, under the
-    name of that split, and no checkpoint is selected by the result.
+    It is the validation split. Data without one are evaluated on `how.split`, under its name, and
+    no best checkpoint is selected.
     """
     return SELECTS if SELECTS in splits else how.split

@@ -1,7 +1,7 @@
-"""The experiment: every choice of a run as one value, and the model those choices compose.
+"""The experiment: all choices of a run as one value.
 
 An experiment file is Python that defines `experiment = Experiment(...)`. It is executed: open one
-only from people you would run code from. Values in it can be replaced from outside by dotted name
+only from people you would run code from. Its values can be overridden by dotted name
 (`train.steps`), see `mdlm.config.overrides`.
 """
 
@@ -27,28 +27,28 @@ from mdlm.samplers.base import Sampler
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How long and in what portions a run trains, and when it looks at itself.
+    """Length, batch and EMA of training, and the intervals of logging, evaluation and checkpoints.
 
     Args:
         steps: optimizer steps.
         batch_size: rows of a global batch, over all devices and micro-batches.
         accumulate: micro-batches whose gradients are added up before a step.
-        ema_decay: decay of the parameters' moving average, reached by min(decay, (1+n)/(10+n)).
+        ema_decay: largest decay of the parameters' EMA; at update n it is min(decay, (1+n)/(10+n)).
         log_every: steps between lines in metrics.jsonl.
         eval_every: steps between evaluations of the validation split (0: only at the end). Data
             without one are evaluated on `evaluation.split`, and no best checkpoint is selected.
         eval_rows: rows of that split that are evaluated (0: all).
         sample_every: steps between samples (0: only at the end).
-        sample_length: tokens of such a sample (0: a row of the data).
+        sample_length: tokens of each sample (0: the length of a row of the data).
         checkpoint_every: steps between checkpoints (0: only at the end).
-        keep: newest checkpoints that are kept; the best on the validation split is kept too.
-        keep_every: checkpoints at multiples of so many steps are kept for good (0: none is).
-        max_skipped: steps in a row whose loss or gradient is not finite after which the run ends.
-            Such a step changes nothing but the count of steps. Looked at with each line of the log.
-        spike: what the loss of a logged step may be above the median of the 50 lines before it,
-            nats per token, without being called a spike (None: it may be anything).
-        rewinds: how often, at most, a spike sends the run back to its newest checkpoint, from where
-            it goes on with the batches after the spike. Further ones are noted only.
+        keep: number of newest checkpoints kept; the best on the validation split is kept too.
+        keep_every: checkpoints at multiples of this many steps are kept permanently (0: none).
+        max_skipped: the run ends after this many steps in a row whose loss or gradient is not
+            finite. Such steps only count; they make no update. Checked at each line of the log.
+        spike: the loss of a logged step is a spike if it exceeds the median of the 50 lines before
+            it by more than this, nats per token (None: there are no spikes).
+        rewinds: how often, at most, a spike rewinds the run to its newest checkpoint, to continue
+            with the batches after the spike. Further spikes are only logged.
     """
 
     steps: int = 1000
@@ -70,22 +70,22 @@ class Training:
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep", "max_skipped"):
             if getattr(self, name) < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)} is not positive")
+                raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
         for name in ("keep_every", "rewinds"):
             if getattr(self, name) < 0:
-                raise ValueError(f"train.{name}={getattr(self, name)} is negative")
+                raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 0")
         if self.spike is not None and not self.spike > 0:
-            raise ValueError(f"train.spike={self.spike} is not positive")
+            raise ValueError(f"train.spike={self.spike}: must be above 0, or None")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"train.ema_decay={self.ema_decay} is not in [0, 1)")
+            raise ValueError(f"train.ema_decay={self.ema_decay}: must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One run: data, process, network, objective, optimizer, sampler, and the mesh it runs on.
 
-    `time_condition` says what the network is told of the noise level: nothing ("none", as in the
-    released MDLM models), the time itself, sigma = -log alpha, or the log-SNR.
+    `time_condition` is what the network is conditioned on: no noise level ("none", as in the
+    released MDLM models), the time itself ("t"), "sigma" = -log alpha, or the log-SNR ("log_snr").
     """
 
     name: str
@@ -107,7 +107,7 @@ class Experiment:
 
 
 def refuse_nonsense(e: Experiment) -> None:
-    """InputError, with the reason, for choices that do not work together."""
+    """Raises InputError, with the reason, if the experiment's components do not fit together."""
     parts: dict[str, Objective | Sampler] = {"objective": e.objective, "sampler": e.sampler}
     if e.evaluation.objective is not None:
         parts["evaluation.objective"] = e.evaluation.objective
@@ -120,20 +120,20 @@ def refuse_nonsense(e: Experiment) -> None:
         raise InputError("time_condition has no meaning for a causal network: nothing is noised")
     if e.process.schedule.per_token and e.time_condition != "t":
         raise InputError(
-            f'time_condition="{e.time_condition}" is one number for a row, and this schedule has'
-            ' one for each token; use "t"'
+            f'time_condition="{e.time_condition}" is one number per sequence, and this schedule has'
+            ' one per token; use "t"'
         )
 
 
 def refuse_part(name: str, part: Objective | Sampler, e: Experiment) -> None:
-    """InputError, with the reason, where a part does not fit the rest of an experiment."""
+    """Raises InputError, with the reason, if a component does not fit the experiment."""
     reason = part.incompatibility(e.process, e.parameterization, e.network)
     if reason is not None:
         raise InputError(f"{name}={type(part).__name__}(): {reason}")
 
 
 def refuse_blocks(parts: dict[str, Any], length: int) -> None:
-    """InputError where blocks are not of one size, or do not fill a row."""
+    """Raises InputError if diffusion blocks differ in size, or do not divide a row."""
     sizes = {name: part.block_size for name, part in parts.items() if part.attends == "blocks"}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name}.block_size={size}" for name, size in sizes.items())

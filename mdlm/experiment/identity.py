@@ -1,4 +1,4 @@
-"""What makes two experiments the same run: their values, and which of them must not change."""
+"""The identity of a run: the values of its experiment that must not change on resume."""
 
 import dataclasses
 import hashlib
@@ -20,20 +20,21 @@ FIXED = {f.name: f for f in dataclasses.fields(Experiment) if f.name not in FREE
 
 
 def without_stores(data: Any) -> Any:
-    """Data without where their tokens are kept: they are the source's own."""
+    """Returns data without the paths of their stores; the same tokens follow from the source."""
     if isinstance(data, Mixture):
         return dataclasses.replace(data, parts=tuple(map(without_stores, data.parts)))
     return with_defaults(data, ("store",))
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:
-    """What must not change when a run is resumed: all but where, how long, by which of several
-    equal computations, and how often it looks. What may change is at its default."""
+    """Returns the values that must not change when a run is resumed. Left out or set to their
+    defaults are those that may: name, sampler, evaluation, mesh, stores, choices between equal
+    computations, and all of `train` but batch size and EMA decay."""
     return _fixed({name: getattr(experiment, name) for name in FIXED})
 
 
 def recorded(experiment: Experiment) -> dict[str, str]:
-    """The identity as it is written into files."""
+    """Returns the identity as text, as files record it."""
     values = identity(experiment)
     return {n: to_text(v) for n, v in values.items() if v != default_of(FIXED[n])}
 
@@ -41,7 +42,7 @@ def recorded(experiment: Experiment) -> dict[str, str]:
 def identity_of(
     record: Mapping[str, Any], title: str, known: Mapping[str, type] | None = None
 ) -> dict[str, Any]:
-    """The identity of an experiment that was recorded, whole or as `recorded` says.
+    """Returns the identity of a recorded experiment, recorded in full or by `recorded`.
 
     Raises InputError if it cannot be read; `title` begins the error.
     """
@@ -52,7 +53,7 @@ def identity_of(
 
 
 def fingerprint(experiment: Experiment) -> str:
-    """Twelve hexadecimal digits of the identity."""
+    """Returns twelve hexadecimal digits of a hash of the identity."""
     text = json.dumps(recorded(experiment), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -28,7 +28,7 @@ def load_file(path: str | Path) -> Experiment:
 
 
 def load_data_file(path: str | Path) -> "Experiment | DataOnly":
-    """The same; a file that defines `data = TextData(...)` and no experiment will do."""
+    """As `load_file`, but the file may define `data = TextData(...)` and no experiment."""
     space = _executed(path)
     if isinstance(space.get("experiment"), Experiment):
         return space["experiment"]
@@ -41,13 +41,13 @@ def load_data_file(path: str | Path) -> "Experiment | DataOnly":
 
 @dataclass(frozen=True, kw_only=True)
 class DataOnly:
-    """What a file of data says, under the name that its values have in an experiment."""
+    """The data of a file without an experiment, under the field name that an experiment has."""
 
     data: TextData
 
 
 def _executed(path: str | Path) -> dict[str, Any]:
-    """What a file of Python defines."""
+    """Executes a Python file; returns the names it defines."""
     path = located(path)
     space: dict[str, Any] = {"__name__": "mdlm_experiment", "__file__": str(path)}
     try:

@@ -23,10 +23,10 @@ from mdlm.types import ArrayTree, Batch, LossTerms, NetInput, Prediction, Vocab
 
 @dataclass(frozen=True)
 class Model:
-    """An experiment's parts bound to a vocabulary: what is trained, evaluated and sampled.
+    """An experiment's components bound to a vocabulary; it is trained, evaluated and sampled.
 
-    `counts`, of the training split's tokens, is for processes that are made from them. `process`
-    is without what it learns; `bound_process` has that too.
+    `counts` are the token counts of the training split, for processes that are built from them.
+    `process` is without its learned parameters, `bound_process` with them.
     """
 
     experiment: Experiment
@@ -39,7 +39,7 @@ class Model:
 
     @classmethod
     def on(cls, experiment: Experiment, dataset: Dataset) -> "Model":
-        """The model of an experiment on its data."""
+        """Returns the model of an experiment on its data."""
         counts = dataset.counts if experiment.process.needs_counts else None
         return cls(experiment, dataset.vocab, counts)
 
@@ -49,7 +49,7 @@ class Model:
         process = e.process.with_vocab(self.vocab)
         if process.needs_counts:
             if self.counts is None:
-                raise ValueError("this process is made from token counts, and none were given")
+                raise ValueError("counts=None: this process is built from token counts")
             process = process.with_counts(self.counts)
         for name, component in (
             ("process", process),
@@ -61,25 +61,25 @@ class Model:
 
     @property
     def vocab_size(self) -> int:
-        """Columns of the logits."""
+        """Size of the vocabulary, the mask included: the last axis of the logits."""
         return self.vocab.size
 
     def init(self, key: Key[Array, ""]) -> ArrayTree:
-        """Fresh parameters, by component: `network`, and `process` where it learns something."""
+        """Returns fresh parameters by component: `network`, and `process` if it learns any."""
         params = {"network": networks.init(self.experiment.network, key, self.vocab_size)}
         learned = self.process.init(stream(key, "process"))
         return {**params, "process": learned} if learned else params
 
     def abstract_params(self, mesh: Mesh | AbstractMesh) -> ArrayTree:
-        """Shapes, dtypes and shardings of the parameters on a mesh; nothing is computed.
+        """Returns shapes, dtypes and shardings of the parameters on a mesh; nothing is computed.
 
         Raises InputError if the network or its rows cannot be split over the mesh.
         """
         return self.on_mesh(mesh, jax.eval_shape(self.init, jax.random.key(0)))
 
     def on_mesh(self, mesh: Mesh | AbstractMesh, shapes: ArrayTree) -> ArrayTree:
-        """The shapes of parameters, or of anything with arrays named like them (gradients, the
-        optimizer's moments, an average), with their shardings on a mesh.
+        """Returns `shapes` with their shardings on a mesh: those of parameters, or of any tree with
+        arrays named like them (gradients, the optimizer's moments, an EMA).
 
         Raises InputError if the network or its rows cannot be split over the mesh.
         """
@@ -94,12 +94,12 @@ class Model:
         )
 
     def bound_process(self, params: ArrayTree) -> Process:
-        """The process with what it has learned."""
+        """Returns the process with its learned parameters."""
         return self.process.bind(params.get("process", {}))
 
     def diffusion(self, params: ArrayTree) -> Diffusion:
-        """What objectives and samplers are handed: the process with what it has learned, and the
-        network with its parameters, fed as `time_condition` says."""
+        """Returns the argument of objectives and samplers: the process and the network with their
+        parameters, the network conditioned as `time_condition` says."""
         process = self.bound_process(params)
         schedule = process.schedule
         condition = {
@@ -116,7 +116,7 @@ class Model:
     def loss(
         self, params: ArrayTree, key: Key[Array, ""], batch: Batch, part: int | Int[Array, ""] = 0
     ) -> LossTerms:
-        """The objective, with dropout, which differs from one `part` of a batch to the next."""
+        """Returns the training loss, with dropout, drawn anew for each `part` of a batch."""
         diffusion = self.diffusion(params)
         denoise = diffusion.denoise
         batch = self.experiment.network.labelled(batch, stream(key, "labels"))
@@ -127,8 +127,7 @@ class Model:
         return self.objective(key, batch, replace(diffusion, denoise=with_dropout))
 
     def evaluate(self, params: ArrayTree, key: Key[Array, ""], batch: Batch) -> LossTerms:
-        """What an evaluation reports: its objective (by default that of the training), and no
-        dropout."""
+        """Returns the evaluation's objective (by default that of training), without dropout."""
         diffusion = self.diffusion(params)
         denoise = diffusion.denoise
         batch = self.experiment.network.labelled(batch)
@@ -137,7 +136,7 @@ class Model:
 
 
 def check_sampler(sampler: Sampler, model: Model) -> None:
-    """InputError, with the reason, where a model cannot be sampled so."""
+    """Raises InputError, with the reason, if the sampler does not fit the model."""
     e = model.experiment
     refuse_part("sampler", sampler, e)
     refuse_blocks({"network": e.network, "sampler": sampler}, e.data.packing.length)

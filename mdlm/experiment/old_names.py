@@ -1,7 +1,7 @@
 """Names that modules had before version 0.2, for the experiment files that run folders keep.
 
-A run folder holds the experiment file as it was, with the imports of its day. While such a copy is
-executed, the old names stand for the modules that hold their contents now.
+A run folder holds a copy of the experiment file, with the imports of its time. While such a copy is
+executed, the old names refer to the modules that hold their contents now.
 """
 
 import importlib
@@ -26,11 +26,11 @@ OLD_NAMES = {
     "mdlm.samplers.shaping": "mdlm.samplers.logits.shaping",
 }
 MOVED = {"mdlm.evals.nll": {"Perplexity": "mdlm.experiment.evaluation"}}
-"""Single names that left a module which is still there."""
+"""Names that moved out of a module that still exists."""
 
 
 class _Old(MetaPathFinder, Loader):
-    """Finds a module under its old name: the new one, itself."""
+    """Finds the module of the new name under its old name; both are the same object."""
 
     def find_spec(self, fullname, path=None, target=None):
         return ModuleSpec(fullname, self) if fullname in OLD_NAMES else None
@@ -44,7 +44,7 @@ class _Old(MetaPathFinder, Loader):
 
 @contextmanager
 def old_names() -> Iterator[None]:
-    """Within it, modules are found under their old names too."""
+    """Context in which modules are also found under their old names."""
     finder = _Old()
     sys.meta_path.append(finder)
     lent = []

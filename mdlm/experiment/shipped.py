@@ -1,7 +1,7 @@
 """The experiments that come with the package, found by name.
 
 They are files of `experiments/` in the repository; an installed package holds them as
-`mdlm/experiments/`. Nothing here executes them.
+`mdlm/experiments/`. This module does not execute them.
 """
 
 import ast
@@ -14,33 +14,33 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def folder() -> Path:
-    """Where they are: in the installed package, or beside it in the repository."""
+    """Returns their folder: in the installed package, or beside it in the repository."""
     installed = PACKAGE / "experiments"
     return installed if installed.is_dir() else PACKAGE.parent / "experiments"
 
 
 def names() -> list[str]:
-    """Their names, in alphabetical order: `quickstart`, `family/gidd`."""
+    """Returns their names, in alphabetical order: `quickstart`, `family/gidd`."""
     return sorted(
         path.relative_to(folder()).with_suffix("").as_posix() for path in folder().rglob("*.py")
     )
 
 
 def summary(name: str) -> str:
-    """The first line of an experiment's docstring."""
+    """Returns the first line of an experiment's docstring."""
     text = (folder() / f"{name}.py").read_text()
     return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
 
 
 def is_name(text: str) -> bool:
-    """Whether the text is no existing file, and the name of one of these experiments."""
+    """Whether the text is the name of a shipped experiment, and not an existing file."""
     return not Path(text).is_file() and text in names()
 
 
 def located(experiment: str | Path) -> Path:
-    """The file of an experiment, given as its path or its name; an existing file has precedence.
+    """Returns the file of an experiment, given as its path or name; an existing file comes first.
 
-    Raises InputError if there is neither.
+    Raises InputError if there is no such file and no such name.
     """
     text = str(experiment)
     if Path(text).is_file():
@@ -56,7 +56,7 @@ def located(experiment: str | Path) -> Path:
 
 
 def nearest(text: str) -> str | None:
-    """The name most like the text, or whose last part is; None if none is alike."""
+    """Returns the name that is most similar to the text, whole or by its last part, or None."""
     text, known = text.removesuffix(".py"), names()
     if found := get_close_matches(text, known, n=1, cutoff=0.8):
         return found[0]

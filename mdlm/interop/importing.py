@@ -28,28 +28,31 @@ def import_weights(
     overrides: list[tuple[str, str]],
     dtype: weights_file.WeightsDtype | None = None,
 ) -> int:
-    """Makes a run folder that holds weights, in the layout of the MDLM repository, and no training
-    state. They are kept in `dtype`, by default each in that of the file.
+    """Makes a run folder with weights and no training state, from weights in the layout of the
+    MDLM repository. They are stored in `dtype`, by default each in its dtype in the file.
 
-    Returns the number of parameters. Raises InputError if the sizes are not the experiment's, or
-    a value is too large for the dtype.
+    Returns the number of parameters of the network. Raises InputError if the shapes do not fit the
+    experiment, or a value is too large for `dtype`.
     """
     folder = RunFolder(out)
     if folder.exists:
-        raise InputError(f"{out} is a run folder already")
+        raise InputError(f"{out} is already a run folder: choose a new or empty folder")
     folder.check(experiment)
     network = experiment.network
     if not isinstance(network, DiT | CausalTransformer):
-        raise InputError(f"no published layout is known for network={type(network).__name__}(...)")
+        raise InputError(
+            f"network={type(network).__name__}(...): weights can be imported for DiT and"
+            " CausalTransformer"
+        )
     data = experiment.data
     if isinstance(data, TextData) and not data.tokenizer.needs_text:
-        # The text has no part in this, prepared or not.
+        # The text is not needed, so neither is its store.
         data = replace(data, store=None)
     tokenizer = data.load(None).tokenizer
     model = Model(experiment, tokenizer.vocab)
     tensors = mdlm_torch.read(weights, dtype)
     params = {"network": mdlm_torch.stacked(tensors, network, model.vocab_size)}
-    # What a process learns is not in the file: it starts as in training.
+    # The file lacks the parameters of a process that learns: they start as in training.
     start = stream(jax.random.key(experiment.seed), "init")
     learned = jax.jit(lambda key: model.init(key).get("process", {}))(start)
     if learned:

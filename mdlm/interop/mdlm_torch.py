@@ -2,8 +2,8 @@
 
 There a network is a flat set of tensors named by PyTorch module path, `blocks.3.attn_qkv.weight`
 and so on, with the weights of linear layers `(out, in)`. Here kernels are `(in, out)` and the
-blocks are stacked along a first axis. Names and axes differ, nothing else: the way there and back
-is exact. Both the diffusion transformer and the autoregressive baseline are covered.
+blocks are stacked along a first axis. Only names and axes differ, so conversion both ways is exact.
+The diffusion transformer and the autoregressive baseline are covered.
 """
 
 import importlib
@@ -61,12 +61,12 @@ _OUTSIDE_CONDITIONED = {
 
 
 def read(path: str | Path, dtype: WeightsDtype | None = None) -> Tensors:
-    """The tensors of a file by their plain names (wrappers' prefixes taken off), in `dtype` or each
-    in its own.
+    """Returns the tensors of a file by their names without wrappers' prefixes, in `dtype`, by
+    default each in its own.
 
     `.safetensors` files are read directly. PyTorch's own formats (`.bin`, `.ckpt`, `.pt`, `.pth`)
-    need torch installed and are read with `weights_only=True`; of a training checkpoint, its
-    `state_dict` is taken, which holds the last weights and not their moving average. Raises
+    need torch installed and are read with `weights_only=True`. From a training checkpoint the
+    `state_dict` is read, which holds the last weights and not their EMA. Raises
     InputError if the file is missing, unreadable or of another kind, or if a value is too large
     for the dtype.
     """
@@ -78,7 +78,7 @@ def read(path: str | Path, dtype: WeightsDtype | None = None) -> Tensors:
     elif path.suffix in (".bin", ".ckpt", ".pt", ".pth"):
         raw = _read_torch(path)
     else:
-        raise InputError(f"{path}: expected .safetensors, .bin, .ckpt, .pt or .pth")
+        raise InputError(f"{path}: the name must end in .safetensors, .bin, .ckpt, .pt or .pth")
     if dtype is None:
         return _unwrapped(dict(raw))
     wanted = np.dtype(dtype)
@@ -86,7 +86,7 @@ def read(path: str | Path, dtype: WeightsDtype | None = None) -> Tensors:
 
 
 def _read_safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and tensors, one after the other."""
+    """Yields names and tensors, one after the other."""
     try:
         with safe_open(path, "numpy") as file:
             for name in file.keys():
@@ -96,7 +96,7 @@ def _read_safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _read_torch(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and tensors of a PyTorch pickle."""
+    """Yields names and tensors of a PyTorch pickle."""
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
@@ -106,7 +106,7 @@ def _read_torch(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         ) from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch each raise their own kinds
+    except Exception as error:  # pickle, zip and torch each raise their own kind
         raise InputError(
             f"torch cannot load {path} as plain weights ({type(error).__name__}):"
             " give the weights as .safetensors"
@@ -114,14 +114,14 @@ def _read_torch(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     for name, value in content.get("state_dict", content).items():
         if not isinstance(value, torch.Tensor):
             continue
-        if value.dtype == torch.bfloat16:  # which NumPy does not know
+        if value.dtype == torch.bfloat16:  # a dtype that NumPy lacks
             yield name, value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         else:
             yield name, value.numpy()
 
 
 def _unwrapped(tensors: Tensors) -> Tensors:
-    """Without wrappers' prefixes. Beside a `backbone`, other parts of a checkpoint are left."""
+    """Removes wrappers' prefixes. If there is a `backbone`, only its tensors are returned."""
     if any("backbone." in name for name in tensors):
         tensors = {k: v for k, v in tensors.items() if "backbone." in k}
     plain = {}
@@ -133,22 +133,23 @@ def _unwrapped(tensors: Tensors) -> Tensors:
 
 
 def infer(tensors: Tensors) -> dict[str, Any]:
-    """What the shapes tell: kind ("dit" or "causal"), width, depth, columns, cond_dim of a DiT.
+    """Returns the network's sizes from the tensors' shapes: kind ("dit" or "causal"), width, depth,
+    columns (the vocabulary size), cond_dim of a DiT.
 
-    The number of heads shows only in the rotary buffer; `head_width` and `heads` are there when
-    it is. Raises InputError where the tensors are not such a network's.
+    The number of heads is known only from the rotary buffer: `head_width` and `heads` are returned
+    if the file has it. Raises InputError if the tensors are not those of such a network.
     """
     table = tensors.get("vocab_embed.embedding")
     if table is None or table.ndim != 2:
-        raise InputError("no table `vocab_embed.embedding`: not weights of an MDLM transformer")
+        raise InputError("no tensor `vocab_embed.embedding`: not weights of an MDLM transformer")
     blocks = {int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))}
-    columns, width = table.shape
+    vocab_size, width = table.shape
     cond = tensors.get("sigma_map.mlp.0.bias")
     found: dict[str, Any] = {
         "kind": "causal" if cond is None else "dit",
         "width": width,
         "depth": max(blocks, default=-1) + 1,
-        "columns": columns,
+        "columns": vocab_size,
     }
     if cond is not None:
         found["cond_dim"] = cond.shape[0]
@@ -158,26 +159,26 @@ def infer(tensors: Tensors) -> dict[str, Any]:
     return found
 
 
-def params_from(tensors: Tensors, network: DiT | CausalTransformer, columns: int) -> Params:
-    """The parameters of `network` from tensors in the reference layout, see `stacked`."""
-    return jax.tree.map(jnp.asarray, stacked(tensors, network, columns))
+def params_from(tensors: Tensors, network: DiT | CausalTransformer, vocab_size: int) -> Params:
+    """Returns parameters of `network` from tensors in the reference layout, see `stacked`."""
+    return jax.tree.map(jnp.asarray, stacked(tensors, network, vocab_size))
 
 
-def stacked(tensors: Tensors, network: DiT | CausalTransformer, columns: int) -> Params:
-    """Parameters from tensors in the reference layout, on the host and in the tensors' dtypes.
+def stacked(tensors: Tensors, network: DiT | CausalTransformer, vocab_size: int) -> Params:
+    """Returns parameters from tensors in the reference layout, as NumPy arrays of the same dtypes.
 
-    Raises InputError that names the first tensor that is missing, unexpected or of another shape
-    than the network's.
+    Raises InputError, with the name of the first such tensor, if one is missing, unexpected or of
+    another shape than the network's.
     """
     _check_kind(network)
     names = _names(isinstance(network, DiT), network.depth)
-    expected = shapes(network, columns)
+    expected = shapes(network, vocab_size)
     for name in names:
         if name not in tensors:
             raise InputError(f"the weights lack the tensor {name}")
     for name in tensors:
         if name not in names and name != _ROTARY:
-            raise InputError(f"the weights have a tensor {name}, which {network} does not")
+            raise InputError(f"the weights have a tensor {name}, which {network} does not have")
     for name, (path, _) in names.items():
         shape = _get(expected, path).shape
         shape = shape[1:] if path.startswith("blocks.") else shape
@@ -186,7 +187,7 @@ def stacked(tensors: Tensors, network: DiT | CausalTransformer, columns: int) ->
         _check_shape(_ROTARY, tensors[_ROTARY], (network.width // network.heads // 2,), network)
 
     layers: dict[str, list[np.ndarray]] = {}
-    for name, (path, _) in names.items():  # blocks come in order
+    for name, (path, _) in names.items():  # `names` has the blocks in order
         value = np.asarray(tensors[name])
         layers.setdefault(path, []).append(value.T if _is_kernel(path) else value)
     params: Params = {}
@@ -196,9 +197,9 @@ def stacked(tensors: Tensors, network: DiT | CausalTransformer, columns: int) ->
 
 
 def to_reference(params: Params, network: DiT | CausalTransformer) -> Tensors:
-    """The same parameters in the reference layout, with the rotary buffer that it keeps.
+    """Returns the parameters in the reference layout, with the rotary buffer that it includes.
 
-    InputError for a network of another kind than the published ones.
+    Raises InputError if the network's architecture differs from the published ones.
     """
     _check_kind(network)
     tensors = {}
@@ -217,15 +218,15 @@ def _check_kind(network: DiT | CausalTransformer) -> None:
     for name, value in published.items():
         if getattr(network, name) != value:
             raise InputError(
-                f"the published layout has no place for {name}={getattr(network, name)!r}"
-                f" (it is that of {name}={value!r})"
+                f"{name}={getattr(network, name)!r}: the published layout supports only"
+                f" {name}={value!r}"
             )
     if isinstance(network, DiT) and network.cond_dim == 0:
-        raise InputError("the published layout has no place for a DiT with cond_dim=0")
+        raise InputError("cond_dim=0: the published layout needs a DiT with cond_dim of at least 1")
 
 
 def _names(conditioned: bool, depth: int) -> dict[str, tuple[str, int | None]]:
-    """Reference name -> (path of ours, index of the block)."""
+    """Returns `{reference name: (path here, index of the block or None)}`."""
     outside = _OUTSIDE | (_OUTSIDE_CONDITIONED if conditioned else {})
     block = _BLOCK | (_BLOCK_CONDITIONED if conditioned else {})
     names: dict[str, tuple[str, int | None]] = {k: (path, None) for k, path in outside.items()}
@@ -240,7 +241,7 @@ def _is_kernel(path: str) -> bool:
 
 def _check_shape(name: str, tensor: np.ndarray, shape: tuple[int, ...], network) -> None:
     if tensor.shape != shape:
-        raise InputError(f"the tensor {name} has shape {tensor.shape}, where {network} has {shape}")
+        raise InputError(f"the tensor {name} has shape {tensor.shape}; {network} needs {shape}")
 
 
 def _get(tree: Params, path: str) -> Any:

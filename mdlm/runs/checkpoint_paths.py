@@ -1,6 +1,6 @@
-"""Where checkpoints are: folders of this machine, or elsewhere by URL, and what lies in them.
+"""Folders of checkpoints, on this machine or by URL, and the steps in them.
 
-Looked at without orbax, which has all processes of a run look together.
+They are read without orbax, which would need all processes of a run to read together.
 """
 
 import json
@@ -12,13 +12,13 @@ from etils import epath
 from mdlm.errors import InputError
 
 OPENED_BY = {"gs": "gcsfs", "s3": "s3fs"}
-"""Kinds of URL that orbax writes arrays to, and the package that the rest is written by."""
+"""URL schemes that orbax writes arrays to, and the package that writes the other files."""
 
 
 def located(where: str | os.PathLike[str]) -> epath.Path:
-    """A folder of this machine, made absolute, or one elsewhere by its URL (`gs://...`).
+    """Returns the absolute path of a folder of this machine, or a URL (`gs://...`) as it is.
 
-    InputError where it is of a kind on which there can be no checkpoints.
+    Raises InputError if checkpoints cannot be kept under URLs of this scheme.
     """
     scheme, mark, _ = str(where).partition("://")
     if not mark:
@@ -30,29 +30,29 @@ def located(where: str | os.PathLike[str]) -> epath.Path:
 
 
 def newest_in(folder: epath.Path) -> tuple[int, dict[str, Any]] | None:
-    """The step of the newest checkpoint there, and what was saved as its data.
+    """Returns the step of the newest checkpoint of a folder, and what was saved as its data.
 
-    InputError where the folder cannot be reached.
+    Raises InputError if the folder cannot be reached.
     """
     reach(folder)
     for step in reversed(steps_in(folder)):
         try:
             return step, json.loads((folder / str(step) / "data" / "metadata").read_text())
         except FileNotFoundError:
-            continue  # not yet whole, or no longer
+            continue  # being written, or being deleted
         except ValueError:
             return step, {}
     return None
 
 
 def steps_in(folder: epath.Path) -> list[int]:
-    """The steps of the checkpoints in a folder, ascending."""
+    """Returns the steps of the checkpoints in a folder, ascending."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def reach(folder: epath.Path) -> None:
-    """InputError where nothing that is installed opens the folder."""
+    """Raises InputError if the folder cannot be opened, or needs a package not installed."""
     name = str(folder)
     scheme, mark, _ = name.partition("://")
     if not mark:
@@ -61,15 +61,13 @@ def reach(folder: epath.Path) -> None:
         folder.exists()
     except ImportError as error:
         needed = OPENED_BY[scheme]
-        raise InputError(
-            f"{name}: this needs the package {needed} (pip install {needed})"
-        ) from error
-    except Exception as error:  # no such bucket, no permission, no network: each says it its way
+        raise InputError(f"{name}: needs the package {needed}: pip install {needed}") from error
+    except Exception as error:  # no bucket, permission or network: each raises its own kind
         raise InputError(f"{name}: cannot be reached ({first_line(error)})") from error
 
 
 def first_line(error: BaseException) -> str:
-    """What lies at the bottom of an exception, in short."""
+    """Returns the first line of an exception's root cause, in at most 120 characters."""
     while (below := error.__cause__ or error.__context__) is not None:
         error = below
     text = str(error).split("\n")[0].split(" [")[0]

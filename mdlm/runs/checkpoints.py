@@ -1,8 +1,8 @@
 """Checkpoints: the whole state and the data position, written in the background by orbax.
 
 A save is atomic: a checkpoint is complete or it does not exist. The newest few are kept, the best
-by validation, and some for good. Restoring places every array as the present mesh wants it,
-whatever mesh, and however many processes, it was saved on.
+on the validation split, and some permanently. Arrays are restored with the sharding of the current
+mesh, whatever the mesh and the number of processes that saved them.
 """
 
 import gc
@@ -39,11 +39,11 @@ class Checkpoints:
     """The checkpoints of one run, in `folder`. A context manager: leaving it waits for writes.
 
     Args:
-        folder: of this machine, or a URL, see `located`.
-        keep: newest ones that are kept.
-        keep_every: those at multiples of so many steps are kept for good (0: none is).
-        read_only: nothing there is changed. Otherwise what a save that was cut off left is removed,
-            so only the run itself, of which there is one at a time, opens them for writing.
+        folder: a folder of this machine, or a URL, see `located`.
+        keep: number of newest checkpoints that are kept.
+        keep_every: checkpoints at multiples of this many steps are kept permanently (0: none).
+        read_only: change nothing in the folder. Otherwise the remains of interrupted saves are
+            removed, so only the training run itself, one at a time, may open it for writing.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Checkpoints:
                 get_metric_fn=_metric,
                 reverse=True,
                 n=1,
-                # One without is a remainder: deleting it was cut off.
+                # A checkpoint without metrics is the remainder of an interrupted deletion.
                 keep_checkpoints_without_metrics=False,
             ),
         ]
@@ -104,7 +104,7 @@ class Checkpoints:
     ) -> None:
         """Starts writing a checkpoint; returns once the arrays have left the devices.
 
-        InputError where the disk does not take it.
+        Raises InputError if the operating system refuses the write, e.g. on a full disk.
         """
         metrics = {METRIC: nelbo} if nelbo is not None and math.isfinite(nelbo) else {}
         with _disk(self.folder):
@@ -117,14 +117,14 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Returns when everything is on disk. InputError where the disk does not take it."""
+        """Returns when everything is on disk. Raises InputError as `save` does."""
         with _disk(self.folder):
             self.manager.wait_until_finished()
 
     def restore(self, abstract: ArrayTree, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """State, and what was saved as `data`. `abstract` gives shapes, types and shardings.
+        """Returns the state and what was saved as `data`. `abstract` has shapes, dtypes, shardings.
 
-        InputError where there is no checkpoint, one of other shapes, or a damaged one.
+        Raises InputError if there is no checkpoint, or it has other shapes or is damaged.
         """
         step = self._existing(step)
         self._check_shapes(step, abstract)
@@ -138,7 +138,7 @@ class Checkpoints:
         return out["state"], out["data"]
 
     def restore_part(self, abstract: ArrayTree, step: int | None = None) -> Any:
-        """Only the entries of the state that `abstract` has (a dictionary, e.g. `{"ema": ...}`)."""
+        """Returns only the entries of the state that are in `abstract`, e.g. `{"ema": ...}`."""
         step = self._existing(step)
         self._check_shapes(step, abstract)
         args = ocp.args.PyTreeRestore(
@@ -150,12 +150,12 @@ class Checkpoints:
             return reader.restore(self.folder / str(step) / "state", args=args)
 
     def has(self, *path: str) -> bool:
-        """Whether the newest checkpoint has an entry below this path of names."""
+        """Whether the newest checkpoint has an entry under this path of names."""
         prefix = ".".join(path) + "."
         return any(name.startswith(prefix) for name in self._stored(self._existing(None)))
 
     def _stored(self, step: int) -> dict[str, tuple[int, ...]]:
-        """The shapes of a checkpoint's arrays, by name."""
+        """Returns the shapes of a checkpoint's arrays, by name."""
         with self._reading(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             found = reader.metadata(self.folder / str(step) / "state").item_metadata
             if found is None:
@@ -164,18 +164,18 @@ class Checkpoints:
 
     @contextmanager
     def _reading(self, step: int | None = None) -> Iterator[None]:
-        """Turns what goes wrong in reading a checkpoint into an InputError that says what to do."""
+        """Turns errors in reading a checkpoint into an InputError that says what to do."""
         try:
             yield
         except (InputError, MemoryError, jax.errors.JaxRuntimeError):
             raise
-        except Exception as error:  # orbax and TensorStore raise all kinds of them
+        except Exception as error:  # orbax and TensorStore raise many kinds
             _let_readers_end(error)
             step = self._unreadable_metrics() if step is None else step
             if step is None:
                 raise
             older = [other for other in steps_in(self.folder) if other < step]
-            left = "no older one is left"
+            left = "no older checkpoint is left"
             if older:
                 left = f"to use the one of step {older[-1]}, move {self.folder / str(step)} away"
             raise InputError(
@@ -184,7 +184,7 @@ class Checkpoints:
             ) from error
 
     def _unreadable_metrics(self) -> int | None:
-        """The step of a checkpoint whose metrics, which are read of all, are damaged."""
+        """Returns the newest step with damaged metrics; orbax reads those of all checkpoints."""
         for step in reversed(steps_in(self.folder)):
             try:
                 json.loads((self.folder / str(step) / "metrics" / "metrics").read_text())
@@ -213,10 +213,10 @@ class Checkpoints:
 
 
 def _let_readers_end(error: BaseException | None) -> None:
-    """Waits for the other readers of a checkpoint that one of them could not read.
+    """Waits for the remaining readers of a checkpoint after one of them failed.
 
-    orbax reads all arrays at once and leaves the others alone when one fails. What they then have
-    to say is about nothing else, and is not shown.
+    Orbax reads all arrays at once and does not cancel the other reads when one fails. Their errors
+    have the same cause and are not shown.
     """
     hooks = sys.unraisablehook, sys.excepthook
     sys.unraisablehook = sys.excepthook = lambda *_: None
@@ -246,9 +246,9 @@ def _disk(folder: epath.Path) -> Iterator[None]:
 
 
 def _disk_trouble(error: BaseException | None) -> str | None:
-    """The operating system's complaint behind an exception, if there is one.
+    """Returns the operating system's error message behind an exception, if there is one.
 
-    TensorStore, which writes the arrays, gives it as a number inside a message.
+    TensorStore, which writes the arrays, gives it as an error number inside its message.
     """
     while error is not None:
         if isinstance(error, OSError):

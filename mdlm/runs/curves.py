@@ -1,4 +1,4 @@
-"""The picture of a run: loss, learning rate and speed over the steps, loss over noise levels."""
+"""Plots of a run: loss, learning rate and speed over the steps, loss over noise levels."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 BLUE, ORANGE, GREY, GREEN = "#2563a8", "#d1720a", "#8a8f98", "#3a7d44"
 EVALUATIONS = {"valid": "validation", "test": "test split", "train split": "training split"}
-"""Kinds of lines that are evaluations, and how the legend calls them."""
+"""Kinds of lines in metrics.jsonl that are evaluations, and their names in the legend."""
 
 
 def draw(
@@ -16,7 +16,7 @@ def draw(
     title: str,
     references: dict[str, float] | None = None,
 ) -> None:
-    """Draws the lines of metrics.jsonl into `path` (PNG).
+    """Plots the lines of metrics.jsonl into `path` (PNG).
 
     `references` are horizontal lines in nats per token, such as the n-gram baselines.
     """
@@ -56,7 +56,7 @@ def draw(
                 "o-",
                 color=ORANGE,
                 markersize=4,
-                label=f"{EVALUATIONS[kind]}, averaged parameters",
+                label=f"{EVALUATIONS[kind]}, EMA parameters",
             )
     for name, value in (references or {}).items():
         loss.axhline(value, color=GREY, linestyle="--", linewidth=1)
@@ -89,7 +89,7 @@ def _plain(axes: Any) -> None:
 
 
 def _by_time(axes: Any, levels: np.ndarray) -> None:
-    """Loss over the noise level: means over the first and over the last fifth of the lines."""
+    """Plots loss over the noise level: means over the first and the last fifth of the lines."""
     few = max(1, len(levels) // 5)
     edges = np.linspace(0, 1, levels.shape[1] + 1)
     for part, color, label in ((levels[:few], GREY, "first"), (levels[-few:], BLUE, "last fifth")):
@@ -104,9 +104,9 @@ def _by_time(axes: Any, levels: np.ndarray) -> None:
 
 
 def smooth(values: np.ndarray, share: float = 0.05) -> np.ndarray:
-    """Running mean over a window of a share of the series, shorter at the ends."""
+    """Running mean over a window that is a fraction of the series, shorter at the ends."""
     half = max(1, round(len(values) * share / 2))
     total = np.concatenate([[0.0], np.cumsum(values)])
-    place = np.arange(len(values))
-    low, high = np.maximum(place - half, 0), np.minimum(place + half + 1, len(values))
+    index = np.arange(len(values))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
     return (total[high] - total[low]) / (high - low)

@@ -1,12 +1,12 @@
-"""The run folder: everything that one would want to know of a run later.
+"""The run folder: all files of a run.
 
 experiment.py   the experiment file of the first start    metrics.jsonl   one line per entry
 config.json     its values, the overrides, fingerprint    samples.txt     text by step
-env.json        versions, devices, git, of each start     curves.png      the picture
+env.json        versions, devices, git, of each start     curves.png      plots
 data/           the tokenizer, token counts               checkpoints/    training states
 weights.safetensors   parameters alone, where they were imported or written
 
-A start that resumes the run with another text of the experiment file keeps that beside the first, as
+A resume with a changed experiment file keeps the new text beside the first, as
 `experiment-DATE.py`.
 """
 
@@ -44,9 +44,9 @@ from mdlm.version import __version__
 
 COUNTS = "token_counts.npy"
 BEGINNING = ".begun"
-"""File in a folder that is not yet a run, but is to be one."""
+"""Name of a file that marks a folder in which a run is being created."""
 PATIENCE = 10.0
-"""Seconds until what one process wrote on a shared disk is seen by all."""
+"""Seconds to wait until a file that one process wrote on a shared disk is visible to all."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "datasets")
 
 
@@ -55,10 +55,10 @@ class RunFolder:
 
     Args:
         path: the folder.
-        checkpoints: where the run keeps its checkpoints, if that is to be said: None for where it
-            does already, which is inside unless it was begun otherwise.
-        trust: the experiment of the run is its copy of the experiment file, which is executed,
-            instead of what config.json says.
+        checkpoints: folder or URL of the run's checkpoints. None: that of the existing run; for a
+            new run, `checkpoints/` inside.
+        trust: read the experiment by executing the folder's copy of the experiment file, instead of
+            from config.json.
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether a run was begun here."""
+        """Whether the folder holds a run."""
         return (self.path / "config.json").is_file()
 
     @property
     def checkpoints(self) -> epath.Path:
-        """The folder of the run's checkpoints. On any disk or store that orbax writes to."""
+        """The folder of the run's checkpoints, on any disk or storage that orbax writes to."""
         return self.asked or self._kept()
 
     def _kept(self) -> epath.Path:
-        """Where the run has kept its checkpoints until now."""
+        """Returns where the run has kept its checkpoints until now."""
         elsewhere = self.config().get("checkpoints") if self.exists else None
         return located(elsewhere or self.path / "checkpoints")
 
@@ -91,11 +91,11 @@ class RunFolder:
         return self.path / "data"
 
     def begin(self, source: str, overrides: list[tuple[str, str]], experiment: Experiment) -> None:
-        """Writes the experiment's copy, its values and the environment. `check` comes first.
+        """Writes the experiment's copy, its values and the environment. Call `check` before.
 
-        Of a run that is resumed the first copy stays, and the environment is added to env.json.
+        A resumed run keeps its first copy, and its new environment is added to env.json.
         """
-        records.record(experiment)  # refuses, on all processes, what cannot be written
+        records.record(experiment)  # raises on all processes if it cannot be written
         if not self.writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ class RunFolder:
         (self.path / BEGINNING).unlink(missing_ok=True)
 
     def _copy(self, source: str, began: datetime) -> str:
-        """Keeps the text of the experiment file; the name of the file that has it."""
+        """Keeps the text of the experiment file; returns the name of the file that holds it."""
         files = [self.path / "experiment.py", *sorted(self.path.glob("experiment-*.py"))]
         if self.exists and files[0].is_file():
             for file in files:
@@ -132,16 +132,17 @@ class RunFolder:
         return name
 
     def starts(self) -> list[dict[str, Any]]:
-        """The environment of each start of the run, with its date, the first one first."""
+        """Returns the environment and the date of each start of the run, oldest first."""
         path = self.path / "env.json"
         found = json.loads(path.read_text()) if path.is_file() else []
-        # A run of version 0.1 holds that of its last start alone, without a date.
+        # Version 0.1 kept only the environment of the last start, without a date.
         return found if isinstance(found, list) else [found]
 
     def agreed(self, experiment: Experiment) -> bool:
-        """Whether a run is to be continued here: `check` by process 0, for all.
+        """Returns whether the folder holds a run to resume, after `check` on process 0.
 
-        InputError, on all processes, where the folder does not fit, or where not all see the same.
+        Raises InputError, on all processes, if the folder does not fit the experiment, or if
+        processes read different folders.
         """
 
         def decide() -> bool:
@@ -154,9 +155,9 @@ class RunFolder:
         return exists
 
     def check_shared(self) -> None:
-        """InputError, on all processes, unless all of them see the run that process 0 sees."""
+        """Raises InputError, on all processes, if one of them does not read process 0's run."""
         until = time.monotonic() + PATIENCE
-        while not self.exists and time.monotonic() < until:  # a network's disk may be late
+        while not self.exists and time.monotonic() < until:  # a network disk may be slow to show it
             time.sleep(0.2)
         config = self.path / "config.json"
         seen = config.read_text() if self.exists else None
@@ -172,49 +173,54 @@ class RunFolder:
         process_group.decide_together(seen, judge)
 
     def check(self, experiment: Experiment) -> None:
-        """InputError unless the folder is new or empty, or holds a run of this experiment, and
-        what `--checkpoints` names is so too."""
+        """Raises InputError if the folder is not empty and does not hold a run of this experiment,
+        or if the folder given by `--checkpoints` holds checkpoints of another run."""
         if not self.exists:
-            begun = (self.path / BEGINNING).exists()  # and ended before it was a run
+            begun = (self.path / BEGINNING).exists()  # an earlier start ended before config.json
             if self.path.exists() and any(self.path.iterdir()) and not begun:
-                raise InputError(f"{self.path} exists and is not a run folder")
+                raise InputError(
+                    f"{self.path} exists and is not a run folder: choose a new or empty folder"
+                )
         else:
             found = records.differences(self._identity(experiment), identity(experiment))
             if found:
                 raise InputError(
                     f"{self.path} holds a run of another configuration; {_few(found)}."
-                    " Choose another --out, or give the values it was begun with"
+                    " Choose another --out, or give the values of the first start"
                 )
         if self.asked is not None:
             self._check_asked(self.asked, experiment)
 
     def _check_asked(self, asked: epath.Path, experiment: Experiment) -> None:
-        """InputError where those are the checkpoints of another run, or not where the run's are.
+        """Raises InputError if `asked` holds checkpoints of another run, or is not where this run
+        keeps its checkpoints.
 
-        They may be there without the folder, which was lost with a machine: the run then goes on.
+        Checkpoints without a run folder are accepted: if the folder was lost with a machine, the
+        run resumes from them.
         """
         there = newest_in(asked)
         if there is None:
             kept = self._kept()
             if kept != asked and newest_in(kept) is not None:
                 raise InputError(
-                    f"--checkpoints {asked}: those of {self.path} are in {kept}; move them first,"
-                    " or leave the option out"
+                    f"--checkpoints {asked}: the checkpoints of {self.path} are in {kept}; move"
+                    " them first, or leave the option out"
                 )
             return
         step, data = there
         if "run" not in data and self.exists:
-            return  # from before it was noted
+            return  # an older version did not record the run
         title = f"--checkpoints {asked}: the checkpoint of step {step}"
         there = identity_of(data.get("run", {}), title, classes_in(experiment))
         found = records.differences(there, identity(experiment))
         if found:
             raise InputError(
-                f"--checkpoints {asked} holds one, of step {step}, of another run; {_few(found)}"
+                f"--checkpoints {asked} holds a checkpoint, of step {step}, of another run;"
+                f" {_few(found)}"
             )
 
     def save_counts(self, counts: Int[np.ndarray, " v"] | None) -> None:
-        """Keeps the token counts that the process is made from, if it is made from any."""
+        """Writes the token counts from which the process is built; None writes nothing."""
         if counts is not None and self.writes:
             new = self.data / f".{COUNTS}.new"
             with open(new, "wb") as file:
@@ -222,21 +228,21 @@ class RunFolder:
             os.replace(new, self.data / COUNTS)
 
     def counts(self) -> Int[np.ndarray, " v"] | None:
-        """The token counts kept, None where the process needs none."""
+        """Returns the saved token counts, None if there are none."""
         path = self.data / COUNTS
         return np.load(path) if path.is_file() else None
 
     def config(self) -> dict[str, Any]:
-        """What config.json holds. InputError where this is no run folder."""
+        """Returns the contents of config.json. Raises InputError if this is not a run folder."""
         if not self.exists:
             raise InputError(f"{self.path}: not a run folder (no config.json)")
         return json.loads((self.path / "config.json").read_text())
 
     def experiment(self) -> Experiment:
-        """The experiment that was run, as config.json says, without executing anything; with
-        `trust` as its copy says.
+        """Returns the run's experiment, read from config.json without executing code; with `trust`,
+        from the folder's copy of the experiment file, which is executed.
 
-        Raises InputError if config.json names what is not here, or cannot be read.
+        Raises InputError if config.json cannot be read, or names components not installed.
         """
         config, copy = self.config(), self.path / "experiment.py"
         if self.trust:
@@ -249,7 +255,7 @@ class RunFolder:
         return str(self.path / "config.json")
 
     def _identity(self, experiment: Experiment) -> dict[str, Any]:
-        """The identity of the run here. Classes of the experiment at hand need not be found."""
+        """Returns the identity of the folder's run. Classes in `experiment` are not looked up."""
         if self.trust:
             return identity(self.experiment())
         with self._described():
@@ -257,12 +263,12 @@ class RunFolder:
 
     @contextmanager
     def _described(self) -> Iterator[None]:
-        """Adds to what is wrong with config.json what can be done."""
+        """Adds what the user can do to errors about config.json."""
         try:
             yield
         except InputError as error:
             raise InputError(
-                f"{error}. Install the package that brings what is missing, or give"
+                f"{error}. Install the package that has the missing component, or give"
                 f" --trust-experiment (in Python, trust=True): it executes the run's own copy,"
                 f" {self.path / 'experiment.py'}"
             ) from error
@@ -270,7 +276,7 @@ class RunFolder:
     def log(self, kind: str, step: int, values: Mapping[str, float | list[float]]) -> None:
         """Appends a line to metrics.jsonl: `{"kind", "step", "time", ...values}`.
 
-        What is not finite stands there as null.
+        Values that are not finite are written as null.
         """
         if self.writes:
             line = {"kind": kind, "step": step, "time": round(time.time() - self.started, 2)}
@@ -282,18 +288,18 @@ class RunFolder:
                 writer.log(kind, step, single)
 
     def close(self) -> None:
-        """Lets the writers finish."""
+        """Closes the writers."""
         for writer in self.writers:
             writer.close()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, without one that is not yet, or never was, whole."""
+        """Returns the lines of metrics.jsonl, without an incomplete last line."""
         path = self.path / "metrics.jsonl"
         text = path.read_text() if path.is_file() else ""
         return [json.loads(line) for line in text.split("\n")[:-1]]
 
     def rewind(self, step: int) -> None:
-        """Drops the lines and samples after `step`, which a continued run writes anew."""
+        """Drops the lines and samples after `step`, which a resumed run writes again."""
         if self.writes and (self.path / "metrics.jsonl").is_file():
             kept = [entry for entry in self.metrics() if entry["step"] <= step]
             self.started = time.time() - max((e["time"] for e in kept), default=0.0)
@@ -331,7 +337,7 @@ def _in_json(value: float | list[float]) -> Any:
 
 
 def _singly(values: Mapping[str, float | list[float]]) -> dict[str, float]:
-    """Every number under a name of its own: the i-th of several as `name/i`."""
+    """Returns each number under its own name: the i-th of a list as `name/i`."""
     out: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, list):
@@ -342,7 +348,7 @@ def _singly(values: Mapping[str, float | list[float]]) -> dict[str, float]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices, command and the state of the git checkout."""
+    """Returns versions, devices, the command and the state of the git checkout."""
     return {
         "mdlm": __version__,
         "python": platform.python_version(),

@@ -17,12 +17,12 @@ def restore_parameters(
     *,
     some: bool = False,
 ) -> tuple[int, dict[str, Any]]:
-    """The step of a run and its EMA parameters, which lie as `abstract` says.
+    """Returns the step of a run and its EMA parameters, with the shardings of `abstract`.
 
-    They are those of the newest checkpoint, or of the weights where no checkpoint is newer; `step`
-    names a checkpoint. From a checkpoint they have the dtypes of `abstract`, from weights those of
-    the file. With `some`, components that the run does not have are left out. Raises InputError if
-    there are none, or others than `abstract` asks for.
+    They come from the newest checkpoint, or from the weights if no checkpoint is newer; `step`
+    selects a checkpoint. From a checkpoint they have the dtypes of `abstract`, from weights those
+    of the file. With `some`, components that the run does not have are left out. Raises InputError
+    if there are no parameters, or if their names or shapes are not those of `abstract`.
     """
     weights = Weights.of(folder.path)
     with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
@@ -39,5 +39,5 @@ def restore_parameters(
             abstract = {k: v for k, v in abstract.items() if checkpoints.has("ema", k)}
         ema = checkpoints.restore_part({"ema": abstract}, step)["ema"]
         found = newest if step is None else step
-        assert found is not None  # what is not there was refused
+        assert found is not None  # a missing checkpoint was refused
         return found, ema

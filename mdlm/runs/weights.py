@@ -1,12 +1,12 @@
 """Weights: the parameters of a run alone, in one safetensors file of its folder.
 
-They lie beside training states, or instead of them: an imported network has none. A tensor is named
-by its path in the tree of parameters, `network.blocks.qkv.kernel`. The metadata, all text:
+The file stands beside training states, or instead of them: an imported network has none. A tensor
+is named by its path in the tree of parameters, `network.blocks.qkv.kernel`. The metadata, all text:
 
-step         optimizer steps after which the parameters were taken; 0 for imported ones
-parameters   which these are: "ema", the moving average, which is what runs evaluate and sample
+step         optimizer step that the parameters are of; 0 if imported
+parameters   which parameters: "ema", which runs evaluate and sample with
 dtype        of the network's tensors
-fingerprint  of the experiment, if it was known
+fingerprint  of the experiment, if known
 """
 
 import os
@@ -30,11 +30,11 @@ DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
 }
-"""By their names in safetensors files."""
+"""NumPy dtypes by their names in safetensors files."""
 
 
 def named(tree: ArrayTree) -> dict[str, Any]:
-    """The leaves of a tree by their dotted paths."""
+    """Returns the leaves of a tree by their dotted paths."""
 
     def name(path: tuple) -> str:
         parts = [getattr(p, "key", getattr(p, "idx", getattr(p, "name", None))) for p in path]
@@ -44,13 +44,13 @@ def named(tree: ArrayTree) -> dict[str, Any]:
 
 
 def cast(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """`value` in another dtype. Raises InputError if a finite value is infinite there."""
+    """Returns `value` in another dtype. Raises InputError if a finite value becomes infinite."""
     with np.errstate(over="ignore"):
         out = value.astype(dtype, copy=False)
     if dtype == np.float16 and not np.array_equal(np.isfinite(out), np.isfinite(value)):
         largest = np.abs(value[np.isfinite(value)].astype(np.float32)).max()
         raise InputError(
-            f"{name} has a value of {largest:.3g}, and float16 ends at 65504: use bfloat16"
+            f"{name} has a value of {largest:.3g}, above float16's largest, 65504: use bfloat16"
         )
     return out
 
@@ -65,8 +65,9 @@ def write(
 ) -> Path:
     """Writes the parameters, by component, into a run folder; returns the file.
 
-    `dtype` is that of the network's tensors, by default their own. What a process has learned is
-    a few numbers and keeps its dtype. Raises InputError if a value is too large for the dtype.
+    The network's tensors are written in `dtype`, by default in their own. Learned parameters of the
+    process are a few numbers and keep their dtype. Raises InputError if a value is too large for
+    `dtype`.
     """
     tensors = {}
     for name, leaf in named(params).items():
@@ -101,25 +102,26 @@ class Weights:
                 self.dtypes = {name: part.get_dtype() for name, part in slices.items()}
             self.step = int(self.metadata.get("step", 0))
         except (SafetensorError, ValueError, OSError) as error:
-            raise InputError(f"{path}: cannot be read as weights ({error})") from error
+            raise InputError(f"{path}: not a readable file of weights ({error})") from error
 
     @classmethod
     def of(cls, folder: Path) -> "Weights | None":
-        """The weights of a run folder, None where it has none."""
+        """Returns the weights of a run folder, None if it has none."""
         path = folder / NAME
         return cls(path) if path.is_file() else None
 
     @property
     def components(self) -> set[str]:
-        """What there are parameters of: "network", and "process" where it learned something."""
+        """Components that have parameters: "network", and "process" if it has learned ones."""
         return {name.partition(".")[0] for name in self.shapes}
 
     def restore(self, abstract: Mapping[str, ArrayTree], *, some: bool = False) -> dict[str, Any]:
-        """The parameters, each in the dtype of the file and with the sharding that `abstract` has.
+        """Returns the parameters, in the dtypes of the file and with the shardings of `abstract`.
 
-        Tensors are read one after the other, and by each process only those parts that its devices
-        hold. With `some`, only the components that both have are read, and the network. Raises InputError, in
-        one line with names and shapes, if tensors are missing, left over or of other shapes.
+        Tensors are read one after the other, and each host process reads only the parts that its
+        devices hold. With `some`, only the network and the components that both have are read.
+        Raises InputError, with names and shapes, if tensors are missing, unexpected or of other
+        shapes.
         """
         if some:
             there = {"network", *self.components}
@@ -134,7 +136,7 @@ class Weights:
         array = jax.make_array_from_callback(
             leaf.shape, leaf.sharding, lambda index: np.ascontiguousarray(tensor[index])
         )
-        return jax.block_until_ready(array)  # so that one tensor at a time lies on the host
+        return jax.block_until_ready(array)  # keeps one tensor at a time on the host
 
     def _check(self, due: dict[str, tuple[int, ...]], components: set[str], some: bool) -> None:
         wrong = []
@@ -144,7 +146,7 @@ class Weights:
             there, here = self.shapes.get(name), due.get(name)
             if there != here:
                 said = [str(shape) if shape is not None else "missing" for shape in (there, here)]
-                wrong.append(f"{name} is {said[0]} there, {said[1]} here")
+                wrong.append(f"{name} is {said[0]} in the file, {said[1]} in the experiment")
             elif self.dtypes[name] not in DTYPES:
                 wrong.append(f"{name} is {self.dtypes[name]}, not {' or '.join(DTYPES)}")
         if wrong:

@@ -1,4 +1,4 @@
-"""Other places for metrics than metrics.jsonl: TensorBoard and Weights & Biases, if asked for."""
+"""Writers of metrics besides metrics.jsonl, on request: TensorBoard and Weights & Biases."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ from mdlm.errors import InputError
 
 
 class Writer(Protocol):
-    """Takes numbers by name."""
+    """Logs numbers by name."""
 
     def log(self, kind: str, step: int, values: dict[str, float]) -> None: ...
 
@@ -35,7 +35,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run in a project of Weights & Biases, continued when this run is."""
+    """A run in a project of Weights & Biases, resumed when this run is resumed."""
 
     def __init__(self, folder: Path, project: str, experiment: Experiment):
         try:
@@ -57,7 +57,7 @@ class WeightsAndBiases:
 def writers(
     folder: Path, tensorboard: bool, wandb: str | None, experiment: Experiment
 ) -> tuple[Writer, ...]:
-    """The writers asked for. InputError where a package for one is missing."""
+    """Returns the requested writers. Raises InputError if the package of one is not installed."""
     chosen: list[Writer] = []
     if tensorboard:
         chosen.append(TensorBoard(folder))

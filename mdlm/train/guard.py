@@ -1,12 +1,12 @@
-"""What a run is watched by: updates that are not finite, loss by noise level, loss that jumps.
+"""Guards of a run: skipped updates that are not finite, loss by noise level, loss spikes.
 
-On the devices, in the step: an update whose loss or gradient is not finite is not made, and is
-counted. The decision is one number, the same on all devices, and the host is not asked. The
+On the devices, in the step: an update whose loss or gradient is not finite is skipped and counted.
+The decision is one scalar, the same on all devices, and needs no transfer to the host. The
 counters, and sums of the loss by noise level since the last line of the log, are part of the state,
-so a continued run counts on.
+so a resumed run keeps counting.
 
-On the host, with each line of the log: the run ends (`Diverged`) where too many updates in a row
-were left out; a loss far above its running median is a spike, from which the run may go back.
+On the host, with each line of the log: the run ends (`Diverged`) if too many updates in a row were
+skipped; a loss far above its running median is a spike, after which the run may rewind.
 """
 
 import math
@@ -24,15 +24,15 @@ from mdlm.experiment.experiment import Training
 from mdlm.types import ArrayTree, LossTerms
 
 BINS = 10
-"""Noise levels that are told apart: equal parts of the times, [0, 0.1) and so on."""
+"""Number of bins of noise levels: equal parts of the times, [0, 0.1) and so on."""
 WINDOW, ENOUGH = 50, 10
-"""Lines of the log that a median is over: at most, and at least."""
+"""Most and fewest lines of the log that a running median is taken over."""
 
 Counters = dict[str, Any]
 
 
 def fresh() -> Counters:
-    """The counters before the first step."""
+    """Returns the counters before the first step."""
     return {
         "skipped": jnp.zeros((), jnp.int32),
         "in_a_row": jnp.zeros((), jnp.int32),
@@ -41,21 +41,21 @@ def fresh() -> Counters:
 
 
 def by_time(terms: LossTerms) -> Float[Array, "2 n"] | None:
-    """The bound and the count of tokens, summed by noise level; None where nothing is noised."""
+    """Returns bound and count of tokens, summed by noise level; None if nothing is noised."""
     if terms.t is None:
         return None
     sums = jnp.stack([terms.bound, terms.count])
     if terms.t.shape[1] == 1:
         sums = sums.sum(-1, keepdims=True)
-    place = jnp.clip((terms.t * BINS).astype(jnp.int32), 0, BINS - 1)
-    is_here = place[..., None] == jnp.arange(BINS)[None, None]
+    index = jnp.clip((terms.t * BINS).astype(jnp.int32), 0, BINS - 1)
+    is_here = index[..., None] == jnp.arange(BINS)[None, None]
     return jnp.where(is_here[None], sums[..., None], 0.0).sum((1, 2))
 
 
 def choose(is_sound: Bool[Array, ""], new: ArrayTree, old: ArrayTree) -> ArrayTree:
-    """The new values, or where the step is not sound, the old ones.
+    """Returns the new values, or the old ones if the step is not finite.
 
-    A selection and no branch: it becomes part of the loops that write the values anyway.
+    A select instead of a branch: XLA fuses it into the loops that write the values anyway.
     """
     return jax.tree.map(lambda n, o: jnp.where(is_sound, n, o), new, old)
 
@@ -66,7 +66,7 @@ def counted(
     sums: Float[Array, "2 n"] | None,
     is_first: Bool[Array, ""],
 ) -> Counters:
-    """The counters after a step, which `is_first` of those that the next line is about."""
+    """Returns the counters after a step, the first since a line of the log if `is_first`."""
     past = jnp.where(is_first, 0.0, counters["by_time"])
     if sums is not None:
         past = past + jnp.where(is_sound, sums, 0.0)
@@ -80,7 +80,7 @@ def counted(
 def figures(
     counters: Counters, sums: Float[Array, "2 n"] | None
 ) -> dict[str, Int[Array, ""] | Float[Array, " n"]]:
-    """What the log has of them. Noise levels that were not met are no number."""
+    """Returns the metrics for the log. Noise levels that were not drawn are NaN."""
     found = {"skipped": counters["skipped"], "skipped_in_a_row": counters["in_a_row"]}
     if sums is not None:
         total, count = counters["by_time"]
@@ -89,7 +89,7 @@ def figures(
 
 
 class Diverged(InputError):
-    """The run makes no progress any more. Its checkpoints are intact."""
+    """The run no longer makes progress. Its checkpoints are intact."""
 
     exit_code = 3
 
@@ -103,11 +103,11 @@ class Spike:
 
 
 class Guard:
-    """Reads the lines of the log.
+    """Decides from the lines of the log whether a run ends or rewinds.
 
     Args:
-        settings: the run's.
-        memory: what `memory` was when the state was saved.
+        settings: the run's settings.
+        memory: the value of `memory` when the state was saved.
     """
 
     def __init__(self, settings: Training, memory: dict[str, Any]):
@@ -117,7 +117,7 @@ class Guard:
 
     @property
     def memory(self) -> dict[str, Any]:
-        """What is to be saved with the state, so that a continued run judges alike."""
+        """Values saved with the state, so that a resumed run decides the same."""
         if self.settings.spike is None:
             return {}
         return {"losses": self.losses, "rewinds": self.rewinds}
@@ -127,11 +127,11 @@ class Guard:
         return self.rewinds < self.settings.rewinds
 
     def has_given_up(self, metrics: dict[str, float]) -> bool:
-        """Whether so many updates in a row were left out that no more are to be tried."""
+        """Whether `max_skipped` updates in a row, or more, were skipped."""
         return metrics["skipped_in_a_row"] >= self.settings.max_skipped
 
     def spike(self, loss: float) -> Spike | None:
-        """Notes the loss; tells whether it is a spike."""
+        """Adds the loss to the running median's window; returns a `Spike` if it is one."""
         if self.settings.spike is None or not math.isfinite(loss):
             return None
         before, self.losses = self.losses, [*self.losses, loss][-WINDOW:]

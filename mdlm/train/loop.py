@@ -1,10 +1,10 @@
 """The training loop on the host: feeds the step, logs, evaluates and saves the run.
 
-`Trainer.run` is a generator of events; whoever iterates draws them (the command line as a progress
-bar) and may stop it at any step through `should_stop`, upon which a checkpoint is saved first.
-Metrics are fetched one step late, so the host hands the device its next step before it reads the
-last one; batches are put on the devices ahead of time, by the loader's thread. Metrics that are
-read may end the run, or send it back to a checkpoint (see `mdlm.train.guard`).
+`Trainer.run` is a generator of events, which the caller displays (the command line as a progress
+bar). The caller may stop it after any step through `should_stop`; a checkpoint is saved first.
+Metrics are fetched one step late, so the host dispatches the next step before it reads the last
+one. The loader's thread puts batches on the devices ahead of time. The metrics may end the run, or
+rewind it to a checkpoint (see `mdlm.train.guard`).
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -41,7 +41,7 @@ from mdlm.types import ArrayTree, Batch
 
 @dataclass(frozen=True)
 class Began:
-    """Before the first step: where it starts, and how large the model is."""
+    """Before the first step: the step it starts from, and the number of parameters."""
 
     step: int
     steps: int
@@ -59,7 +59,7 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """After an evaluation of `split`: the validation split, where the data have one."""
+    """After an evaluation of `split`: the validation split, if the data have one."""
 
     step: int
     split: str
@@ -68,7 +68,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Spiked:
-    """The loss of a logged step was a spike. Step `back_to` follows, if that is not None."""
+    """The loss of a logged step was a spike. The run rewinds to step `back_to`, if not None."""
 
     step: int
     spike: Spike
@@ -77,7 +77,7 @@ class Spiked:
 
 @dataclass(frozen=True)
 class Profiled:
-    """The steps that were to be traced are, up to this one."""
+    """The requested steps are traced, up to this one."""
 
     step: int
     profile: Profile
@@ -90,13 +90,13 @@ class Saved:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The run was asked to stop before its last step, and its state is saved."""
+    """The run was stopped before its last step, and its state is saved."""
 
     step: int
 
 
 KINDS = {"valid": "valid", "test": "test", "train": "train split"}
-"""What an evaluation of a split is called in metrics.jsonl, where "train" is a training step."""
+"""Kinds of evaluation lines in metrics.jsonl, by split; "train" there is a training step."""
 
 Event = Began | Stepped | Evaluated | Spiked | Profiled | Saved | Stopped
 Sample = Callable[[int, ArrayTree], None]
@@ -105,7 +105,7 @@ Sample = Callable[[int, ArrayTree], None]
 
 @dataclass(frozen=True)
 class Pending:
-    """Metrics that are still on the devices, of a step, and the data position after it."""
+    """The metrics of a step, still on the devices, and the data position after it."""
 
     step: int
     metrics: dict[str, jax.Array]
@@ -113,23 +113,23 @@ class Pending:
 
 
 class Trainer:
-    """Trains one run, from its folder's newest checkpoint if it has one. For one `run` only.
+    """Trains one run, from its folder's newest checkpoint if it has one. Call `run` only once.
 
     Args:
-        model: what is trained; its experiment says how long, and how often the rest is done.
+        model: the model to train; its experiment has the number of steps and all intervals.
         mesh: the devices.
         tx: the optimizer, built for the run's number of steps.
-        dataset: the training split, and what is evaluated on.
-        folder: takes checkpoints, log and profile.
-        initial: replaces the fresh parameters of a run that has no checkpoint.
-        sample: called when it is time to sample.
-        profile: steps to trace.
+        dataset: the training split and the split to evaluate.
+        folder: the run folder, for checkpoints, log and profile.
+        initial: parameters to start from, if the run has no checkpoint.
+        sample: called at each step at which samples are due.
+        profile: number of steps to trace.
 
-    Raises InputError if the batch or the network do not fit the mesh.
+    Raises InputError if the batch or the network does not fit the mesh.
     """
 
     state: State
-    """Of the run, as are the following, once `run` has begun."""
+    """The training state. This and the attributes below are set once `run` has begun."""
     made: int
     """Steps made."""
     position: int
@@ -167,10 +167,10 @@ class Trainer:
         self.nelbo: float | None = None
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
-        """Trains to the last step; stops before it, with the state saved, once `should_stop()`.
+        """Trains to the last step, or until `should_stop()` is true; the state is then saved.
 
-        Raises InputError if checkpoint or data do not fit, and Diverged if too many steps in a row
-        were not finite.
+        Raises InputError if the checkpoint or the data do not fit, and Diverged if too many steps
+        in a row had a loss or gradient that is not finite.
         """
         settings = self.settings
         with Checkpoints(
@@ -197,7 +197,7 @@ class Trainer:
                 self.batches.close()
 
     def step(self) -> None:
-        """Hands the next batch to the devices, which work on while the host goes on."""
+        """Dispatches a step on the next batch; does not wait for the devices."""
         self.position, batch = next(self.batches)
         if self.metrics is None:
             process_group.compile_together(self.train_step, self.state, batch)
@@ -206,9 +206,9 @@ class Trainer:
         self.made += 1
 
     def log(self) -> Generator[Event, None, bool]:
-        """Fetches and logs the metrics that are pending. True if they sent the run back.
+        """Fetches and logs the pending metrics. Returns True if the run was rewound.
 
-        Raises Diverged if the run is to end.
+        Raises Diverged if too many steps in a row were skipped.
         """
         if self.pending is None:
             return False
@@ -233,8 +233,8 @@ class Trainer:
         return True
 
     def evaluate(self) -> Evaluated:
-        """Evaluates the EMA parameters. On the validation split, the result ranks the next
-        checkpoint that is saved."""
+        """Evaluates the EMA parameters. A result on the validation split is saved with the next
+        checkpoint, to select the best one."""
         split = self.validation.split
         found = self.scorer.run(self.state["ema"], self.validation, self.settings.eval_rows)
         self.nelbo = found[0].value if split == SELECTS else None
@@ -253,7 +253,7 @@ class Trainer:
         return Saved(self.made)
 
     def _begin(self) -> None:
-        """Takes the newest checkpoint, or makes the state before the first step."""
+        """Restores the newest checkpoint, or creates the state before the first step."""
         data: dict[str, Any] = {"position": 0}
         self.saved = self.checkpoints.latest
         if self.saved is not None:
@@ -263,13 +263,13 @@ class Trainer:
             self.state = create_state(self.model, self.tx, self.mesh, key)
             if self.initial is not None:
                 self.state = started_from(self.state, self.initial)
-        self.initial = None  # its memory is free
+        self.initial = None  # frees its memory
         self.made, self.position = int(self.state["step"]), data["position"]
         self.guard = Guard(self.settings, data)
         self.folder.rewind(self.made)
 
     def _after_step(self) -> Iterator[Event]:
-        """What is due between a step and the next one."""
+        """Logs, traces, evaluates, samples and saves, as due after a step."""
         settings = self.settings
         if (yield from self.log()):
             return
@@ -288,26 +288,26 @@ class Trainer:
             self.sample(self.made, self.state["ema"])
             self.meter.skip()
         if last or due(self.made, settings.checkpoint_every):
-            if (yield from self.log()):  # before a spike is saved
+            if (yield from self.log()):  # so that a spike is not saved
                 return
             yield self.save()
 
     def _go_back(self, step: int, spiked: Pending, spike: Spike) -> None:
-        """Continues from the checkpoint of `step` with the batches after those of a spike."""
+        """Rewinds to the checkpoint of `step` and continues with the batches after the spike."""
         self.checkpoints.wait()
         self.batches.close()
-        self.state = {}  # before another takes its memory
+        self.state = {}  # frees its memory before the restore
         self.state, data = restored(self.checkpoints, self.abstract)
         self.guard = Guard(self.settings, {**data, "rewinds": self.guard.rewinds + 1})
         self.made, self.position, self.saved, self.nelbo = step, spiked.position, step, None
         self.folder.rewind(step)
-        # Of the first step that is made anew: gone again where a stopped run does it again.
+        # Logged at the first repeated step, so that a later rewind to `step` drops this line too.
         self.folder.log("rewind", step + 1, {"from": spiked.step, **vars(spike)})
         self.batches = self._batches()
         self.meter.skip()
 
     def _batches(self) -> Prefetcher[tuple[int, Batch]]:
-        """Batches from the present position on, put on the devices ahead of time."""
+        """Returns batches from the current position on, put on the devices ahead of time."""
 
         def on_device(rows: HostBatch) -> Batch:
             batch = Batch(**put_on_mesh(self.mesh, in_training(rows, self.order)))
@@ -320,17 +320,17 @@ class Trainer:
 
 
 def restored(checkpoints: Checkpoints, abstract: State) -> tuple[State, dict[str, Any]]:
-    """State and data of the newest checkpoint; fresh counters where it is older than those."""
+    """Returns state and data of the newest checkpoint. Counters that it lacks start at zero."""
     if checkpoints.has("watch"):
         return checkpoints.restore(abstract)
     state, data = checkpoints.restore({k: v for k, v in abstract.items() if k != "watch"})
-    places = jax.tree.map(lambda a: a.sharding, abstract["watch"])
+    shardings = jax.tree.map(lambda a: a.sharding, abstract["watch"])
     fresh = jax.tree.map(np.asarray, guard.fresh())
-    return {**state, "watch": jax.device_put(fresh, places)}, data
+    return {**state, "watch": jax.device_put(fresh, shardings)}, data
 
 
 def given_up(stepped: Stepped, checkpoints: Checkpoints) -> str:
-    """Why the run ends, and what is left of it."""
+    """Returns the message of a run that diverged: the reason, and the checkpoint that is left."""
     newest = checkpoints.latest
     left = "no checkpoint was saved"
     if newest is not None:
@@ -342,12 +342,12 @@ def given_up(stepped: Stepped, checkpoints: Checkpoints) -> str:
 
 
 def due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps (0: never) happens at this one."""
+    """Whether `step` is a multiple of `every` (0: never)."""
     return every > 0 and step % every == 0
 
 
 def in_training(rows: dict[str, np.ndarray], order: np.ndarray) -> dict[str, Any]:
-    """A loader's rows with their strata: which noise level each gets within the global batch."""
+    """Returns a loader's rows with their strata: the noise level of each in the global batch."""
     return {
         **rows,
         "row": order[rows["row"]].astype(np.int32),
@@ -356,17 +356,22 @@ def in_training(rows: dict[str, np.ndarray], order: np.ndarray) -> dict[str, Any
 
 
 def started_from(state: dict[str, Any], initial: ArrayTree) -> dict[str, Any]:
-    """A fresh state that begins with the parameters of the given components, of the same names
-    and shapes; other components stay fresh."""
+    """Returns a fresh state with the parameters of `initial` in place of its own. Components that
+    `initial` does not have keep theirs.
+
+    Raises InputError if names or shapes differ.
+    """
 
     def take(old: jax.Array, new: Any) -> jax.Array:
         if old.shape != new.shape:
-            raise InputError(f"--init-from: an array of shape {new.shape} where {old.shape} is due")
+            raise InputError(
+                f"--init-from: an array has shape {new.shape}, this experiment needs {old.shape}"
+            )
         return jax.device_put(new.astype(old.dtype), old.sharding)
 
     fresh = {name: state["params"][name] for name in initial}
     if jax.tree.structure(fresh) != jax.tree.structure(initial):
-        raise InputError("--init-from: those parameters are of another kind of network")
+        raise InputError("--init-from: the parameters are of another kind of network")
     params = {**state["params"], **jax.tree.map(take, fresh, initial)}
-    # The step donates its input, so the average needs arrays of its own.
+    # The step donates its input, so the EMA needs arrays of its own.
     return {**state, "params": params, "ema": jax.tree.map(lambda a: a.copy(), params)}

@@ -1,4 +1,4 @@
-"""How fast a run goes, for its log."""
+"""Training speed, for the log of a run."""
 
 import time
 from collections.abc import Callable
@@ -14,42 +14,42 @@ from mdlm.runs.folder import RunFolder
 
 
 class Meter:
-    """Turns fetched metrics into a log line with the speed since the line before.
+    """Writes fetched metrics as a log line, with the speed since the line before.
 
-    `tokens_per_second` are scored tokens. `flops_per_second` are the model's own operations in
-    matrix products: three times those of a forward pass, nothing that is done twice; `mfu` is
-    their share of the devices' peak, left out where that is not known. `data_wait` is the share
-    of the time in which this process's devices had nothing to do, and waited for a batch.
+    `tokens_per_second` counts the tokens in the loss. `flops_per_second` counts the model's
+    matmuls: three times those of a forward pass, without recomputation. `mfu` is its fraction of
+    the devices' peak, left out if the peak is not known. `data_wait` is the fraction of time in
+    which this process's devices were idle and waited for a batch.
 
     Args:
-        stalled: seconds so far of such waiting.
+        stalled: returns the seconds spent so in total.
     """
 
     def __init__(self, model: Model, mesh: jax.sharding.Mesh, stalled: Callable[[], float]):
         experiment = model.experiment
-        self.network, self.columns = experiment.network, model.vocab_size
+        self.network, self.vocab_size = experiment.network, model.vocab_size
         self.rows, self.length = experiment.train.batch_size, experiment.data.packing.length
         dtype = compute_dtype(self.network.dtype)
         self.stalled = stalled
-        # On a CPU this measures, so it comes before anything is timed.
+        # On a CPU the peak is measured, so this comes before anything is timed.
         self.peak = peak_flops(dtype.name, list(mesh.devices.flat)).flops
         self.skip()
 
     def skip(self) -> None:
-        """Forgets the time since the last reading: it went into something else than training."""
+        """Excludes the time since the last reading, which was not spent on training."""
         self._start(time.perf_counter())
 
     def _start(self, now: float) -> None:
         self.steps, self.since, self.stalled_before = 0, now, self.stalled()
 
     def read(self, folder: RunFolder, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
-        """Waits for the metrics of a step, logs them; returns those that are one number."""
+        """Waits for the metrics of a step and logs them; returns those that are scalars."""
         values, several = numbers(jax.device_get(metrics))
         now = time.perf_counter()
         if self.steps:
             rate = self.steps / (now - self.since)
             values["tokens_per_second"] = values["tokens"] * rate
-            forward = self.network.flops(self.rows, self.length, values["scored"], self.columns)
+            forward = self.network.flops(self.rows, self.length, values["scored"], self.vocab_size)
             values["flops_per_second"] = 3 * forward * rate
             if self.peak is not None:
                 values["mfu"] = values["flops_per_second"] / self.peak
@@ -60,7 +60,7 @@ class Meter:
 
 
 def numbers(metrics: dict[str, Any]) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Fetched metrics as plain numbers: those that are one, and those that are several."""
+    """Returns fetched metrics as plain numbers: the scalars, and the lists."""
     one = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
     several = {name: value.tolist() for name, value in metrics.items() if np.ndim(value)}
     return one, several

@@ -1,13 +1,11 @@
-"""A training session: an experiment, its data and its run folder brought together.
+"""A training session: an experiment, its data and its run folder together.
 
-Everything that can be refused is refused before the folder is touched: the experiment is
-composed, the data read and packed, the mesh and the batch checked. Then the folder is begun (or
-found to hold the same run), and `train` yields the loop's events, keeping samples, the picture
-and the writers of metrics up to date along the way.
+All checks come before the folder is written to: the experiment is composed, the data read and
+packed, the mesh and the batch checked. Then the folder is created (or resumed, if it holds the same
+run), and `train` yields the loop's events and keeps samples, plots and metrics writers up to date.
 
-Of many processes (see `mdlm.cluster.process_group`) all prepare the same and read the data
-for themselves; it is compared what they were started with and what they read. Process 0 decides
-on the folder and writes.
+With several processes (see `mdlm.cluster.process_group`) each prepares the same and reads the data
+itself; their arguments and their data are compared. Process 0 checks the folder and writes.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,24 +38,24 @@ from mdlm.types import ArrayTree
 from mdlm.version import __version__
 
 SAMPLES = 2
-"""Texts written to samples.txt each time."""
+"""Number of texts that are added to samples.txt at a time."""
 
 
 class Session:
-    """Prepares a run; `train` does it.
+    """Prepares a run; `train` runs it.
 
     Args:
         experiment: what to train.
-        out: the run folder; an earlier run of the same experiment there is continued.
+        out: the run folder; an earlier run of the same experiment there is resumed.
         source: text of the experiment file, of which the folder keeps a copy.
-        overrides: what was changed from outside, kept with it.
-        checkpoints: where to keep checkpoints, a folder or a URL, if not in the run folder.
-        init_from: a run folder whose averaged parameters to begin with.
+        overrides: overrides of the experiment's values, recorded in config.json.
+        checkpoints: a folder or URL to keep checkpoints in, if not in the run folder.
+        init_from: a run folder whose EMA parameters training starts from.
         tensorboard: also write TensorBoard events.
         wandb: project of Weights & Biases to log to as well.
         profile: steps to trace, see `mdlm.profiling.profile`; 0 for none.
         trust: execute an earlier run's copy of its experiment file to compare with it.
-        report: told `(task, done, total)` while data are prepared.
+        report: called with `(task, done, total)` while data are prepared.
     """
 
     def __init__(
@@ -83,13 +81,13 @@ class Session:
         self.mesh = experiment.mesh.build()
         check_batch(self.mesh, settings.batch_size, settings.accumulate)
         experiment.network.check_mesh(self.mesh, experiment.data.packing.length)
-        goes_on = self.folder.agreed(experiment)
-        self.dataset: Dataset = experiment.data.load(self.folder.data if goes_on else None, report)
+        resumes = self.folder.agreed(experiment)
+        self.dataset: Dataset = experiment.data.load(self.folder.data if resumes else None, report)
         self.model = Model.on(experiment, self.dataset)
         self.split = split_in_training(experiment.evaluation, self.dataset.splits)
         splits = ("train", self.split)
         for split in splits:
-            getattr(self.dataset, split)  # reads and packs it: too short a text is refused here
+            getattr(self.dataset, split)  # reads and packs it; raises if the text is too short
         check_same_data(self.dataset, splits)
         self.initial = self._initial(init_from)
         if profile:
@@ -112,8 +110,8 @@ class Session:
         return self.step >= self.experiment.train.steps
 
     def train(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
-        """The loop's events. Returns early, with everything saved, once `should_stop()`."""
-        initial, self.initial = self.initial, None  # the trainer drops it when it has begun
+        """Yields the loop's events; stops early, with everything saved, once `should_stop()`."""
+        initial, self.initial = self.initial, None  # the trainer frees it once the state is built
         trainer = Trainer(
             self.model,
             self.mesh,
@@ -141,7 +139,7 @@ class Session:
             self.folder.close()
 
     def closing_words(self) -> str:
-        """What to tell when the run is done: where it lies and what can be done with it."""
+        """Returns the text to print at the end of a run: its folder, metrics, next commands."""
         lines = [f"{self.folder.path}: step {self.step}"]
         lines += [f"  {metric}" for metric in self.metrics]
         if self.generated:
@@ -151,26 +149,27 @@ class Session:
         return "\n".join(lines)
 
     def _steps_made(self) -> int | None:
-        """Steps of the folder's newest checkpoint, None where it has none."""
+        """Step of the folder's newest checkpoint, None if it has none."""
         with Checkpoints(self.folder.checkpoints, read_only=True) as checkpoints:
             return checkpoints.latest
 
     def _initial(self, init_from: str | None) -> ArrayTree | None:
-        """The parameters to begin with, if they are not to be fresh: those of the run that is
-        named, or the weights of this one where it has only those."""
+        """Returns the parameters to start from: those of the run `init_from`, or the weights of
+        this run folder if it has no training state. None otherwise."""
         abstract = self.model.abstract_params(self.mesh)
         if init_from is not None:
             other = RunFolder(init_from)
-            other.config()  # refuses what is no run
-            # What this run's process learns may be nothing that the other run has.
+            other.config()  # raises if it is not a run
+            # The other run may lack parameters that this run's process learns.
             return restore_parameters(other, abstract, some=True)[1]
         weights = Weights.of(self.folder.path)
         if weights is None or self._steps_made() is not None:
             return None
         if weights.step:
             raise InputError(
-                f"{weights.path} is of step {weights.step}, and there is no training state to"
-                f" resume; to begin with it: --init-from {self.folder.path}, and another --out"
+                f"{weights.path} has the weights of step {weights.step}, and there is no training"
+                f" state to resume; to start from them: --init-from {self.folder.path}, and another"
+                " --out"
             )
         return weights.restore(abstract)
 
@@ -192,7 +191,7 @@ class Session:
 
 
 def configuration(experiment: Experiment) -> dict[str, object]:
-    """What processes of one run must have alike: the experiment, and the versions that compute."""
+    """Values that all processes of a run must share: the experiment, and the packages' versions."""
     data = without_stores(experiment.data)
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
     return {

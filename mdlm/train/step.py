@@ -1,13 +1,13 @@
 """One training step, pure: (state, batch) -> (state, metrics), compiled once for a mesh.
 
-    gradient of  sum of losses / tokens -> clip -> optimizer -> moving average of the parameters
+    gradient of  sum of losses / tokens -> clip -> optimizer -> EMA of the parameters
 
-The state is a plain dictionary `{step, params, opt_state, ema, watch}`. Its randomness follows
-from the run's key, the step, and each row's place in the global batch, so neither the mesh nor the
-number of micro-batches changes what is drawn (dropout excepted, which belongs to the micro-batch).
+The state is a plain dictionary `{step, params, opt_state, ema, watch}`. Random draws depend on the
+run's key, the step, and each row's index in the global batch, so neither the mesh nor the number of
+micro-batches changes them (except for dropout, which is drawn per micro-batch).
 
-A step whose loss or gradient is not finite leaves all of it as it was but `step` and the counters
-in `watch` (see `mdlm.train.guard`). Learning rate and average go by the updates that were made.
+A step whose loss or gradient is not finite is skipped: it changes only `step` and the counters in
+`watch` (see `mdlm.train.guard`). Learning rate and EMA decay follow the number of updates made.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ Step = Callable[[State, Batch], tuple[State, dict[str, Array]]]
 
 
 def init(model: Model, tx: optax.GradientTransformation, key: Key[Array, ""]) -> State:
-    """The state before the first step; the average starts at the parameters themselves."""
+    """Returns the state before the first step. The EMA starts at the parameters themselves."""
     params = model.init(stream(key, "init"))
     return {
         "step": jnp.zeros((), jnp.int32),
@@ -46,7 +46,7 @@ def init(model: Model, tx: optax.GradientTransformation, key: Key[Array, ""]) ->
 def abstract_state(
     model: Model, tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh
 ) -> State:
-    """Shapes, dtypes and shardings of the state; nothing is computed.
+    """Returns shapes, dtypes and shardings of the state; nothing is computed.
 
     Raises InputError if the network or its rows cannot be split over the mesh.
     """
@@ -56,19 +56,19 @@ def abstract_state(
 def create_state(
     model: Model, tx: optax.GradientTransformation, mesh: Mesh, key: Key[Array, ""]
 ) -> State:
-    """The initial state, born where it will live."""
+    """Returns the initial state, created with its sharding on the mesh."""
     sharding = jax.tree.map(lambda a: a.sharding, abstract_state(model, tx, mesh))
     return jax.jit(partial(init, model, tx), out_shardings=sharding)(key)
 
 
 def ema_decay(limit: float, updates: Int[Array, ""]) -> Float[Array, ""]:
-    """Decay of the moving average at its n-th update, min(limit, (1 + n) / (10 + n))."""
+    """Decay of the EMA at its n-th update, min(limit, (1 + n) / (10 + n))."""
     n = updates.astype(jnp.float32)
     return jnp.minimum(limit, (1 + n) / (10 + n))
 
 
 def compile_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> Step:
-    """The jitted training step. The state that goes in is used up (donated)."""
+    """Returns the jitted training step. Its input state is donated."""
     settings = model.experiment.train
     rate = model.experiment.optimizer.rate(settings.steps)
     sharding = jax.tree.map(lambda a: a.sharding, abstract_state(model, tx, mesh))
@@ -129,8 +129,8 @@ def summed(
     key: Key[Array, ""],
     batch: Batch,
 ) -> tuple[LossTerms, Float[Array, "2 n"] | None, ArrayTree]:
-    """Loss terms (as scalars), those by noise level, and the gradient of `total`, summed over the
-    whole batch. `at_rest` lays gradients as the parameters lie."""
+    """Returns loss terms (as scalars), bound and count by noise level, and the gradient of `total`,
+    summed over the whole batch. `at_rest` constrains gradients to the parameters' sharding."""
 
     def loss(params, part, micro):
         terms = model.loss(params, key, micro, part)
@@ -163,7 +163,8 @@ def summed(
 
 
 def split(mesh: Mesh, accumulate: int, batch: Batch) -> Batch:
-    """The batch as `accumulate` micro-batches, first dimension. No row changes its device."""
+    """Returns the batch as `accumulate` micro-batches along a new first axis. No row changes its
+    device."""
 
     def cut(x: Array) -> Array:
         if x.ndim == 0:

@@ -223,7 +223,7 @@ def test_zero_shot_takes_the_tokens_and_rows_of_the_run(tmp_path):
     assert zero_shot.zero_shot("ptb", plain.tokenizer, plain.packing)[0].packing == Wrap(
         length=256, eos=False, row_specials=False
     )
-    with pytest.raises(InputError, match="--on wikitext: there is ptb, wikitext2, wikitext103"):
+    with pytest.raises(InputError, match="--on wikitext: allowed are ptb, wikitext2, wikitext103"):
         zero_shot.zero_shot("wikitext", run.tokenizer, run.packing)
     splits = {name: text.split for name, text in zero_shot.TEXTS.items()}
     assert splits == {

@@ -66,7 +66,10 @@ def test_checkpoints_elsewhere(work):
 
 @pytest.mark.parametrize(
     ("where", "expected"),
-    [("gs://bucket/x", "this needs the package gcsfs"), ("ftp://host/x", "a folder, or on gs://")],
+    [
+        ("gs://bucket/x", "gs://bucket/x: needs the package gcsfs"),
+        ("ftp://host/x", "a folder, or on gs://"),
+    ],
 )
 def test_checkpoints_where_there_can_be_none(work, where, expected):
     if where.startswith("gs") and importlib.util.find_spec("gcsfs"):

@@ -163,7 +163,7 @@ BAD_INPUT = [
     (("train", "tiny.py", "--train.stpes", "3"), "did you mean --train.steps?"),
     (("train", "tiny.py", "--train.steps", "many"), "expected a whole number"),
     (("train", "tiny.py", "--train.steps"), "a value is missing"),
-    (("train", "tiny.py", "--train.steps", "0"), "not positive"),
+    (("train", "tiny.py", "--train.steps", "0"), "train.steps=0: must be at least 1"),
     ((*TRAIN, "--data.source.train", "no.txt"), "no.txt"),
     ((*TRAIN, "--data.packing.length", "9999999"), "too few"),
     ((*TRAIN, "--mesh.fsdp", "3"), "does not fit 1 devices"),

@@ -75,7 +75,7 @@ def test_own_texts_and_the_store(work):
     [
         (
             ["--on", "wikitext"],
-            "--on wikitext: there is ptb, wikitext2, wikitext103, lm1b",
+            "--on wikitext: allowed are ptb, wikitext2, wikitext103, lm1b",
         ),
         (["--on", "ptb", "--split", "test"], "--split test: --on says which split is scored"),
         (["--on", "ptb", "--data", "a", "b"], "--data: with --on, one folder"),

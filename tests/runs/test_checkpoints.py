@@ -203,7 +203,7 @@ def test_the_only_one_is_damaged(tmp_path):
     (tmp_path / "1" / "state" / "_METADATA").unlink()
     with (
         Checkpoints(tmp_path, read_only=True) as checkpoints,
-        pytest.raises(InputError, match="step 1 is damaged .*; no older one is left$"),
+        pytest.raises(InputError, match="step 1 is damaged .*; no older checkpoint is left$"),
     ):
         checkpoints.restore_part({"step": jax.ShapeDtypeStruct((), np.int32)})
 

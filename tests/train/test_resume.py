@@ -331,7 +331,9 @@ def test_checkpoints_elsewhere_are_found_and_outlive_the_run_folder(setup, tmp_p
     kept = next(iter(part.train())).step
     assert kept >= 5 and part.folder.checkpoints == elsewhere(setup, run, None).folder.checkpoints
     # Elsewhere there are none, and the run would begin anew.
-    with pytest.raises(InputError, match=f"those of {run} are in {store}; move them first"):
+    with pytest.raises(
+        InputError, match=f"the checkpoints of {run} are in {store}; move them first"
+    ):
         elsewhere(setup, run, str(tmp_path / "other"))
     # The machine and its run folder are gone.
     shutil.rmtree(run)
