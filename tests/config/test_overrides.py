@@ -129,7 +129,7 @@ def test_a_component_is_replaced_by_its_text_and_then_a_value_of_it():
     assert found.data == replace(experiment.data, packing=Wrap(length=64))
     assert found.objective == BlockNelbo(block_size=4, times=IID())
     assert apply(experiment, [("network.width", "8"), ("network", "DiT")]).network == DiT()
-    with pytest.raises(InputError, match="network=BlockDiT.* sees a noised block"):
+    with pytest.raises(InputError, match="network=BlockDiT.* attends to a noised block"):
         apply(experiment, changes[:1])
 
 
