@@ -7,8 +7,8 @@
 u-PMLM (arXiv:2004.11579), order-agnostic ARDM (arXiv:2110.02037). For a network that is
 not conditioned on the time this is the NELBO of a masked process with any schedule: if
 alpha = 1 - t and t is uniform, K is uniform on {0..n} and E[1 / t | K] = (n + 1) / K. It needs no
-1 / t and no smallest t. LLaDA's likelihood estimate is the same (arXiv:2502.09992): l of the L tokens of the
-answer masked, their cross-entropy times L / l.
+1 / t and no smallest t. LLaDA's likelihood estimate is the same (arXiv:2502.09992): l of the L
+tokens of the answer masked, their cross-entropy times L / l.
 
 Valid tokens outside the loss mask (a prompt) stay clean, so L bounds -log p(counted | the rest).
 """
@@ -104,6 +104,6 @@ def refuse_without_inverse(schedule: Schedule) -> str | None:
     if not schedule.has_inverse:
         name = type(schedule).__name__
         return (
-            f"a share of masked tokens needs a time, the inverse of the schedule; {name} has none"
+            f"needs a schedule with an inverse, for the time of a share of masks; {name} has none"
         )
     return None

@@ -75,11 +75,11 @@ class MaskedLM(Objective):
             keys = by_row(stream(key, "corrupt"), batch.row)
             is_chosen = choose(keys, may_change, count)
             masks = process.prior(keys, is_chosen.shape[1])
-            seen = self.replaced(stream(key, "replace"), batch, masks)
-            seen = jnp.where(is_chosen, seen, batch.tokens)
+            inputs = self.replaced(stream(key, "replace"), batch, masks)
+            inputs = jnp.where(is_chosen, inputs, batch.tokens)
             t = time_of_share(process.schedule, count, n)
         return weighted_cross_entropy(
-            ask(diffusion.denoise, batch, tokens=seen, t=t, key=stream(key, "dropout")),
+            ask(diffusion.denoise, batch, tokens=inputs, t=t, key=stream(key, "dropout")),
             batch,
             parameterization=diffusion.parameterization,
             z_t=jnp.where(is_chosen, masks, batch.tokens),
@@ -101,5 +101,5 @@ class MaskedLM(Objective):
         other = jax.vmap(lambda key: jax.random.randint(key, shape, 0, ids))(which)
         # Ids are drawn without the mask's: those from it on are shifted up by one.
         other = other + (other >= masks)
-        seen = jnp.where(u < self.random + self.keep, batch.tokens, masks)
-        return jnp.where(u < self.random, other, seen)
+        inputs = jnp.where(u < self.random + self.keep, batch.tokens, masks)
+        return jnp.where(u < self.random, other, inputs)
