@@ -1,7 +1,7 @@
-"""What objectives and samplers are handed: the noise, the network, and how its output is read.
+"""The value that objectives and samplers receive: noise, network, and reading of its output.
 
-Which of these fit together is asked before anything is computed, by the `incompatibility` of each
-objective and sampler; what all of them ask is here.
+Each objective and sampler checks before any computation whether it fits the rest
+(`incompatibility`). The checks that they share are here.
 """
 
 from dataclasses import dataclass, replace
@@ -19,12 +19,13 @@ P = TypeVar("P", bound=Process, covariant=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Diffusion(Generic[P]):
-    """A noising process and the network that reverses it. No pytree: arrays in it, the
-    parameters of the network above all, enter a jitted function by closure, so it is made inside
-    that function.
+    """A noising process and the network that reverses it.
+
+    It is not a pytree. Its arrays, above all the network's parameters, enter a jitted function
+    by closure, so build it inside that function.
 
     Args:
-        process: how tokens are noised, with what it has learned.
+        process: how tokens are noised, with its learned values.
         parameterization: how the network's output is read as a distribution of the clean token.
         denoise: the network with its parameters.
     """
@@ -34,7 +35,7 @@ class Diffusion(Generic[P]):
     denoise: Denoise
 
     def with_clean(self, tokens: Int[Array, "b l"]) -> Self:
-        """This diffusion with a network that also reads `tokens` as the clean ones."""
+        """Returns this diffusion with a network that also reads `tokens`, the clean ones."""
         denoise = self.denoise
 
         def ask(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
@@ -44,7 +45,7 @@ class Diffusion(Generic[P]):
 
 
 class NetworkTraits(Protocol):
-    """What is asked of a network's configuration."""
+    """The facts about a network's configuration that objectives and samplers check."""
 
     attends: ClassVar[Attends]
 
@@ -53,7 +54,7 @@ class NetworkTraits(Protocol):
 
 
 class Component(Protocol):
-    """What an objective and a sampler say they are defined for."""
+    """The processes, parameterizations and networks that an objective or sampler is defined for."""
 
     processes: ClassVar[tuple[type[Process], ...]]
     parameterizations: ClassVar[tuple[type[Parameterization], ...]]
@@ -66,8 +67,10 @@ def wrong_kind(
     parameterization: Parameterization,
     network: NetworkTraits | None,
 ) -> str | None:
-    """Why a component is not defined for these, by their classes and by what the network reads;
-    None if it is. Without a network, nothing is asked of one."""
+    """Says why a component is not defined for these classes and this network; None if it is.
+
+    Without a network, the network is not checked.
+    """
     for name, chosen, kinds in (
         ("process", process, component.processes),
         ("parameterization", parameterization, component.parameterizations),
@@ -85,6 +88,6 @@ def wrong_kind(
 
 ATTENDED: dict[Attends, str] = {
     "all": "all tokens of the noised row",
-    "causal": "the tokens before each, and nothing noised",
+    "causal": "the tokens before each position, and to no noised ones",
     "blocks": "a noised block and the clean blocks before it",
 }

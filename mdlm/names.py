@@ -1,12 +1,12 @@
-"""Names by which others than the networks know what an array, or an operation, is for.
+"""Names of arrays and operations of a network that code outside the network relies on.
 
-In the tree of parameters a network has its layers under `STACK`, every array of it with the layers
-along the first axis. A matrix between hidden states is a `KERNEL`; the one that reads the noise
-level is under `MODULATION`, and the one that makes logits under `HEAD`. Optimizers choose by these
-names which update an array gets, and plans find what is gathered.
+In the tree of parameters the layers are under `STACK`; each array there has the layers along its
+first axis. A matrix between hidden states is named `KERNEL`. The one that reads the noise level is
+under `MODULATION`, the one that makes logits under `HEAD`. Optimizers choose the update of an array
+by these names, and plans find the arrays that are gathered.
 
-An operation is traced in the scope (`jax.named_scope`) of its part of the step, one of `PARTS`, by
-which a profile groups time.
+Each operation is traced in the scope (`jax.named_scope`) of its part of the step, one of `PARTS`.
+Profiles group time by these scopes.
 """
 
 STACK = "blocks"

@@ -1,8 +1,8 @@
-"""Optimizers: what is minimised how, as components.
+"""Optimizers as components.
 
 A learning rate rises linearly from 0 over `warmup_steps` and then stays ("constant"), falls along
-half a cosine to `final` of its peak ("cosine"), or stays and falls linearly to `final` over the
-last `cooldown` share of the run ("wsd": warm-up, stable, decay).
+half a cosine to the fraction `final` of its peak ("cosine"), or stays and falls linearly to that
+fraction over the last fraction `cooldown` of the run ("wsd": warm-up, stable, decay).
 """
 
 import abc
@@ -21,12 +21,12 @@ __all__ = ["AdamW", "Muon", "Optimizer"]
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(abc.ABC):
-    """A learning rate over the steps, clipping by the gradient's global norm, and a direction.
+    """A learning rate by step, clipping by the gradient's global norm, and an update rule.
 
     `clip_norm=0` turns clipping off. Weight decay acts on matrices, not on biases and norms.
-    `momentum_dtype` is that in which first moments are kept: "bfloat16" saves 2 of a parameter's
-    20 bytes (itself, its gradient, its average, AdamW's two moments). Second moments stay float32,
-    whose slow average bfloat16 would round away.
+    `momentum_dtype` is the dtype of first moments: "bfloat16" saves 2 of the 20 bytes of a
+    parameter (itself, its gradient, its EMA, the two moments of AdamW). Second moments stay
+    float32, because bfloat16 would round their slow changes away.
     """
 
     learning_rate: float = 3e-4
@@ -43,14 +43,16 @@ class Optimizer(abc.ABC):
 
     def __post_init__(self):
         if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate={self.learning_rate} is not positive")
+            raise ValueError(f"learning_rate={self.learning_rate}: must be above 0")
         if not 0 <= self.final <= 1 or not 0 <= self.cooldown <= 1:
-            raise ValueError(f"final={self.final} and cooldown={self.cooldown} are shares, 0 to 1")
+            raise ValueError(
+                f"final={self.final}, cooldown={self.cooldown}: each must be between 0 and 1"
+            )
         if self.warmup_steps < 0 or self.weight_decay < 0 or self.clip_norm < 0:
-            raise ValueError("warmup_steps, weight_decay and clip_norm are not negative")
+            raise ValueError("warmup_steps, weight_decay and clip_norm: each must be at least 0")
 
     def rate(self, steps: int) -> optax.Schedule:
-        """Learning rate by step (0 at step 0 where there is a warm-up) of a run of `steps`."""
+        """Returns the learning rate by step of a run of `steps` steps; a warm-up begins at 0."""
         peak, warmup = self.learning_rate, self.warmup_steps
         floor = peak * self.final
         if self.schedule == "cosine":
@@ -64,16 +66,16 @@ class Optimizer(abc.ABC):
         return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax transformation for a run of `steps` steps."""
+        """Returns the optax transformation for a run of `steps` steps."""
         clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
         return optax.chain(clip, self.direction(self.rate(steps)))
 
     @abc.abstractmethod
     def direction(self, rate: optax.Schedule) -> optax.GradientTransformation:
-        """From clipped gradients to updates."""
+        """Returns the transformation of clipped gradients into updates."""
 
     def adam(self, rate: optax.Schedule) -> optax.GradientTransformation:
-        """AdamW with these settings, at a rate that may be another than the optimizer's own."""
+        """Returns AdamW with these settings at `rate`, which may differ from `learning_rate`."""
         return optax.adamw(
             rate,
             b1=self.b1,
@@ -95,11 +97,11 @@ class AdamW(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class Muon(Optimizer):
-    """Muon (Jordan et al. 2024) on the blocks' matrices, AdamW on all else.
+    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for all else.
 
-    The momentum of each hidden matrix is orthogonalised before it is applied, layer by layer of a
-    stack. Embedding, head, modulation, biases and norms go by AdamW at `adam_rate` times the
-    learning rate, which is Muon's own and much larger than AdamW's.
+    Muon orthogonalises the momentum of each hidden matrix before applying it, layer by layer.
+    AdamW updates embedding, head, modulation, biases and norms, at `adam_rate` times
+    `learning_rate`: Muon's learning rate is much larger than AdamW's.
     """
 
     learning_rate: float = 0.02
@@ -126,7 +128,10 @@ class Muon(Optimizer):
 
 
 def decayed(params: ArrayTree) -> ArrayTree:
-    """True at matrices. Arrays of stacked layers have one dimension more than their layer's."""
+    """Returns True at matrices, which weight decay acts on.
+
+    An array of stacked layers has one dimension more than that of a single layer.
+    """
 
     def is_matrix(path, array) -> bool:
         return array.ndim - (STACK in _names(path)) >= 2
@@ -135,10 +140,10 @@ def decayed(params: ArrayTree) -> ArrayTree:
 
 
 def hidden(params: ArrayTree) -> ArrayTree:
-    """ "muon" at the blocks' matrices between hidden states, stacked `[n i o]`; "adam" elsewhere.
+    """Labels the hidden matrices of the blocks, stacked `[n i o]`, "muon"; all else "adam".
 
-    They are known by the names that networks agree on (`mdlm.names`). The modulation's matrix,
-    which starts at zero and reads the noise level, is not one of them.
+    Their names tell them apart (`mdlm.names`). The modulation's matrix, which starts at zero and
+    reads the noise level, is not among them.
     """
 
     def label(path, array) -> str:

@@ -1,7 +1,7 @@
 """The values that pass between components, and the axis letters their shapes are written in.
 
-    b  batch (sequences)      l  length (tokens)      v  vocabulary (columns of the logits)
-    d  width of the network   h  attention heads      n  any other count (layers, steps, rows)
+    b  batch (sequences)      l  length (tokens)      v  vocabulary (size of the logits)
+    d  width of the network   h  attention heads      n  any other count (layers, steps)
 
 Times are diffusion times, 0 clean and 1 noise, always `Float[Array, " b #l"]`: `[b, 1]` for one
 noise level per sequence, `[b, l]` for one per token. Losses are in nats, float32.
@@ -25,14 +25,14 @@ ArrayTree = Any
 """A pytree whose leaves are arrays (JAX has no narrower type for it)."""
 
 Attends = Literal["all", "causal", "blocks"]
-"""What a network's answer about a token may depend on: the whole noised row; the tokens before
-it; or the noised tokens of its own block and the clean ones of the blocks before."""
+"""The tokens that a network's prediction of a token attends to: "all", the whole noised row;
+"causal", those before it; "blocks", the noised ones of its block and the clean earlier blocks."""
 
 
 def with_ids(component: Any, vocab: Vocab) -> Any:
-    """A component whose `mask_id` and `vocab_size`, such as it has, are those of `vocab`.
+    """Returns a component with those of `mask_id` and `vocab_size` that it has set from `vocab`.
 
-    Raises ValueError where one was set by hand and `vocab` says otherwise.
+    Raises ValueError if one was set by hand to another value.
     """
     theirs = {"mask_id": vocab.mask_id, "vocab_size": vocab.size}
     own = [field.name for field in dataclasses.fields(component) if field.name in theirs]
@@ -45,57 +45,58 @@ def with_ids(component: Any, vocab: Vocab) -> Any:
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def pytree(cls):
-    """Class decorator: a frozen keyword-only dataclass that JAX sees as a pytree of its fields.
+    """Class decorator: a frozen keyword-only dataclass that JAX treats as a pytree of its fields.
 
-    Fields are annotated loosely (`Any`) because JAX rebuilds such objects with placeholders in
-    place of arrays; the shapes stand in the comments.
+    Fields are annotated `Any` because JAX rebuilds such objects with placeholders instead of
+    arrays. Comments give the shapes.
     """
     return jax.tree_util.register_dataclass(dataclass(frozen=True, kw_only=True)(cls))
 
 
 @pytree
 class KeyValues:
-    """What a causal network keeps of the tokens it has read."""
+    """The key-value cache of a causal network: keys and values of the tokens it has read."""
 
     keys: Any  # Array, "n b l h d", by layer
     values: Any  # Array, "n b l h d"
-    at: Any  # Int[Array, " b"], the place of the token that each sequence reads next
+    at: Any  # Int[Array, " b"], position of the token that each sequence reads next
 
 
 @pytree
 class NetInput:
-    """What a network is asked: the tokens and everything known about them."""
+    """The input of a network: the tokens and everything known about them."""
 
     tokens: Any  # Int[Array, "b l"], noised
     t: Any = None  # Float[Array, " b #l"], diffusion time; None for networks without noise
     clean: Any = None  # Int[Array, "b l"], for networks that read [noised ; clean]
-    is_valid: Any = None  # Bool[Array, "b l"], False at padding, which nobody attends to
-    segment_ids: Any = None  # Int[Array, "b l"], attention stays inside a segment
+    is_valid: Any = None  # Bool[Array, "b l"], False at padding, which no token attends to
+    segment_ids: Any = None  # Int[Array, "b l"], tokens attend within their segment
     positions: Any = None  # Int[Array, "b l"], default 0..l-1
     label: Any = None  # Int[Array, " b"]
     self_cond: Any = None  # Float[Array, "b l d"]
-    cache: Any = None  # KeyValues, from an earlier Prediction: `tokens[at]` alone are read then,
-    # and the answer is about the token after them
+    cache: Any = None  # KeyValues, from an earlier Prediction: the network then reads `tokens[at]`
+    # alone, and predicts the token after it
     defer_last_block: bool = dataclasses.field(default=False, metadata={"static": True})
-    # True where logits are wanted at few positions: a network may leave its last block to
+    # True if logits are needed at few positions: a network may leave its last block to
     # `Prediction.logits(at)`, which computes it at those positions alone
     make_cache: bool = dataclasses.field(default=False, metadata={"static": True})
-    # True to have the keys and values of all tokens in `Prediction.cache`, where the network can
+    # True returns the keys and values of all tokens in `Prediction.cache`, if the network can
 
 
 @pytree
 class Batch:
-    """Rows of data. `loss_mask` says which tokens are counted and scored.
+    """Sequences of data, also called rows. `loss_mask` says which tokens count in the loss.
 
-    `row` and `rows` place each sequence in the larger whole that it is a part of (the global
-    batch in training, the split in evaluation): noise times are stratified over that whole, and
-    each row's randomness follows its place, so neither depends on how the whole is cut up.
+    `row` is the index of each sequence in the whole that the batch is part of (the global batch
+    in training, the split in evaluation), and `rows` the size of that whole. Noise times are
+    stratified over the whole and the random draws of a row follow its index, so neither depends
+    on how the whole is split into batches.
     """
 
     tokens: Any  # Int[Array, "b l"]
     loss_mask: Any  # Bool[Array, "b l"]
-    row: Any  # Int[Array, " b"], place of each sequence in the whole, 0 <= row < rows
-    rows: Any  # Int[Array, ""], size of the whole
+    row: Any  # Int[Array, " b"], index of each sequence in the whole, 0 <= row < rows
+    rows: Any  # Int[Array, ""], sequences in the whole
     is_valid: Any = None  # Bool[Array, "b l"], False at padding; None where there is none
     segment_ids: Any = None  # Int[Array, "b l"] where several documents share a row
     label: Any = None  # Int[Array, " b"]
@@ -103,12 +104,12 @@ class Batch:
 
 @pytree
 class LossTerms:
-    """What an objective returns. All float32, in nats, not divided by the number of tokens.
+    """The result of an objective. All float32, in nats, not divided by the number of tokens.
 
-    `total` is what is trained: a differentiable sum over the batch. `values` is that same sum by
-    token, `bound` the terms of the NELBO that is reported; both are reports (no gradient).
-    `count` is 1 for each token that the sums are to be divided by, else 0; `scored` is 1 for each
-    whose logits were made. `t` is the noise level at which they were asked for, by row or token.
+    `total` is the loss that is trained: a differentiable sum over the batch. `values` is the same
+    sum by token, and `bound` has the terms of the reported NELBO by token; both carry no
+    gradient. `count` is 1 for each token that the sums are divided by, else 0. `scored` is 1 for
+    each token whose logits were computed. `t` is the noise level, by row or by token.
     """
 
     total: Any  # Float[Array, ""]
@@ -116,28 +117,30 @@ class LossTerms:
     bound: Any  # Float[Array, "b l"]
     count: Any  # Float[Array, "b l"]
     scored: Any  # Float[Array, "b l"]
-    scalars: Any  # dict[str, Float[Array, ""]], further figures for the log
+    scalars: Any  # dict[str, Float[Array, ""]], further values for the log
     t: Any = None  # Float[Array, " b #l"], diffusion time; None where nothing is noised
 
 
 class Prediction(abc.ABC):
-    """What a network answers: for each position, logits about that position's clean token.
+    """The output of a network: at each position, logits of the clean token there.
 
-    A row is one position of one sequence; rows are numbered `sequence * l + position`.
+    An index of a position counts through the batch: `sequence * l + position`.
     """
 
     hidden: Any = None  # Float[Array, "b l d"], input of the head, where there is one
-    cache: Any = None  # KeyValues, where `NetInput` had `make_cache` or a cache, else None
+    cache: Any = None  # KeyValues, if `NetInput` had `make_cache` or a cache, else None
 
     @property
     def whole(self) -> "Prediction":
-        """The same prediction with its last block computed at all positions: itself, unless that
-        block was deferred."""
+        """The same prediction with its last block computed at all positions.
+
+        It is the prediction itself, unless the last block was deferred.
+        """
         return self
 
     @abc.abstractmethod
     def logits(self, at: Int[Array, " n"] | None = None) -> Float[Array, "..."]:
-        """Float32 logits of all positions, `[b l v]`, or of the rows `at`, `[n v]`."""
+        """Returns float32 logits at all positions, `[b l v]`, or at the indices `at`, `[n v]`."""
 
     @abc.abstractmethod
     def reduce_rows(
@@ -147,25 +150,26 @@ class Prediction(abc.ABC):
         weight: Float[Array, "b l"],
         shared: ArrayTree = None,
     ) -> tuple[Float[Array, ""], Float[Array, "b l"]]:
-        """Sum of `weight * fn(logits, rows, shared)` over all rows, without `[b l v]` at once.
+        """Sums `weight * fn(logits, rows, shared)` over all positions, never holding `[b l v]`.
 
-        `rows` is a pytree of `[b l ...]` arrays, passed to `fn` as `[n ...]`. Rows of weight 0
-        add nothing, whatever `fn` gives there. The total is differentiable in the network and in
-        `shared` (anything else differentiated must enter there, never by closure); the values,
-        `weight * fn` by row, carry no gradient.
+        `rows` is a pytree of `[b l ...]` arrays, passed to `fn` as `[n ...]`, some positions at a
+        time. Positions of weight 0 add nothing, whatever `fn` returns there. Returns the total
+        and the values, `weight * fn` by position. The total is differentiable in the network and
+        in `shared`: pass there whatever else needs a gradient, never by closure. The values carry
+        no gradient.
         """
 
 
 class Denoise(Protocol):
-    """A network with its parameters: the only thing that diffusion code knows of one."""
+    """A network with its parameters: the one form in which diffusion code uses a network."""
 
     def __call__(self, inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
-        """Predicts clean tokens. `key` is the dropout's; None turns dropout off."""
+        """Predicts clean tokens. `key` is for dropout; None turns dropout off."""
         ...
 
 
 class DenseLogits(Prediction):
-    """Logits held whole: the plain `Prediction` that any function to logits can stand behind."""
+    """A `Prediction` that holds all logits in one array, for any function that returns logits."""
 
     def __init__(self, array: Float[Array, "b l v"], cache: Any = None):
         self.array = array.astype(jnp.float32)
@@ -190,9 +194,9 @@ class DenseLogits(Prediction):
 
 
 def weighted(loss: Float[Array, "*s"], weight: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """`weight * loss`, and exactly 0 (in gradient too) where the weight is 0.
+    """Returns `weight * loss`, and exactly 0 (also in the gradient) where the weight is 0.
 
-    A row of weight 0 may hold an infinite loss, and 0 * inf is not a number.
+    The loss may be infinite at weight 0, and 0 * inf is NaN.
     """
     used = weight != 0
     return jnp.where(used, weight * jnp.where(used, loss, 0.0), 0.0)

@@ -2,9 +2,9 @@
 
     -log p(x) = sum_{i >= 1} -log p(x_i | x_0 .. x_{i-1})
 
-The network's answer about position i has seen the tokens before i only (its adapter does the
-shift). The first token of a row has nothing before it and is not scored: with rows that begin
-with BOS nothing is lost, otherwise the number is conditional on each row's first token.
+The network's prediction at position i attends to the tokens before i only (its adapter shifts
+them). The first token of a row has no tokens before it and is not counted. If rows begin with BOS
+nothing is lost; otherwise the likelihood is conditioned on the first token of each row.
 """
 
 from dataclasses import dataclass, replace
@@ -34,15 +34,15 @@ class Autoregressive(Objective):
         prediction = ask(
             diffusion.denoise, scored, tokens=batch.tokens, t=None, key=stream(key, "dropout")
         )
-        # Every position is asked as if its own token were masked, which it is for this network.
+        # Every position is read as masked, because a causal network does not read its own token.
         rows, length = batch.tokens.shape
         keys = by_row(stream(key, "prior"), batch.row)
-        hidden = diffusion.process.prior(keys, length)
+        masks = diffusion.process.prior(keys, length)
         terms = weighted_cross_entropy(
             prediction,
             scored,
             parameterization=diffusion.parameterization,
-            z_t=hidden,
+            z_t=masks,
             t=jnp.ones((rows, 1)),
             weight=jnp.ones(batch.tokens.shape),
         )

@@ -1,8 +1,8 @@
-"""What every objective shares: its contract, and the one place where tokens are weighed.
+"""The contract of objectives, and the weighted sums over tokens that they share.
 
-A weighted cross-entropy over rows of logits is all that most of the family trains on:
-`sum_i w_i * -log p(x_i | z)`. Weights are made here, before the head runs, and are zero wherever
-a token is not to be scored; sums are left undivided, so that micro-batches and devices add up.
+Most of the family trains a weighted cross-entropy, `sum_i w_i * -log p(x_i | z)`. The weights are
+computed before the head runs, and are 0 where a token does not count. Sums are not divided by the
+number of tokens, so that those of micro-batches and devices can be added.
 """
 
 import abc
@@ -28,22 +28,23 @@ from mdlm.types import ArrayTree, Attends, Batch, Denoise, LossTerms, NetInput, 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(abc.ABC):
-    """A loss: draws what it needs from `key`, asks the network, and returns sums in nats."""
+    """A loss: draws noise from `key`, calls the network, and returns sums in nats."""
 
     is_exact: ClassVar[bool] = False
-    """True where the reported bound is the likelihood itself and nothing is drawn."""
+    """True if the reported bound is the exact likelihood and nothing is random."""
 
     protocol: ClassVar[str] = ""
-    """What the reported bound is, in words, for the line in which the number is given. It names
-    every term of the bound that the objective leaves out."""
+    """Short description of the reported bound, printed beside the number. It names every term of
+    the bound that the objective leaves out."""
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked,)
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Subs,)
     attends: ClassVar[Attends] = "all"
-    """What it is defined for; anything else is refused when the experiment is composed."""
+    """The processes, parameterizations and attention of the network that the objective is defined
+    for. An experiment with others is refused when it is composed."""
 
     def protocol_on(self, process: Process) -> str:
-        """`protocol`, and what is left out with the schedule of this process besides."""
+        """Returns `protocol`, with the terms that the schedule of this process leaves out."""
         return self.protocol
 
     def incompatibility(
@@ -52,24 +53,26 @@ class Objective(abc.ABC):
         parameterization: Parameterization,
         network: NetworkTraits | None = None,
     ) -> str | None:
-        """Why it cannot be trained or reported with these; None if it can. Without a network,
-        nothing is asked of one."""
+        """Says why the objective does not fit these components; None if it does.
+
+        Without a network, the network is not checked.
+        """
         return wrong_kind(self, process, parameterization, network)
 
     @abc.abstractmethod
     def __call__(self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion) -> LossTerms: ...
 
     def reported(self) -> "Objective":
-        """What an evaluation reports, unless it is told otherwise."""
+        """Returns the objective that an evaluation reports by default."""
         return self
 
     def with_vocab(self, vocab: Vocab) -> Self:
-        """The objective for a known vocabulary (most need not know it)."""
+        """Returns the objective for a vocabulary; most objectives do not depend on it."""
         return self
 
 
 def nelbo_without(*terms: str, where: str) -> str:
-    """The name of a NELBO that lacks these of its terms; `where` says what is left of it.
+    """Returns the name of a NELBO without these terms; `where` is the range of t that is left.
 
     >>> nelbo_without("reconstruction", "prior", where="t >= 0.001")
     'NELBO without the reconstruction and prior terms (t >= 0.001)'
@@ -79,8 +82,11 @@ def nelbo_without(*terms: str, where: str) -> str:
 
 
 def without_start(process: Process, protocol: str) -> str:
-    """The protocol of a chain of steps on this process. The step to t = 0 is the reconstruction
-    where alpha(0) = 1; of other schedules nothing reveals what is still masked at t = 0."""
+    """Returns the protocol of a discrete chain on this process.
+
+    If alpha(0) = 1, the step to t = 0 is the reconstruction. In other schedules no step reveals
+    the tokens that are still masked at t = 0.
+    """
     if not process.schedule.one_minus_alpha(jnp.zeros(())) > 0:
         return protocol
     return protocol.replace("NELBO", nelbo_without("reconstruction", where="alpha(0) < 1"), 1)
@@ -94,7 +100,7 @@ def ask(
     t: Float[Array, " b #l"] | None,
     key: Key[Array, ""] | None,
 ) -> Prediction:
-    """The network's prediction about a batch whose tokens were replaced by `tokens`."""
+    """Returns the network's prediction for a batch whose tokens were replaced by `tokens`."""
     return denoise(
         NetInput(
             tokens=tokens,
@@ -116,9 +122,10 @@ def weighted_cross_entropy(
     t: Float[Array, " b #l"],
     weight: Float[Array, " b #l"],
 ) -> LossTerms:
-    """`sum w * -log p(x_0 | z_t)` over the scored tokens; the bound is the same sum.
+    """Returns `sum w * -log p(x_0 | z_t)` over the loss mask; the bound is the same sum.
 
-    Rows of weight 0 are never computed, so `weight` carries all masks but the loss mask.
+    Positions of weight 0 are never computed, so `weight` is 0 at all that should be left out.
+    The loss mask is applied here.
     """
     rows = {
         "x_0": batch.tokens,
@@ -140,9 +147,9 @@ def weighted_sum(
     weight: Float[Array, " b #l"],
     t: Float[Array, " b #l"],
 ) -> LossTerms:
-    """`sum w * loss(logits, rows, None)` over the scored tokens; the bound is the same sum.
+    """Returns `sum w * loss(logits, rows, None)` over the loss mask; the bound is the same sum.
 
-    As in `Prediction.reduce_rows`, of which `loss` and `rows` are the arguments; `t` is noted.
+    `loss` and `rows` are arguments of `Prediction.reduce_rows`; `t` is recorded in the result.
     """
     count = batch.loss_mask.astype(jnp.float32)
     weight = jnp.broadcast_to(weight, count.shape).astype(jnp.float32) * count
@@ -161,23 +168,23 @@ TimesAndWeights = Callable[
 
 
 def refuse_rates(schedule: Schedule) -> str | None:
-    """Why a weighted cross-entropy alone cannot go with a schedule that noises tokens at
-    different rates; None for the others."""
+    """Says why a schedule with a rate for each token needs more than a weighted cross-entropy;
+    None for other schedules."""
     if not schedule.per_token:
         return None
     return (
-        f"{type(schedule).__name__} has a rate for each token, and a weighted cross-entropy alone"
-        " is no bound then; use GeneralizedNelbo() or GeneralizedDiscreteNelbo()"
+        f"{type(schedule).__name__} has a rate for each token, for which a weighted cross-entropy"
+        " is no bound; use GeneralizedNelbo() or GeneralizedDiscreteNelbo()"
     )
 
 
 def scored_tokens(batch: Batch) -> Bool[Array, "b l"]:
-    """The valid tokens that are scored: where nothing else may change, the others are given."""
+    """Returns the valid tokens of the loss mask, for objectives that condition on the others."""
     return batch.loss_mask if batch.is_valid is None else batch.loss_mask & batch.is_valid
 
 
 def uniform_of_rows(times: TimeSampler, key: Key[Array, ""], batch: Batch) -> Float[Array, "b 1"]:
-    """The u that becomes each row's time, from the objective's key."""
+    """Draws the uniform number that becomes each row's time, from the objective's key."""
     return times.sample(stream(key, "times"), batch.row, batch.rows)[:, None]
 
 
@@ -188,8 +195,10 @@ def noised(
     t: Float[Array, " b #l"],
     may_change: Bool[Array, "b l"] | None = None,
 ) -> Int[Array, "b l"]:
-    """The rows noised to `t`, from the objective's key: the tokens that `may_change`, by default
-    all valid ones."""
+    """Draws the rows noised to `t`, from the objective's key.
+
+    Noise reaches the tokens where `may_change`, by default all valid ones.
+    """
     keys = by_row(stream(key, "corrupt"), batch.row)
     return process.corrupt(
         keys, batch.tokens, t, batch.is_valid if may_change is None else may_change
@@ -205,9 +214,9 @@ def noise_and_score(
     times_and_weights: TimesAndWeights,
     may_change: Bool[Array, "b l"] | None = None,
 ) -> LossTerms:
-    """Draws a time for each row, masks its tokens, and scores the masked ones.
+    """Draws a time for each row, masks its tokens, and returns the loss of the masked ones.
 
-    Noise reaches the tokens that `may_change`, by default all valid ones.
+    Noise reaches the tokens where `may_change`, by default all valid ones.
     """
     with jax.named_scope("noise"):
         t, weight = times_and_weights(
@@ -233,7 +242,7 @@ def score_masked(
     weight: Float[Array, " b #l"],
     key: Key[Array, ""] | None = None,
 ) -> LossTerms:
-    """`weight` times the cross-entropy of the masked tokens of given noised rows."""
+    """Returns `weight` times the cross-entropy of the masked tokens of given noised rows."""
     return weighted_cross_entropy(
         ask(diffusion.denoise, batch, tokens=z_t, t=t, key=key),
         batch,

@@ -3,14 +3,14 @@
     -log p(x) <= sum over blocks j of  E_t w(t) E_{z_j} sum_{i in j, masked}
                      -log p(x_i | z_j at time t, clean blocks before j),   w = -alpha' / (1 - alpha)
 
-Each block has a time of its own. With blocks of one token the sum over time is the exact
-likelihood of the autoregressive order, whatever the time: all tokens masked at weight 1
-(`low = high = 1`) gives it without noise. With one block to a row it is `Nelbo`.
+Each block has a time of its own. With blocks of one token the mean over times is the exact
+autoregressive likelihood. The prediction then does not depend on the time, so all tokens masked at
+weight 1 (`low = high = 1`) gives it without noise. With one block per row it is `Nelbo`.
 
-Training may keep to times in [low, high] ("clipped schedules", sec. 5): rates near 0 and 1 teach
-little and spread the loss. Then a block's share of masked tokens is made to lie in [low, high]
-too, by drawing again the masks of blocks that are outside. Such a loss is no bound, and evaluations
-report that of the whole interval instead.
+Training may be limited to times in [low, high] ("clipped schedules", sec. 5): rates near 0 and 1
+teach little and raise the variance of the loss. The share of masked tokens of a block is then kept
+in [low, high] too, by drawing the masks of other blocks again. Such a loss is no bound, so
+evaluations report the bound on the whole interval.
 """
 
 import math
@@ -35,7 +35,7 @@ from mdlm.types import Attends, Batch, LossTerms
 
 Bound = Float[Array, ""] | float
 EDGE = 1e-6
-"""What float32 may do to a share k / n that lies on the interval's end."""
+"""Tolerance for the rounding of a share k / n that equals an end of the interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +43,16 @@ class BlockNelbo(Objective):
     """Trains the bound of block diffusion, or a loss on part of its times, in nats.
 
     Args:
-        block_size: tokens to a block, the network's; divides the length of rows.
-        times: how u is drawn over all blocks of the batch, before it becomes a time.
-        low, high: the interval of times, and (for log-linear schedules, whose times they are) of
-            masked shares. (0, 1) is the bound. (1e-3, 1) is the published protocol: reconstruction
-            dropped. (1, 1) masks everything at weight 1, the exact likelihood with `block_size` 1.
-        t_min: earlier times stand at this one with the weight 1 / t_min: the reconstruction.
-            An end at or below it, or at 1, does not bound the masked shares.
+        block_size: tokens per block, as in the network; must divide the length of rows.
+        times: how the uniform numbers that become times are drawn over all blocks of the batch.
+        low, high: the interval of times, and also of masked shares (which are the times of
+            log-linear schedules). (0, 1) is the bound. (1e-3, 1) is the published protocol,
+            without the reconstruction. (1, 1) masks all tokens at weight 1, the exact likelihood
+            with `block_size` 1.
+        t_min: earlier times are moved to this one with the weight 1 / t_min: the reconstruction.
+            A `low` at or below it, or a `high` of 1, does not bound the masked shares.
         rounds: how often masks of blocks outside the interval are drawn again, at most.
-        first_is_given: the first token of each row (BOS) is never masked and not scored, as in the
+        first_is_given: the first token of each row (BOS) is never masked and not counted, as in the
             published numbers.
     """
 
@@ -66,11 +67,11 @@ class BlockNelbo(Objective):
 
     def __post_init__(self):
         if self.block_size < 1:
-            raise ValueError(f"block_size={self.block_size} must be at least 1")
+            raise ValueError(f"block_size={self.block_size}: must be at least 1")
         if not 0 < self.t_min < 1:
-            raise ValueError(f"t_min={self.t_min} is not between 0 and 1")
+            raise ValueError(f"t_min={self.t_min}: must be between 0 and 1")
         if self.rounds < 0:
-            raise ValueError(f"rounds={self.rounds} is below 0")
+            raise ValueError(f"rounds={self.rounds}: must be at least 0")
         if self.low == self.high == 1:
             if self.block_size > 1:
                 raise ValueError(
@@ -78,11 +79,11 @@ class BlockNelbo(Objective):
                     f" not block_size={self.block_size}"
                 )
         elif not 0 <= self.low < self.high <= 1:
-            raise ValueError(f"low={self.low}, high={self.high} is no interval in [0, 1]")
+            raise ValueError(f"low={self.low}, high={self.high}: must satisfy 0 <= low < high <= 1")
         elif self.rounds and not self._has_share():
             raise ValueError(
-                f"no share of block_size={self.block_size} tokens lies in"
-                f" [low={self.low}, high={self.high}]"
+                f"low={self.low}, high={self.high}: no share of block_size={self.block_size} tokens"
+                " lies between them; choose a wider interval"
             )
 
     def _has_share(self) -> bool:
@@ -95,7 +96,7 @@ class BlockNelbo(Objective):
 
     @property
     def is_clipped(self) -> bool:
-        """Whether masked shares are kept inside the interval."""
+        """True if masked shares are kept inside the interval."""
         return not self.is_exact and (self.low > self.t_min or self.high < 1)
 
     def reported(self) -> Objective:
@@ -128,7 +129,7 @@ class BlockNelbo(Objective):
     def __call__(
         self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion[Masked]
     ) -> LossTerms:
-        # Without ends there is nothing to draw again, nor to look for on all devices.
+        # Without an interval nothing is drawn again, and no reduction over devices is needed.
         return replace(self, rounds=self.rounds if self.is_clipped else 0).on(
             self.low, self.high, key, batch, diffusion
         )
@@ -141,7 +142,7 @@ class BlockNelbo(Objective):
         batch: Batch,
         diffusion: Diffusion[Masked],
     ) -> LossTerms:
-        """The loss on another interval, which may be traced."""
+        """Returns the loss on another interval, whose ends may be traced."""
         with jax.named_scope("noise"):
             may_change = batch.is_valid
             if self.first_is_given:
@@ -165,18 +166,18 @@ class BlockNelbo(Objective):
         may_change: Bool[Array, "b l"] | None,
         process: Masked,
     ) -> tuple[Int[Array, "b l"], Float[Array, "b l"], Float[Array, "b l"]]:
-        """Noised tokens, and the time and the weight of each."""
+        """Returns noised tokens, and the time and the weight of each."""
         b, l = batch.tokens.shape
         if l % self.block_size:
             raise ValueError(f"block_size={self.block_size} does not divide the length of {l}")
         keys = by_row(stream(key, "corrupt"), batch.row)
         if self.is_exact:
-            hidden = process.prior(keys, l)
-            z_t = hidden if may_change is None else jnp.where(may_change, hidden, batch.tokens)
+            masks = process.prior(keys, l)
+            z_t = masks if may_change is None else jnp.where(may_change, masks, batch.tokens)
             return z_t, jnp.ones((b, l)), jnp.ones((b, l))
-        place = strata(batch.row, batch.rows, l // self.block_size)
-        u = self.times.sample(stream(key, "times"), place.reshape(-1), batch.rows * place.shape[1])
-        u = jnp.repeat(u.reshape(place.shape), self.block_size, axis=1)
+        index = strata(batch.row, batch.rows, l // self.block_size)
+        u = self.times.sample(stream(key, "times"), index.reshape(-1), batch.rows * index.shape[1])
+        u = jnp.repeat(u.reshape(index.shape), self.block_size, axis=1)
         t, weight = self.times_and_weights(process.schedule, u, low, high)
 
         def numbers(draw: Int[Array, ""]) -> Float[Array, "b l"]:
@@ -198,7 +199,7 @@ class BlockNelbo(Objective):
     def times_and_weights(
         self, schedule: Schedule, u: Float[Array, "b l"], low: Bound, high: Bound
     ) -> tuple[Float[Array, "b l"], Float[Array, "b l"]]:
-        """Times in [low, high] and loss weights for uniform `u`."""
+        """Returns times in [low, high] and loss weights for uniform `u`."""
         t = low + (high - low) * u
         is_early = t < self.t_min
         t = jnp.maximum(t, self.t_min)
@@ -206,10 +207,10 @@ class BlockNelbo(Objective):
 
 
 def strata(row: Int[Array, " b"], rows: Int[Array, ""], blocks: int) -> Int[Array, "b n"]:
-    """The stratum of each block among the `rows * blocks` of the whole, no two the same.
+    """Returns the stratum of each block, unique among the `rows * blocks` of the whole.
 
-    A row's blocks are spread over all noise levels, and so are the blocks at one place in all rows:
-    rows differ in how hard they are, and so do places.
+    The blocks of a row are spread over all noise levels, and so are the blocks at one index in all
+    rows, because the difficulty varies both with the row and with the index.
     """
     block = jnp.arange(blocks)[None]
     return row[:, None] + rows * ((block + row[:, None]) % blocks)
@@ -227,11 +228,11 @@ def masked_within(
     rounds: int,
     may_change: Bool[Array, "b l"] | None = None,
 ) -> tuple[Int[Array, "b l"], Int[Array, ""]]:
-    """`x_0` noised to `t`, each block's masks drawn again until their share lies in [low, high].
+    """Noises `x_0` to `t`, and draws a block's masks again until their share is in [low, high].
 
-    `uniforms(0)` decides the first draw, `uniforms(i)` the i-th repetition; there are `rounds` of
-    these at most. The share is of the tokens that may change. A block of which no number of tokens
-    would do is left as it is first drawn. Returns the tokens and the draws made.
+    `uniforms(0)` gives the first draw, `uniforms(i)` the i-th repetition, of which there are at
+    most `rounds`. The share is of the tokens that may change. A block for which no number of masks
+    gives a share in the interval keeps its first draw. Returns the tokens and the number of draws.
     """
     b, l = x_0.shape
     blocks = (b, l // block_size, block_size)
@@ -263,7 +264,7 @@ def masked_within(
 
 
 def _without_first(batch: Batch) -> tuple[Batch, Bool[Array, "b l"]]:
-    """The batch with its first tokens not scored, and which tokens may change."""
+    """Returns the batch with the first tokens not counted, and which tokens may change."""
     later = jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]) > 0, batch.tokens.shape)
     may_change = later if batch.is_valid is None else later & batch.is_valid
     return replace(batch, loss_mask=batch.loss_mask & later), may_change

@@ -1,12 +1,12 @@
-"""Which interval of times to train block diffusion on (BD3-LM, arXiv:2503.09573 sec. 5.3).
+"""Search for the interval of times to train block diffusion on (BD3-LM, arXiv:2503.09573 sec. 5.3).
 
-The loss of a block, a mean over its tokens, spreads more on some intervals of masking rates than
-on others, and the gradient with it. Of all candidates the one whose loss spreads least, measured
-with the present network, is the one to train on next:
+The loss of a block (the mean over its tokens) varies more on some intervals of masking rates than
+on others, and so does the gradient. The best interval to train on next is the one with the lowest
+variance under the present network:
 
     spread(low, high) = sum over batches of the unbiased variance of the blocks' mean losses
 
-`Run.clip_search` does so for a run folder.
+`Run.clip_search` searches for the network of a run folder.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -32,12 +32,14 @@ class Interval:
 
 
 def candidates(block_size: int, t_min: float = 1e-3) -> list[tuple[float, float]]:
-    """The intervals that the published search compares: all, and five widths in steps of 0.05.
-    Blocks of one token have all times, or the last alone."""
+    """Returns the intervals of the published search: the whole, and five widths in steps of 0.05.
+
+    For blocks of one token they are the whole interval, and t = 1 alone.
+    """
     if block_size == 1:
         return [(t_min, 1.0), (1.0, 1.0)]
     found = [(t_min, 1.0)]
-    for width in (10, 12, 14, 16, 18):  # of twenty
+    for width in (10, 12, 14, 16, 18):  # in twentieths
         found += [(max(i / 20, t_min), (i + width) / 20) for i in range(21 - width)]
     return found
 
@@ -45,7 +47,7 @@ def candidates(block_size: int, t_min: float = 1e-3) -> list[tuple[float, float]
 def spread(
     values: Float[np.ndarray, "b l"], count: Float[np.ndarray, "b l"], block_size: int
 ) -> float:
-    """Unbiased variance of the blocks' mean losses over their counted tokens, in one batch."""
+    """Returns the unbiased variance of the blocks' mean losses by counted token, in one batch."""
     total = np.asarray(values, np.float64).reshape(-1, block_size).sum(-1)
     tokens = np.asarray(count, np.float64).reshape(-1, block_size).sum(-1)
     return float((total[tokens > 0] / tokens[tokens > 0]).var(ddof=1))
@@ -60,15 +62,17 @@ def search(
     params: ArrayTree,
     intervals: Sequence[tuple[float, float]] | None = None,
 ) -> list[Interval]:
-    """The intervals (by default `candidates`), the one whose loss spreads least first.
+    """Returns the intervals (by default `candidates`), sorted from the lowest spread.
 
-    All see the same batches, each with its own draws. The network is compiled once.
+    Each is measured on the same batches with draws of its own. The network is compiled once.
+
+    Raises ValueError if one is not an interval for `objective`.
     """
     if intervals is None:
         intervals = candidates(objective.block_size, objective.t_min)
     whole = replace(objective, low=0.0, high=1.0)
     for low, high in intervals:
-        replace(objective, low=low, high=high)  # refuses what is none
+        replace(objective, low=low, high=high)  # raises if it is no interval
 
     @jax.jit
     def values(params, low, high, key, batch):

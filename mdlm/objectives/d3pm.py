@@ -1,10 +1,11 @@
-"""The variational bound of D3PM with absorbing noise, whose network may think of x_0 as a mask.
+"""The variational bound of D3PM with absorbing noise, whose network may give the mask mass.
 
     NELBO = sum_{k=1}^T E sum_{i masked} KL(q(z_s | z_t, x_i) || p(z_s | z_t)),
             t = k / T,  s = (k - 1) / T
 
-(D3PM, arXiv:2107.03006 eq. 1; MDLM, arXiv:2406.07524 app. A.2.) The network's step puts its law p
-in the place of x_0 in the posterior q(z_t | z_s) q(z_s | x_0) / q(z_t | x_0): with p_m = p(mask)
+(D3PM, arXiv:2107.03006 eq. 1; MDLM, arXiv:2406.07524 app. A.2.) The network's step plugs its
+distribution p in for x_0 in the posterior q(z_t | z_s) q(z_s | x_0) / q(z_t | x_0): with
+p_m = p(mask)
 
     p(z_s = v | z_t = mask)    = (alpha_s - alpha_t) p(v) / (1 - alpha_t + alpha_t p_m)
     p(z_s = mask | z_t = mask) = (1 - alpha_s + alpha_s p_m) / (1 - alpha_t + alpha_t p_m)
@@ -15,17 +16,18 @@ divergence is
     KL = r (log(1 + alpha_t p_m / (1 - alpha_t)) - log p(x_0))
        + (1 - r) log(1 - r p_m / (1 - alpha_s + alpha_s p_m))
 
-whose last logarithm is the difference of two that nearly cancel. A token that is not masked stays
-as it is, in the noise and in the model, and costs nothing. At p_m = 0 this is `DiscreteNelbo`.
-Otherwise p_m is mass thrown away: the same network with p(v) / (1 - p_m) in its place reveals at
-the true rate and saves KL(Bernoulli(r) || Bernoulli(r')) a step, r' being the model's probability
-of revealing. That is what `Reverse` samples: `Masked.reverse` drops the mask's mass.
+whose last logarithm stands for the difference of two that nearly cancel. A token that is not masked
+stays the same, in the noise and in the model, and costs nothing. At p_m = 0 this is
+`DiscreteNelbo`. Otherwise p_m is wasted mass: the same network with p(v) / (1 - p_m) instead of p
+reveals at the true rate and saves KL(Bernoulli(r) || Bernoulli(r')) per step, where r' is the
+model's probability of revealing. `Reverse` samples from that one: `Masked.reverse` drops the
+mask's mass.
 
-Where alpha(0) = 1 the step to s = 0 reveals all that is left and is the reconstruction: the second
-term is gone there, and the bound complete. D3PM as MDLM published it adds one more term, the
-network's law of each clean token when it reads the clean row at t = 0, which a network that need
-not carry tokens over has to be trained for (`reconstruction=True`); the bound of a chain that
-ends in a draw from that law, and so a looser one.
+If alpha(0) = 1, the step to s = 0 reveals all tokens that are left and is the reconstruction: the
+second term is absent there, and the bound is complete. D3PM as published in MDLM adds one more
+term, -log p(x_0) of every token when the network reads the clean row at t = 0
+(`reconstruction=True`). A network that does not carry tokens over must be trained for that. It is
+the bound of a chain that ends in a draw from p, and so a looser one.
 """
 
 from dataclasses import dataclass, replace
@@ -60,7 +62,7 @@ class D3PM(Objective):
     """Trains and reports the bound of the chain of `steps` steps, in nats.
 
     `reconstruction` adds the published last term, -log p(x_0) at t = 0 with the clean row as
-    input, for every token; one more call of the network.
+    input, for every token. It costs one more network call.
     """
 
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Mean,)
@@ -70,7 +72,7 @@ class D3PM(Objective):
 
     def __post_init__(self):
         if self.steps < 1:
-            raise ValueError(f"steps={self.steps} is not a number of time steps")
+            raise ValueError(f"steps={self.steps}: must be at least 1")
 
     @property
     def protocol(self) -> str:
@@ -86,9 +88,9 @@ class D3PM(Objective):
             return reason
         name = type(process.schedule).__name__
         if process.schedule.per_token:
-            return f"its chain has one rate for all tokens; {name} has one for each"
+            return f"needs a schedule with one rate for all tokens; {name} has one for each"
         if self.reconstruction and process.schedule.one_minus_alpha(jnp.zeros(())) > 0:
-            return f"reconstruction=True reads a clean row at t = 0, where {name} still masks some"
+            return f"reconstruction=True needs alpha(0) = 1; {name} masks tokens at t = 0"
         return None
 
     def __call__(
@@ -114,7 +116,7 @@ class D3PM(Objective):
     def times_and_weights(
         self, u: Float[Array, "b 1"]
     ) -> tuple[Float[Array, "b 1"], Float[Array, "b 1"]]:
-        """The step's times s = k / T and t = (k + 1) / T for uniform `u`."""
+        """Returns the step's times s = k / T and t = (k + 1) / T for uniform `u`."""
         return step_of_chain(u, self.steps)
 
 
@@ -128,7 +130,7 @@ def score_step(
     scale: float,
     key: Key[Array, ""] | None = None,
 ) -> LossTerms:
-    """`scale` times the divergence of the step from `t` to `s` at the masked tokens."""
+    """Returns `scale` times the divergence of the step from `t` to `s` at the masked tokens."""
     process, parameterization = diffusion.process, diffusion.parameterization
     schedule = process.schedule
     alpha_s, alpha_t = schedule.alpha(s), schedule.alpha(t)
@@ -148,10 +150,10 @@ def score_step(
     rows |= {"x_0": batch.tokens, "z_t": z_t}
 
     def divergence(logits, rows, _):
-        """KL / r, whose weight is then the same as that of a cross-entropy."""
+        """Returns KL / r, so that its weight is that of a cross-entropy."""
         z_t, t = rows["z_t"], rows["t"]
         log_p = parameterization.log_p0_of(rows["x_0"], logits, z_t, t)
-        # What is seen at a masked token is the mask.
+        # At a masked token z_t is the mask.
         p_mask = jnp.exp(parameterization.log_p0_of(z_t, logits, z_t, t))
         share = p_mask / (rows["noised_s"] + rows["alpha_s"] * p_mask)
         return (
@@ -168,7 +170,7 @@ def score_step(
 def score_clean(
     batch: Batch, diffusion: Diffusion[Masked], *, key: Key[Array, ""] | None = None
 ) -> LossTerms:
-    """-log p(x_0) of every token, the network reading the clean row at t = 0."""
+    """Returns -log p(x_0) of every token when the network reads the clean row at t = 0."""
     t = jnp.zeros((batch.tokens.shape[0], 1))
     return weighted_cross_entropy(
         ask(diffusion.denoise, batch, tokens=batch.tokens, t=t, key=key),

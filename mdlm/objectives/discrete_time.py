@@ -3,9 +3,9 @@
     NELBO = sum_{k=1}^T  (alpha_s - alpha_t) / (1 - alpha_t) E sum_{i masked} -log p(x_i | z_t),
             t = k / T,  s = (k - 1) / T
 
-(MDLM eq. 8, MD4 eq. 6, with SUBS.) One k is drawn per row and the term multiplied by T. The step
-to s = 0 is the reconstruction, complete where alpha(0) = 1. With s and t made from the integer k
-the first bin needs no care: nothing is divided by s.
+(MDLM eq. 8, MD4 eq. 6, with SUBS.) One k is drawn per row and its term multiplied by T. The step to
+s = 0 is the reconstruction, which is complete if alpha(0) = 1. s and t are computed from the
+integer k and nothing is divided by s, so the step to s = 0 needs no special case.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class DiscreteNelbo(Objective):
 
     def __post_init__(self):
         if self.steps < 1:
-            raise ValueError(f"steps={self.steps} is not a number of time steps")
+            raise ValueError(f"steps={self.steps}: must be at least 1")
 
     def __call__(
         self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion[Masked]
@@ -52,6 +52,6 @@ class DiscreteNelbo(Objective):
     def times_and_weights(
         self, schedule: Schedule, u: Float[Array, "b 1"]
     ) -> tuple[Float[Array, "b 1"], Float[Array, "b 1"]]:
-        """Times k / T and the weights T (alpha_s - alpha_t) / (1 - alpha_t) for uniform `u`."""
+        """Returns times k / T, weights T (alpha_s - alpha_t) / (1 - alpha_t) for uniform `u`."""
         s, t = step_of_chain(u, self.steps)
         return t, self.steps * schedule.alpha_gap(s, t) / schedule.one_minus_alpha(t)

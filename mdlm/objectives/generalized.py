@@ -1,25 +1,27 @@
 """Bounds of absorbing diffusion where tokens are noised at different rates (GenMD4).
 
-The reverse step reveals token k with probability mu_k r_k, r_k its own chance of having been
-clean a step earlier (arXiv:2406.04329, section on generalized masking). Its divergence from the
-true one has two terms, as *that* a token is revealed by now tells something of which it is:
+The reverse step reveals token k with probability mu_k r_k, where r_k is the probability that
+token k was clean one step earlier (arXiv:2406.04329, section on generalized masking). Its
+divergence from the true step has two terms, because the time at which a token is revealed carries
+information about the token:
 
     continuous   w_x (-log mu_x) + sum_k mu_k (w_k - w_x),              w = -alpha' / (1 - alpha)
     discrete     r_x (-log mu_x) + (1 - r_x) log [(1 - r_x) / (1 - sum_k mu_k r_k)],
                  r = (alpha(s) - alpha(t)) / (1 - alpha(t))
 
-by masked token, mu = p(. | z_t), x the clean token. (The paper writes the first as
-sum_k w_k [mu_k - (log mu_x + 1) 1[k = x]], the same where mu sums to 1.) At equal rates both
+for each masked token, with mu = p(. | z_t) and x the clean token. (The paper writes the first as
+sum_k w_k [mu_k - (log mu_x + 1) 1[k = x]], which is the same if mu sums to 1.) At equal rates both
 second terms are 0. The first terms alone are no bound: a network could lower them below the
-entropy by saying mu_k in proportion to p_k w_k.
+entropy with mu_k proportional to p_k w_k.
 
-Where the schedule is learned, masks are drawn from what the gradient is for. Each row is noised
-twice, at one time, and each loss f is the other's baseline (REINFORCE, leave one out):
+If the schedule is learned, masks are drawn from a distribution that depends on its parameters.
+Each row is noised twice at the same time, and the loss f of each copy is the baseline of the other
+(REINFORCE, leave one out). The expected gradient of
 
     (f_1 + f_2) / 2 + (f_1 - f_2) (log q(z_1 | x) - log q(z_2 | x)) / 2,   (f_1 - f_2) held fixed
 
-has the gradient of the bound as its expected gradient. The second part enters the total with its
-gradient and value 0, so the reported loss is the bound.
+is the gradient of the bound. The second part adds its gradient and the value 0 to the total, so
+the reported loss is the bound.
 """
 
 import abc
@@ -42,23 +44,23 @@ from mdlm.types import Batch, LossTerms, pytree
 
 @pytree
 class Moment:
-    """Where in the noising a row stands, and what its loss is multiplied by."""
+    """The time of a row, the step that starts there, and the factor of its loss."""
 
     t: Any  # Float[Array, "b 1"]
-    s: Any  # Float[Array, "b 1"], the time that the step goes back to (of discrete time)
-    is_last: Any  # Bool[Array, "b 1"], True where all that is masked is revealed
+    s: Any  # Float[Array, "b 1"], the earlier time at which the step ends (in discrete time)
+    is_last: Any  # Bool[Array, "b 1"], True where the step reveals all masked tokens
     scale: Any  # Float[Array, "b 1"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerTokenBound(Objective):
-    """What the two bounds share: noising (twice where the schedule learns), and the surrogate."""
+    """Base of the two bounds: the noising (twice if the schedule learns) and the surrogate loss."""
 
     times: TimeSampler = LowDiscrepancy()
 
     @abc.abstractmethod
     def moments(self, u: Float[Array, "b 1"]) -> Moment:
-        """The moments of rows with uniform `u`."""
+        """Returns the moments of rows with uniform `u`."""
 
     @abc.abstractmethod
     def divergence(
@@ -69,10 +71,13 @@ class PerTokenBound(Objective):
         log_mu_x: Float[Array, " n"],
         mu: Float[Array, "n v"],
     ) -> Float[Array, " n"]:
-        """The loss of a masked token, unscaled, where the row's step is not the last. `at`: [n]."""
+        """Returns the unscaled loss of a masked token at a step that is not the last.
+
+        The fields of `at` are `[n]`.
+        """
 
     def by_rates(self, process: Masked, x_0: Int[Array, "b l"]) -> Float[Array, "b l"]:
-        """The part of the loss that asks no network."""
+        """Returns the part of the loss that needs no network."""
         return jnp.zeros(x_0.shape)
 
     def incompatibility(self, process, parameterization, network=None):
@@ -81,7 +86,9 @@ class PerTokenBound(Objective):
             return reason
         if not isinstance(process.schedule, PerToken):
             name = type(process.schedule).__name__
-            return f"it is for schedules that differ by token, and {name} does not: use Nelbo()"
+            return (
+                f"needs a schedule with a rate for each token; {name} has one for all: use Nelbo()"
+            )
         return None
 
     def __call__(
@@ -112,10 +119,10 @@ class PerTokenBound(Objective):
         at: Moment,
         key: Key[Array, ""] | None = None,
     ) -> LossTerms:
-        """The loss of given noised rows, `n` independent ones of each row of the batch.
+        """Returns the loss of given noised rows, `n` independent ones for each row of the batch.
 
-        With one of each there is no baseline: the gradient in what a schedule learns then leaves
-        out that the rows were drawn from it.
+        With n = 1 there is no baseline: the gradient in the schedule's parameters then lacks the
+        part due to drawing the noise from the schedule.
         """
         process, schedule = diffusion.process, schedule_of(diffusion.process)
         b, n, l = z_t.shape
@@ -162,7 +169,7 @@ class PerTokenBound(Objective):
 
 
 def schedule_of(process: Masked) -> PerToken:
-    """The schedule, known to differ by token (else ValueError: see `incompatibility`)."""
+    """Returns the schedule. Raises ValueError if it has not a rate for each token."""
     if not isinstance(process.schedule, PerToken):
         raise ValueError(f"{type(process.schedule).__name__} does not differ by token")
     return process.schedule
@@ -171,33 +178,33 @@ def schedule_of(process: Masked) -> PerToken:
 def log_q_of(
     process: Masked, batch: Batch, z_t: Int[Array, "b n l"], t: Float[Array, "b 1"]
 ) -> Float[Array, "b n"]:
-    """log q(z_t | x_0) of each noised row, nats, differentiable in what the schedule learns.
+    """Returns log q(z_t | x_0) of each noised row, nats, differentiable in the schedule.
 
-    It is over all tokens that noise may change, the unscored ones among them: the network sees
-    those too.
+    It covers all tokens that noise may change, also those outside the loss mask, because the
+    network reads them too.
     """
     t = jnp.broadcast_to(t, batch.tokens.shape)
     noised = process.schedule.one_minus_alpha(t, batch.tokens)[:, None]
     alpha = process.schedule.alpha(t, batch.tokens)[:, None]
     q = jnp.where(process.is_masked(z_t), noised, alpha)
     if batch.is_valid is not None:
-        # Before the logarithm, which at t = 1 has no gradient for a padding that stays visible.
+        # Before the logarithm, whose gradient at t = 1 is not finite at padding, which stays clean.
         q = jnp.where(batch.is_valid[:, None], q, 1.0)
     return jnp.log(q).sum(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneralizedNelbo(PerTokenBound):
-    """GenMD4: the NELBO in continuous time, nats, the schedule's own parameters trained too.
+    """GenMD4: the NELBO in continuous time, nats. It also trains the schedule's parameters.
 
     Args:
-        times: how u is drawn over the batch, before it becomes a time.
+        times: how the uniform numbers that become times are drawn over the batch.
         t_min: the time at which the integral stops and the reconstruction begins.
-        reconstruction: "network" asks the network for what is masked at t_min: the share of rows
-            with u < t_min stands there and weighs 1 / t_min (as in `Nelbo`). "rates" is the
-            published protocol: t uniform on [t_min, 1], the integral not rescaled, and what is
-            masked at t_min guessed from the rates alone, p(k) in proportion to 1 - alpha_k. Both
-            are bounds, the second is the looser one.
+        reconstruction: "network" predicts the tokens masked at t_min with the network: rows with
+            u < t_min are noised to t_min and have weight 1 / t_min (as in `Nelbo`). "rates" is
+            the published protocol: t uniform on [t_min, 1], the integral not rescaled, and tokens
+            masked at t_min predicted from the rates alone, p(k) proportional to 1 - alpha_k. Both
+            are bounds; the second is looser.
     """
 
     t_min: float = 1e-3
@@ -205,10 +212,10 @@ class GeneralizedNelbo(PerTokenBound):
 
     def __post_init__(self):
         if not 0 < self.t_min < 1:
-            raise ValueError(f"t_min={self.t_min} is not between 0 and 1")
+            raise ValueError(f"t_min={self.t_min}: must be between 0 and 1")
         if self.reconstruction not in ("network", "rates"):
             raise ValueError(
-                f'reconstruction={self.reconstruction!r} is neither "network" nor "rates"'
+                f'reconstruction={self.reconstruction!r}: must be "network" or "rates"'
             )
 
     @property
@@ -234,7 +241,7 @@ class GeneralizedNelbo(PerTokenBound):
         if self.reconstruction == "network":
             return super().by_rates(process, x_0)
         schedule, every = schedule_of(process), schedule_of(process).of_all()
-        # log (1 - alpha), which float32 still has where 1 - alpha itself is too small for it.
+        # log (1 - alpha) is finite in float32 even where 1 - alpha underflows.
         t, once = jnp.full(x_0.shape, self.t_min), jnp.full((1, schedule.size), self.t_min)
         log_noised = jnp.log(schedule.alpha(t, x_0)) - schedule.log_snr(t, x_0)
         log_all = jnp.log(every.alpha(once)) - every.log_snr(once)
@@ -245,9 +252,9 @@ class GeneralizedNelbo(PerTokenBound):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneralizedDiscreteNelbo(PerTokenBound):
-    """The bound of the chain of `steps` steps, nats, as DiffusionBERT (arXiv:2211.15029) trains.
+    """The bound of the chain of `steps` steps, nats, the loss of DiffusionBERT (arXiv:2211.15029).
 
-    The step to s = 0 is the reconstruction: there r = 1 for all tokens, as alpha(0) = 1.
+    The step to s = 0 is the reconstruction: there r = 1 for all tokens, since alpha(0) = 1.
     """
 
     steps: int = 1000
@@ -255,14 +262,14 @@ class GeneralizedDiscreteNelbo(PerTokenBound):
 
     def __post_init__(self):
         if self.steps < 1:
-            raise ValueError(f"steps={self.steps} is not a number of time steps")
+            raise ValueError(f"steps={self.steps}: must be at least 1")
 
     def moments(self, u: Float[Array, "b 1"]) -> Moment:
         s, t = step_of_chain(u, self.steps)
         return Moment(t=t, s=s, is_last=s == 0, scale=jnp.full_like(u, self.steps))
 
     def divergence(self, schedule, at, x_0, log_mu_x, mu):
-        # The last step is another's business; s = 0 would spoil the gradient here all the same.
+        # The caller replaces the loss of the last step, but at s = 0 this gradient would be NaN.
         s = jnp.where(at.is_last, 0.5 * at.t, at.s)
         r_x = schedule.alpha_gap(s, at.t, x_0) / schedule.one_minus_alpha(at.t, x_0)
         t_all, s_all = (jnp.broadcast_to(a[:, None], mu.shape) for a in (at.t, s))

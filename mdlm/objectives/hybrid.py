@@ -1,7 +1,7 @@
 """GIDD's bound and its training weights (arXiv:2503.04482; log-SNR form, arXiv:2512.10858).
 
     NELBO = int E sum_i w (KL + IS) dt  over [t_min, 1 - t_min]          (see `interpolating`)
-    loss  = the same with another weight v in place of w
+    loss  = the same with another weight v instead of w
 
     elbo                 v = w
     clip                 v = min(w, max_weight)
@@ -9,15 +9,16 @@
     dynamic_as_in_code   the same, but (B / (K + 1)) exp(gamma sigmoid(-t) / 2) at others
     log_snr              v = w / |d lambda / dt|
 
-all but the first limited to max_weight. lambda is the log-SNR and B the process's amplitude. The
-dynamic weights follow w as it is for likely tokens, without its growth at either end of time. The
-public code of GIDD takes the sigmoid of -t where the paper has the log-SNR: its weight at
-unchanged tokens hardly moves in time. log_snr is the scaling study's loss, an integral over
+All but the first are limited to max_weight. lambda is the log-SNR, B the amplitude of the process.
+The dynamic weights follow w of likely tokens, without its growth at either end of time. The public
+code of GIDD has the sigmoid of -t where the paper has the log-SNR: its weight at unchanged tokens
+hardly changes over time. log_snr is the scaling study's loss, an integral over
 lambda with density alpha (1 - alpha), which is uniform t where alpha = 1 - t.
 
-Under the exact law the integral is H(x | z_{1 - t_min}) - H(x | z_{t_min}): what noise at t_min
-hides, and what little is still to be read at 1 - t_min, are not counted, as in the papers. With
-`reconstruction` the integral ends at 1, and the first is, as in `nelbo`.
+Under the exact distribution the integral is H(x | z_{1 - t_min}) - H(x | z_{t_min}). As in the
+papers it leaves out the information that noise at t_min hides, and the little that is readable at
+1 - t_min. With `reconstruction` the integral ends at t = 1, and the first part is added, as in
+`nelbo`.
 """
 
 from dataclasses import dataclass
@@ -40,13 +41,13 @@ Weights = Literal["elbo", "clip", "dynamic_as_in_paper", "dynamic_as_in_code", "
 
 @dataclass(frozen=True, kw_only=True)
 class HybridNelbo(InterpolatingNelbo):
-    """Trains KL + IS by `weights` and reports the NELBO, in nats. All tokens are scored.
+    """Trains KL + IS with `weights` and reports the NELBO, in nats. All tokens count.
 
     Args:
-        weights: the weights that are trained with.
+        weights: the weights of the training loss.
         max_weight: their upper limit ("elbo" has none). GIDD has 2, the scaling study 1000.
-        times: how u is drawn over the batch, before it becomes a time.
-        t_min: distance that times keep from both ends.
+        times: how the uniform numbers that become times are drawn over the batch.
+        t_min: smallest distance of times from 0 and 1.
         reconstruction: whether the step from t_min to clean tokens is part of loss and bound.
     """
 
@@ -59,11 +60,13 @@ class HybridNelbo(InterpolatingNelbo):
 
     def __post_init__(self):
         if self.weights not in get_args(Weights):
-            raise ValueError(f"weights={self.weights!r} is none of {', '.join(get_args(Weights))}")
+            raise ValueError(
+                f"weights={self.weights!r}: must be one of {', '.join(get_args(Weights))}"
+            )
         if not self.max_weight > 0:
-            raise ValueError(f"max_weight={self.max_weight} is not positive")
+            raise ValueError(f"max_weight={self.max_weight}: must be above 0")
         if not 0 < self.t_min < 0.5:
-            raise ValueError(f"t_min={self.t_min} is not between 0 and 1/2")
+            raise ValueError(f"t_min={self.t_min}: must be between 0 and 1/2")
 
     @property
     def protocol(self) -> str:
@@ -85,7 +88,7 @@ class HybridNelbo(InterpolatingNelbo):
             return reason
         if self.weights.startswith("dynamic") and not isinstance(process, Hybrid):
             name = type(process).__name__
-            return f"dynamic weights are those of process=Hybrid(...), not of {name}(...)"
+            return f"dynamic weights need process=Hybrid(...), not {name}(...)"
         return None
 
     def times_and_weights(
@@ -102,7 +105,7 @@ class HybridNelbo(InterpolatingNelbo):
         x_0: Int[Array, "b l"],
         t: Float[Array, "b l"],
     ) -> Float[Array, "b l"]:
-        """v, the weight of KL + IS in the loss."""
+        """Returns v, the weight of KL + IS in the loss."""
         if isinstance(process, Hybrid) and self.weights.startswith("dynamic"):
             schedule = process.schedule
             if self.weights == "dynamic_as_in_code":

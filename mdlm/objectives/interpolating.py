@@ -1,20 +1,20 @@
 """The loss of processes that interpolate between a token and noise (uniform, hybrid).
 
-With q_t(. | x) and p_t = q_t(. | r), where r is the law of the clean token that the reverse chain
-plugs in (see `mdlm.processes.interpolating`), the NELBO of the continuous-time chain is, per token
-and unit of time,
+With q_t(. | x) and p_t = q_t(. | r), where r is the distribution of the clean token that the
+reverse chain plugs in (see `mdlm.processes.interpolating`), the NELBO of the continuous-time chain
+is, per token and unit of time,
 
     w (KL + IS),   w = rate_t(z) / q_t(z | x)
     KL = sum_k q_t(k | x) log(q_t(k | x) / p_t(k)),   IS = h - log h - 1 at h = q_t(z | x) / p_t(z)
 
 (GIDD, arXiv:2503.04482; for uniform noise it equals that of UDLM, arXiv:2412.10193.) It
-is the Bregman divergence, sum over j != z of a_j log(a_j / b_j) - a_j + b_j, between the rates at
-which z is left for j backwards in time, a_j = rate_t(z) q_t(j | x) / q_t(z | x) if x were known
-and b_j = rate_t(z) p_t(j) / p_t(z) under the model. The model's chain is what `process.reverse`
-draws, whichever coordinates `process.posterior` names. All positions count.
+is the Bregman divergence, sum over j != z of a_j log(a_j / b_j) - a_j + b_j, between the rates of
+jumps from z to j backwards in time, a_j = rate_t(z) q_t(j | x) / q_t(z | x) for known x and
+b_j = rate_t(z) p_t(j) / p_t(z) under the model. The model's chain is the one that `process.reverse`
+draws from, for either `process.posterior`. All positions count.
 
-In float32, with L(x) = log(1 + alpha r(x) / n_t(token)) for the law r and log_own the same for
-r = 1, no two near numbers are subtracted where it would matter:
+Let L(x) = log(1 + alpha r(x) / n_t(token)), and log_own the same with r = 1. The following form
+subtracts no two close numbers where float32 would lose digits:
 
     KL = (alpha + n) (log_own - L(x)) - n sum over k != x of L(k),   log h = [z = x] log_own - L(z)
 """
@@ -40,10 +40,10 @@ from mdlm.types import Batch, LossTerms
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolatingNelbo(Objective):
-    """What the bounds of uniform and of hybrid noise share. All tokens are scored.
+    """Base of the bounds of uniform and of hybrid noise. All tokens count, also clean ones.
 
     Args:
-        times: how u is drawn over the batch, before it becomes a time.
+        times: how the uniform numbers that become times are drawn over the batch.
         t_min: the time at which the integral stops.
     """
 
@@ -55,7 +55,7 @@ class InterpolatingNelbo(Objective):
     def times_and_weights(
         self, u: Float[Array, "b 1"]
     ) -> tuple[Float[Array, "b 1"], Bool[Array, "b 1"]]:
-        """Times for uniform `u`, and which of the rows are at the reconstruction."""
+        """Returns times for uniform `u`, and True at rows that are for the reconstruction."""
 
     def training_weight(
         self,
@@ -64,11 +64,11 @@ class InterpolatingNelbo(Objective):
         x_0: Int[Array, "b l"],
         t: Float[Array, "b l"],
     ) -> Float[Array, "b l"]:
-        """The weight of KL + IS in the loss; by default that of the bound."""
+        """Returns the weight of KL + IS in the loss; by default that of the bound."""
         return elbo_weight(process, z_t, x_0, t)
 
     def prior_term(self, process: Interpolating) -> Float[Array, ""] | float:
-        """What the bound has besides, for each token: how far z_1 is from the prior."""
+        """Returns the bound's prior term for each token: the divergence of z_1 from the prior."""
         return 0.0
 
     def incompatibility(self, process, parameterization, network=None):
@@ -104,9 +104,11 @@ class InterpolatingNelbo(Objective):
         is_last: Bool[Array, " b #l"],
         key: Key[Array, ""] | None = None,
     ) -> LossTerms:
-        """The loss of given noised rows: the training weight times KL + IS, of which the bound is
-        reported; where `is_last`, loss and bound are 1 / t_min times the cross-entropy, that of
-        the step that makes clean tokens."""
+        """Returns the loss and the bound of given noised rows.
+
+        The loss is the training weight times KL + IS, the bound its own weight times the same.
+        Where `is_last`, both are 1 / t_min times the cross-entropy of the step to clean tokens.
+        """
         process = diffusion.process
         count = batch.loss_mask.astype(jnp.float32)
         rows = {
@@ -115,10 +117,10 @@ class InterpolatingNelbo(Objective):
             "t": jnp.broadcast_to(t, z_t.shape),
             "is_last": jnp.broadcast_to(is_last, z_t.shape),
         }
-        places = (process, z_t, batch.tokens, rows["t"])
+        noised_rows = (process, z_t, batch.tokens, rows["t"])
         trained, bound_weight = (
             jnp.where(is_last, 1 / self.t_min, weight).astype(jnp.float32) * count
-            for weight in (self.training_weight(*places), elbo_weight(*places))
+            for weight in (self.training_weight(*noised_rows), elbo_weight(*noised_rows))
         )
 
         def loss(logits, rows, _):
@@ -141,7 +143,7 @@ class InterpolatingNelbo(Objective):
 def elbo_weight(
     process: Interpolating, z_t: Int[Array, "*s"], x_0: Int[Array, "*s"], t: Float[Array, "*s"]
 ) -> Float[Array, "*s"]:
-    """w, the weight of KL + IS in the bound; per unit of time."""
+    """Returns w, the weight of KL + IS in the bound, per unit of time."""
     token, mask = process.rate(t)
     rate = jnp.where(z_t == process.mask_id, mask, token)
     return rate / jnp.maximum(process.probability(z_t, x_0, t), TINY)
@@ -154,9 +156,9 @@ def divergences(
     x_0: Int[Array, " n"],
     t: Float[Array, " n"],
 ) -> tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, " n"]]:
-    """KL, IS and the cross-entropy -log p(x_0 | z_t) of each token, in nats.
+    """Returns KL, IS and the cross-entropy -log p(x_0 | z_t) of each token, in nats.
 
-    `log_p0` is what `process.posterior` says, with all mass on clean tokens.
+    `log_p0` is the distribution that `process.posterior` names, with all mass on clean tokens.
     """
     alpha = process.schedule.alpha(t)
     token, _ = process.noise(t)
@@ -167,11 +169,11 @@ def divergences(
     log_own = process.log_own(t)
     gain_x = _at(is_x, gain)
     kl = (alpha + token) * (log_own - gain_x) - token * jnp.where(is_x, 0.0, gain).sum(-1)
-    # 0 at the mask, where q and p are the same: no law gives it mass, so its gain is 0.
+    # 0 at the mask, where q and p are the same: a clean token is never the mask, so its gain is 0.
     log_h = jnp.where(z_t == x_0, log_own, 0.0) - _at(column == z_t[:, None], gain)
     return kl, jnp.expm1(log_h) - log_h, -_at(is_x, log_r) - log_h
 
 
 def _at(is_here: Bool[Array, "n v"], values: Float[Array, "n v"]) -> Float[Array, " n"]:
-    # A comparison and not a gather, whose gradient would be a scatter: this fuses.
+    # A comparison instead of a gather: the gradient of a gather is a scatter, but this fuses.
     return jnp.where(is_here, values, 0.0).sum(-1)

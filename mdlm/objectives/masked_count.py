@@ -1,16 +1,16 @@
 """The bound by counts of masked tokens: the mean over all orders of revealing them one by one.
 
-    K uniform on {1..n}, then exactly K of a row's n scored tokens masked, all sets alike:
+    K uniform on {1..n}, then exactly K of a row's n counted tokens masked, a uniform subset:
     L = n E (1 / K) sum_{i masked} -log p(x_i | z)
       = E over orders s of  sum_k -log p(x_s(k) | x_s(1) .. x_s(k-1))  >=  -log p(x)
 
-u-PMLM (arXiv:2004.11579), order-agnostic ARDM (arXiv:2110.02037). For a network that is not told
-the time this is the NELBO of a masked process, whatever its schedule: where alpha = 1 - t and t is
-uniform, K is uniform on {0..n} and E[1 / t | K] = (n + 1) / K. It needs no 1 / t and no smallest t.
-LLaDA's likelihood estimate is the same (arXiv:2502.09992): l of the L tokens of the answer masked,
-their cross-entropy times L / l.
+u-PMLM (arXiv:2004.11579), order-agnostic ARDM (arXiv:2110.02037). For a network that is
+not conditioned on the time this is the NELBO of a masked process with any schedule: if
+alpha = 1 - t and t is uniform, K is uniform on {0..n} and E[1 / t | K] = (n + 1) / K. It needs no
+1 / t and no smallest t. LLaDA's likelihood estimate is the same (arXiv:2502.09992): l of the L
+tokens of the answer masked, their cross-entropy times L / l.
 
-Tokens that are valid but not scored (a prompt) stay clean, so L bounds -log p(scored | the rest).
+Valid tokens outside the loss mask (a prompt) stay clean, so L bounds -log p(counted | the rest).
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class OrderAgnostic(Objective):
     """Trains and reports the bound over all orders, in nats.
 
     Args:
-        times: how the u that becomes a row's count, K = 1 + floor(u n), is drawn over the batch.
+        times: how the uniform u of a row's count, K = 1 + floor(u n), is drawn over the batch.
     """
 
     times: TimeSampler = LowDiscrepancy()
@@ -67,7 +67,7 @@ class OrderAgnostic(Objective):
 
 
 def count_of(u: Float[Array, "b 1"], n: Int[Array, "b 1"]) -> Int[Array, "b 1"]:
-    """A count uniform on {1..n} from a uniform number; 0 where n is 0."""
+    """Returns a count uniform on {1..n} from a uniform number; 0 where n is 0."""
     # u n may round up to n.
     return jnp.minimum(1 + jnp.floor(u * n).astype(n.dtype), n)
 
@@ -75,12 +75,12 @@ def count_of(u: Float[Array, "b 1"], n: Int[Array, "b 1"]) -> Int[Array, "b 1"]:
 def choose(
     keys: Key[Array, " b"], may_change: Bool[Array, "b l"], count: Int[Array, "b 1"]
 ) -> Bool[Array, "b l"]:
-    """`count` of the positions of each row where `may_change`, all sets of that size alike.
+    """Draws `count` of the positions of each row where `may_change`, a uniform subset.
 
-    `count` is at most the number of those positions.
+    `count` must be at most the number of those positions.
     """
     l = may_change.shape[1]
-    # A permutation and not float32 uniforms, whose ties would favour places.
+    # A permutation, because ties of float32 uniforms would favour some positions.
     order = jax.vmap(lambda key: jax.random.permutation(key, l))(keys)
     order = jnp.where(may_change, order, l)
     last = jnp.take_along_axis(jnp.sort(order, axis=-1), jnp.maximum(count - 1, 0), axis=-1)
@@ -90,16 +90,20 @@ def choose(
 def time_of_share(
     schedule: Schedule, count: Int[Array, "b 1"], n: Int[Array, "b 1"]
 ) -> Float[Array, "b 1"]:
-    """The time at which `count` of `n` tokens are masked on average: what a network that is told
-    the time is told."""
+    """Returns the time at which `count` of `n` tokens are masked in expectation.
+
+    It is the time for networks that are conditioned on it.
+    """
     return schedule.time_of(count / jnp.maximum(n, 1))
 
 
 def refuse_without_inverse(schedule: Schedule) -> str | None:
-    """Why an objective that counts masked tokens cannot go with a schedule; None if it can."""
+    """Says why an objective that counts masked tokens does not fit a schedule; None if it does."""
     if schedule.per_token:
-        return "it masks all tokens at one rate, and this schedule has a rate for each"
+        return "needs a schedule with one rate for all tokens; this one has a rate for each"
     if not schedule.has_inverse:
         name = type(schedule).__name__
-        return f"telling the time of a share of masked tokens needs an inverse; {name} has none"
+        return (
+            f"needs a schedule with an inverse, for the time of a share of masks; {name} has none"
+        )
     return None

@@ -1,15 +1,16 @@
 """Masked language modelling at one ratio, BERT's objective (arXiv:1810.04805, sec. 3.1).
 
-    K = max(1, round(ratio n)) of a row's n scored tokens chosen, all sets alike; each becomes
+    K = max(1, round(ratio n)) of a row's n counted tokens chosen uniformly; each becomes
     the mask, or with probability `random` a uniform token, or with probability `keep` stays:
     L = (n / K) sum_{i chosen} -log p(x_i | z)
 
-so a row gives the mean cross-entropy over its chosen tokens, once for each scored token. No bound
-on the likelihood: it asks at one noise level only. `Perplexity(objective=Nelbo())` has the bound
-of a network trained like this, which has to answer at all of them.
+so a row adds n times the mean cross-entropy of its chosen tokens. It is no bound on the
+likelihood, since it has one noise level only. `Perplexity(objective=Nelbo())` evaluates the bound
+of a network trained like this, which then predicts at all noise levels.
 
-BERT replaces (random=0.1, keep=0.1), so that the network also reads tokens it cannot trust. Those
-are scored like masked ones, by the network's law and not by what SUBS would carry over.
+BERT replaces tokens (random=0.1, keep=0.1), so that the network also reads tokens that may be
+wrong. Their loss is that of masked tokens: it uses the network's distribution, not the token that
+SUBS carries over.
 """
 
 from dataclasses import dataclass
@@ -34,10 +35,10 @@ class MaskedLM(Objective):
     """Trains cross-entropy at one ratio of masked tokens, in nats, and reports the same.
 
     Args:
-        ratio: share of a row's scored tokens that are chosen; at least one token is.
-        random: share of the chosen that becomes a uniform token other than the mask (it may be
+        ratio: share of a row's counted tokens that are chosen; at least one token is.
+        random: share of the chosen that becomes a uniform token other than the mask (perhaps
             the same token) instead of the mask.
-        keep: share of the chosen that stays as it is.
+        keep: share of the chosen that stays unchanged.
         vocab_size: comes from the vocabulary.
     """
 
@@ -49,9 +50,11 @@ class MaskedLM(Objective):
 
     def __post_init__(self):
         if not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio={self.ratio} is not in (0, 1]")
+            raise ValueError(f"ratio={self.ratio}: must be in (0, 1]")
         if self.random < 0 or self.keep < 0 or self.random + self.keep > 1:
-            raise ValueError(f"random={self.random} and keep={self.keep} are no shares of a whole")
+            raise ValueError(
+                f"random={self.random} and keep={self.keep}: each at least 0, their sum at most 1"
+            )
 
     def with_vocab(self, vocab: Vocab) -> Self:
         return with_ids(self, vocab)
@@ -72,11 +75,11 @@ class MaskedLM(Objective):
             keys = by_row(stream(key, "corrupt"), batch.row)
             is_chosen = choose(keys, may_change, count)
             masks = process.prior(keys, is_chosen.shape[1])
-            seen = self.replaced(stream(key, "replace"), batch, masks)
-            seen = jnp.where(is_chosen, seen, batch.tokens)
+            inputs = self.replaced(stream(key, "replace"), batch, masks)
+            inputs = jnp.where(is_chosen, inputs, batch.tokens)
             t = time_of_share(process.schedule, count, n)
         return weighted_cross_entropy(
-            ask(diffusion.denoise, batch, tokens=seen, t=t, key=stream(key, "dropout")),
+            ask(diffusion.denoise, batch, tokens=inputs, t=t, key=stream(key, "dropout")),
             batch,
             parameterization=diffusion.parameterization,
             z_t=jnp.where(is_chosen, masks, batch.tokens),
@@ -87,7 +90,7 @@ class MaskedLM(Objective):
     def replaced(
         self, key: Key[Array, ""], batch: Batch, masks: Int[Array, "b l"]
     ) -> Int[Array, "b l"]:
-        """What the network sees in place of each token, if it is chosen."""
+        """Returns the token that the network reads instead of each token, if it is chosen."""
         if self.random == self.keep == 0:
             return masks
         if self.vocab_size is None:
@@ -96,7 +99,7 @@ class MaskedLM(Objective):
         u = uniforms(streams(keys, "whether"), shape[0])
         which = streams(keys, "which")
         other = jax.vmap(lambda key: jax.random.randint(key, shape, 0, ids))(which)
-        # One id fewer is drawn; those from the mask's on stand for the next.
+        # Ids are drawn without the mask's: those from it on are shifted up by one.
         other = other + (other >= masks)
-        seen = jnp.where(u < self.random + self.keep, batch.tokens, masks)
-        return jnp.where(u < self.random, other, seen)
+        inputs = jnp.where(u < self.random + self.keep, batch.tokens, masks)
+        return jnp.where(u < self.random, other, inputs)

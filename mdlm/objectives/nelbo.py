@@ -4,10 +4,11 @@
           + E_{z_{t_min}} sum_{i masked} -log p(x_i | z_{t_min}),        w = -alpha' / (1 - alpha)
 
 MDLM eq. 10 (arXiv:2406.07524), MD4 eq. 4 (arXiv:2406.04329): a mixture of masked-LM losses. The
-second line is the reconstruction term. It needs no network call of its own: of all rows the share
-that has u < t_min stands at t_min and weighs 1 / t_min, which for a log-linear schedule is simply
-t = max(u, t_min). The prior term is zero where alpha(1) = 0; a schedule that ends at eps leaves
-about eps of the tokens readable at t = 1, and the bound is short by the information in those.
+second line is the reconstruction term. It needs no network call of its own: rows with u < t_min
+are noised to t_min and have weight 1 / t_min, which for a log-linear schedule is just
+t = max(u, t_min). The prior term is zero if alpha(1) = 0. A schedule that ends at alpha(1) = eps
+leaves about a fraction eps of the tokens readable at t = 1, and the bound is short by the
+information in them.
 """
 
 from dataclasses import dataclass
@@ -30,12 +31,12 @@ class Nelbo(Objective):
     """Trains and reports the NELBO of a masked process, in nats.
 
     Args:
-        times: how u is drawn over the batch, before it becomes a time.
+        times: how the uniform numbers that become times are drawn over the batch.
         t_min: the time at which the integral stops and the reconstruction begins.
         reconstruction: whether that last term is part of the loss. False is the published
             protocol: t uniform on [t_min, 1], the term dropped, the integral not rescaled.
-        importance: draw t in proportion to w(t), so that all rows weigh the same (MDLM
-            appendix; the schedule must have an inverse).
+        importance: draw t with density proportional to w(t), so that all rows have the same
+            weight (MDLM appendix; the schedule must have an inverse).
     """
 
     times: TimeSampler = LowDiscrepancy()
@@ -43,11 +44,11 @@ class Nelbo(Objective):
     reconstruction: bool = True
     importance: bool = False
     given: ClassVar[str] = ""
-    """What the bound is conditioned on, for `protocol`."""
+    """The tokens that the bound is conditioned on, for `protocol`."""
 
     def __post_init__(self):
         if not 0 < self.t_min < 1:
-            raise ValueError(f"t_min={self.t_min} is not between 0 and 1")
+            raise ValueError(f"t_min={self.t_min}: must be between 0 and 1")
 
     @property
     def protocol(self) -> str:
@@ -69,7 +70,7 @@ class Nelbo(Objective):
         )
 
     def may_change(self, batch: Batch) -> Bool[Array, "b l"] | None:
-        """The tokens that noise reaches; None for all valid ones."""
+        """Returns the tokens that noise may change; None for all valid ones."""
         return None
 
     def incompatibility(self, process, parameterization, network=None):
@@ -84,7 +85,7 @@ class Nelbo(Objective):
     def times_and_weights(
         self, schedule: Schedule, u: Float[Array, "b 1"]
     ) -> tuple[Float[Array, "b 1"], Float[Array, "b 1"]]:
-        """Times and loss weights for uniform `u`: E[weight * CE(t)] over u is the bound."""
+        """Returns times and loss weights for uniform `u`: E[weight * CE(t)] over u is the bound."""
         if self.importance:
             return self._by_importance(schedule, u)
         if not self.reconstruction:
@@ -95,8 +96,8 @@ class Nelbo(Objective):
 
     def _by_importance(self, schedule, u):
         # f = log(1 - alpha) is the integral of w, so t uniform in f has a density proportional
-        # to w. A share 1 / (1 + range of f) of the rows does the reconstruction, whose weight is
-        # then the same constant as everyone's.
+        # to w. A share 1 / (1 + range of f) of the rows is for the reconstruction, whose weight is
+        # then the same constant as that of all other rows.
         t_min = jnp.full_like(u, self.t_min)
         low = jnp.log(schedule.one_minus_alpha(t_min))
         high = jnp.log(schedule.one_minus_alpha(jnp.ones_like(u)))

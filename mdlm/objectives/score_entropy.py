@@ -2,19 +2,19 @@
 
     int_{t_min}^1 E sum_i sum over y != z of Q_t(z, y) (s_y - r_y log s_y + r_y (log r_y - 1)) dt
 
-z is the noised token of place i, s the network's score, r_y = q(y | x_0) / q(z | x_0), and
+z is the noised token at position i, s the network's score, r_y = q(y | x_0) / q(z | x_0), and
 Q_t(z, y) the rate at which noise turns y into z. With d_y = log s_y - log r_y the bracket is
-r_y (exp(d_y) - 1 - d_y), which is at least 0, and 0 where s = r. It is computed so: the three
-terms as they stand nearly cancel, and r grows as 1 / t.
+r_y (exp(d_y) - 1 - d_y), which is at least 0, and 0 where s = r. It is computed in this form,
+because the three terms above nearly cancel, and r grows as 1 / t.
 
     absorbing  Q_t = -alpha' / alpha from any y to the mask, so masks alone count. Only y = x_0 has
                r_y = 1 / expm1(sigma) > 0, and with l = log s + log expm1(sigma) the loss is
                w (sum_y exp(l_y) - 1 - l_{x_0}),  w = -alpha' / (1 - alpha)
-    uniform    Q_t = -alpha' / (alpha K) between any two tokens; every place counts
+    uniform    Q_t = -alpha' / (alpha K) between any two tokens; every position counts
 
-If exp(l) is a law, the first is the integrand of masked diffusion's NELBO. In both cases the
-integral under the true score is H(x | z_1) - H(x | z_{t_min}). It bounds the negative
-log-likelihood but for what it leaves out at the two ends: KL(q(z_1 | x) || prior), and
+If exp(l) is a distribution, the first is the integrand of masked diffusion's NELBO. In both cases
+the integral under the true score is H(x | z_1) - H(x | z_{t_min}). It bounds the negative
+log-likelihood up to the terms that it leaves out at the two ends: KL(q(z_1 | x) || prior), and
 -log p(x | z_{t_min}).
 """
 
@@ -42,8 +42,8 @@ from mdlm.types import ArrayTree, Batch, LossTerms
 class ScoreEntropy(Objective):
     """Trains and reports the denoising score entropy, in nats, t uniform on [t_min, 1].
 
-    As published, the integral is not rescaled to the whole of [0, 1], and neither the prior's term
-    nor a reconstruction is added: `bound` is the score entropy alone.
+    As published, the integral is not rescaled to all of [0, 1], and neither the prior term nor the
+    reconstruction is added: `bound` is the score entropy alone.
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked, Uniform)
@@ -53,7 +53,7 @@ class ScoreEntropy(Objective):
 
     def __post_init__(self):
         if not 0 < self.t_min < 1:
-            raise ValueError(f"t_min={self.t_min} is not between 0 and 1")
+            raise ValueError(f"t_min={self.t_min}: must be between 0 and 1")
 
     @property
     def protocol(self) -> str:
@@ -80,9 +80,9 @@ def score_noised(
     t: Float[Array, " b #l"],
     key: Key[Array, ""] | None = None,
 ) -> LossTerms:
-    """The score entropy of given noised rows, per unit of time."""
+    """Returns the score entropy of given noised rows, per unit of time."""
     process, parameterization = diffusion.process, diffusion.parameterization
-    assert isinstance(parameterization, Score)  # others are refused
+    assert isinstance(parameterization, Score)  # `incompatibility` refuses others
     by_token = jnp.broadcast_to(t, z_t.shape)
     rows = {"x_0": batch.tokens, "z_t": z_t, "sigma": process.schedule.sigma(by_token)}
     if isinstance(process, Masked):
@@ -91,7 +91,7 @@ def score_noised(
     else:
         token, _ = process.noise(by_token)
         alpha = process.schedule.alpha(by_token)
-        # log q(y | x_0) / q(x_0 | x_0) for any other y: of having moved against having stayed
+        # log q(y | x_0) / q(x_0 | x_0) for any y != x_0: a changed token against an unchanged one
         rows["log_moved"] = jnp.log(token) - jnp.log(alpha + token)
         weight, _ = process.rate(by_token)
         entropy = _uniform(parameterization)

@@ -3,11 +3,11 @@
     NELBO = int_{t_min}^1  E sum_i w (KL + IS) dt                       (see `interpolating`)
           + E sum_i -log p(x_i | z_{t_min})  +  sum_i KL(q(z_1 | x_i) || uniform)
 
-UDLM (arXiv:2412.10193), Duo (arXiv:2506.10892). Under the exact law the integral is
-H(x | z_1) - H(x | z_{t_min}), the information that noise takes away between the two times; the
-second line adds at least what it leaves out at either end. As for masked diffusion (`nelbo`), the
-reconstruction needs no call of its own: the share of rows with u < t_min stands at t_min and
-weighs 1 / t_min. The last term, the prior's, is the same number for every token:
+UDLM (arXiv:2412.10193), Duo (arXiv:2506.10892). Under the exact distribution the integral is
+H(x | z_1) - H(x | z_{t_min}), the information that noise removes between the two times. The second
+line adds at least the information left out at the two ends. As in masked diffusion (`nelbo`), the
+reconstruction needs no network call of its own: rows with u < t_min are noised to t_min and have
+weight 1 / t_min. The last term, the prior term, is the same number for every token:
 
     KL(q(z_1 | x) || uniform) = (alpha + n) log(1 + (K - 1) alpha) + (K - 1) n log(1 - alpha),
     n = (1 - alpha) / K
@@ -30,14 +30,14 @@ from mdlm.times import BELOW_ONE, restrict
 
 @dataclass(frozen=True, kw_only=True)
 class UniformNelbo(InterpolatingNelbo):
-    """Trains and reports the NELBO of uniform-state diffusion, in nats. All tokens are scored.
+    """Trains and reports the NELBO of uniform-state diffusion, in nats. All tokens count.
 
     Args:
-        times: how u is drawn over the batch, before it becomes a time.
+        times: how the uniform numbers that become times are drawn over the batch.
         t_min: the time at which the integral stops and the reconstruction begins.
-        ends: whether the reconstruction and the prior's term are part of the bound (the first is
-            trained too). False is the published protocol: t uniform on [t_min, 1], the integral
-            alone and not rescaled.
+        ends: whether the reconstruction and the prior term are part of the bound (the
+            reconstruction is trained too). False is the published protocol: t uniform on
+            [t_min, 1], the integral alone and not rescaled.
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Uniform,)
@@ -45,7 +45,7 @@ class UniformNelbo(InterpolatingNelbo):
 
     def __post_init__(self):
         if not 0 < self.t_min < 1:
-            raise ValueError(f"t_min={self.t_min} is not between 0 and 1")
+            raise ValueError(f"t_min={self.t_min}: must be between 0 and 1")
 
     @property
     def protocol(self) -> str:

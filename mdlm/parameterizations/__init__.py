@@ -1,4 +1,4 @@
-"""What a network's output means. Names are imported when they are first used."""
+"""Readings of a network's output. Names are imported when they are first used."""
 
 import lazy_loader
 

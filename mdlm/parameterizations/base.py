@@ -1,4 +1,4 @@
-"""What a network's output means: the way from its numbers to log p(x_0 | z_t), token by token."""
+"""The contract of parameterizations: from a network's output to log p(x_0 | z_t), by token."""
 
 import abc
 from dataclasses import dataclass
@@ -15,25 +15,27 @@ from mdlm.types import Vocab, with_ids
 
 @dataclass(frozen=True, kw_only=True)
 class Parameterization(abc.ABC):
-    """Reads a network's output as a law of the clean tokens. `mask_id` and `vocab_size` come from
-    the vocabulary; the network may have more columns."""
+    """Reads a network's output as a distribution of the clean tokens.
+
+    `mask_id` and `vocab_size` come from the vocabulary; the output may be larger than `vocab_size`.
+    """
 
     mask_id: int | None = None
     vocab_size: int | None = None
 
     def with_vocab(self, vocab: Vocab) -> Self:
-        """This parameterization on the tokens of `vocab`.
+        """Returns this parameterization on the tokens of `vocab`.
 
-        Raises ValueError where a token was set by hand and `vocab` says otherwise.
+        Raises ValueError if a field was set by hand to another value than that of `vocab`.
         """
         return with_ids(self, vocab)
 
     def incompatibility(self, process: Process) -> str | None:
-        """Why the output cannot be read so under a process; None if it can."""
+        """Says why this parameterization does not fit a process; None if it does."""
         return None
 
     def ids(self) -> tuple[int, int]:
-        """The mask and the size of the vocabulary. ValueError while they are not known."""
+        """Returns `mask_id` and `vocab_size`. Raises ValueError if they are not set."""
         if self.mask_id is None or self.vocab_size is None:
             name = type(self).__name__
             raise ValueError(f"{name} has no mask_id or vocab_size: call with_vocab first")
@@ -42,14 +44,16 @@ class Parameterization(abc.ABC):
     def over_vocabulary(
         self, output: Float[Array, "*n v"], *, with_mask: bool = False
     ) -> tuple[Float[Array, "*n v"], Int[Array, "*n v"]]:
-        """Float32 logits, -inf beyond the vocabulary and, unless `with_mask`, at the mask; and
-        each entry's column."""
+        """Returns float32 logits, and the token id of each entry.
+
+        Logits are -inf beyond `vocab_size` and, unless `with_mask`, at the mask.
+        """
         mask_id, size = self.ids()
         column = jax.lax.broadcasted_iota(jnp.int32, output.shape, output.ndim - 1)
         has_mass = column < size
         if not with_mask:
             has_mass &= column != mask_id
-        # float32 before the softmax: log-probabilities are not made in bfloat16.
+        # float32 before the softmax: bfloat16 is too coarse for log-probabilities.
         return jnp.where(has_mass, output.astype(jnp.float32), -jnp.inf), column
 
     @abc.abstractmethod
@@ -59,10 +63,10 @@ class Parameterization(abc.ABC):
         z_t: Int[Array, "*n"],
         t: Float[Array, " *#n"] | None,
     ) -> Float[Array, "*n v"]:
-        """Log-probabilities (nats, float32) of the clean token; -inf where there is no mass.
+        """Returns log-probabilities (nats, float32) of the clean token; -inf is no mass.
 
-        `t` is read only by parameterizations whose output means different things at different
-        noise levels; the others take None.
+        Only parameterizations that read the output differently at different noise levels need
+        `t`; the others accept None.
         """
 
     def log_p0_of(
@@ -72,11 +76,11 @@ class Parameterization(abc.ABC):
         z_t: Int[Array, "*n"],
         t: Float[Array, " *#n"] | None,
     ) -> Float[Array, "*n"]:
-        """`log_p0` of the tokens `x_0` alone.
+        """Returns `log_p0` of the tokens `x_0` alone.
 
-        A parameterization that can do so with fewer passes over the columns overrides this.
+        A parameterization that needs fewer passes over the logits for this overrides it.
         """
-        # A comparison and not a gather, whose gradient would be a scatter: this fuses.
+        # A comparison instead of a gather: the gradient of a gather is a scatter, but this fuses.
         column = jax.lax.broadcasted_iota(jnp.int32, output.shape, output.ndim - 1)
         log_p0 = self.log_p0(output, z_t, t)
         return jnp.where(column == x_0[..., None], log_p0, 0.0).sum(-1)

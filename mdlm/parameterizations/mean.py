@@ -1,11 +1,11 @@
-"""The mean parameterization: the output is the law of x_0, and nothing is put in by hand.
+"""The mean parameterization: the output is the distribution of x_0, without substitutions.
 
     log p(x_0 | z_t) = log softmax(output),  over the vocabulary
 
 (The "x_0-parameterization" of D3PM, arXiv:2107.03006 app. A.8.) Unlike SUBS it does not carry clean
 tokens over, and the mask may have mass, though no clean token is a mask: for absorbing noise the
-objective `D3PM` charges for that mass. Columns beyond the vocabulary have none; no mass is -inf
-exactly, and gradients there are 0.
+objective `D3PM` adds the cost of that mass. Logits beyond `vocab_size` have no mass: they are
+exactly -inf, and their gradients are 0.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,7 @@ from mdlm.parameterizations.base import Parameterization
 class Mean(Parameterization):
     """The output is logits of the clean token at every position, noised or not.
 
-    `mask_has_mass` lets the mask's column take part in the softmax, as in D3PM; False suppresses
-    it.
+    `mask_has_mass` includes the mask in the softmax, as in D3PM; False gives it no mass.
     """
 
     mask_has_mass: bool = False

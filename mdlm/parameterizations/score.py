@@ -1,15 +1,15 @@
-"""The score of SEDD (arXiv:2310.16834): how likelier the row would be with another token here.
+"""The score of SEDD (arXiv:2310.16834): the probability ratio of the row with another token.
 
-    s(z)_y = p_t(z with y in this place) / p_t(z),   s(z)_z = 1
+    s(z)_y = p_t(z with y at this position) / p_t(z),   s(z)_z = 1
 
-p_t is the law of noised rows; the output holds log s. With absorbing noise the score of a token y
-at a mask is p(x_0 = y | z_t) / expm1(sigma), sigma = -log alpha: that factor, and the number of
-tokens, are taken out of what the network has to learn,
+p_t is the distribution of noised rows; the output is log s. With absorbing noise the score of a
+token y at a mask is p(x_0 = y | z_t) / expm1(sigma), sigma = -log alpha. That factor and the number
+of tokens are divided out, so that the network need not learn them:
 
     log s = output - log expm1(sigma) - log(V - 1)
 
-so an output of zeros says "all tokens alike" at every time. With uniform noise the output is log s
-as it is: zeros are right at t = 1.
+so an output of zeros is the uniform distribution at every time. With uniform noise the output is
+log s itself: zeros are exact at t = 1.
 """
 
 import math
@@ -30,25 +30,25 @@ Graph = Literal["absorbing", "uniform"]
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Parameterization):
-    """The output is a log-score. `graph` says which noise it is the score of.
+    """The output is a log-score. `graph` is the kind of noise.
 
-    `log_p0` exists for absorbing noise alone, where what a mask hides has a law proportional to
-    the score and everything else is known: there it equals SUBS of the same output.
+    `log_p0` exists for absorbing noise only: there the distribution of a masked token is
+    proportional to the score, and all other tokens are known. It equals SUBS of the same output.
     """
 
     graph: Graph = "absorbing"
 
     def __post_init__(self):
         if self.graph not in get_args(Graph):
-            raise ValueError(f"graph={self.graph!r} is none of {get_args(Graph)}")
+            raise ValueError(f"graph={self.graph!r}: must be one of {get_args(Graph)}")
 
     def log_score(
         self, output: Float[Array, "*n v"], z_t: Int[Array, "*n"], sigma: Float[Array, " *#n"]
     ) -> Float[Array, "*n v"]:
-        """log s of every token in every place, nats, float32: 0 at the token that is there.
+        """Returns log s of every token at every position, nats, float32: 0 at the present token.
 
-        -inf beyond the vocabulary and, with uniform noise, at the mask, which is no state then.
-        `sigma` is the total noise, finite and above 0.
+        It is -inf beyond `vocab_size` and, with uniform noise, at the mask, which that noise never
+        produces. `sigma` is the total noise, finite and above 0.
         """
         absorbing = self.graph == "absorbing"
         log_score, column = self.over_vocabulary(output, with_mask=absorbing)
@@ -65,7 +65,7 @@ class Score(Parameterization):
     ) -> Float[Array, "*n v"]:
         mask_id, size = self.ids()
         if self.graph != "absorbing":
-            raise ValueError(f"a score of {self.graph} noise gives no law of x_0 without its alpha")
+            raise ValueError(f"graph={self.graph!r}: log_p0 needs graph='absorbing'")
         return Subs(mask_id=mask_id, vocab_size=size).log_p0(output, z_t, t)
 
     def incompatibility(self, process: Process) -> str | None:
@@ -77,12 +77,12 @@ class Score(Parameterization):
                 f'Score(graph="{graph}"), not Score(graph="{self.graph}")'
             )
         if process.schedule.per_token:
-            return f"a score has one noise level for all tokens; {name} has one for each"
+            return f"a score needs one noise level for all tokens; {name} has one for each"
         if process.schedule.alpha(jnp.ones(())) == 0:
-            return f"a score needs finite noise at t = 1, and {name} has alpha = 0 there; set eps"
+            return f"a score needs finite noise at t = 1; {name} has alpha = 0 there: set eps > 0"
         return None
 
 
 def log_expm1(sigma: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """`log(exp(sigma) - 1)`, without overflow at large and cancellation at small `sigma`."""
+    """Returns `log(exp(sigma) - 1)`, without overflow or cancellation."""
     return sigma + jnp.log(-jnp.expm1(-sigma))

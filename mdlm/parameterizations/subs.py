@@ -1,10 +1,10 @@
-"""SUBS: what is known of the clean token is put in by substitution (MDLM, arXiv:2406.07524).
+"""SUBS: known facts about the clean token are substituted (MDLM, arXiv:2406.07524).
 
     z_t not masked:  x_0 = z_t, with certainty                  ("carry-over unmasking")
     z_t masked:      softmax of the output over real tokens     ("zero masking probabilities")
 
-Real tokens are the ids below `vocab_size` other than the mask; columns beyond are the padding of
-the network's table. No mass is -inf exactly, and gradients there are 0.
+Real tokens are the ids below `vocab_size` other than the mask; logits beyond are padding of the
+network's embedding table. Logits without mass are exactly -inf, and their gradients are 0.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,10 @@
-"""The noising process: the law q(z_t | x_0) and its reversal, one token independent of the others.
+"""The noising process: the distribution q(z_t | x_0) and its reversal, independent by token.
 
-    prior     z_1, what q(z_1 | x_0) is (about) for every x_0
+    prior     z_1 from (nearly) q(z_1 | x_0), which is nearly the same for every x_0
     corrupt   z_t ~ q(z_t | x_0)
     reverse   z_s ~ sum over x_0 of q(z_s | z_t, x_0) p(x_0), s < t
 
-Rows are random by their own keys: what a row draws does not depend on the rest of its batch.
+Each row has a key of its own: its draws do not depend on the rest of the batch.
 """
 
 import abc
@@ -21,25 +21,25 @@ from mdlm.types import ArrayTree, Vocab
 
 
 class Process(abc.ABC):
-    """A noising process on tokens, in the time of its `schedule`."""
+    """A noising process on tokens; `schedule` sets the noise level by time."""
 
     schedule: Schedule
 
     @property
     def needs_counts(self) -> bool:
-        """Whether the process is made from the counts of the training split's tokens."""
+        """True if the process depends on the token counts of the training split."""
         return self.schedule.needs_counts
 
     def with_counts(self, counts: Int[np.ndarray, " v"]) -> Self:
-        """This process on a corpus in which token i occurs `counts[i]` times."""
+        """Returns this process for a corpus in which token i occurs `counts[i]` times."""
         return self._with_schedule(self.schedule.with_counts(counts))
 
     def init(self, key: Key[Array, ""]) -> ArrayTree:
-        """Fresh values of what the process learns: `{}` where it learns nothing."""
+        """Returns initial learned values: `{}` for a process that learns nothing."""
         return self.schedule.init(key)
 
     def bind(self, arrays: ArrayTree) -> Self:
-        """This process with learned values (possibly traced) in place."""
+        """Returns this process with these learned values, which may be traced."""
         return self._with_schedule(self.schedule.bind(arrays)) if arrays else self
 
     def _with_schedule(self, schedule: Schedule) -> Self:
@@ -48,18 +48,18 @@ class Process(abc.ABC):
 
     @abc.abstractmethod
     def with_vocab(self, vocab: Vocab) -> Self:
-        """This process on the tokens of `vocab`.
+        """Returns this process on the tokens of `vocab`.
 
-        Raises ValueError where a token was set by hand and `vocab` says otherwise.
+        Raises ValueError if a field was set by hand to another value than that of `vocab`.
         """
 
     def is_noise(self, z_t: Int[Array, "*s"]) -> Bool[Array, "*s"]:
-        """True where a token shows by itself that it is no clean one: at masks, if there are."""
+        """True where a token is known to be noised: at masks, in processes that have them."""
         return jnp.zeros_like(z_t, bool)
 
     @abc.abstractmethod
     def prior(self, keys: Key[Array, " b"], length: int) -> Int[Array, "b l"]:
-        """Pure noise, one row of `length` tokens per key."""
+        """Draws pure noise, one row of `length` tokens per key."""
 
     @abc.abstractmethod
     def corrupt(
@@ -69,7 +69,7 @@ class Process(abc.ABC):
         t: Float[Array, " b #l"],
         may_change: Bool[Array, "b l"] | None = None,
     ) -> Int[Array, "b l"]:
-        """`x_0` noised to time `t`; tokens where `may_change` is False stay clean."""
+        """Draws `x_0` noised to time `t`; tokens where `may_change` is False stay clean."""
 
     @abc.abstractmethod
     def reverse(
@@ -80,4 +80,4 @@ class Process(abc.ABC):
         t: Float[Array, " b #l"],
         s: Float[Array, " b #l"],
     ) -> Int[Array, "b l"]:
-        """One step from `t` back to `s < t`, given log-probabilities of the clean tokens."""
+        """Draws one step from `t` back to `s < t`, given log-probabilities of the clean tokens."""

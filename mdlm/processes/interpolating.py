@@ -2,20 +2,20 @@
 
     q(z_t | x_0) = alpha_t [z_t = x_0] + n_t(z_t),  n_t(z) = token_t at a token, mask_t at the mask
     q(z_t | z_s) = kept [z_t = z_s] + n_ts(z_t),    kept = alpha_t / alpha_s, n_ts = n_t - kept n_s
-    rate_t(z)    = n_t'(z) - (alpha_t' / alpha_t) n_t(z), of jumping to z from any other token
+    rate_t(z)    = n_t'(z) - (alpha_t' / alpha_t) n_t(z), of jumps to z from any other token
 
-(GIDD, arXiv:2503.04482: n_t = beta_t pi_t; all K tokens other than the mask are noise alike.)
+(GIDD, arXiv:2503.04482: n_t = beta_t pi_t; noise is uniform on the K tokens other than the mask.)
 
-The reverse chain for a law r of the clean token, with q_t(z | r) = alpha_t r(z) + n_t(z):
+The reverse chain for a distribution r of the clean token, with q_t(z | r) = alpha_t r(z) + n_t(z):
 
     p(z_s | z_t) = q(z_t | z_s) q_s(z_s | r) / q_t(z_t | r)
 
-that is the posterior of a known token with r plugged in, as UDLM (arXiv:2412.10193), Duo
-(arXiv:2506.10892) and GIDD have it. It is not the mixture sum_x q(z_s | z_t, x) r(x), but the
-mixture over p(x) proportional to r(x) q(z_t | x). So a network whose law is plugged in says of a
-token what the *other* noised tokens tell (r), and one whose law is mixed over says what all of
-them tell, its own noised value too (p): two coordinates for one and the same chain. `posterior`
-says which of the two `log_p0` is. Where all noise is the mask they agree with SUBS.
+This is the posterior of a known token with r plugged in, as in UDLM (arXiv:2412.10193), Duo
+(arXiv:2506.10892) and GIDD. It is not the mixture sum_x q(z_s | z_t, x) r(x), but the mixture over
+p(x) proportional to r(x) q(z_t | x). So a distribution that is plugged in (r) is conditioned on the
+*other* noised tokens, and one that is mixed over (p) on all of them, the token's own noised value
+included. Both describe the same chain. `posterior` says which of the two `log_p0` is. If all noise
+is the mask, both agree with SUBS.
 """
 
 import abc
@@ -34,17 +34,17 @@ from mdlm.schedules.base import Schedule
 from mdlm.types import Vocab, with_ids
 
 Posterior = Literal["plug_in", "mixture"]
-TINY = 1e-30  # below every probability that occurs, far above float32's underflow
+TINY = 1e-30  # below every probability that occurs, far above the underflow of float32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interpolating(Process):
-    """A process whose noise is tokens, drawn uniformly, and the mask, in shares that may change.
+    """A process whose noise is uniform tokens and the mask, in shares that may change over time.
 
     `mask_id` and `vocab_size` come from the vocabulary (`with_vocab`). A clean token is any id
-    below `vocab_size` but the mask; the network's columns beyond have no mass. `posterior` says
-    what `log_p0` is the law of (see the module's text): "plug_in", given the other noised tokens,
-    or "mixture", given all of them.
+    below `vocab_size` except the mask; logits beyond `vocab_size` have no mass. `posterior` says
+    what `log_p0` is conditioned on (see the module's docstring): "plug_in", the other noised
+    tokens; "mixture", all of them.
     """
 
     schedule: Schedule
@@ -54,32 +54,32 @@ class Interpolating(Process):
 
     def __post_init__(self):
         if self.posterior not in get_args(Posterior):
-            raise ValueError(f"posterior={self.posterior!r} is none of {get_args(Posterior)}")
+            raise ValueError(f"posterior={self.posterior!r}: must be one of {get_args(Posterior)}")
         if self.schedule.per_token:
             raise ValueError(
-                f"schedule={type(self.schedule).__name__}(...) has a rate for each token, and what"
-                " was noised to another token no longer shows its own"
+                f"schedule={type(self.schedule).__name__}(...) has a rate for each token, but the"
+                f" rate of a noised token is unknown in {type(self).__name__}; use Masked(...)"
             )
 
     @abc.abstractmethod
     def noise(self, t: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
-        """n_t: the probability of each single token, and that of the mask."""
+        """Returns n_t: the probability of each single token, and that of the mask."""
 
     @abc.abstractmethod
     def renewal(
         self, s: Float[Array, "*s"], t: Float[Array, "*s"]
     ) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
-        """n_ts: the probability of noise between `s` and `t > s` that ends in each single token,
-        and in the mask."""
+        """Returns n_ts: the probability that noise between `s` and `t > s` ends in each single
+        token, and that it ends in the mask."""
 
     @abc.abstractmethod
     def rate(self, t: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
-        """The rate at which any other token becomes each single token, and the mask; per unit of
-        time."""
+        """Returns the rates, per unit of time, at which any other token becomes each single token,
+        and the mask."""
 
     def with_vocab(self, vocab: Vocab) -> Self:
         if vocab.size < 3:
-            raise ValueError(f"a vocabulary of {vocab.size} has fewer than two tokens besides mask")
+            raise ValueError(f"vocab_size={vocab.size}: fewer than two tokens besides the mask")
         return with_ids(self._with_schedule(self.schedule.with_vocab(vocab)), vocab)
 
     @property
@@ -124,9 +124,9 @@ class Interpolating(Process):
     def given_others(
         self, log_p0: Float[Array, "*n v"], z_t: Int[Array, "*n"], t: Float[Array, "*n"]
     ) -> Float[Array, "*n v"]:
-        """log r(x_0), the law that is plugged in, from what `posterior` says `log_p0` is.
+        """Returns log r(x_0), conditioned on the other noised tokens.
 
-        `log_p0` has all its mass on clean tokens.
+        `log_p0` is the distribution that `posterior` names, with all mass on clean tokens.
         """
         if self.posterior == "plug_in":
             return log_p0
@@ -137,9 +137,9 @@ class Interpolating(Process):
     def given_all(
         self, log_p0: Float[Array, "*n v"], z_t: Int[Array, "*n"], t: Float[Array, "*n"]
     ) -> Float[Array, "*n v"]:
-        """log p(x_0 | z_t), given all noised tokens, from what `posterior` says `log_p0` is.
+        """Returns log p(x_0 | z_t), conditioned on all noised tokens.
 
-        `log_p0` has all its mass on clean tokens.
+        `log_p0` is the distribution that `posterior` names, with all mass on clean tokens.
         """
         if self.posterior == "mixture":
             return log_p0
@@ -148,7 +148,7 @@ class Interpolating(Process):
         return jax.nn.log_softmax(log_p0 + own, axis=-1)
 
     def log_own(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """log q(z_t = x | x_0 = x) / q(z_t = x | x_0 = another), of a token x, in nats."""
+        """log q(z_t = x | x_0 = x) / q(z_t = x | x_0 = y), y another token than x, in nats."""
         token, _ = self.noise(t)
         return jnp.logaddexp(0.0, log(self.schedule.alpha(t)) - log(token))
 
@@ -172,7 +172,7 @@ class Interpolating(Process):
         t: Float[Array, " b #l"],
         s: Float[Array, " b #l"],
     ) -> Float[Array, "b l v"]:
-        """The law that `reverse` draws from, over the tokens and the mask."""
+        """Returns the distribution that `reverse` draws from, over the tokens and the mask."""
         leave, stay, others = self._jump(log_p0, z_t, t, s)
         share = leave / jnp.maximum((leave + stay) * others.sum(-1), TINY)
         return jnp.where(
@@ -182,10 +182,11 @@ class Interpolating(Process):
         )
 
     def _jump(self, log_p0, z_t, t, s):
-        """Weights of leaving `z_t` and of staying, and the law of where to, up to its sum."""
+        """Returns the weights of leaving `z_t` and of staying, and the unnormalised distribution
+        of the token jumped to."""
         t, s = jnp.broadcast_to(t, z_t.shape), jnp.broadcast_to(s, z_t.shape)
         column = _columns(log_p0)
-        # A clean token is never the mask, whatever the parameterization gives there.
+        # A clean token is never the mask, whatever the parameterization says.
         clean = jax.nn.log_softmax(jnp.where(self.is_token(column), log_p0, -jnp.inf), axis=-1)
         r = jnp.exp(self.given_others(clean, z_t, t))
         alpha_s = self.schedule.alpha(s)
@@ -201,7 +202,7 @@ class Interpolating(Process):
         return renewed * others.sum(-1), stay, others
 
     def _draw_noise(self, keys, mask_share):
-        """The mask with probability `mask_share`, else a token, all alike."""
+        """Draws the mask with probability `mask_share`, else a uniform token."""
         mask_id, _ = self._known()
         shape = mask_share.shape[1:]
         is_mask = uniforms(streams(keys, "mask"), shape[0]) < mask_share
@@ -218,7 +219,7 @@ class Interpolating(Process):
 
 
 def log(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """The logarithm, of `TINY` where there is less: finite, with a gradient."""
+    """Returns the logarithm of max(x, `TINY`), which is finite and has a finite gradient."""
     return jnp.log(jnp.maximum(x, TINY))
 
 

@@ -1,12 +1,13 @@
-"""The absorbing process: a token stays itself with probability alpha(t), else it is the mask.
+"""The absorbing process: a token stays clean with probability alpha(t), else it is the mask.
 
     q(z_t = x_0) = alpha(t),  q(z_t = mask) = 1 - alpha(t)    (MDLM, arXiv:2406.07524)
     masked at t, at s < t: revealed with probability (alpha(s) - alpha(t)) / (1 - alpha(t)),
     then drawn from p(x_0); otherwise still masked. Not masked at t: the same token (MDLM eq. 7)
 
 Whether a token is revealed and which token it becomes are two draws. One joint draw over the
-tokens and the mask has the same law, but dilutes the tokens by the step's small probability of
-revealing, and rare ones then fall below the resolution of float32 (arXiv:2409.02908).
+tokens and the mask has the same distribution, but multiplies the probabilities of the tokens by the
+small one of revealing, and rare tokens then fall below the resolution of float32
+(arXiv:2409.02908).
 """
 
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Masked(Process):
         t: Float[Array, " b #l"],
         may_change: Bool[Array, "b l"] | None = None,
     ) -> Int[Array, "b l"]:
-        """`corrupt` with its uniforms given: the mask where `u < 1 - alpha(t)`, strictly."""
+        """`corrupt` with given uniform numbers: the mask where `u < 1 - alpha(t)`, strictly."""
         noised = self.schedule.one_minus_alpha(jnp.broadcast_to(t, x_0.shape), x_0)
         changes = u < noised
         if may_change is not None:
@@ -73,7 +74,7 @@ class Masked(Process):
         s: Float[Array, "*s"],
         x_0: Int[Array, "*s"] | None = None,
     ) -> Float[Array, "*s"]:
-        """Probability that a token masked at `t` is not masked at `s <= t`, if it is `x_0`.
+        """Probability that a token masked at `t` is not masked at `s <= t`, given that it is `x_0`.
 
         Exactly 1 where alpha(s) = 1 (also at s = t = 0, where no token is masked), else 0 at s = t.
         Only schedules that noise tokens at different rates (`per_token`) need `x_0`.
@@ -93,7 +94,7 @@ class Masked(Process):
     ) -> Int[Array, "b l"]:
         u = uniforms(streams(keys, "whether"), z_t.shape[1])
         tokens = categorical_by_position(streams(keys, "which"), self._without_mask(log_p0))
-        # Drawn first, the token decides how likely it is to be revealed by now.
+        # The token is drawn first, because the probability of revealing may depend on it.
         t, s = jnp.broadcast_to(t, z_t.shape), jnp.broadcast_to(s, z_t.shape)
         is_revealed = self.is_masked(z_t) & (u < self.reveal_probability(t, s, tokens))
         return jnp.where(is_revealed, tokens, z_t)
@@ -105,7 +106,7 @@ class Masked(Process):
         t: Float[Array, " b #l"],
         s: Float[Array, " b #l"],
     ) -> Float[Array, "b l v"]:
-        """The law that `reverse` draws from, over the tokens and the mask."""
+        """Returns the distribution that `reverse` draws from, over the tokens and the mask."""
         v = log_p0.shape[-1]
         t, s, token = jnp.broadcast_arrays(t[..., None], s[..., None], jnp.arange(v)[None, None])
         reveal = self.reveal_probability(t, s, token)
@@ -116,7 +117,7 @@ class Masked(Process):
         return jnp.where(self.is_masked(z_t)[..., None], step, stay)
 
     def _without_mask(self, log_p0: Float[Array, "b l v"]) -> Float[Array, "b l v"]:
-        """No mass on the mask, whatever the parameterization gives there: x_0 is never masked."""
+        """Removes any mass on the mask, because a clean token is never the mask."""
         is_mask = jnp.arange(log_p0.shape[-1]) == self._known_mask_id()
         return jnp.where(is_mask[None, None], -jnp.inf, log_p0)
 

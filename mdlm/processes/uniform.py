@@ -1,12 +1,12 @@
-"""Uniform-state noise: a token stays itself with probability alpha(t), else it is any token.
+"""Uniform-state noise: a token stays clean with probability alpha(t), else it is a uniform draw.
 
     q(z_t | x_0)     = alpha [z_t = x_0] + (1 - alpha) / K
     q(z_t | z_s)     = (alpha_t / alpha_s) [z_t = z_s] + (alpha_s - alpha_t) / (alpha_s K)
     rate of a jump   = -alpha' / (alpha K), to each other token
 
 (D3PM, arXiv:2107.03006; UDLM, arXiv:2412.10193; Duo, arXiv:2506.10892.) The states are the K ids
-below the vocabulary's size other than the mask, which this process never produces. A noised token
-may have been drawn to be the one it was. Reversal: see `interpolating`.
+below `vocab_size` other than the mask, which this process never produces. The uniform draw may
+return the same token. Reversal: see `interpolating`.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from mdlm.schedules.closed_form import LogLinear
 class Uniform(Interpolating):
     """Uniform noise on the tokens other than the mask. The prior is a uniform draw.
 
-    By default a law is plugged in, as in the papers, whose bound is that of `UniformNelbo`.
+    By default the network's distribution is plugged into the posterior, as in the papers;
+    `UniformNelbo` is the bound of that chain.
     """
 
     schedule: Schedule = LogLinear()

@@ -1,4 +1,4 @@
-"""Noise schedules: alpha(t), and all that follows from it."""
+"""The contract of noise schedules: alpha(t) and the functions that follow from it."""
 
 import abc
 from typing import ClassVar, Self
@@ -13,9 +13,9 @@ from mdlm.types import ArrayTree, Vocab
 
 
 class Schedule(abc.ABC):
-    """Elementwise functions of diffusion time. `x_0` holds the clean tokens, of the times' shape.
+    """Elementwise functions of diffusion time. `x_0` holds clean tokens in the shape of the times.
 
-    Only schedules that noise tokens at different rates read `x_0`; the others ignore it.
+    Only schedules that noise tokens at different rates (`per_token`) read `x_0`.
     """
 
     has_inverse: ClassVar[bool] = False
@@ -23,37 +23,37 @@ class Schedule(abc.ABC):
     needs_counts: ClassVar[bool] = False
 
     def with_vocab(self, vocab: Vocab) -> Self:
-        """The schedule for a known vocabulary (most need not know it)."""
+        """Returns the schedule for a vocabulary; most schedules do not depend on it."""
         return self
 
     def with_counts(self, counts: Int[np.ndarray, " v"]) -> Self:
-        """The schedule for known token counts of the training split (`needs_counts`)."""
+        """Returns the schedule for the token counts of the training split (`needs_counts`)."""
         return self
 
     def init(self, key: Key[Array, ""]) -> ArrayTree:
-        """Fresh values of what the schedule learns: `{}` where it learns nothing."""
+        """Returns initial learned values: `{}` for a schedule that learns nothing."""
         return {}
 
     def bind(self, arrays: ArrayTree) -> Self:
-        """The schedule with learned values (possibly traced) in place."""
+        """Returns the schedule with these learned values, which may be traced."""
         return self
 
     @abc.abstractmethod
     def alpha(
         self, t: Float[Array, "*s"], x_0: Int[Array, "*s"] | None = None
     ) -> Float[Array, "*s"]:
-        """Probability of being still clean at `t`."""
+        """Probability that a token is still clean at `t`."""
 
     def one_minus_alpha(
         self, t: Float[Array, "*s"], x_0: Int[Array, "*s"] | None = None
     ) -> Float[Array, "*s"]:
-        """Probability of being noised by `t`."""
+        """Probability that a token is noised by time `t`."""
         return 1 - self.alpha(t, x_0)
 
     def alpha_gap(
         self, s: Float[Array, "*s"], t: Float[Array, "*s"], x_0: Int[Array, "*s"] | None = None
     ) -> Float[Array, "*s"]:
-        """`alpha(s) - alpha(t)`, the probability of being noised between `s` and a later `t`."""
+        """`alpha(s) - alpha(t)`, the probability to be noised between `s` and `t >= s`."""
         return self.alpha(s, x_0) - self.alpha(t, x_0)
 
     def dalpha(
@@ -84,14 +84,14 @@ class Schedule(abc.ABC):
         return -jnp.where(is_low, low, jnp.log(self.alpha(t, x_0)))
 
     def time_of(self, one_minus_alpha: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """The time in [0, 1] at which `1 - alpha` has this value (the nearest end, beyond them).
+        """Returns the time in [0, 1] at which `1 - alpha` has this value, else the nearest end.
 
-        Raises ValueError for a schedule without a closed inverse (`has_inverse` is False).
+        Raises ValueError if the schedule has no inverse in closed form (`has_inverse` is False).
         """
-        raise ValueError(f"{type(self).__name__} has no inverse")
+        raise ValueError(f"{type(self).__name__} has no inverse in closed form")
 
 
 def check_eps(eps: float, bound: float) -> None:
-    """ValueError where `eps` is not in [0, bound)."""
+    """Raises ValueError if `eps` is not in [0, bound)."""
     if not 0 <= eps < bound:
-        raise ValueError(f"eps={eps} is not in [0, {bound})")
+        raise ValueError(f"eps={eps}: must be in [0, {bound})")

@@ -1,9 +1,10 @@
-"""A schedule with its clock changed so that the log-probability of noise is linear in time.
+"""A schedule in another time, in which the log-probability of noise is linear.
 
     1 - alpha(t) = exp((1 - t) f_0 + t f_1),    f = log(1 - alpha) at the two ends
-    weight       = f_1 - f_0, a constant: every time matters equally
+    weight       = f_1 - f_0, a constant: all times count alike
 
-The NELBO does not depend on the clock, only its variance does (MDLM, arXiv:2406.07524).
+The NELBO does not depend on how time is measured; only the variance of its estimate does (MDLM,
+arXiv:2406.07524).
 """
 
 import math
@@ -19,11 +20,11 @@ from mdlm.schedules.base import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class ChangeOfVariables(Schedule):
-    """The process of `base`, with time measured by log(1 - alpha).
+    """The schedule `base`, with time measured by log(1 - alpha).
 
-    f_1 is that of `base` at t = 1; f_0 = log(1 - exp(-sigma_min)), for the clock cannot start
-    at alpha = 1, where f is -inf. MDLM's code has sigma_min = 1e-3 for log-linear noise, and
-    weighs by -f_0 alone, leaving out f_1 (about -eps, so a share of 1.4e-4 of the weight).
+    f_1 is that of `base` at t = 1. f_0 = log(1 - exp(-sigma_min)), since time cannot start at
+    alpha = 1, where f is -inf. MDLM's code has sigma_min = 1e-3 for log-linear noise, and its
+    weight is -f_0 alone, without f_1 (about -eps, a fraction of 1.4e-4 of the weight).
     """
 
     base: Schedule
@@ -32,7 +33,7 @@ class ChangeOfVariables(Schedule):
 
     def __post_init__(self):
         if not 0 < self.sigma_min < math.log(2):
-            raise ValueError(f"sigma_min={self.sigma_min} is not in (0, log 2): no clean end")
+            raise ValueError(f"sigma_min={self.sigma_min}: must be between 0 and log 2 = 0.693")
 
     @property
     def _f_0(self) -> float:
@@ -65,8 +66,8 @@ class ChangeOfVariables(Schedule):
         return jnp.clip(distance / (self._f_1 - self._f_0), 0.0, 1.0)
 
     def base_time(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """The time `t` of this clock on the clock of `base` (needs the inverse of `base`).
+        """Returns the time of `base` that is `t` in this schedule; `base` must have an inverse.
 
-        Uniform `t` give the times of MDLM's importance sampling: density in proportion to weight.
+        Uniform `t` give the times of MDLM's importance sampling: density proportional to weight.
         """
         return self.base.time_of(self.one_minus_alpha(t))

@@ -1,16 +1,17 @@
-"""alpha(t), the probability that a token is still itself at time t, and all that follows from it.
+"""Schedules in closed form: alpha(t), the probability that a token is still clean at time t.
 
     alpha            falls from about 1 at t = 0 (clean) to about 0 at t = 1 (noise)
-    one_minus_alpha  the probability of having been noised
-    alpha_gap        alpha(s) - alpha(t), s <= t: of being noised between s and t
+    one_minus_alpha  the probability that a token is noised by t
+    alpha_gap        alpha(s) - alpha(t), s <= t: that it is noised between s and t
     dalpha           alpha' = d alpha / dt <= 0
     weight           -alpha' / (1 - alpha): the NELBO's weight of a masked token's cross-entropy
     log_snr          log(alpha / (1 - alpha))
     sigma            -log alpha, the total noise
 
-A schedule is one method, `alpha`; it overrides what float32 subtraction or autodiff would spoil:
-1 - alpha near t = 0, alpha near t = 1, and gaps between neighbouring times. `eps` keeps alpha
-away from 0 at t = 1: about eps of all tokens survive there, and log-SNR and sigma stay finite.
+A schedule must define `alpha` alone. It overrides those other functions for which float32
+subtraction or autodiff loses digits: 1 - alpha near t = 0, alpha near t = 1, and gaps between
+close times. `eps` keeps alpha away from 0 at t = 1: about a fraction eps of all tokens stays
+clean there, and log-SNR and sigma stay finite.
 """
 
 import math
@@ -24,9 +25,9 @@ from mdlm.schedules.base import Schedule, check_eps
 
 @dataclass(frozen=True, kw_only=True)
 class LogLinear(Schedule):
-    """alpha = 1 - (1 - eps) t, MDLM's "log-linear" (arXiv:2406.07524), others' "linear".
+    """alpha = 1 - (1 - eps) t, "log-linear" in MDLM (arXiv:2406.07524), "linear" in others.
 
-    The weight is 1 / t whatever eps.
+    The weight is 1 / t for every eps.
     """
 
     eps: float = 1e-3
@@ -176,4 +177,7 @@ class Geometric(Schedule):
 def _check_sigma(sigma_min: float, sigma_max: float, lowest_allowed: bool = False) -> None:
     is_ok = 0 <= sigma_min if lowest_allowed else 0 < sigma_min
     if not (is_ok and sigma_min < sigma_max < math.inf):
-        raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max} do not rise from above 0")
+        raise ValueError(
+            f"sigma_min={sigma_min}, sigma_max={sigma_max}: must satisfy"
+            f" 0 {'<=' if lowest_allowed else '<'} sigma_min < sigma_max < inf"
+        )

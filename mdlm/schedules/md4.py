@@ -1,9 +1,9 @@
-"""The schedules of MD4 (arXiv:2406.04329, table 1), whose eps keeps alpha away from both ends.
+"""The schedules of MD4 (arXiv:2406.04329, table 1). Their eps keeps alpha away from 0 and 1.
 
     alpha = eps + (1 - 2 eps) a(t),    a = 1 - t^power  or  1 - sin(pi t / 2)
 
-alpha runs from 1 - eps, which bounds the weight and log-SNR near t = 0, to eps. 1 - alpha is made
-from 1 - a in closed form, so that float32 keeps its digits there. MD4's own eps is 1e-4.
+alpha falls from 1 - eps, which bounds the weight and log-SNR near t = 0, to eps. 1 - alpha is
+computed from 1 - a in closed form, so that float32 keeps its digits there. MD4 has eps = 1e-4.
 """
 
 import math
@@ -20,9 +20,9 @@ from mdlm.schedules.base import Schedule, check_eps
 def relative_gap(
     s: Float[Array, "*s"], t: Float[Array, "*s"], power: Float[Array, "*s"] | float
 ) -> Float[Array, "*s"]:
-    """(s^power - t^power) / t^power for s <= t, to float32's digits however near s is to t.
+    """(s^power - t^power) / t^power for s <= t, accurate in float32 however close s is to t.
 
-    It is expm1(power log(s / t)); near s = t the logarithm comes from t - s.
+    It is expm1(power log(s / t)); near s = t the logarithm is computed from t - s.
     """
     later = jnp.where(t > 0, t, 1.0)
     ratio = s / later
@@ -43,7 +43,7 @@ class Polynomial(Schedule):
     def __post_init__(self):
         check_eps(self.eps, 0.5)
         if not self.power > 0:
-            raise ValueError(f"power={self.power} is not positive")
+            raise ValueError(f"power={self.power}: must be above 0")
 
     def alpha(self, t, x_0=None):
         return self.eps - (1 - 2 * self.eps) * jnp.expm1(self.power * jnp.log(t))
@@ -71,8 +71,8 @@ class Polynomial(Schedule):
 class OneMinusSine(Schedule):
     """alpha = eps + (1 - 2 eps)(1 - sin(pi t / 2)), MD4's "cosine": 1 - cos(pi (1 - t) / 2).
 
-    MDLM's "cosine" is another, `Cosine`. This one is steepest at t = 0: a token's chance of being
-    masked grows there by pi / 2 per unit of time, and stops growing at t = 1.
+    MDLM's "cosine" is another schedule, `Cosine`. This one is steepest at t = 0: the probability
+    that a token is masked grows there by pi / 2 per unit of time, and stops growing at t = 1.
     """
 
     eps: float = 0.0

@@ -5,9 +5,9 @@
     DiffusionBERT   alpha_k = 1 - t - lambda sin(pi t) H~_k,  H~_k = 1 - mean H / H_k,
                     H_k = -log p(k)     (arXiv:2211.15029, "spindle", in continuous time)
 
-When a token was masked then tells something of which it is, so what a masked position hides
-depends on t as well as on the tokens around it, and a weighted cross-entropy alone is no bound:
-`objectives/generalized.py` has the term that is missing.
+The time at which a token is masked then carries information about the token. So the distribution
+of a masked token depends on t as well as on the other tokens, and a weighted cross-entropy alone is
+not a bound: `objectives/generalized.py` has the missing term.
 """
 
 import abc
@@ -30,31 +30,31 @@ from mdlm.types import ArrayTree, Vocab, with_ids
 class PerToken(Schedule):
     """A family of schedules, one for each token of the vocabulary.
 
-    A pytree of its arrays, so that what is learned can be differentiated where it is passed on.
+    It is a pytree of its arrays, so that functions of it can be differentiated in learned values.
     """
 
     per_token: ClassVar[bool] = True
     learns: ClassVar[bool] = False
-    """True where the arrays are trained: where noise is drawn from what the gradient is for."""
+    """True if the arrays are trained: noise is then drawn from a distribution that is learned."""
 
     @abc.abstractmethod
     def of(self, x_0: Int[Array, "*s"]) -> Schedule:
-        """The schedules of the tokens `x_0`, as one that takes times of that shape.
+        """Returns the schedules of the tokens `x_0` as one schedule of times of that shape.
 
-        Raises ValueError while the arrays are not known.
+        Raises ValueError if the arrays are not set.
         """
 
     @abc.abstractmethod
     def of_all(self) -> Schedule:
-        """The schedules of all tokens, as one that takes times `[n v]`."""
+        """Returns the schedules of all tokens as one schedule of times `[n v]`."""
 
     @property
     @abc.abstractmethod
     def size(self) -> int:
-        """The number of tokens."""
+        """The number of tokens, vocab_size."""
 
     def figures(self) -> dict[str, Float[Array, ""]]:
-        """What to log of the arrays in training."""
+        """Returns statistics of the arrays for the training log."""
         return {}
 
     def alpha(self, t, x_0=None):
@@ -93,8 +93,8 @@ class PerToken(Schedule):
 class LearnedPolynomial(PerToken):
     """GenMD4's schedule: polynomials whose powers are learned, one for each token.
 
-    A large power keeps its token visible for long. `power` is where all begin; `eps` is what
-    survives at t = 1. `vocab_size` comes from the vocabulary, `w` from the parameters.
+    A token with a large power is masked late. `power` is the initial power of all tokens; `eps`
+    is alpha at t = 1. `vocab_size` comes from the vocabulary, `w` from the parameters.
     """
 
     power: float = 1.0
@@ -106,7 +106,7 @@ class LearnedPolynomial(PerToken):
     def __post_init__(self):
         check_eps(self.eps, 1.0)
         if not 0 < self.power < math.inf:
-            raise ValueError(f"power={self.power} is not positive")
+            raise ValueError(f"power={self.power}: must be finite and above 0")
 
     def with_vocab(self, vocab: Vocab) -> Self:
         return with_ids(self, vocab)
@@ -123,7 +123,7 @@ class LearnedPolynomial(PerToken):
 
     @property
     def powers(self) -> Float[Array, " v"]:
-        """The power of each token. Raises ValueError while they are not bound."""
+        """The power of each token. Raises ValueError if they are not bound."""
         if self.w is None:
             raise ValueError("LearnedPolynomial has no powers: call bind first")
         return jax.nn.softplus(self.w)
@@ -176,22 +176,22 @@ STEEPEST = 0.95
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["bend"], meta_fields=["strength"])
 @dataclass(frozen=True, kw_only=True)
 class Spindle(PerToken):
-    """DiffusionBERT's schedule: tokens that say much are masked first, frequent ones last.
+    """DiffusionBERT's schedule: rare, informative tokens are masked first, frequent ones last.
 
     `strength` is the paper's lambda; 0 is alpha = 1 - t for all. H_k is the information of token
-    k in the training split, nats, each count taken one higher so that unseen tokens have one too.
-    The paper's mean of H runs over the tokens of the same sentence. A sentence's other tokens are
-    not a function of (t, x_0), and in generation they are not known, so here it is the mean over
-    the training split, the entropy of its unigram law.
+    k in the training split, in nats, with 1 added to each count so that it is finite for unseen
+    tokens. The paper's mean of H is over the tokens of the same sentence. A sentence's other
+    tokens are not a function of (t, x_0), and in generation they are not known, so here the mean
+    is over the training split: the entropy of its unigram distribution.
 
-    H~ has no lower bound: alpha of the most frequent tokens would rise above 1 and come down
-    again. The paper's code clips alpha (and takes log(1 + count) / its maximum, less the
-    sentence's mean, for -H~), which leaves the derivative, and so the bound, another schedule's.
-    Here lambda H~ itself is kept within +-STEEPEST / pi. H~ < 1, so for rare tokens that is a
-    matter of `strength` alone. Then alpha falls from 1 to 0 for each token without being clipped.
+    H~ has no lower bound: alpha of the most frequent tokens would rise above 1 and fall again.
+    The paper's code clips alpha (and uses log(1 + count) / its maximum, minus the sentence's
+    mean, for -H~), which leaves the derivative, and so the bound, that of another schedule.
+    Here lambda H~ itself is clipped to +-STEEPEST / pi. H~ < 1, so for rare tokens the limit on
+    `strength` is enough. Then alpha falls from 1 to 0 for each token and needs no clipping.
 
-    The paper begins from a pretrained masked language model: `mdlm train --init-from RUN` takes
-    the network of any run that has the same one, whatever its objective was.
+    The paper starts from a pretrained masked language model: `mdlm train --init-from RUN` loads
+    the network of any run with the same network, whatever its objective.
     """
 
     strength: float = 0.3
@@ -201,13 +201,13 @@ class Spindle(PerToken):
     def __post_init__(self):
         if not 0 <= self.strength <= STEEPEST / math.pi:
             raise ValueError(
-                f"strength={self.strength} is not in [0, {STEEPEST / math.pi:.3f}], where alpha"
-                " falls at all times"
+                f"strength={self.strength}: must be in [0, {STEEPEST / math.pi:.3f}], so that"
+                " alpha falls at all times"
             )
 
     def with_counts(self, counts: Int[np.ndarray, " v"]) -> Self:
         if counts.min() < 0 or counts.sum() == 0:
-            raise ValueError("these are no token counts: one is negative, or all are 0")
+            raise ValueError("counts: no token counts, as one is negative or all are 0")
         p = (counts + 1.0) / (counts + 1.0).sum()
         information = -np.log(p)
         bend = self.strength * (1 - (p * information).sum() / information)

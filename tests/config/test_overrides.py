@@ -129,7 +129,7 @@ def test_a_component_is_replaced_by_its_text_and_then_a_value_of_it():
     assert found.data == replace(experiment.data, packing=Wrap(length=64))
     assert found.objective == BlockNelbo(block_size=4, times=IID())
     assert apply(experiment, [("network.width", "8"), ("network", "DiT")]).network == DiT()
-    with pytest.raises(InputError, match="network=BlockDiT.* sees a noised block"):
+    with pytest.raises(InputError, match="network=BlockDiT.* attends to a noised block"):
         apply(experiment, changes[:1])
 
 
@@ -144,7 +144,7 @@ def test_a_component_is_replaced_by_its_text_and_then_a_value_of_it():
         ("process", "Masked(", "expected Hybrid(...)"),
         ("data", "Wrap(length=3)", "expected TextData(...) or Mixture(...)"),
         ("data.packing", "Wrap()", "Wrap(length=...) must be given, it has no default"),
-        ("data.packing", "Wrap(length=1)", "length=1: a row has at least 3 tokens"),
+        ("data.packing", "Wrap(length=1)", "length=1: must be at least 3"),
         ("objective.time", "IID", "did you mean --objective.times?"),
         ("objective.times", "IID(rate=1)", "IID has no rate"),
         ("objective.times", "IID(1)", "IID takes no values"),

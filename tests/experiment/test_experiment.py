@@ -43,19 +43,19 @@ class NoInverse(Schedule):
     [
         (
             {"network": CausalTransformer(width=32, depth=1, heads=2)},
-            r"objective=Nelbo\(\) needs a network that attends to all tokens",
+            r"objective=Nelbo\(\): needs a network that attends to all tokens",
         ),
         (
             {"objective": Autoregressive()},
-            r"objective=Autoregressive\(\) needs a network that attends to the tokens before",
+            r"objective=Autoregressive\(\): needs a network that attends to the tokens before",
         ),
         (
             {"sampler": LeftToRight()},
-            r"sampler=LeftToRight\(\) needs a network that attends to the tokens before",
+            r"sampler=LeftToRight\(\): needs a network that attends to the tokens before",
         ),
         (
             {"evaluation": Perplexity(objective=Autoregressive())},
-            r"evaluation.objective=Autoregressive\(\) needs a network",
+            r"evaluation.objective=Autoregressive\(\): needs a network",
         ),
         (
             {
@@ -87,8 +87,14 @@ BLOCKS = {
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"objective": Nelbo()}, "Nelbo.. needs a network that attends to all tokens of the noised row;"),
-        ({"network": DiT(width=32, depth=1, heads=2)}, "needs a network that attends to a noised block"),
+        (
+            {"objective": Nelbo()},
+            "Nelbo..: needs a network that attends to all tokens of the noised row;",
+        ),
+        (
+            {"network": DiT(width=32, depth=1, heads=2)},
+            "needs a network that attends to a noised block",
+        ),
         (
             {"sampler": BlockByBlock(block_size=8)},
             "same size: network.block_size=4, objective.block_size=4, sampler.block_size=8",

@@ -166,9 +166,9 @@ def test_the_protocol_says_what_is_a_bound():
 @pytest.mark.parametrize(
     "wrong, reason",
     [
-        (dict(block_size=0), "block_size=0 must be at least 1"),
-        (dict(block_size=4, low=0.8, high=0.3), "low=0.8, high=0.3 is no interval"),
-        (dict(block_size=4, low=-0.1), "low=-0.1, high=1.0 is no interval"),
+        (dict(block_size=0), "block_size=0: must be at least 1"),
+        (dict(block_size=4, low=0.8, high=0.3), "low=0.8, high=0.3: must satisfy 0 <= low < high"),
+        (dict(block_size=4, low=-0.1), "low=-0.1, high=1.0: must satisfy 0 <= low < high"),
         (dict(block_size=4, low=1.0), "for block_size=1, not block_size=4"),
         (dict(block_size=1, low=0.3, high=0.8), "no share of block_size=1 tokens"),
         (dict(block_size=4, t_min=0.0), "t_min=0.0"),
@@ -220,6 +220,6 @@ def test_search_with_one_token_to_a_block_finds_that_all_masked_spreads_nothing(
     table = search(BlockNelbo(block_size=1), key, [batch(rows=64)], **parts)
     assert [(i.low, i.high) for i in table] == [(1.0, 1.0), (1e-3, 1.0)]
     assert table[0].spread == pytest.approx(0, abs=1e-9)
-    with pytest.raises(ValueError, match="no interval"):
+    with pytest.raises(ValueError, match="low=0.5, high=0.4: must satisfy"):
         search(BlockNelbo(block_size=4), key, [], intervals=[(0.5, 0.4)], **parts)
     assert len(candidates(8)) == 36

@@ -151,7 +151,7 @@ def _base(schedule, method):
     ("make", "message"),
     [
         (lambda: Spindle(strength=-0.1), "strength=-0.1"),
-        (lambda: Spindle(strength=0.31), r"strength=0.31 is not in \[0, 0.302\]"),
+        (lambda: Spindle(strength=0.31), r"strength=0.31: must be in \[0, 0.302\]"),
         (lambda: LearnedPolynomial(power=0.0), "power=0.0"),
         (lambda: LearnedPolynomial(eps=1.0), "eps=1.0"),
         (lambda: Spindle().with_counts(np.zeros(3, int)), "no token counts"),
