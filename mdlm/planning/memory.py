@@ -19,7 +19,7 @@ from mdlm.experiment.model import Model
 from mdlm.keys import stream
 from mdlm.models.layers import compute_dtype
 from mdlm.models.network import count_parameters
-from mdlm.models.readout import chunk_size, rows_at_once
+from mdlm.models.readout import chunk_size, positions_per_chunk
 from mdlm.names import HEAD, STACK
 from mdlm.parallel.mesh import AXES, FSDP, SEQUENCE, TENSOR, by_rows, on, replicated, row_parts
 from mdlm.train.step import abstract_state, init
@@ -145,8 +145,9 @@ def estimated_temporaries(model: Model, mesh: AbstractMesh) -> float:
     with on(mesh):
         chunk = e.network.logits_chunk or chunk_size()
         itemsize = compute_dtype(e.network.dtype).itemsize
-    places = max(1, rows * e.data.packing.length // shared)
-    logits = HELD * 4 * rows_at_once(chunk, places, model.vocab_size) * model.vocab_size
+    positions = max(1, rows * e.data.packing.length // shared)
+    at_once = positions_per_chunk(chunk, positions, model.vocab_size)
+    logits = HELD * 4 * at_once * model.vocab_size
     gathered = 0.0
     if mesh.shape[FSDP] * shared > 1:
         network = shapes(model)["params"]["network"]

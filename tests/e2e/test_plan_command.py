@@ -58,7 +58,7 @@ def test_refusals(file, capsys, monkeypatch):
     said = refused(capsys, file, "--topology", "v5e:2x2", "--mesh.fsdp", "3")
     assert "mesh data=-1 fsdp=3 does not fit 4 devices" in said
     said = refused(capsys, file, "--topology", "v5e:2x2", "--mesh.tensor", "4", "--mesh.data", "1")
-    assert "network.heads=2 does not divide over sequence x tensor = 1 x 4 devices" in said
+    assert "network.heads=2: must be a multiple of mesh.sequence * mesh.tensor = 1 * 4" in said
     said = refused(capsys, file, "--topology", "v5e:4x8")
     assert "a batch of 16 rows does not divide over 32 devices" in said
     assert "--mfu 40.0" in refused(capsys, file, "--topology", "v5e:2x2", "--mfu", "40")
