@@ -82,8 +82,8 @@ class Network(abc.ABC):
             raise InputError(f"length={length}: must be a multiple of mesh.sequence={sequence}")
         if heads % (sequence * tensor):
             raise InputError(
-                f"network.heads={heads}: must be a multiple of mesh.sequence * mesh.tensor = "
-                f"{sequence} * {tensor}, as these devices split the heads"
+                f"network.heads={heads}: must be a multiple of mesh.sequence x mesh.tensor = "
+                f"{sequence} x {tensor}, as these devices split the heads"
             )
         if hidden % tensor:
             raise InputError(

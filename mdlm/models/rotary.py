@@ -47,8 +47,8 @@ def rotate_pairs(
 
 
 def _rotated(pairs, table, axis: int):
-    """Rotates pairs along an axis of size 2. The axis is reversed, not split and concatenated: XLA on
-    the CPU concatenates entry by entry, which costs 4 % of a network call."""
+    """Rotates pairs along an axis of size 2. The axis is reversed, not split and concatenated: XLA
+    on the CPU concatenates entry by entry, which costs 4 % of a network call."""
     cos, sin = table
     signed = jnp.stack([-sin, sin], axis)
     return pairs * jnp.expand_dims(cos, axis) + jnp.flip(pairs, axis) * signed

@@ -251,7 +251,7 @@ def test_what_is_sent(shape):
         (
             (1, 1, 4, 4),
             {},
-            "network.heads=8: must be a multiple of mesh.sequence * mesh.tensor = 4 * 4",
+            "network.heads=8: must be a multiple of mesh.sequence x mesh.tensor = 4 x 4",
         ),
         ((1, 1, 3, 1), {}, "length=16: must be a multiple of mesh.sequence=3"),
         (
