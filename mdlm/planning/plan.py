@@ -57,8 +57,8 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """The compiler's result. `seconds` is the compile time. If a step does not fit, `refused` is the
-    compiler's message, and `temporaries` the size in it, None if it contains none."""
+    """The compiler's result. `seconds` is the compile time. If a step does not fit, `refused` is
+    the compiler's message, and `temporaries` the size in it, None if it contains none."""
 
     seconds: float
     arguments: float | None = None
