@@ -220,7 +220,7 @@ def norm(kind: NormKind, width: int) -> LayerNorm | RMSNorm:
 
 
 class Embedding(nnx.Module):
-    """Looks up token ids in a learned table. Float32. Ids must be below the vocabulary size."""
+    """Looks up token ids in a learned table. Float32. Ids must be below `columns`."""
 
     def __init__(self, columns: int, width: int, rngs: nnx.Rngs):
         self.table = nnx.Param(_uniform(rngs.params(), (columns, width), width), rest="table")
