@@ -1,4 +1,4 @@
-"""Networks. Names are imported when they are first used."""
+"""Networks, each imported on first use."""
 
 import lazy_loader
 

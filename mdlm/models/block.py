@@ -1,12 +1,12 @@
-"""The network of block diffusion (BD3-LM, arXiv:2503.09573): a DiT over a text noised and clean.
+"""The network of block diffusion (BD3-LM, arXiv:2503.09573): a DiT over noised and clean tokens.
 
-    rows of 2 l places:  [tokens ; clean],  both halves at the positions 0 .. l-1
-    logits about token i:  from place i of the first half
+    rows of 2 l tokens:  [tokens ; clean],  both halves with the rotary positions 0 .. l-1
+    logits about token i:  from entry i of the first half
 
-A noised token sees its own noised block and the clean blocks before it, a clean one the clean
-blocks up to its own (`AttentionMask`), so one pass gives p(x_i | noised own block, clean blocks
-before) for all blocks at once. Parameters are those of `DiT`. What the clean half computes does
-not depend on the noise: it is told the noise level 0.
+A noised token attends to its own noised diffusion block and to the earlier clean blocks, a clean
+one to the clean blocks up to its own (`AttentionMask`), so one pass gives p(x_i | noised own block,
+earlier clean blocks) for all blocks at once. Parameters are those of `DiT`. The clean half does not
+depend on the noise: it is conditioned on the noise level 0.
 """
 
 from dataclasses import dataclass, replace
@@ -28,10 +28,10 @@ from mdlm.types import Attends, NetInput
 
 @dataclass(frozen=True, kw_only=True)
 class BlockDiT(DiT):
-    """A DiT that sees noise inside a block of `block_size` tokens and clean blocks before it.
+    """A DiT that attends to one noised diffusion block and to earlier clean ones.
 
-    Rows must be a multiple of the block size long. With `block_size` 1 it models a token given
-    those before it; with one block of the whole row it is the DiT.
+    The length of rows must be a multiple of `block_size`. With `block_size` 1 it models a token
+    given the earlier ones; with one block of the whole row it is the DiT.
     """
 
     attends: ClassVar[Attends] = "blocks"
@@ -41,10 +41,10 @@ class BlockDiT(DiT):
     def __post_init__(self):
         super().__post_init__()
         if self.block_size < 1:
-            raise ValueError(f"block_size={self.block_size} must be at least 1")
+            raise ValueError(f"block_size={self.block_size}: must be at least 1")
 
     def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
-        """Of both halves; of the scores, those that the split form of the attention makes."""
+        """Returns the operations of both halves, with the attention scores that are computed."""
         once = super().flops(rows, length, scored, columns)
         clean = super().flops(rows, length, 0, columns) - super().flops(rows, 0, 0, columns)
         own = 4 * rows * self.depth * length * self.block_size * self.width
@@ -66,9 +66,9 @@ class BlockDiTModule(DiTModule):
         condition: Float[Array, " b #l"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Readout | DeferredReadout:
-        """The prediction about `inputs.tokens`.
+        """Returns the prediction about `inputs.tokens`.
 
-        ValueError where `inputs.clean` is missing, or blocks do not divide the length.
+        Raises ValueError if `inputs.clean` is missing, or `block_size` does not divide the length.
         """
         if inputs.clean is None:
             raise ValueError("a block-diffusion network reads the clean tokens too: clean=None")
@@ -78,15 +78,15 @@ class BlockDiTModule(DiTModule):
         both = joined(inputs)
         with jax.named_scope("embed"):
             x = self.embed(both.tokens)
-        told = cond if condition is None else self._with_clean(cond, length)
+        full_cond = cond if condition is None else self._with_clean(cond, length)
         if inputs.defer_last_block and key is None:
-            begun = run_but_last(self.blocks, x, both, halves=halves, cond=told)
+            begun = run_but_last(self.blocks, x, both, halves=halves, cond=full_cond)
             return DeferredReadout(begun, cond, self.readout, length)
-        x = run_blocks(self.blocks, x, both, causal=False, halves=halves, cond=told, key=key)
+        x = run_blocks(self.blocks, x, both, causal=False, halves=halves, cond=full_cond, key=key)
         return self.readout(x[:, :length], cond)
 
     def _with_clean(self, cond, length):
-        """What both halves are told, where the noised one is told its noise level."""
+        """Returns the conditioning of both halves: `cond` for the noised, level 0 for the clean."""
         b, _, width = cond.shape
         clean = self.noise_level(jnp.zeros((b, 1)))
         return jnp.concatenate(
@@ -95,15 +95,15 @@ class BlockDiTModule(DiTModule):
 
 
 def joined(inputs: NetInput) -> NetInput:
-    """Rows of 2 l places, [tokens ; clean], in the same positions, segments and padding."""
+    """Returns rows of 2 l tokens, [tokens ; clean]; halves share positions, segments, padding."""
     length = inputs.tokens.shape[1]
-    place = jnp.arange(length)[None] if inputs.positions is None else inputs.positions
+    positions = jnp.arange(length)[None] if inputs.positions is None else inputs.positions
     twice = lambda x: None if x is None else jnp.concatenate([x, x], axis=1)
     return replace(
         inputs,
         tokens=jnp.concatenate([inputs.tokens, inputs.clean], axis=1),
         clean=None,
-        positions=twice(place),
+        positions=twice(positions),
         is_valid=twice(inputs.is_valid),
         segment_ids=twice(inputs.segment_ids),
     )

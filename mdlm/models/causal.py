@@ -1,11 +1,11 @@
-"""An autoregressive transformer with the same blocks, as the MDLM paper's AR baseline.
+"""An autoregressive transformer with the blocks of the DiT: the MDLM paper's AR baseline.
 
     x = table[tokens];  x <- block(x) for each block (causal);  h = norm(x)
     logits about token i = h_(i-1) kernel + bias
 
-The shift by one is made here, so that position i of the prediction is about token i, as for every
-network. A token without a predecessor (the first of the row, the first of a segment, or one that
-follows padding) is predicted from h = 0: its logits are the bias, which say nothing about it.
+The network shifts by one itself, so that position i of the prediction is about token i, as for
+every network. A token without a predecessor (the first of the row, the first of a segment, or one
+that follows padding) is predicted from h = 0: its logits are the bias, the same for all inputs.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from mdlm.types import Attends, NetInput
 
 @dataclass(frozen=True, kw_only=True)
 class CausalTransformer(Transformer, Network):
-    """A causal transformer without adaLN: it is not told a noise level."""
+    """A causal transformer without adaLN, as it has no noise level."""
 
     attends: ClassVar[Attends] = "causal"
 
@@ -67,7 +67,7 @@ class CausalModule(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Readout | NextToken:
         if condition is not None:
-            raise ValueError("a causal transformer has no input for the noise level")
+            raise ValueError("condition: a causal transformer has no input for the noise level")
         if inputs.cache is not None:
             return self._next(inputs)
         cache = None
@@ -83,7 +83,7 @@ class CausalModule(nnx.Module):
         return Readout(hidden, *self.head.arrays(), chunk=self.config.logits_chunk, cache=cache)
 
     def _next(self, inputs: NetInput) -> NextToken:
-        """About the tokens that follow those at `inputs.cache.at`."""
+        """Predicts the tokens that follow those at `inputs.cache.at`."""
         sequence, length = jnp.arange(inputs.tokens.shape[0]), inputs.tokens.shape[1]
         at = inputs.cache.at
         x = self.embed(inputs.tokens[sequence, at][:, None])
@@ -98,7 +98,7 @@ class CausalModule(nnx.Module):
 
 
 def _has_predecessor(inputs: NetInput) -> Bool[Array, "b l"]:
-    """Whether the token before each is one of the same text."""
+    """Returns whether the token before each one belongs to the same segment."""
     b, l = inputs.tokens.shape
     known = jnp.broadcast_to(jnp.arange(l)[None] > 0, (b, l))
     if inputs.is_valid is not None:

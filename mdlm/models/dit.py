@@ -4,13 +4,13 @@
     x      = table[tokens];  x <- block(x, c) for each block
     logits = (norm(x) (1 + scale(c)) + shift(c)) kernel + bias
 
-where s is what the network is fed of the noise level (sigma in the paper; 0 throughout where it
-is not told the time). The modulations and the head start at 0, so all logits are 0 at first; all
-else starts as PyTorch's layers do (see `layers`).
+where s is the noise level that conditions the network (sigma in the paper; always 0 without time
+conditioning). The modulations and the head start at 0, so all logits are 0 at first; all other
+parameters start as in PyTorch's layers (see `layers`).
 
-Options. With labels, c + label_table[label] stands for c. With self-conditioning, x starts as
-table[tokens] + W h, where h is the input of the head in an earlier pass (`self_conditioning`) and
-W starts at 0.
+Options. With labels, c + label_table[label] takes the place of c. With self-conditioning, x starts
+as table[tokens] + W h, where h is the input of the head in an earlier pass (`self_conditioning`)
+and W starts at 0.
 """
 
 import math
@@ -40,15 +40,14 @@ FLOAT32 = jnp.dtype(jnp.float32)
 class DiT(Transformer, Network):
     """A bidirectional transformer with adaLN conditioning.
 
-    `cond_dim` is the width of the vector that tells the blocks the noise level; 0 leaves adaLN
-    out, which a network that is not told the time does without.
-
     Args:
-        labels: kinds of rows that the network can be told apart, 0..labels-1; `labels` itself, or
-            no label in the inputs, is "any kind". 0: it takes none.
-        label_dropout: share of the rows whose label is withheld in training, so that the
-            network learns both laws, for guidance.
-        self_conditioning: show the network what it said before.
+        cond_dim: width of the vector that conditions the blocks on the noise level; 0 means no
+            adaLN, for networks without time conditioning.
+        labels: number of classes that rows may have, 0..labels-1. The class `labels` itself, or no
+            label in the inputs, means "any class". 0: no labels.
+        label_dropout: fraction of the rows whose label is dropped in training, so that the network
+            learns both the conditional and the unconditional distribution, for guidance.
+        self_conditioning: condition the network on its own earlier prediction.
     """
 
     cond_dim: int = 128
@@ -59,17 +58,19 @@ class DiT(Transformer, Network):
     def __post_init__(self):
         super().__post_init__()
         if self.cond_dim < 0:
-            raise ValueError(f"cond_dim={self.cond_dim} must be at least 0")
+            raise ValueError(f"cond_dim={self.cond_dim}: must be at least 0")
         if self.labels < 0:
-            raise ValueError(f"labels={self.labels} must be at least 0")
+            raise ValueError(f"labels={self.labels}: must be at least 0")
         if self.labels and not self.cond_dim:
-            raise ValueError(f"labels={self.labels} are told by adaLN, which cond_dim=0 leaves out")
+            raise ValueError(
+                f"labels={self.labels}: labels need adaLN; give a cond_dim of at least 1, not 0"
+            )
         if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"label_dropout={self.label_dropout} must lie in [0, 1]")
+            raise ValueError(f"label_dropout={self.label_dropout}: must be in [0, 1]")
         if self.attends != "all" and (self.labels or self.self_conditioning):
             raise ValueError(
                 f"labels={self.labels}, self_conditioning={self.self_conditioning}:"
-                " only for networks that read noised rows alone"
+                " only for networks that read noised rows alone; use labels=0 and False"
             )
 
     @property
@@ -94,16 +95,18 @@ class DiT(Transformer, Network):
         return self.cond_dim
 
     def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
-        told = 2 * FREQUENCIES * self.cond_dim + self.cond_dim**2 + 2 * self.width * self.cond_dim
+        conditioning = (
+            2 * FREQUENCIES * self.cond_dim + self.cond_dim**2 + 2 * self.width * self.cond_dim
+        )
         shown = length * self.width**2 if self.self_conditioning else 0
-        return super().flops(rows, length, scored, columns) + 2 * rows * (told + shown)
+        return super().flops(rows, length, scored, columns) + 2 * rows * (conditioning + shown)
 
     def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
         return DiTModule(self, columns, rngs)
 
 
 def sinusoid(condition: Float[Array, " b #l"]) -> Float[Array, " b #l 256"]:
-    """Cosines, then sines, of the noise level at geometrically spaced frequencies."""
+    """Returns cosines, then sines, of the noise level at geometrically spaced frequencies."""
     steps = jnp.arange(FREQUENCIES, dtype=jnp.float32)
     frequency = jnp.exp(-math.log(10000) * steps / FREQUENCIES)
     angles = condition[..., None].astype(jnp.float32) * frequency[None, None]
@@ -111,7 +114,7 @@ def sinusoid(condition: Float[Array, " b #l"]) -> Float[Array, " b #l 256"]:
 
 
 class NoiseLevel(nnx.Module):
-    """The vector c that tells the blocks the noise level. Float32: it is one row per sequence."""
+    """Computes the vector c that conditions the blocks on the noise level. Float32."""
 
     def __init__(self, cond_dim: int, rngs: nnx.Rngs):
         self.inner = Linear(2 * FREQUENCIES, cond_dim, rngs, dtype=FLOAT32)
@@ -144,7 +147,7 @@ class DiTModule(nnx.Module):
             zero=True,
             split="whole",
         )
-        # Last, so that all others start as they do without.
+        # Created last, so that these options do not change the other initial values.
         self.label: Any = (
             Embedding(config.labels + 1, config.cond_dim, rngs) if config.labels else None
         )
@@ -171,7 +174,7 @@ class DiTModule(nnx.Module):
         return self.readout(x, cond)
 
     def readout(self, x: Float[Array, "b l d"], cond: Float[Array, " b #l c"] | None) -> Readout:
-        """The head on top of the last block."""
+        """Returns the prediction from the output of the last block."""
         with jax.named_scope("head"):
             hidden = self.norm(x)
             if self.modulation is not None:
@@ -184,21 +187,23 @@ class DiTModule(nnx.Module):
         if inputs.self_cond is None:
             return x
         if self.shown is None:
-            raise ValueError("a network without self-conditioning has no input for `self_cond`")
+            raise ValueError("self_cond: a network without self-conditioning has no such input")
         return x + self.shown(inputs.self_cond)
 
     def _cond(self, inputs: NetInput, condition: Float[Array, " b #l"] | None):
         if self.label is None and inputs.label is not None:
-            raise ValueError("a network with labels=0 has no input for a label")
+            raise ValueError("label: a network with labels=0 has no such input")
         if self.noise_level is None:
             if condition is not None:
-                raise ValueError("a network with cond_dim=0 has no input for the noise level")
+                raise ValueError(
+                    "condition: a network with cond_dim=0 has no input for the noise level"
+                )
             return None
         if condition is None:
             condition = jnp.zeros((inputs.tokens.shape[0], 1))
         cond = self.noise_level(condition)
         if self.label is None:
             return cond
-        any_kind = jnp.full(inputs.tokens.shape[:1], self.config.labels)
-        label = any_kind if inputs.label is None else inputs.label
+        any_class = jnp.full(inputs.tokens.shape[:1], self.config.labels)
+        label = any_class if inputs.label is None else inputs.label
         return cond + self.label(label[:, None])

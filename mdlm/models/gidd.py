@@ -1,17 +1,17 @@
-"""The network of the scaling study of GIDD (arXiv:2512.10858), which is not told the noise level.
+"""The network of the scaling study of GIDD (arXiv:2512.10858), without the noise level as input.
 
     x      = table[tokens]
     x     <- x + (4 / depth) attention(norm(x));  x <- x + (4 / depth) mlp(norm(x))
     logits = (512 / width) norm(x) kernel
     mlp(y) = W_2 relu(W_1 y)^2, with biases;  norm: unit mean square, then a learned scale
 
-Queries and keys are normalised over the whole width before they are cut into heads, and turned by
-rotary positions. Each head has one more key and value, learned, without a position and seen from
-everywhere, so that a head may attend to nothing. Scores are q k / sqrt(d), limited by
-30 tanh(s / 30). The factors make depths and widths alike to one learning rate.
+Queries and keys are normalised over the whole width before they are split into heads, and rotated
+by rotary positions. Each head has one more key and value, learned, without a position, and attended
+to from every position, so that a head can attend to no token. Scores are q k / sqrt(d), limited by
+30 tanh(s / 30). With these factors one learning rate suits all depths and widths.
 
-Tokens of a prompt see only each other: position i may see j unless i is clean (t = 0 there) and j
-is noisy. So what a prompt is to the network does not change while the rest is sampled.
+Tokens of a prompt attend only to each other: position i attends to j unless i is clean (t = 0
+there) and j is noisy. So the hidden states of a prompt do not change while the rest is sampled.
 """
 
 from dataclasses import dataclass
@@ -40,14 +40,16 @@ CAP = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class ScaledTransformer(Network):
-    """A bidirectional transformer of the scaling study. Times given token by token (`[b l]`) say
-    which tokens are a prompt, those at t = 0; one time for a row says that there is none.
+    """The bidirectional transformer of the scaling study.
 
-    Attention is plain matrix products on any device: no fused kernel limits its scores.
+    With times per token (`[b l]`), the tokens at t = 0 are a prompt. With one time per row there is
+    no prompt.
+
+    Attention is plain matmuls on any device, as no fused kernel limits its scores.
 
     Args:
         width, depth, heads: of the residual stream; blocks; attention heads.
-        hidden: width inside the mlp; 0 is four times the width.
+        hidden: hidden width of the mlp; 0 means four times the width.
         dropout: probability with which outputs of attention and mlp are dropped.
         dtype, remat, logits_chunk: see `mdlm.models.network.Network`.
     """
@@ -63,7 +65,7 @@ class ScaledTransformer(Network):
     def __post_init__(self):
         check_sizes(self, dtype=Precision, remat=Remat)
         if self.hidden < 0:
-            raise ValueError(f"hidden={self.hidden} must be at least 0")
+            raise ValueError(f"hidden={self.hidden}: must be at least 0")
 
     @property
     def hidden_width(self) -> int:
@@ -103,21 +105,21 @@ class ScaledBlock(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b l d"],
-        may_see: Bool[Array, "#b 1 #l l"],
+        may_attend: Bool[Array, "#b 1 #l l"],
         table: Table,
         *,
         key: Key[Array, ""] | None,
     ) -> Float[Array, "b l d"]:
-        """The residual stream after this block."""
+        """Returns the residual stream after this block."""
         keys = (None, None) if key is None else (stream(key, "attention"), stream(key, "mlp"))
         rate, share = self.config.dropout, 4 / self.config.depth
         with jax.named_scope("attention"):
-            y = self._attend(self.norm1(x), may_see, table)
+            y = self._attend(self.norm1(x), may_attend, table)
             x = x + share * dropout(keys[0], y, rate)
         with jax.named_scope("mlp"):
             return x + share * dropout(keys[1], self.mlp(self.norm2(x)), rate)
 
-    def _attend(self, y: Float[Array, "b l d"], may_see: Bool[Array, "#b 1 #l l"], table: Table):
+    def _attend(self, y: Float[Array, "b l d"], may_attend: Bool[Array, "#b 1 #l l"], table: Table):
         heads = (*y.shape[:2], self.config.heads, -1)
         v = self.v(y).reshape(heads)
         q, k = self.q_norm(self.q(y)), self.k_norm(self.k(y))
@@ -129,7 +131,7 @@ class ScaledBlock(nnx.Module):
         scores = CAP * jnp.tanh(jnp.einsum("blhd,bmhd->bhlm", q, k, **own) * (scale / CAP))
         extra = jnp.einsum("blhd,hd->bhl", q, self.key[...].astype(q.dtype), **own)
         extra = CAP * jnp.tanh(extra * (scale / CAP))[..., None]
-        scores = jnp.concatenate([extra, jnp.where(may_see, scores, -jnp.inf)], axis=-1)
+        scores = jnp.concatenate([extra, jnp.where(may_attend, scores, -jnp.inf)], axis=-1)
         p = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
         value = self.value[...].astype(v.dtype)
         out = jnp.einsum("bhlm,bmhd->blhd", p[..., 1:], v)
@@ -158,11 +160,11 @@ class ScaledModule(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Readout:
         if condition is not None:
-            raise ValueError("ScaledTransformer has no input for the noise level")
-        may_see = _may_see(inputs)
+            raise ValueError("condition: ScaledTransformer has no input for the noise level")
+        may_attend = _may_attend(inputs)
 
         def apply(block: Any, x: Array, table: Table, key: Key[Array, ""] | None) -> Array:
-            return block(x, may_see, table, key=key)
+            return block(x, may_attend, table, key=key)
 
         with jax.named_scope("embed"):
             x = self.embed(inputs.tokens)
@@ -172,13 +174,13 @@ class ScaledModule(nnx.Module):
         return Readout(hidden, *self.head.arrays(), chunk=self.config.logits_chunk)
 
 
-def _may_see(inputs: NetInput) -> Bool[Array, "#b 1 #l l"]:
+def _may_attend(inputs: NetInput) -> Bool[Array, "#b 1 #l l"]:
     l = inputs.tokens.shape[1]
     mask = AttentionMask(is_valid=inputs.is_valid, segment_ids=inputs.segment_ids)
-    places: Any = slice(0, l)
-    dense = mask.dense(places, places)
-    may_see = jnp.ones((1, 1, 1, l), bool) if dense is None else dense
+    positions: Any = slice(0, l)
+    dense = mask.dense(positions, positions)
+    may_attend = jnp.ones((1, 1, 1, l), bool) if dense is None else dense
     if inputs.t is not None and inputs.t.shape[1] == l > 1:
         is_clean = inputs.t == 0
-        may_see = may_see & ~(is_clean[:, None, :, None] & ~is_clean[:, None, None, :])
-    return may_see
+        may_attend = may_attend & ~(is_clean[:, None, :, None] & ~is_clean[:, None, None, :])
+    return may_attend

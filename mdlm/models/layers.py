@@ -1,13 +1,13 @@
-"""The dense pieces of a network: matrix product, linear layer, norm, embedding, dropout.
+"""The dense parts of a network: matmul, linear layer, norm, embedding, dropout.
 
-Parameters are float32; a layer casts its input and its parameters to `dtype` and answers in it.
+Parameters are float32; a layer casts its input and its parameters to `dtype` and returns `dtype`.
 Norms and modulation are float32. Random initial values follow the public MDLM code (PyTorch's
-defaults): uniform in +-1/sqrt(fan_in) for kernels and biases, and +-1/sqrt(width) for the table
-of embeddings.
+defaults): uniform in +-1/sqrt(fan_in) for kernels and biases, and +-1/sqrt(width) for the
+embedding table.
 
 `matmul` is x @ w with its gradients written out: dx = g w^T, dw = x^T g. Automatic
-differentiation of x @ w gives dw as (g^T x)^T, and XLA on the CPU then fuses whatever made g into
-a transposing copy that costs as much as the products themselves.
+differentiation of x @ w gives dw as (g^T x)^T, and XLA on the CPU then fuses the computation of g
+into a transposing copy that costs as much as the matmuls themselves.
 """
 
 import functools
@@ -42,7 +42,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def compute_dtype(precision: Precision) -> jnp.dtype:
-    """The dtype of products: "auto" is bfloat16 where the hardware multiplies it fast."""
+    """Returns the dtype of matmuls: "auto" is float32 on CPUs and bfloat16 elsewhere."""
     if precision == "auto":
         precision = "float32" if platform() == "cpu" else "bfloat16"
     return jnp.dtype(precision)
@@ -51,10 +51,10 @@ def compute_dtype(precision: Precision) -> jnp.dtype:
 def matmul(
     x: Float[Array, "*b i"], w: Float[Array, "i o"], dtype: jnp.dtype
 ) -> Float[Array, "*b o"]:
-    """`x @ w` of two arrays of one dtype, summed in float32 and given in `dtype`.
+    """Returns `x @ w` in `dtype`, for two arrays of one dtype. Sums are float32.
 
     The cotangent is rounded to the dtype of the operands before it is multiplied. Under
-    `jax.checkpoint`, a policy that keeps the name `PRODUCT` keeps the result.
+    `jax.checkpoint`, a policy that saves the name `PRODUCT` saves the result.
     """
     product: Any = _matmul(x, w, dtype)
     return checkpoint_name(product, PRODUCT)
@@ -75,14 +75,14 @@ def _matmul_backward(dtype, residuals, g):
     g = materialised(g.astype(x.dtype))
     dx = jax.lax.dot_general(g, w, (((g.ndim - 1,), (1,)), ((), ())))
     if splits_heads():
-        # Rows and places are both split, and could not be joined in place.
+        # The batch and length axes are both split over devices; a reshape would move data.
         summed = tuple(range(x.ndim - 1))
         return dx, jax.lax.dot_general(x, g, ((summed, summed), ((), ())))
     return dx, _outer(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]))
 
 
 def _outer(x, g):
-    """`x^T g`. On the CPU the narrower of the two is transposed apart from all else."""
+    """Returns `x^T g`. On the CPU the narrower operand is transposed in a step of its own."""
     if platform() != "cpu":
         return jax.lax.dot_general(x, g, (((0,), (0,)), ((), ())))
     if x.shape[1] <= g.shape[1]:
@@ -94,7 +94,7 @@ _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def materialised(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """`x`, on the CPU kept from being computed anew, transposed, inside each product it enters."""
+    """Returns `x`. On the CPU, XLA may not recompute it, transposed, inside each matmul."""
     return jax.lax.optimization_barrier(x) if platform() == "cpu" else x
 
 
@@ -104,10 +104,10 @@ def _uniform(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> Float[
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`. `zero` starts both at 0, which switches a branch off at first.
+    """Computes `x @ kernel + bias`. With `zero`, both start at 0, so the layer outputs 0 at first.
 
-    `split` says how devices of a mesh share the work, see `mdlm.parallel.sharding`. With
-    `cuts`, each of so many equal parts of the output is shared by columns.
+    `split` says how devices of a mesh share the work, see `mdlm.parallel.sharding`. The output has
+    `cuts` equal parts, and the columns of each part are split over the devices.
     """
 
     def __init__(
@@ -139,14 +139,14 @@ class Linear(nnx.Module):
         return self._products(x, 1)[0]
 
     def parts(self, x: Float[Array, "*b i"]) -> tuple[Float[Array, "..."], ...]:
-        """The output in `cuts` equal parts."""
+        """Returns the output in `cuts` equal parts."""
         if is_tensor_parallel():
             return self._products(x, self.cuts)
         joined: Any = parts(self(x), self.cuts)
         return tuple(led(y, WIDE) for y in joined)
 
     def _products(self, x, count):
-        """The output in `count` parts, each made by a product of its own."""
+        """Returns the output in `count` parts, each from a matmul of its own."""
         kernel, bias = self.arrays()
         x = x.astype(self.dtype)
         if self.split not in USES:
@@ -176,15 +176,15 @@ LAYOUTS = {
     "rows": (WIDE, WIDE, STREAM, SPREAD),
     "whole": (STREAM, STREAM, STREAM, STREAM),
 }
-"""By `split`, how a layer's input lies before it and in the product; its output; its output's
-cotangent in the products with it."""
+"""Layouts by `split`: of the input before the layer, of the input in the matmul, of the output, and
+of the output's cotangent in the matmuls of the backward pass."""
 
 
 NormKind = Literal["layer", "rms"]
 
 
 class LayerNorm(nnx.Module):
-    """Zero mean and unit variance over the last axis, then a learned scale; no bias. Float32."""
+    """Normalises the last axis to mean 0 and variance 1, then scales it. No bias. Float32."""
 
     def __init__(self, width: int):
         self.scale = nnx.Param(jnp.ones(width))
@@ -194,7 +194,7 @@ class LayerNorm(nnx.Module):
 
 
 def standardised(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """Zero mean and unit variance over the last axis (plus 1e-5), float32."""
+    """Returns `x` with mean 0 and variance 1 over the last axis (epsilon 1e-5), in float32."""
     x = x.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
@@ -202,7 +202,7 @@ def standardised(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 
 
 class RMSNorm(nnx.Module):
-    """Unit mean square over the last axis, then a learned scale (arXiv:1910.07467). Float32."""
+    """Normalises the last axis to mean square 1, then scales it (arXiv:1910.07467). Float32."""
 
     def __init__(self, width: int, epsilon: float = 1e-6):
         self.epsilon = epsilon
@@ -215,12 +215,12 @@ class RMSNorm(nnx.Module):
 
 
 def norm(kind: NormKind, width: int) -> LayerNorm | RMSNorm:
-    """The norm of that kind over a last axis of `width`."""
+    """Returns a norm of the given kind over a last axis of `width`."""
     return RMSNorm(width) if kind == "rms" else LayerNorm(width)
 
 
 class Embedding(nnx.Module):
-    """A row of a learned table per token, float32. Ids must be below the number of rows."""
+    """Looks up token ids in a learned table. Float32. Ids must be below `columns`."""
 
     def __init__(self, columns: int, width: int, rngs: nnx.Rngs):
         self.table = nnx.Param(_uniform(rngs.params(), (columns, width), width), rest="table")
@@ -232,8 +232,8 @@ class Embedding(nnx.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def parts(x: Float[Array, "*b d"], count: int) -> tuple[Float[Array, "..."], ...]:
-    """The last axis in `count` equal parts; their gradients are joined, where automatic
-    differentiation would pad each with zeros and add them up."""
+    """Splits the last axis into `count` equal parts. The backward pass concatenates the gradients,
+    where automatic differentiation would pad each with zeros and add them up."""
     return tuple(jnp.split(x, count, axis=-1))
 
 
@@ -253,14 +253,14 @@ def modulate(
     shift: Float[Array, " b #l d"] | float,
     scale: Float[Array, " b #l d"] | float,
 ) -> Float[Array, "b l d"]:
-    """`x (1 + scale) + shift`, the adaptive part of adaLN (arXiv:2212.09748)."""
+    """Returns `x (1 + scale) + shift`, the adaptive part of adaLN (arXiv:2212.09748)."""
     return x * (1 + scale) + shift
 
 
 def dropout(
     key: Key[Array, ""] | None, x: Float[Array, "*b d"], rate: float
 ) -> Float[Array, "*b d"]:
-    """Zeroes entries with probability `rate` and scales up the others; no key, no dropout."""
+    """Zeroes entries with probability `rate` and scales up the others. No dropout if key=None."""
     if key is None or rate == 0:
         return x
     keep = hashed_bits(key, x.shape) >= np.uint32(min(round(rate * 2**32), 2**32 - 1))
@@ -268,17 +268,17 @@ def dropout(
 
 
 def hashed_bits(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """32 random bits per entry, cheaper than `jax.random.bits` on CPUs. For dropout only.
+    """Returns 32 random bits per entry, cheaper than `jax.random.bits` on CPUs. For dropout only.
 
-    A hash of the entry's number and two words of the key, in two rounds of multiplications and
-    shifts (constants: Wellons, "hash-prospector", least bias of two rounds). It fuses into
-    whatever uses it, needs no memory, and does not depend on how the array is split over devices.
+    A hash of the entry's index and two words of the key, in two rounds of multiplications and
+    shifts (constants: Wellons, "hash-prospector", least bias of two rounds). XLA fuses it into
+    the consumer, so it takes no memory. It does not depend on how devices split the array.
     """
     word = jax.random.bits(key, (2,), jnp.uint32)
-    place = jnp.zeros(shape, jnp.uint32)
+    index = jnp.zeros(shape, jnp.uint32)
     for axis, size in enumerate(shape):
-        place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    first = _mixed(place * np.uint32(0x9E3779B9) + jnp.broadcast_to(word[0], shape))
+        index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    first = _mixed(index * np.uint32(0x9E3779B9) + jnp.broadcast_to(word[0], shape))
     return _mixed(first ^ jnp.broadcast_to(word[1], shape))
 
 

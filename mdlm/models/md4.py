@@ -1,14 +1,15 @@
-"""The network of MD4 (arXiv:2406.04329), a gated transformer that may be told the time.
+"""The network of MD4 (arXiv:2406.04329), a gated transformer, optionally conditioned on time.
 
     c = W_2 silu(W_1 [sin(1000 t f), cos(1000 t f)]),  f_i = 10000^(-i / (half - 1)), i < half
     x = table[tokens];  x <- x + gate_1 attention(m_1(x));  x <- x + gate_2 mlp(m_2(x))
     logits = m_3(x) kernel,    m(x) = normal(x) (1 + scale) + shift
     mlp(y) = W_2 (act(V y) * (W_1 y)),    act: sigmoid (GLU), silu (SwiGLU), gelu (GEGLU)
 
-half is half the width of c. Shift, scale and gate are linear in act(c), with the mlp's act. A
-network that is told the time has LayerNorms without parameters; one that is not has RMSNorms and
-no modulation. There are biases in the embeddings and modulations only. Rotary positions turn
-neighbouring entries. The head starts at 0, as in our other networks, so all logits do.
+half is half the width of c. Shift, scale and gate are linear in act(c), with the mlp's act. With
+time conditioning the LayerNorms have no parameters; without it there are RMSNorms and no
+modulation. Only the time embedding, the embedding projection and the modulations have biases.
+Rotary positions rotate neighbouring entries. The head starts at 0, as in the other networks, so
+all logits are 0 at first.
 """
 
 from collections.abc import Sequence
@@ -52,14 +53,14 @@ class MD4Transformer(Network):
 
     Args:
         width, depth, heads: of the residual stream; blocks; attention heads.
-        cond_dim: width of the vector that tells the blocks the time (MD4: that of a head); 0 for
-            a network that is not told it. What is fed is t itself: `time_condition="t"`.
+        cond_dim: width of the vector that conditions the blocks on time (MD4: the head width); 0
+            for no time conditioning. The conditioning is t itself: `time_condition="t"`.
         zero_modulation: modulations start at 0, so that each block starts as the identity
             ("adaLN-zero"); False starts them like any layer ("adaLN").
         mlp: "swiglu", "geglu" or "glu".
-        embed_width: width of the table of embeddings, which a linear layer then widens; 0 has a
-            table of the full width.
-        dropout: probability with which outputs of attention and mlp are dropped.
+        embed_width: width of the embedding table, which a linear layer then projects to `width`;
+            0 means a table of the full width.
+        dropout: probability of dropping outputs of attention and mlp.
         attention: see `mdlm.models.transformer.Transformer`.
         dtype, remat, logits_chunk: see `mdlm.models.network.Network`.
     """
@@ -79,9 +80,9 @@ class MD4Transformer(Network):
     def __post_init__(self):
         check_sizes(self, mlp=Gate, dtype=Precision, attention=Implementation, remat=Remat)
         if self.cond_dim % 2 or self.cond_dim == 2 or self.cond_dim < 0:
-            raise ValueError(f"cond_dim={self.cond_dim} must be 0, or even and at least 4")
+            raise ValueError(f"cond_dim={self.cond_dim}: must be 0, or even and at least 4")
         if self.embed_width < 0:
-            raise ValueError(f"embed_width={self.embed_width} must be at least 0")
+            raise ValueError(f"embed_width={self.embed_width}: must be at least 0")
 
     @property
     def shared(self) -> tuple[int, int]:
@@ -90,8 +91,8 @@ class MD4Transformer(Network):
     def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
         width, cond = self.width, self.cond_dim
         block = 4 * width**2 + 3 * width * gated_width(width) + 2 * length * width
-        told = 8 * cond**2 + (6 * self.depth + 2) * width * cond
-        per_row = length * (self.depth * block + self.embed_width * width) + told
+        conditioning = 8 * cond**2 + (6 * self.depth + 2) * width * cond
+        per_row = length * (self.depth * block + self.embed_width * width) + conditioning
         return 2 * (rows * per_row + scored * width * columns)
 
     def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -99,19 +100,19 @@ class MD4Transformer(Network):
 
 
 def gated_width(width: int) -> int:
-    """Hidden width of the mlp: 8/3 of the width, up to a multiple of 32."""
+    """Returns the hidden width of the mlp: 8/3 of the width, rounded up to a multiple of 32."""
     return -(-(8 * width // 3) // 32) * 32
 
 
 def sinusoid(t: Float[Array, " b #l"], width: int) -> Float[Array, " b #l c"]:
-    """Sines, then cosines, of 1000 t at `width / 2` frequencies from 1 down to 1/10000."""
+    """Returns sines, then cosines, of 1000 t at `width / 2` frequencies from 1 down to 1/10000."""
     steps = jnp.arange(width // 2, dtype=jnp.float32) / (width // 2 - 1)
     angles = 1000 * t[..., None].astype(jnp.float32) * (10000.0**-steps)[None, None]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 class TimeEmbedding(nnx.Module):
-    """The vector c. Float32: it is one row per sequence."""
+    """Computes the vector c from the time. Float32."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         self.inner = Linear(width, 4 * width, rngs, dtype=FLOAT32)
@@ -123,19 +124,19 @@ class TimeEmbedding(nnx.Module):
 
 
 class Normal(nnx.Module):
-    """The LayerNorm of a modulated network, which has no parameters."""
+    """LayerNorm without parameters, for networks with time conditioning."""
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         return standardised(x)
 
 
 def norm(config: MD4Transformer) -> Normal | RMSNorm:
-    """The norm of a network that is told the time, or of one that is not."""
+    """Returns the norm for a network with or without time conditioning."""
     return Normal() if config.cond_dim else RMSNorm(config.width, epsilon=1e-5)
 
 
 def modulation(config: MD4Transformer, vectors: int, rngs: nnx.Rngs) -> Linear | None:
-    """The layer from act(c) to so many vectors of the width, if the network is told the time."""
+    """Returns the layer from act(c) to `vectors` vectors of the width; None without time."""
     if not config.cond_dim:
         return None
     width, zero = vectors * config.width, config.zero_modulation
@@ -167,7 +168,7 @@ class MD4Block(nnx.Module):
         cond: Float[Array, " b #l c"] | None,
         key: Key[Array, ""] | None,
     ) -> Float[Array, "b l d"]:
-        """The residual stream after this block; `cond` is act(c)."""
+        """Returns the residual stream after this block; `cond` is act(c)."""
         vectors: Sequence[Array | float] = (0.0, 0.0, 1.0) * 2
         if self.modulation is not None:
             vectors = jnp.split(self.modulation(cond), 6, axis=-1)
@@ -226,10 +227,12 @@ class MD4Module(nnx.Module):
         return Readout(hidden, *self.head.arrays(), chunk=self.config.logits_chunk)
 
     def _cond(self, inputs: NetInput, condition: Float[Array, " b #l"] | None):
-        """act(c), which all modulations read."""
+        """Returns act(c), the input of all modulations."""
         if self.time is None:
             if condition is not None:
-                raise ValueError("a network with cond_dim=0 has no input for the noise level")
+                raise ValueError(
+                    "condition: a network with cond_dim=0 has no input for the noise level"
+                )
             return None
         if condition is None:
             condition = jnp.zeros((inputs.tokens.shape[0], 1))

@@ -1,6 +1,6 @@
-"""The position-wise part of a block, in the kinds that are in use.
+"""The position-wise MLP of a block, in five kinds.
 
-gelu     W_2 gelu(W_1 x),              hidden width 4 d (tanh form; the papers')
+gelu     W_2 gelu(W_1 x),              hidden width 4 d (tanh form, as in the papers)
 relu2    W_2 relu(W_1 x)^2,            hidden width 4 d (arXiv:2109.08668)
 swiglu   W_2 (silu(V x) * (W_1 x)),    hidden width about 8/3 d (arXiv:2002.05202)
 geglu    W_2 (gelu(V x) * (W_1 x)),    the same
@@ -20,11 +20,11 @@ from mdlm.models.layers import Linear
 MLPKind = Literal["gelu", "relu2", "swiglu", "geglu", "glu"]
 RATIO = 4
 TILE = 64
-"""A gated hidden width is a multiple of this, or of 8 in thin networks: products like it so."""
+"""A gated hidden width is a multiple of this, or of 8 in narrow networks, for fast matmuls."""
 
 
 def hidden_width(kind: MLPKind, width: int) -> int:
-    """Width between the two layers; gated kinds have two thirds, to have as many parameters."""
+    """Returns the hidden width. Gated kinds have two thirds, for as many parameters."""
     if kind not in GATES:
         return RATIO * width
     tile = TILE if width >= TILE else 8
@@ -32,9 +32,9 @@ def hidden_width(kind: MLPKind, width: int) -> int:
 
 
 class MLP(nnx.Module):
-    """Two linear layers with a nonlinearity, or a product of two, between them.
+    """Two linear layers with a nonlinearity, or a gate, between them.
 
-    `hidden` is the width between them, by default `hidden_width(kind, width)`.
+    `hidden` is the hidden width, by default `hidden_width(kind, width)`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class MLP(nnx.Module):
 
 @jax.custom_vjp
 def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """The tanh form of GELU. Keeps its input alone for the backward pass, one array and not two."""
+    """Returns the tanh form of GELU. The backward pass needs only its input, one array, not two."""
     return jax.nn.gelu(x, approximate=True)
 
 
@@ -83,4 +83,4 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 GATES = {"swiglu": jax.nn.silu, "geglu": gelu, "glu": jax.nn.sigmoid}
-"""What a gated kind applies to the gate."""
+"""The activation of the gate of each gated kind."""

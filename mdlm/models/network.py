@@ -1,8 +1,8 @@
-"""Networks as configuration, parameters and a function of them.
+"""Networks: configuration, parameters, and a function of both.
 
-A `Network` says what to build; `init` gives its parameters, a plain nested dict of float32
-arrays; `denoiser` joins the two into the function that diffusion code calls. Modules of Flax NNX
-are taken apart and put together here and nowhere else: every other file sees dicts and functions.
+A `Network` is the configuration; `init` returns its parameters, a plain nested dict of float32
+arrays; `denoiser` joins the two into the function that diffusion code calls. Only this file splits
+and merges Flax NNX modules: every other file has dicts and functions.
 """
 
 import abc
@@ -32,20 +32,20 @@ Remat = Literal["auto", "none", "products", "blocks"]
 class Network(abc.ABC):
     """The configuration of a network, which builds the network's module.
 
-    The module is called with `(inputs, condition=..., key=...)` and answers with a `Prediction`.
-    `condition`, `Float[Array, " b #l"]` or None, is what the network is told of the noise level.
+    The module is called with `(inputs, condition=..., key=...)` and returns a `Prediction`.
+    `condition`, `Float[Array, " b #l"]` or None, is the noise level that conditions the network.
 
-    The fields here are those that planning and measuring read of every network. The defaults are
-    those of a network that does not offer the choice; one that does gives its own.
+    Planning and profiling read these fields of every network. The defaults are for networks that
+    do not offer the choice; the others set their own.
 
     Args:
-        depth: blocks that are alike, of which the backward pass goes through one at a time.
+        depth: number of blocks; the backward pass processes one at a time.
         dtype: of the matmuls; parameters, norms, softmax, residual stream and logits are
             float32. "auto" is bfloat16 except on CPUs.
-        remat: what the backward pass recomputes instead of keeping: nothing ("none"); all but the
-            results of matmuls and attention ("products"); all inside a block ("blocks", the least
-            memory and a third more matmuls). "auto": "products" on TPUs, else nothing.
-        logits_chunk: logits that `Prediction.reduce_rows` holds at once on a device (None: see
+        remat: what the backward pass recomputes: nothing ("none"); all but the results of matmuls
+            and attention ("products"); all inside a block ("blocks", the least memory and a third
+            more matmuls). "auto" is "products" on TPUs, else "none".
+        logits_chunk: most logits that `Prediction.reduce_rows` holds on a device (None: see
             `mdlm.models.readout.chunk_size`).
     """
 
@@ -58,69 +58,69 @@ class Network(abc.ABC):
 
     @property
     def passes(self) -> int:
-        """Passes of one call: 2 with self-conditioning, see `self_conditioning`."""
+        """Forward passes per call: 2 with self-conditioning, see `self_conditioning`."""
         return 1
 
     @property
     def takes_labels(self) -> bool:
-        """Whether it can be told the kind of a row, and asked without."""
+        """Whether the network can be conditioned on the label of a row, and run without."""
         return False
 
     def labelled(self, batch: Batch, key: Key[Array, ""] | None = None) -> Batch:
-        """The batch with the labels that the network is to be told, none if it takes none.
+        """Returns the batch with the labels for the network, or no labels if it takes none.
 
-        With a `key`, in training, each row loses its label with some probability, by its place.
+        With a `key`, in training, the label of each row is dropped with some probability. The draw
+        depends on the key and the row number only.
         """
         return replace(batch, label=None)
 
     def check_mesh(self, mesh: Mesh | AbstractMesh, length: int) -> None:
-        """InputError where rows of that length, or the network, cannot be split over the mesh."""
+        """Raises InputError if rows of `length`, or the network, cannot be split over the mesh."""
         sequence, tensor = mesh.shape[SEQUENCE], mesh.shape[TENSOR]
         heads, hidden = self.shared
         if length % sequence:
-            raise InputError(f"rows of {length} tokens do not divide over mesh.sequence={sequence}")
+            raise InputError(f"length={length}: must be a multiple of mesh.sequence={sequence}")
         if heads % (sequence * tensor):
             raise InputError(
-                f"network.heads={heads} does not divide over sequence x tensor = "
-                f"{sequence} x {tensor} devices, which share the heads of a row"
+                f"network.heads={heads}: must be a multiple of mesh.sequence x mesh.tensor = "
+                f"{sequence} x {tensor}, as these devices split the heads"
             )
         if hidden % tensor:
             raise InputError(
-                f"the mlp's hidden width of {hidden} does not divide over mesh.tensor={tensor}"
+                f"mlp hidden width {hidden}: must be a multiple of mesh.tensor={tensor}"
             )
 
     @property
     @abc.abstractmethod
     def shared(self) -> tuple[int, int]:
-        """Attention heads, and the width inside the mlp, which devices share."""
+        """Attention heads, and the hidden width of the mlp, which are split over devices."""
 
     @abc.abstractmethod
     def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
-        """A module with logits of `columns` columns; it must not keep `rngs`."""
+        """Returns a module for a vocabulary of `columns` tokens; it must not keep `rngs`."""
 
     @abc.abstractmethod
     def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
-        """Operations of the matrix products of one forward pass, a multiplication and an
-        addition counted as two.
+        """Returns the FLOPs of the matmuls of one forward pass; a multiply-add counts as two.
 
-        `rows` sequences of `length` tokens through all layers, attention in full (causal too),
-        and `columns` logits at `scored` positions. Training takes three times as many;
-        what rematerialisation does again is not counted, nor what a first of two `passes` does.
+        `rows` sequences of `length` tokens pass all layers, with full attention (causal too), and
+        `scored` positions get `columns` logits each. Training takes three times as many.
+        Rematerialisation and the first of two `passes` are not counted.
         """
 
 
 def init(network: Network, key: Key[Array, ""], columns: int) -> Params:
-    """Fresh parameters. May be jitted with any output sharding: the values are the same."""
+    """Returns initial parameters. Under jit, any output sharding gives the same values."""
     return nnx.to_pure_dict(nnx.state(network.module(columns, nnx.Rngs(params=key))))
 
 
 def shapes(network: Network, columns: int) -> ArrayTree:
-    """The parameters' tree with `jax.ShapeDtypeStruct` leaves; nothing is computed."""
+    """Returns the parameters' tree with `jax.ShapeDtypeStruct` leaves; computes nothing."""
     return jax.eval_shape(lambda: init(network, jax.random.key(0), columns))
 
 
 def rests(network: Network, columns: int) -> dict[Path, Rest]:
-    """How parameters are used, by their path, as far as they are split over a mesh."""
+    """Returns how the parameters that are split over a mesh are sharded, by their path."""
     module = nnx.eval_shape(lambda: network.module(columns, nnx.Rngs(0)))
     flat = nnx.to_flat_state(nnx.state(module))
     uses = {path: param.get_metadata().get("rest") for path, param in flat}
@@ -128,7 +128,7 @@ def rests(network: Network, columns: int) -> dict[Path, Rest]:
 
 
 def bind(network: Network, columns: int, params: ArrayTree) -> nnx.Module:
-    """The module with `params` in it, for a look at its parts. Not to be changed in place."""
+    """Returns the module with `params`, to inspect its parts. Do not change it in place."""
     empty = nnx.eval_shape(lambda: network.module(columns, nnx.Rngs(0)))
     return nnx.merge(nnx.graphdef(empty), params)
 
@@ -140,11 +140,11 @@ def denoiser(
     *,
     condition: Callable[[Float[Array, " b #l"]], Float[Array, " b #l"]] | None = None,
 ) -> Denoise:
-    """The network with its parameters, as diffusion code calls it.
+    """Returns the network with its parameters, as the function that diffusion code calls.
 
-    `condition` maps diffusion time to what the network is fed (sigma, the log-SNR, ...). None
-    feeds zeros: a network of the MDLM paper then does not know the time, though it has adaLN.
-    Raises ValueError where there is a `condition` and the inputs have no time.
+    `condition` maps diffusion time to the network's conditioning (sigma, the log-SNR, ...). With
+    None a network with adaLN gets zeros, as the MDLM paper's without time conditioning.
+    Raises ValueError if there is a `condition` and the inputs have no time.
     """
     module: Any = bind(network, columns, params)
 
@@ -152,12 +152,12 @@ def denoiser(
         if condition is None:
             return module(inputs, condition=None, key=key)
         if inputs.t is None:
-            raise ValueError("the network is conditioned on time, but the inputs have t=None")
+            raise ValueError("t=None: the network is conditioned on time; give the inputs a time")
         return module(inputs, condition=condition(inputs.t), key=key)
 
     return self_conditioned(denoise) if network.passes == 2 else denoise
 
 
 def count_parameters(params: ArrayTree) -> int:
-    """Number of entries in all arrays (or shapes) of the tree."""
+    """Returns the number of entries in all arrays (or shapes) of the tree."""
     return sum(math.prod(array.shape) for array in jax.tree.leaves(params))

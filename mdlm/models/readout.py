@@ -1,14 +1,14 @@
-"""From the last hidden states to logits, for the rows that are scored and a few at a time.
+"""From the last hidden states to logits, only at positions with a weight, in chunks.
 
-    logits = hidden kernel + bias,   total = sum over rows of weight * fn(logits)
+    logits = hidden kernel + bias,   total = sum over positions of weight * fn(logits)
 
-`[b l v]` logits in float32 are the largest array of a step by far, and half of their rows weigh
-nothing. `reduce_rows` packs the rows of weight other than 0 to the front and runs along them by
-chunks; the number of chunks is known only when it runs, so nothing can overflow and nothing is
-computed for rows that do not count. While a chunk's logits are there, the gradients are made from
-them too: `total` is linear in its cotangent, so the backward pass only has to scale them. On a
-mesh each device does this for the rows that it holds, and the sums are added up once at the end:
-the head's kernel is gathered before, and its gradient summed in the parts in which it lies at rest.
+`[b l v]` logits in float32 are the largest array of a step by far, and half of the positions have
+weight 0. `reduce_rows` packs the positions with a weight other than 0 to the front and loops over
+them in chunks. The number of chunks is dynamic, so no position is dropped and none of weight 0 is
+computed beyond the last chunk. The gradients are computed from a chunk's logits in the forward
+pass: `total` is linear in its cotangent, so the backward pass only scales them. On a mesh each
+device does this for the positions that it holds, and the sums are added up once at the end. The
+head's kernel is gathered first, and its gradient is reduced into the sharding of the parameters.
 """
 
 import functools
@@ -27,30 +27,30 @@ from mdlm.parallel.sharding import STREAM, at_rest, axes_of, fitted, traced
 from mdlm.types import ArrayTree, KeyValues, Prediction, weighted
 
 FEWEST = 128
-"""Rows below which a chunk is not cut for the sake of skipping: products get slow before."""
+"""Least positions of a chunk that is made small to skip more; smaller matmuls are slow."""
 
 RowLoss = Callable[[Float[Array, "n v"], ArrayTree, ArrayTree], Float[Array, " n"]]
 
 
 def chunk_size() -> int:
-    """Logits that are held at once where nobody says.
+    """Returns the default number of logits that are held at once.
 
-    On a CPU they stay in its cache. On accelerators each chunk adds to the whole gradient of the
+    On a CPU they fit in its cache. On accelerators each chunk adds to the whole gradient of the
     kernel in memory, so chunks are few and large: a quarter of a GiB.
     """
     return 5 * 2**20 if platform() == "cpu" else 2**26
 
 
-def rows_at_once(chunk: int, rows: int, columns: int) -> int:
-    """Rows of a chunk: some sixteenths at least, so that those that weigh nothing are skipped."""
-    return max(1, min(chunk // columns, max(FEWEST, rows // 16), rows))
+def positions_per_chunk(chunk: int, positions: int, vocab_size: int) -> int:
+    """Returns the positions of a chunk: at most about a sixteenth, so that some can be skipped."""
+    return max(1, min(chunk // vocab_size, max(FEWEST, positions // 16), positions))
 
 
 class Readout(Prediction):
     """Hidden states and the head that turns them into logits.
 
-    `chunk` bounds the number of logits that `reduce_rows` holds at once on a device (None:
-    `chunk_size`); one row is the least it can take.
+    `chunk` is the most logits that `reduce_rows` holds at once on a device (None: `chunk_size`),
+    but at least those of one position.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ def _reduce_forward(fn, chunk, hidden, kernel, bias, shared, rows, weight):
 
 
 def _reduce_backward(fn, chunk, gradients, cotangents):
-    # The values are reports, so only the total's cotangent counts; rows and weights are data.
+    # The values carry no gradient, so only the total's cotangent counts; rows and weights are data.
     scale = cotangents[0]
     return (*jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients), None, None)
 
@@ -110,7 +110,7 @@ _reduce.defvjp(_reduce_forward, _reduce_backward)
 
 
 def _on_each_device(fn, chunk, with_gradients, hidden, kernel, bias, shared, rows, weight):
-    """`_loop` over the rows that each device holds, its sums added up over the mesh."""
+    """Runs `_loop` over the positions that each device holds and sums over the mesh."""
     loop = functools.partial(_loop, fn, chunk, with_gradients)
     mesh = traced()
     if mesh is None or weight.shape[0] % row_parts(mesh):
@@ -119,7 +119,7 @@ def _on_each_device(fn, chunk, with_gradients, hidden, kernel, bias, shared, row
     sharing = [axis for entry in held for axis in axes_of(entry)]
     rest = at_rest(mesh, kernel.shape, "whole")
     splits = [(d, axes_of(entry)) for d, entry in enumerate(rest) if entry is not None]
-    # Where the places are too few for all devices, some do the same, and add nothing.
+    # With too few positions for all devices, some devices repeat others and are not summed.
     are_summed = {axis for _, axes in splits for axis in axes} <= set(sharing)
 
     def on_device(hidden, kernel, *others):
@@ -148,12 +148,12 @@ def _on_each_device(fn, chunk, with_gradients, hidden, kernel, bias, shared, row
 
 
 def _loop(fn, chunk, with_gradients, hidden, kernel, bias, shared, rows, weight):
-    """((total, values), gradients of the total in hidden, kernel, bias and shared, or None)."""
+    """Returns ((total, values), gradients by hidden, kernel, bias and shared, or None)."""
     b, l = weight.shape
     n, v = b * l, kernel.shape[1]
-    size = rows_at_once(chunk, n, v)
+    size = positions_per_chunk(chunk, n, v)
     padded = -(-n // size) * size
-    order, is_used, place = _pack(weight.reshape(n) != 0, padded)
+    order, is_used, index = _pack(weight.reshape(n) != 0, padded)
 
     def packed(x):
         return x.reshape(n, *x.shape[2:])[order]
@@ -189,7 +189,7 @@ def _loop(fn, chunk, with_gradients, hidden, kernel, bias, shared, rows, weight)
         d_hidden = put(d_hidden, jax.lax.dot_general(g, kernel, (((1,), (1,)), ((), ()))))
         d_kernel += jax.lax.dot_general(h, g, (((0,), (0,)), ((), ())), **float32)
         if d_bias is not None:
-            # A product, because XLA on the CPU sums columns an order of magnitude slower.
+            # A matmul, because XLA on the CPU sums columns an order of magnitude slower.
             d_bias += jax.lax.dot_general(ones, g, (((0,), (0,)), ((), ())), **float32)
         d_shared = jax.tree.map(jnp.add, d_shared, d_shared_part)
         return total + subtotal, put(values, part), (d_hidden, d_kernel, d_bias, d_shared)
@@ -211,7 +211,7 @@ def _loop(fn, chunk, with_gradients, hidden, kernel, bias, shared, rows, weight)
 
     def unpacked(x):
         is_there = (weight != 0).reshape(b, l, *[1] * (x.ndim - 1))
-        return jnp.where(is_there, x[place].reshape(b, l, *x.shape[1:]), 0)
+        return jnp.where(is_there, x[index].reshape(b, l, *x.shape[1:]), 0)
 
     if gradients is not None:
         gradients = (unpacked(gradients[0]), *gradients[1:])
@@ -221,8 +221,8 @@ def _loop(fn, chunk, with_gradients, hidden, kernel, bias, shared, rows, weight)
 def _pack(
     is_used: Bool[Array, " n"], padded: int
 ) -> tuple[Int[Array, " m"], Bool[Array, " m"], Int[Array, " n"]]:
-    """The used rows' numbers, in order, in front; which entries those are; each row's entry."""
+    """Returns the used positions in order, padded; which entries are used; entry by position."""
     n = is_used.shape[0]
-    place = jnp.cumsum(is_used) - 1
+    index = jnp.cumsum(is_used) - 1
     (order,) = jnp.nonzero(is_used, size=padded, fill_value=n)
-    return jnp.minimum(order, n - 1), order < n, jnp.maximum(place, 0)
+    return jnp.minimum(order, n - 1), order < n, jnp.maximum(index, 0)

@@ -1,14 +1,14 @@
-"""The rotary position code (arXiv:2104.09864).
+"""Rotary position embedding (arXiv:2104.09864).
 
     angle_i = position / 10000^(i / half),   half = head width / 2
-    (x_i, x_(i + half))  <-  the pair turned by angle_i
+    (x_i, x_(i + half))  <-  the pair rotated by angle_i
 
-Turned like this, q . k depends on the difference of the two positions only. Cosines and sines are
-made once for all layers and heads: left to each layer, XLA computes them anew for every head of
+With this rotation q . k depends only on the difference of the two positions. Cosines and sines are
+computed once for all layers and heads: inside each layer, XLA recomputes them for every head of
 every sequence, which on a CPU costs more than the attention itself.
 
-`rotate_pairs` turns neighbours, (x_(2 i), x_(2 i + 1)), instead: the same with the entries of each
-head in another order, for weights that were trained so.
+`rotate_pairs` rotates neighbours, (x_(2 i), x_(2 i + 1)), instead: the same with the entries of
+each head in another order, for weights that were trained with it.
 """
 
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ ROTARY_BASE = 10000.0
 def rotary_table(
     positions: Int[Array, "b l"], head_width: int
 ) -> tuple[Float[Array, "b l 1 half"], Float[Array, "b l 1 half"]]:
-    """Cosine and sine of each pair's angle at each position, the same for all heads. Float32."""
+    """Returns cosine and sine of each pair's angle at each position, for all heads. Float32."""
     half = head_width // 2
     frequency = ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = (positions[..., None].astype(jnp.float32) * frequency[None, None])[:, :, None]
@@ -32,23 +32,23 @@ def rotate(
     x: Float[Array, "b l h d"],
     table: tuple[Float[Array, "#b l 1 half"], Float[Array, "#b l 1 half"]],
 ) -> Float[Array, "b l h d"]:
-    """`x` with its pairs turned as `rotary_table` says, in float32, given in the dtype of `x`."""
+    """Rotates the pairs of `x` by `table`. Computes in float32, returns the dtype of `x`."""
     halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
-    return _turned(halves, table, axis=-2).reshape(x.shape).astype(x.dtype)
+    return _rotated(halves, table, axis=-2).reshape(x.shape).astype(x.dtype)
 
 
 def rotate_pairs(
     x: Float[Array, "b l h d"],
     table: tuple[Float[Array, "#b l 1 half"], Float[Array, "#b l 1 half"]],
 ) -> Float[Array, "b l h d"]:
-    """`rotate`, with neighbouring entries as pairs."""
+    """Rotates as `rotate` does, with neighbouring entries as pairs."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    return _turned(pairs, table, axis=-1).reshape(x.shape).astype(x.dtype)
+    return _rotated(pairs, table, axis=-1).reshape(x.shape).astype(x.dtype)
 
 
-def _turned(pairs, table, axis: int):
-    """Pairs along an axis of size 2, which is reversed rather than split and joined again: XLA on
-    the CPU then has no join to make entry by entry, worth 4 % of a network call."""
+def _rotated(pairs, table, axis: int):
+    """Rotates pairs along an axis of size 2. The axis is reversed, not split and concatenated: XLA
+    on the CPU concatenates entry by entry, which costs 4 % of a network call."""
     cos, sin = table
     signed = jnp.stack([-sin, sin], axis)
     return pairs * jnp.expand_dims(cos, axis) + jnp.flip(pairs, axis) * signed

@@ -1,10 +1,10 @@
-"""Self-conditioning: a network that is shown what it said before (arXiv:2208.04202).
+"""Self-conditioning: a network with its own earlier prediction as an input (arXiv:2208.04202).
 
     hidden = f(z_t, 0);   prediction = f(z_t, stop_gradient(hidden))
 
-In training (calls with a key) the first pass is made with probability 1/2, one draw for a call;
-otherwise the network is shown zeros, and learns to begin. Elsewhere every call makes both passes,
-so it costs two. A first pass has no dropout, no gradient, and no logits.
+In training (calls with a key) the first pass is made with probability 1/2, one draw per call;
+otherwise the input is zeros, as in a first pass. Outside training every call makes both passes, so
+it costs two. A first pass has no dropout, no gradient, and no logits.
 """
 
 from dataclasses import replace
@@ -19,12 +19,12 @@ from mdlm.types import Denoise, NetInput, Prediction
 
 
 def self_conditioned(denoise: Denoise) -> Denoise:
-    """`denoise`, shown the hidden states of a pass before.
+    """Returns `denoise` conditioned on the hidden states of a first pass.
 
-    Inputs that have a `self_cond` already are passed on as they are.
+    Inputs that already have a `self_cond` are passed on unchanged.
     """
 
-    def ask(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
+    def conditioned(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
         if inputs.self_cond is not None:
             return denoise(inputs, key=key)
 
@@ -41,4 +41,4 @@ def self_conditioned(denoise: Denoise) -> Denoise:
         )
         return denoise(replace(inputs, self_cond=shown), key=key)
 
-    return ask
+    return conditioned

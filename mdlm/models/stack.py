@@ -26,11 +26,11 @@ from mdlm.types import NetInput
 Table = tuple[Float[Array, "#b l 1 half"], Float[Array, "#b l 1 half"]]
 
 UNROLLED = 4
-"""Blocks to a turn of the loop on CPUs, where stacking what the backward pass needs is dear."""
+"""Blocks per loop iteration on CPUs, where stacking residuals for the backward pass is costly."""
 
 
 class StackConfig(Protocol):
-    """What the loop over a stack of blocks has to know."""
+    """The fields of a configuration that the loop over a stack of blocks needs."""
 
     @property
     def width(self) -> int: ...
@@ -43,12 +43,12 @@ class StackConfig(Protocol):
 
 
 def stack(make: Callable[[nnx.Rngs], Any], config: StackConfig, rngs: nnx.Rngs) -> Any:
-    """As many modules as the depth as one, whose parameters have a leading axis of that size."""
+    """Returns `depth` modules as one, whose parameters have a leading axis of that size."""
     return nnx.split_rngs(splits=config.depth)(nnx.vmap(make))(rngs)
 
 
 def run_blocks(
-    blocks: Any,  # a stack of `Block`s, or of blocks that are called alike
+    blocks: Any,  # a stack of `Block`s, or of blocks with the same call signature
     x: Float[Array, "b l d"],
     inputs: NetInput,
     *,
@@ -57,7 +57,7 @@ def run_blocks(
     cond: Float[Array, " b #l c"] | None,
     key: Key[Array, ""] | None,
 ) -> Float[Array, "b l d"]:
-    """`x` after all blocks, in order; each block's dropout key is folded from `key`."""
+    """Returns `x` after all blocks, in order. Each block's dropout key is folded from `key`."""
     mask = mask_of(inputs, causal=causal, halves=halves)
 
     def apply(block: Any, x: Array, table: Table, key: Key[Array, ""] | None) -> Array:
@@ -74,7 +74,7 @@ def run_but_last(
     halves: Halves | None = None,
     cond: Float[Array, " b #l c"] | None,
 ) -> BegunBlock:
-    """`run_blocks` without dropout, up to the keys and values of the last block."""
+    """Runs `run_blocks` without dropout, up to the keys and values of the last block."""
     mask = mask_of(inputs, causal=False, halves=halves)
     first = jax.tree.map(lambda array: array[:-1], blocks)
     last = jax.tree.map(lambda array: array[-1], blocks)
@@ -87,14 +87,14 @@ def run_but_last(
 
 
 def mask_of(inputs: NetInput, *, causal: bool, halves: Halves | None = None) -> AttentionMask:
-    """What the positions of these inputs see of each other."""
+    """Returns the attention mask of these inputs."""
     return AttentionMask(
         causal=causal, halves=halves, is_valid=inputs.is_valid, segment_ids=inputs.segment_ids
     )
 
 
 def table_of(inputs: NetInput, length: int, config: StackConfig) -> Table:
-    """The rotary table of these inputs, the same for all blocks."""
+    """Returns the rotary table of these inputs, the same for all blocks."""
     positions = jnp.arange(length)[None] if inputs.positions is None else inputs.positions
     return rotary_table(positions, config.width // config.heads)
 
@@ -107,7 +107,7 @@ def run_stack(
     inputs: NetInput,
     key: Key[Array, ""] | None,
 ) -> Float[Array, "b l d"]:
-    """`x` after `apply(block, x, rotary table, key)` of each of the stacked blocks, in order."""
+    """Applies `apply(block, x, rotary table, key)` with each of the stacked blocks, in order."""
     table = table_of(inputs, x.shape[1], config)
     keys = None if key is None else by_row(key, jnp.arange(config.depth))
 
@@ -118,24 +118,25 @@ def run_stack(
     remat = config.remat
     if remat == "auto":
         remat = "products" if platform() == "tpu" else "none"
-    step = remembering(remat, step)
+    step = rematerialised(remat, step)
     return jax.lax.scan(step, x, (blocks, keys), unroll=unrolled(remat))[0]
 
 
 def unrolled(remat: Remat) -> int | bool:
-    """Blocks to a turn of the loop (True: all).
+    """Returns the number of blocks per loop iteration (True: all).
 
-    On GPUs that keep all for the backward pass, no loop copies it into arrays of all blocks and
-    back: a fifth of the time and a third of the memory. Where some is made anew the loop stays, as
-    without it the compiler finds that it has seen that before, and keeps it.
+    On GPUs without rematerialisation the loop is unrolled: its copies of residuals into arrays of
+    all blocks and back take a fifth of the time and a third of the memory. With rematerialisation
+    the loop stays, as without it the compiler merges the recomputation with the forward pass
+    (CSE), and keeps all residuals.
     """
     if platform() == "gpu" and remat == "none":
         return True
     return UNROLLED if platform() == "cpu" else 1
 
 
-def remembering(remat: Remat, step):
-    """`step` of a scan with its insides kept for the backward pass, or not, as `remat` says."""
+def rematerialised(remat: Remat, step):
+    """Returns the scan's `step` with the residuals that `remat` saves for the backward pass."""
     if remat == "none":
         return step
     policy = None

@@ -31,22 +31,22 @@ from mdlm.models.stack import Table, stack
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer(abc.ABC):
-    """The fields that the transformers have in common, beside those of every network. The defaults
-    are the sizes of the MDLM paper.
+    """The fields that transformers add to those of every network. The defaults are the sizes of the
+    MDLM paper.
 
     Args:
-        width: of the residual stream.
-        depth: blocks.
-        heads: attention heads, which share the width.
-        dropout: probability with which outputs of attention and MLP are dropped, in calls that
-            pass a key (the paper trains with 0.1).
+        width: width of the residual stream.
+        depth: number of blocks.
+        heads: number of attention heads; each has `width / heads` entries.
+        dropout: probability of dropping outputs of attention and MLP, in calls with a key (the
+            paper trains with 0.1).
         norm: "layer" (zero mean, unit variance) or "rms" (unit mean square, arXiv:1910.07467).
         qk_norm: normalise queries and keys of each head to unit mean square, with one learned
-            scale for both (arXiv:2010.04245), so that attention cannot saturate.
+            scale for both (arXiv:2010.04245), which keeps attention from saturating.
         mlp: "gelu"; "relu2", squared ReLU (arXiv:2109.08668); or the gated "swiglu", "geglu" and
-            "glu" (arXiv:2002.05202, with 2/3 of the hidden width, so as many parameters).
+            "glu" (arXiv:2002.05202, with 2/3 of the hidden width, for as many parameters).
         use_bias: biases in MLP and head.
-        attention: which implementation computes attention, see `mdlm.models.attention.dispatch`.
+        attention: the implementation of attention, see `mdlm.models.attention.dispatch`.
         dtype, remat, logits_chunk: see `mdlm.models.network.Network`.
     """
 
@@ -95,23 +95,23 @@ class Transformer(abc.ABC):
 
 
 def check_sizes(config: Any, **kinds: Any) -> None:
-    """ValueError where sizes that all transformers have are impossible, or a field is none of the
-    values of its `Literal` in `kinds`."""
+    """Raises ValueError if a size that all transformers have is impossible, or a field is not one
+    of the values of its `Literal` in `kinds`."""
     for name in ("width", "depth", "heads", "logits_chunk"):
         value = getattr(config, name)
         if value is not None and value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+            raise ValueError(f"{name}={value}: must be at least 1")
     if config.width % (2 * config.heads):
         raise ValueError(
-            f"width={config.width} must be an even multiple of heads={config.heads}"
-            " (rotary turns pairs of a head's entries)"
+            f"width={config.width}: must be a multiple of 2 * heads = {2 * config.heads}"
+            " (rotary embeddings rotate pairs of a head's entries)"
         )
     if not 0 <= config.dropout < 1:
-        raise ValueError(f"dropout={config.dropout} must lie in [0, 1)")
+        raise ValueError(f"dropout={config.dropout}: must be in [0, 1)")
     for name, kind in kinds.items():
         if getattr(config, name) not in get_args(kind):
             choices = ", ".join(get_args(kind))
-            raise ValueError(f"{name}={getattr(config, name)!r} must be one of {choices}")
+            raise ValueError(f"{name}={getattr(config, name)!r}: must be one of {choices}")
 
 
 class Block(nnx.Module):
@@ -129,7 +129,7 @@ class Block(nnx.Module):
         self.attn_out = Linear(width, width, rngs, dtype=dtype, use_bias=False, split="rows")
         self.norm2 = norm(config.norm, width)
         self.mlp = MLP(config.mlp, width, rngs, dtype=dtype, use_bias=config.use_bias)
-        # Float32, as the norms that it modulates are.
+        # Float32, like the norms that it modulates.
         float32 = jnp.dtype(jnp.float32)
         self.modulation = (
             None
@@ -146,7 +146,10 @@ class Block(nnx.Module):
         cond: Float[Array, " b #l c"] | None,
         key: Key[Array, ""] | None,
     ) -> Float[Array, "b l d"]:
-        """The residual stream after this block. ValueError if it has adaLN and no `cond`."""
+        """Returns the residual stream after this block.
+
+        Raises ValueError if the block has adaLN and `cond` is None.
+        """
         vectors = self.vectors(cond)
         with jax.named_scope("attention"):
             shift, scale = vectors[:2]
@@ -161,8 +164,8 @@ class Block(nnx.Module):
         *,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b l d"]:
-        """The rest of the block: `x` came in, `out` came out of all heads, and these are the
-        `vectors`. It knows nothing of positions."""
+        """Returns the residual stream after the block, given its input `x`, the output `out` of all
+        heads, and its `vectors`. Acts on each position separately."""
         _, _, gate_1, shift_2, scale_2, gate_2 = vectors
         keys = (None, None) if key is None else (stream(key, "attention"), stream(key, "mlp"))
         rate = self.config.dropout
@@ -181,16 +184,16 @@ class Block(nnx.Module):
         return attention(q, k, v, mask, self.config.attention).reshape(y.shape)
 
     def vectors(self, cond: Float[Array, " b #l c"] | None) -> Sequence[Array | float]:
-        """Shift, scale and gate of the attention, then of the MLP."""
+        """Returns shift, scale and gate of the attention, then of the MLP."""
         if self.modulation is None:
             return (0.0, 0.0, 1.0) * 2
         if cond is None:
-            raise ValueError("a block with adaLN needs `cond`")
+            raise ValueError("cond=None: a block with adaLN needs `cond`")
         return jnp.split(self.modulation(cond), 6, axis=-1)
 
 
 def stack_blocks(
     config: Transformer, rngs: nnx.Rngs, *, cond_dim: int | None, dtype: jnp.dtype
 ) -> Block:
-    """`config.depth` blocks as one: every parameter has a leading axis of that size."""
+    """Returns `config.depth` blocks as one: each parameter has a leading axis of that size."""
     return stack(lambda rngs: Block(config, rngs, cond_dim=cond_dim, dtype=dtype), config, rngs)

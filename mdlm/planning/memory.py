@@ -1,7 +1,7 @@
-"""What a training step needs on each device, found without running or compiling it.
+"""The memory of a training step on each device, computed without running or compiling it.
 
-The state follows from its shapes and their shardings, to the byte. Temporaries are estimated, from
-what JAX keeps of the forward pass for the backward pass.
+The size of the state follows from its shapes and their shardings, to the byte. Temporaries are
+estimated from the residuals that JAX saves in the forward pass for the backward pass.
 """
 
 import math
@@ -19,27 +19,27 @@ from mdlm.experiment.model import Model
 from mdlm.keys import stream
 from mdlm.models.layers import compute_dtype
 from mdlm.models.network import count_parameters
-from mdlm.models.readout import chunk_size, rows_at_once
+from mdlm.models.readout import chunk_size, positions_per_chunk
 from mdlm.names import HEAD, STACK
 from mdlm.parallel.mesh import AXES, FSDP, SEQUENCE, TENSOR, by_rows, on, replicated, row_parts
 from mdlm.train.step import abstract_state, init
 from mdlm.types import ArrayTree, Batch, Prediction
 
 SAMPLED = 64
-"""Rows of noise levels from which the share of scored tokens is taken."""
+"""Rows in the estimate of the fraction of scored tokens."""
 HELD = 4
-"""Float32 arrays of a chunk of logits that are there at once: logits, their gradient, softmax and
-what it is made by."""
+"""Float32 arrays of the size of a chunk of logits that are held at once: logits, their gradient,
+softmax and its intermediate."""
 
 
 def shapes(model: Model) -> ArrayTree:
-    """The state of a run, nothing computed and nowhere."""
+    """Returns the shapes of the state of a run, without shardings; computes nothing."""
     tx = model.experiment.optimizer.build(model.experiment.train.steps)
     return jax.eval_shape(partial(init, model, tx), jax.random.key(0))
 
 
 def abstract_batch(model: Model, mesh: Mesh | AbstractMesh) -> Batch:
-    """Shapes and shardings of a batch, with every field that the data may come with."""
+    """Returns shapes and shardings of a batch, with all fields that the data may have."""
     e = model.experiment
     packing, rows = e.data.packing, e.train.batch_size
 
@@ -59,7 +59,7 @@ def abstract_batch(model: Model, mesh: Mesh | AbstractMesh) -> Batch:
 
 
 def on_each(tree: ArrayTree) -> float:
-    """Bytes on one device of shapes with shardings."""
+    """Returns the bytes on one device of a tree of shapes with shardings."""
 
     def size(leaf) -> float:
         sharding: NamedSharding = leaf.sharding
@@ -69,7 +69,7 @@ def on_each(tree: ArrayTree) -> float:
 
 
 def given_bytes(model: Model, mesh: Mesh | AbstractMesh) -> tuple[dict[str, float], float]:
-    """Bytes on one device of what a step is given, by part, and of one gradient."""
+    """Returns the bytes on one device of the arguments of a step, by part, and of one gradient."""
     tx = model.experiment.optimizer.build(model.experiment.train.steps)
     state = abstract_state(model, tx, mesh)
     names = {"parameters": "params", "optimizer": "opt_state", "average": "ema"}
@@ -79,7 +79,7 @@ def given_bytes(model: Model, mesh: Mesh | AbstractMesh) -> tuple[dict[str, floa
 
 
 class Unread(Prediction):
-    """A prediction about which nothing is asked but how much of it is needed."""
+    """A prediction of zeros, to trace which logits the objective requests."""
 
     def __init__(self, columns: int, shape: tuple[int, ...]):
         self.vocab_size, self.shape = columns, shape
@@ -92,7 +92,7 @@ class Unread(Prediction):
 
 
 def scored_share(model: Model) -> float:
-    """The share of the positions of a row whose logits a training step makes, on average."""
+    """Returns the mean fraction of the positions of a row whose logits a training step computes."""
     length, rows = model.experiment.data.packing.length, SAMPLED
     process = model.process.bind(model.process.init(jax.random.key(0)))
     rng = np.random.default_rng(0)
@@ -104,7 +104,7 @@ def scored_share(model: Model) -> float:
         rows=jnp.asarray(rows, jnp.int32),
     )
 
-    # Jitted, so that what only the loss needs, logits above all, is not computed.
+    # Under jit, values for the loss only, such as logits, are not computed.
     @jax.jit
     def share(batch):
         terms = model.objective(
@@ -122,13 +122,13 @@ def scored_share(model: Model) -> float:
 
 
 def estimated_temporaries(model: Model, mesh: AbstractMesh) -> float:
-    """Bytes of a step's temporaries on one device, without a compiler.
+    """Returns the estimated bytes of a step's temporaries on one device, without a compiler.
 
-    What JAX keeps from the forward pass for the backward pass, of a device's rows; what it would
-    keep of one more block if it kept all, for that is there while a block is gone through
-    backwards; the gradients; the logits that are held at once, with their gradients and what is
-    made of them; and where the parameters are split, two gathered blocks, and the gathered head
-    with its gradient. Devices along `sequence` and `tensor` share what is kept.
+    The sum of: the residuals of a device's rows for the backward pass; all residuals of one more
+    block without rematerialisation, held during the backward pass of a block; the gradients; the
+    logits that are held at once, with their gradients and softmax; and where the parameters are
+    split, two gathered blocks, and the gathered head with its gradient. Devices along `sequence`
+    and `tensor` share the residuals.
     """
     e = model.experiment
     rows = e.train.batch_size // (row_parts(mesh) * e.train.accumulate)
@@ -145,8 +145,9 @@ def estimated_temporaries(model: Model, mesh: AbstractMesh) -> float:
     with on(mesh):
         chunk = e.network.logits_chunk or chunk_size()
         itemsize = compute_dtype(e.network.dtype).itemsize
-    places = max(1, rows * e.data.packing.length // shared)
-    logits = HELD * 4 * rows_at_once(chunk, places, model.vocab_size) * model.vocab_size
+    positions = max(1, rows * e.data.packing.length // shared)
+    at_once = positions_per_chunk(chunk, positions, model.vocab_size)
+    logits = HELD * 4 * at_once * model.vocab_size
     gathered = 0.0
     if mesh.shape[FSDP] * shared > 1:
         network = shapes(model)["params"]["network"]
@@ -161,7 +162,7 @@ def _with_network(model: Model, network: Any) -> Model:
 
 
 def kept_bytes(model: Model, mesh: AbstractMesh, rows: int) -> float:
-    """Bytes that the forward pass over so many rows leaves for the backward pass, beside the
+    """Returns the bytes of the residuals of a forward pass over `rows` rows, without the
     parameters."""
     e = model.experiment
     one = replace(e, train=replace(e.train, batch_size=rows, accumulate=1))

@@ -1,9 +1,8 @@
-"""What a run would take on hardware that is not here: memory, time, traffic, money.
+"""Memory, time, traffic and cost of a run on hardware that need not be present.
 
-The step is the one that would be trained, traced and compiled for the devices that are named; for
-those that nothing here compiles for, memory is estimated from what JAX keeps for the backward
-pass. No text is read and nothing is computed, but the share of the tokens whose logits are made,
-on a few rows of made-up tokens.
+The training step is traced and compiled for the named devices. For devices without a compiler here,
+memory is estimated from the residuals that JAX saves for the backward pass. No text is read. Only
+one value is computed: the fraction of the tokens that get logits, on a few rows of random tokens.
 
     seconds per step  >=  3 * (operations of a forward pass) / (chips * peak)
 """
@@ -40,8 +39,8 @@ DAY = 86400.0
 class Memory:
     """Bytes on one device during a step.
 
-    `other` is what else is handed to the step: the batch, and what arrays are padded by;
-    `temporaries` are gradients, activations and all else that is made and dropped within a step.
+    `average` is the EMA of the parameters. `other` is the batch and the padding of arrays.
+    `temporaries` are gradients, activations and all other arrays that live within one step.
     """
 
     parameters: float
@@ -58,8 +57,8 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """What the compiler said. Where a step did not fit, `temporaries` is what it wanted for them,
-    None if it did not say, and `refused` is its message; `seconds` is what compiling took."""
+    """The compiler's result. `seconds` is the compile time. If a step does not fit, `refused` is
+    the compiler's message, and `temporaries` the size in it, None if it contains none."""
 
     seconds: float
     arguments: float | None = None
@@ -71,7 +70,12 @@ class Compiled:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run on paper. `method` is "compiled", "extrapolated from ..." or "estimated"."""
+    """The predicted memory, time and cost of a run.
+
+    `method` is "compiled", "extrapolated from ..." or "estimated". `columns` is the vocabulary
+    size, `scored` the fraction of positions with logits, `flops` those of a step, `peak` and
+    `link` those of one chip, `available` its memory in bytes, `price` dollars per chip-hour.
+    """
 
     experiment: str
     topology: str
@@ -108,17 +112,17 @@ class Plan:
         return self.batch_size * self.length
 
     def seconds(self, mfu: float) -> float:
-        """Of a step, at that share of the peak."""
+        """Returns the seconds of a step at the given MFU."""
         return self.flops / (self.chips * self.peak * mfu)
 
     @property
     def sent(self) -> float | None:
-        """Bytes that each device sends in a step, about."""
+        """Approximate bytes that each device sends in a step; None if the traffic is unknown."""
         return None if self.traffic is None else sent(self.traffic)
 
     @property
     def sending(self) -> float | None:
-        """Seconds of a step in which a device's links are busy, at least."""
+        """Least seconds of a step in which a device's links are busy; None if unknown."""
         return None if self.sent is None else self.sent / self.link
 
     @property
@@ -130,7 +134,7 @@ class Plan:
         return None if self.price is None else self.days * 24 * self.chips * self.price
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, in bytes, seconds and operations."""
+        """Returns all values for JSON, in bytes, seconds and FLOPs."""
         memory = {**vars(self.memory), "gradients": self.gradients, "total": self.memory.total}
         traffic = self.traffic and {kind: vars(t) for kind, t in self.traffic.items()}
         return {
@@ -150,9 +154,10 @@ class Plan:
 
 
 def as_there(model: Model, topology: Topology) -> Model:
-    """The model as GPUs train it, where nothing else is said: all is kept for the backward pass.
+    """Returns the model with `remat="auto"` resolved as on the topology: "none" on GPUs.
 
-    Networks choose by the platform, and to them a mesh of GPUs is one of TPUs (`Topology.sizes`).
+    Networks resolve it by the platform, and a mesh of GPUs has the platform of TPUs here (see
+    `Topology.sizes`).
     """
     network = model.experiment.network
     if topology.name in SHAPES or network.remat != "auto":
@@ -164,7 +169,7 @@ def as_there(model: Model, topology: Topology) -> Model:
 def memory_of(
     model: Model, topology: Topology, compiled: Compiled | None, on_smaller: Topology | None
 ) -> tuple[str, Memory, float]:
-    """How the memory of a device is known, what it is, and the bytes of one gradient.
+    """Returns the method of a plan, the memory of a device, and the bytes of one gradient.
 
     The arguments are those of `plan`.
     """
@@ -176,12 +181,12 @@ def memory_of(
     elif on_smaller is None:
         method, temporaries = "compiled", compiled.temporaries
         if compiled.arguments is not None:
-            # Arrays are padded there.
+            # The compiler pads arrays.
             given["other"] += compiled.arguments - sum(given.values())
     else:
         method, temporaries = f"extrapolated from {on_smaller.text}", compiled.temporaries
         if temporaries is not None:
-            # Gradients are in smaller parts on more devices, all else as large.
+            # On more devices the gradients are split further; all other temporaries are equal.
             smaller = given_bytes(model, on_smaller.sizes(e.mesh))[1]
             temporaries += gradients - smaller
     memory = Memory(
@@ -202,14 +207,13 @@ def plan(
     mfu: float = 0.4,
     price: float | None = None,
 ) -> Plan:
-    """The plan of a model on a topology.
+    """Returns the plan of a model on a topology.
 
     Args:
-        compiled: what compiling for it said; None for an estimate.
-        on_smaller: where that was said of this topology instead, each of whose devices had as
-            many rows.
-        columns_from: how the size of the vocabulary is known.
-        mfu: share of the peak that is hoped for.
+        compiled: the result of compiling for it; None for an estimate.
+        on_smaller: a smaller topology with as many rows per device, if `compiled` is for that one.
+        columns_from: the source of the vocabulary size, for the printed plan.
+        mfu: the assumed MFU, a fraction of the peak.
         price: dollars per chip-hour.
     """
     e = model.experiment
@@ -253,7 +257,7 @@ def plan(
 
 
 def compile_for(model: Model, mesh: Mesh) -> Compiled:
-    """Compiles the training step for a mesh of devices, which need not be here."""
+    """Compiles the training step for a mesh of devices, which need not be present."""
     e = model.experiment
     tx = e.optimizer.build(e.train.steps)
     state, batch = abstract_state(model, tx, mesh), abstract_batch(model, mesh)
@@ -279,8 +283,8 @@ def compile_for(model: Model, mesh: Mesh) -> Compiled:
 
 
 def traffic_of(compiled: Any) -> dict[str, Traffic] | None:
-    """The collectives of a compiled program; None where this jaxlib cannot read what a libtpu of
-    another release has written."""
+    """Returns the collectives of a compiled program; None if this jaxlib cannot read the output of
+    a libtpu of another release."""
     try:
         return collectives(compiled.as_text())
     except jax.errors.JaxRuntimeError as error:
@@ -290,11 +294,11 @@ def traffic_of(compiled: Any) -> dict[str, Traffic] | None:
 
 
 def first(message: str) -> str:
-    """The first line of an error of XLA, without its codes."""
+    """Returns the first line of an error message of XLA, without its codes."""
     return re.sub(r"^[A-Z_]+: (E\d+: )?(\w+: )?", "", message.strip().splitlines()[0])
 
 
 def wanted(message: str) -> float | None:
-    """Bytes of temporaries that did not fit, from XLA's message; None if it does not say."""
+    """Returns the bytes of temporaries from XLA's out-of-memory message, None if it has none."""
     found = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", message)
     return float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])) if found else None

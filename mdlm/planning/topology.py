@@ -1,9 +1,9 @@
-"""Hardware that is named but not here: `v5e:4x4`, `v5p:2x2x4`, `gpu:8xH100`.
+"""Hardware by name, which need not be present: `v5e:4x4`, `v5p:2x2x4`, `gpu:8xH100`.
 
-The TPU compiler is a part of the `libtpu` wheel and needs no TPU. JAX asks it for the devices of a
-slice by name; a mesh over them is compiled for like any other (`jax.experimental.topologies`).
-There is no such thing for GPUs, nor for TPU v4, whose chips JAX shows as two devices there: these
-have a mesh of sizes only, enough to know what lies where.
+The TPU compiler is a part of the `libtpu` wheel and needs no TPU. JAX gets the devices of a slice
+from it by name, and compiles for a mesh over them as usual (`jax.experimental.topologies`). GPUs
+have no such compiler. Nor has TPU v4 here, as JAX shows each of its chips as two devices. Both have
+an abstract mesh, which is enough for shardings.
 """
 
 import importlib.util
@@ -19,14 +19,14 @@ from mdlm.parallel.mesh import AXES, MeshShape
 from mdlm.profiling.peak import CHIPS, Chip
 
 SHAPES = {"v4": "4x4x4", "v5e": "4x4", "v5p": "2x2x4", "v6e": "8x8"}
-"""Of each generation of TPUs, a slice as one writes it."""
+"""An example of a slice of each TPU generation."""
 ACCELERATORS = {"v4": ("v4", 2), "v5e": ("v5litepod", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
-"""What libtpu calls a slice: this name and so many times its chips."""
+"""The name of a slice in libtpu: this prefix, and the number of chips times this factor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """So many chips of a name in `CHIPS`; `text` is how the whole was named."""
+    """A number of chips of one kind. `name` is a key of `CHIPS`, `text` is what the user gave."""
 
     text: str
     name: str
@@ -34,7 +34,10 @@ class Topology:
 
     @classmethod
     def parse(cls, text: str) -> "Topology":
-        """From `v5e:4x4` or `gpu:8xH100`. InputError, with the known names, for anything else."""
+        """Parses `v5e:4x4` or `gpu:8xH100`.
+
+        Raises InputError if `text` has neither form, or the chip is unknown.
+        """
         name, _, shape = text.partition(":")
         if name in SHAPES and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", shape):
             chips = math.prod(int(n) for n in shape.split("x"))
@@ -46,8 +49,8 @@ class Topology:
         slices = ", ".join(f"{name}:{shape}" for name, shape in SHAPES.items())
         boxes = ", ".join(f"gpu:8x{name}" for name in CHIPS if name not in SHAPES)
         raise InputError(
-            f"--topology {text}: unknown; it is written like {slices} (chips along each axis of "
-            f"the slice), or {boxes}"
+            f"--topology {text}: unknown; must be a TPU slice like {slices} (chips along each "
+            f"axis), or GPUs like {boxes}"
         )
 
     @property
@@ -56,43 +59,46 @@ class Topology:
 
     @property
     def is_compiled_for(self) -> bool:
-        """Whether there is a compiler for it that works without the hardware."""
+        """Whether libtpu can compile for it without the hardware."""
         return self.name in SHAPES and self.name != "v4"
 
     def check_compiler(self) -> None:
-        """InputError where libtpu is not installed."""
+        """Raises InputError if libtpu is not installed."""
         if importlib.util.find_spec("libtpu") is None:
             raise InputError(
-                f"--topology {self.text}: the TPU compiler is missing: pip install 'mdlm[tpu]'"
+                f"--topology {self.text}: needs the TPU compiler: pip install 'mdlm[tpu]'"
             )
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables that libtpu looks for as soon as JAX is imported."""
+        """The environment variables that libtpu reads when JAX is imported."""
         kind, cores = ACCELERATORS[self.name]
         return {
             "JAX_PLATFORMS": "cpu",
-            # Otherwise libtpu asks a server that only machines with TPUs have.
+            # Otherwise libtpu queries a server that exists only on machines with TPUs.
             "TPU_SKIP_MDS_QUERY": "1",
             "TPU_ACCELERATOR_TYPE": f"{kind}-{cores * self.chips}",
             "TPU_WORKER_HOSTNAMES": "localhost",
-            # One process at a time may have a TPU; compiling takes none.
+            # One process at a time may use a TPU; compiling uses none.
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         }
 
     def sizes(self, shape: MeshShape) -> AbstractMesh:
-        """A mesh without devices. InputError where its sizes do not fit the chips."""
-        # TPUs by name on GPUs too: the networks then choose an attention that holds no scores, as
-        # those of GPUs do, and that can be looked into without a GPU.
+        """Returns a mesh without devices.
+
+        Raises InputError if its sizes do not fit the number of chips.
+        """
+        # The platform is "tpu" for GPUs too: the networks then choose an attention kernel that
+        # holds no scores, as on GPUs, and that can be traced without a GPU.
         device = jax.sharding.AbstractDevice(device_kind="TPU", num_cores=1, platform="tpu")
         types = (AxisType.Auto,) * len(AXES)
         return AbstractMesh(shape.sizes(self.chips), AXES, types, abstract_device=device)
 
     def mesh(self, shape: MeshShape) -> Mesh:
-        """A mesh of devices that can be compiled for.
+        """Returns a mesh of devices to compile for.
 
-        InputError where its sizes do not fit the chips, or libtpu knows no such slice. The process
-        must have been started with `environment`.
+        Raises InputError if its sizes do not fit the number of chips, or libtpu has no such slice.
+        The process must have been started with `environment`.
         """
         from jax.experimental import topologies
 

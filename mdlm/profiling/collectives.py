@@ -1,13 +1,13 @@
-"""What devices send to each other in a compiled program, read from its HLO text.
+"""The collectives of a compiled program, read from its HLO text.
 
-XLA prints a program as computations, lists of instructions; one of them is the entry, and loops
-and fusions name others. An instruction counts as often as its computation is run: the trips of a
-loop are read from its configuration, or from the comparison that ends it (`i < n`), the constant
-that is added to `i`, and a start at 0. A loop whose trips cannot be read so is taken as one trip.
+XLA prints a program as computations, which are lists of instructions. One of them is the entry;
+loops and fusions call others. An instruction counts once per run of its computation. The trip
+count of a loop is read from its configuration, or from the comparison that ends it (`i < n`) and
+the constant that is added to `i`, with a start at 0. Without either, the trip count is taken as 1.
 
-The bytes of a collective are those of the whole array that a device takes part in moving: what an
-all-gather gives, and what any other takes. A device sends about as many, in an all-reduce twice
-as many (a reduction, then a gathering).
+The bytes of a collective are those of the whole array: the output of an all-gather, and the input
+of any other. A device sends about as many bytes, in an all-reduce twice as many (a reduce-scatter,
+then an all-gather).
 """
 
 import math
@@ -28,7 +28,7 @@ KINDS = (
     "collective-broadcast",
 )
 BITS = {"pred": 8, "token": 0, "opaque": 0}
-"""Bits of the types whose name does not say it."""
+"""Bits of the types whose name does not contain them."""
 
 ARRAY = re.compile(r"\b([a-z]+[0-9]*(?:e[0-9]m[0-9][a-z]*)?)\[([0-9,]*)\]")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -37,7 +37,7 @@ TRIPS = re.compile(r'known_trip_count[^0-9]*"?n"?[^0-9]*([0-9]+)')
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """Collectives of one kind in one run of a program: how many, and bytes on each device."""
+    """Collectives of one kind in one run of a program: their number, and bytes on each device."""
 
     count: int = 0
     bytes: int = 0
@@ -47,7 +47,7 @@ class Traffic:
 
 
 def collectives(text: str) -> dict[str, Traffic]:
-    """Traffic by kind, of a program in HLO text as `compiled.as_text()` gives it."""
+    """Returns the traffic by kind of a program, from its HLO text (`compiled.as_text()`)."""
     found: dict[str, Traffic] = defaultdict(Traffic)
     for kind, _, traffic in met(text):
         found[kind] += traffic
@@ -55,10 +55,10 @@ def collectives(text: str) -> dict[str, Traffic]:
 
 
 def met(text: str) -> Iterator[tuple[str, Instruction, Traffic]]:
-    """Each collective in the text of a program: its kind, its line, and its traffic in one run."""
+    """Yields each collective of a program: its kind, its instruction, and its traffic per run."""
     computations, roots, entry = parsed(text)
-    # TPUs cut one collective into parts that are fused with other work. All parts show it, with
-    # the same channel.
+    # On TPUs one collective is split into parts that are fused with other work. All parts contain
+    # it, with the same channel.
     seen: set[tuple[str, str]] = set()
 
     def visit(
@@ -91,17 +91,17 @@ def met(text: str) -> Iterator[tuple[str, Instruction, Traffic]]:
 
 
 def sent(traffic: dict[str, Traffic]) -> int:
-    """Bytes that a device sends in one run, about: those of all-reduces are sent twice."""
+    """Returns the approximate bytes that a device sends in one run; all-reduces count twice."""
     return sum(t.bytes * times_sent(kind) for kind, t in traffic.items())
 
 
 def times_sent(kind: str) -> int:
-    """How often a device sends a collective's bytes, about: to add up, and to spread the sums."""
+    """Returns how often a device sends a collective's bytes: twice to reduce, then gather."""
     return 2 if kind == "all-reduce" else 1
 
 
 def size_of(type: str) -> int:
-    """Bytes of an array, or of all arrays of a tuple, by the text of its type."""
+    """Returns the bytes of an array, or of all arrays of a tuple, from the text of its type."""
     total = 0
     for name, shape in ARRAY.findall(type):
         digits = re.search(r"[0-9]+", name)
@@ -111,17 +111,17 @@ def size_of(type: str) -> int:
 
 
 def moved(kind: str, line: Instruction, computation: Computation) -> int:
-    """Bytes of a collective, see above."""
+    """Returns the bytes of a collective, see the top of this file."""
     taken = sum(size_of(computation[name].type) for name in line.operands if name in computation)
     if kind != "all-gather":
         return taken
-    # Begun apart from its end, it answers with what it took, too.
+    # An asynchronous start returns its inputs too.
     return size_of(line.type) - (taken if line.opcode.endswith("-start") else 0)
 
 
 def is_cut(root: str, computation: Computation) -> bool:
-    """Whether a fused computation is an all-reduce of which a device keeps its part, which is how
-    TPUs write a reduce-scatter."""
+    """Returns whether a fused computation is an all-reduce and a slice of it per device, the form
+    of a reduce-scatter on TPUs."""
     line = computation.get(root)
     if line is None or line.opcode != "dynamic-slice":
         return False
@@ -130,7 +130,7 @@ def is_cut(root: str, computation: Computation) -> bool:
 
 
 def trips(line: Instruction, computations: dict[str, Computation], roots: dict[str, str]) -> int:
-    """How often the body of a `while` runs."""
+    """Returns the trip count of a `while`."""
     if known := TRIPS.search(line.rest):
         return int(known[1])
     names = [re.search(rf"{part}=%?([\w.\-]+)", line.rest) for part in ("condition", "body")]
@@ -140,11 +140,11 @@ def trips(line: Instruction, computations: dict[str, Computation], roots: dict[s
     if end is None or result is None or "direction=LT" not in end.rest or len(end.operands) != 2:
         return 1
     counter, limit = (_through_copies(name, condition) for name in end.operands)
-    place = re.search(r"index=([0-9]+)", counter.rest) if counter else None
+    index = re.search(r"index=([0-9]+)", counter.rest) if counter else None
     bound = _constant(limit)
-    if place is None or bound is None or int(place[1]) >= len(result.operands):
+    if index is None or bound is None or int(index[1]) >= len(result.operands):
         return 1
-    stepped = _through_copies(result.operands[int(place[1])], body)
+    stepped = _through_copies(result.operands[int(index[1])], body)
     if stepped is None or stepped.opcode != "add":
         return 1
     steps = [_constant(_through_copies(name, body)) for name in stepped.operands]

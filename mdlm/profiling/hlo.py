@@ -1,4 +1,4 @@
-"""Reads the text of a compiled program (HLO): its computations and their instructions."""
+"""Parses the text of a compiled program (HLO) into computations and instructions."""
 
 import re
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ OP_NAME = re.compile(r'\bop_name="([^"]*)"')
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line: its opcode, the text of its type, its operands' names, and all behind those."""
+    """One line: opcode, text of the type, names of the operands, and the rest of the line."""
 
     opcode: str
     type: str
@@ -28,12 +28,12 @@ class Instruction:
 
     @property
     def op_name(self) -> str | None:
-        """The scopes that it comes from: `jit(train_step)/.../attention/dot_general`."""
+        """The named scopes of the instruction: `jit(train_step)/.../attention/dot_general`."""
         return self._named(OP_NAME)
 
     @property
     def fused(self) -> str | None:
-        """The computation that holds the instructions of a fusion."""
+        """The name of the computation with the instructions of a fusion."""
         return self._named(FUSED)
 
     def _named(self, pattern: re.Pattern[str]) -> str | None:
@@ -45,9 +45,9 @@ Computation = dict[str, Instruction]
 
 
 def parsed(text: str) -> tuple[dict[str, Computation], dict[str, str], str]:
-    """The computations by name, the name of each one's result, and the entry's name.
+    """Returns the computations by name, the name of each one's root, and the entry's name.
 
-    ValueError where there is no entry.
+    Raises ValueError if the text has no entry.
     """
     computations: dict[str, Computation] = {}
     roots: dict[str, str] = {}
@@ -73,12 +73,12 @@ def parsed(text: str) -> tuple[dict[str, Computation], dict[str, str], str]:
             if start[1]:
                 roots[current] = start[2]
     if not entry:
-        raise ValueError("not the HLO text of a program: it has no ENTRY")
+        raise ValueError("the text has no ENTRY: must be the HLO text of a compiled program")
     return computations, roots, entry
 
 
 def _closing(line: str, start: int) -> int:
-    """Where the parenthesis closes that was opened before `start`."""
+    """Returns the index of the parenthesis that closes the one before `start`."""
     depth = 1
     for i in range(start, len(line)):
         depth += {"(": 1, ")": -1}.get(line[i], 0)

@@ -1,9 +1,9 @@
-"""How fast the hardware could multiply, the denominator of MFU; and how much it can hold.
+"""Peak FLOP/s, memory and links of hardware. The peak is the denominator of MFU.
 
-MFU (model FLOPs utilisation, arXiv:2204.02311) is the rate of the model's own operations over the
-peak rate of dense matrix products. For accelerators the peak is that of the datasheet, never one
-with sparsity; a CPU has none that its clock would keep, so there it is measured. Hardware that is
-not listed has no peak here, and its runs report no MFU, rather than one that is guessed.
+MFU (model FLOPs utilisation, arXiv:2204.02311) is the model's FLOP/s over the peak FLOP/s of dense
+matmuls. For accelerators the peak is that of the datasheet, without sparsity. The clock of a CPU
+varies, so its peak is measured. Hardware that is not listed has no peak here, and its runs report
+no MFU, rather than a guess.
 """
 
 import re
@@ -16,24 +16,24 @@ import jax
 import jax.numpy as jnp
 
 SIZE = 2048
-"""Rows and columns of the matrices that a CPU multiplies to be measured."""
+"""Rows and columns of the matrices in the measurement of a CPU."""
 REPEATS, PATIENCE = 4, 0.5
-"""Products timed at most, and seconds after which no further one is begun."""
+"""Most matmuls that are timed, and seconds after which no further one starts."""
 
 
 class Peak(NamedTuple):
-    """Dense matrix products, operations per second, and where the figure is from.
+    """The peak of dense matmuls, in FLOP/s, and the source of the figure.
 
-    `flops` is None where it is not known.
+    `flops` is None if it is unknown.
     """
 
     flops: float | None
     source: str
 
 
-# (pattern of `device_kind`, 16-bit floats, float32, the page); the first that is found counts.
-# float32 products run as TF32 on these GPUs and in one pass of bfloat16 on TPUs, which is what JAX
-# asks of them by default. NVIDIA prints figures with 2:4 sparsity: half of them is dense.
+# (pattern of `device_kind`, 16-bit floats, float32, the page); the first match counts.
+# float32 matmuls run as TF32 on these GPUs and in one pass of bfloat16 on TPUs, which is JAX's
+# default. NVIDIA prints figures with 2:4 sparsity: half of them is dense.
 DATASHEETS: tuple[tuple[str, float, float, str], ...] = (
     (r"\bH[12]00 NVL", 835e12, 418e12, "NVIDIA H100 and H200 datasheets, NVL"),
     (r"\bH100 PCIe", 756e12, 378e12, "NVIDIA H100 datasheet, PCIe"),
@@ -47,13 +47,13 @@ DATASHEETS: tuple[tuple[str, float, float, str], ...] = (
 
 
 class Chip(NamedTuple):
-    """A chip that `mdlm plan` knows.
+    """A chip that `mdlm plan` supports.
 
-    `memory` is what a program can have on one, in bytes; `link` what it can send to its
-    neighbours, in bytes per second, all links together, one way (of GPUs: inside one box).
-    `network` is its share of what its machine can send to machines elsewhere, where that is
-    published: to another slice, or to another box. `axes` are those of the torus, 0 where there is
-    a switch; along each of them a chip has two links.
+    `memory` is the memory available to a program, in bytes; `link` is the bandwidth to neighbours,
+    in bytes per second, all links together, one way (of GPUs: inside one box). `network` is the
+    chip's share of its machine's bandwidth to another slice or another box, None where it is not
+    published. `axes` is the number of axes of the torus, 0 with a switch; along each axis a chip
+    has two links.
     """
 
     kind: str
@@ -67,12 +67,12 @@ class Chip(NamedTuple):
 GIB = 2.0**30
 GOOGLE = "docs.cloud.google.com/tpu/docs"
 # TPUs: `memory` is what XLA says is available when a program needs more (libtpu 0.0.52), a little
-# less than the 16, 95 and 32 GiB of the chips; of v4, which is not compiled for, all 32. `link` is
+# less than the 16, 95 and 32 GiB of the chips; of v4, which has no compiler here, all 32. `link` is
 # half of the "bidirectional inter-chip interconnect (ICI) bandwidth per chip": 400, 1,200 and
 # 800 GB/s. Of v4 the documentation has only that a pod of 4,096 chips reduces 1.1 PB/s; its paper
 # has six links of 50 GB/s. `network`: 6.4 Tb/s per pod of 256 chips, 50 Gb/s per chip, 25.6 Tb/s
 # per pod of 256.
-# GPUs: the datasheets' GB, taken as 10^9, which leaves the driver its part; half of NVLink's rate;
+# GPUs: the datasheets' GB, taken as 10^9, which leaves room for the driver; half of NVLink's rate;
 # one port of 200 or 400 Gb/s for each GPU, as in NVIDIA's own boxes.
 CHIPS: dict[str, Chip] = {
     "v4": Chip("TPU v4", 32 * GIB, 300e9, None, 3, f"{GOOGLE}/v4; arXiv:2304.01433, table 4"),
@@ -86,7 +86,7 @@ CHIPS: dict[str, Chip] = {
 
 
 def peak_flops(dtype: str, devices: Sequence[Any] | None = None) -> Peak:
-    """The peak of `devices` together (default: one) for products of operands of a dtype.
+    """Returns the peak of `devices` together (default: one) for matmuls of operands of `dtype`.
 
     Args:
         dtype: name of the operands' dtype, such as "bfloat16".
@@ -96,27 +96,27 @@ def peak_flops(dtype: str, devices: Sequence[Any] | None = None) -> Peak:
     devices = jax.local_devices()[:1] if devices is None else list(devices)
     if devices[0].platform == "cpu":
         flops = measured(dtype) * len({device.process_index for device in devices})
-        return Peak(flops, f"measured product of {SIZE} x {SIZE} {dtype} matrices")
+        return Peak(flops, f"measured matmul of {SIZE} x {SIZE} {dtype} matrices")
     peak = datasheet(devices[0].device_kind, dtype)
     return peak if peak.flops is None else Peak(peak.flops * len(devices), peak.source)
 
 
 def datasheet(kind: str, dtype: str) -> Peak:
-    """The published peak of one device of a `device_kind`, or None for its figure."""
+    """Returns the published peak of one device of a `device_kind`; `flops` is None if unknown."""
     column = {"bfloat16": 0, "float16": 0, "float32": 1}.get(dtype)
-    whole = "MIG" not in kind  # a slice of a GPU has a part of its peak only
+    whole = "MIG" not in kind  # a slice of a GPU has only a part of its peak
     for pattern, *figures, page in DATASHEETS:
         if whole and column is not None and re.search(pattern, kind):
             tf32 = ", TF32" if column == 1 and page.startswith("NVIDIA") else ""
             return Peak(figures[column], page + tf32)
-    return Peak(None, f"no published peak is known here for {dtype} on {kind!r}")
+    return Peak(None, f"no published peak for {dtype} on {kind!r} is listed")
 
 
 @cache
 def measured(dtype: str) -> float:
-    """The best of a few matrix products on this process's CPU, operations per second.
+    """Returns the best FLOP/s of a few matmuls on this process's CPU.
 
-    Takes under a second; the process remembers it.
+    Takes under a second; the result is cached.
     """
 
     def product(a, b):
@@ -125,7 +125,7 @@ def measured(dtype: str) -> float:
 
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         a = jnp.ones((SIZE, SIZE), dtype)
-        compiled = jax.jit(product).lower(a, a).compile()  # not a part of what is timed
+        compiled = jax.jit(product).lower(a, a).compile()  # not timed
         best, begun = float("inf"), time.perf_counter()
         for _ in range(REPEATS):
             since = time.perf_counter()

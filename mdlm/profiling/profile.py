@@ -1,7 +1,7 @@
-"""A few steps of a run under the profiler, and where their time went.
+"""Profiles a few steps of a run: the time by part of the model.
 
-`Profiler` is told of each step by the training loop. It lets the first steps pass, which compile,
-traces the next ones, and reads the trace in this process. The result stands in the run folder:
+The training loop calls `Profiler` at each step. It skips the first steps, which compile, traces the
+next ones, and reads the trace in this process. It writes to the run folder:
 
 profile/plugins/...     the trace, for XProf, TensorBoard or Perfetto
 profile/profile.txt     time by part of the step, as printed
@@ -21,18 +21,18 @@ from mdlm.profiling import timeline
 from mdlm.profiling.timeline import Event, Instruction
 
 WARM_UP = 3
-"""Steps of a session before the first that is traced."""
+"""Steps before the first one that is traced, counted from the start or resume of a run."""
 SLOWEST = 8
-"""Instructions that the printed table names."""
+"""Number of instructions in the printed table."""
 UNKNOWN = Instruction("", timeline.OTHER, timeline.FORWARD, is_product=False, is_container=False)
-"""Of what the program's text does not name: what a GPU copies, the kernels of a captured graph."""
+"""Stands for events that the program's text does not name: copies on a GPU, captured graphs."""
 MS = 1e-6
 """Milliseconds in a nanosecond."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one instruction took: milliseconds per step and device, and runs per step."""
+    """The time of one instruction: milliseconds per step and device, and runs per step."""
 
     name: str
     opcode: str
@@ -45,16 +45,16 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Where the time of traced steps went, in milliseconds per step, a mean over devices.
+    """The time of the traced steps, in milliseconds per step, as the mean over devices.
 
     Args:
-        steps: how many were traced.
-        devices: devices in the trace.
-        step: from the first instruction of a step to the end of its last.
-        idle: of that, time in which no instruction ran.
-        between: from the end of a step to the start of the next. Where another program ran there
-            (a validation, say), it is not counted; None where that leaves nothing.
-        instructions: those of the step, the slowest first; with `idle` they add up to `step`.
+        steps: number of traced steps.
+        devices: number of devices in the trace.
+        step: time from the start of the first instruction of a step to the end of its last.
+        idle: the part of `step` in which no instruction ran.
+        between: time from the end of a step to the start of the next. Gaps in which another program
+            ran (a validation, say) are left out; None if no gap remains.
+        instructions: those of the step, slowest first; with `idle` they add up to `step`.
     """
 
     steps: int
@@ -65,7 +65,7 @@ class Profile:
     instructions: tuple[Cost, ...]
 
     def parts(self) -> dict[str, dict[str, float]]:
-        """Milliseconds by part, then by direction; the slowest part first."""
+        """Returns milliseconds by part, then by direction; the slowest part first."""
         table: dict[str, dict[str, float]] = defaultdict(
             lambda: dict.fromkeys(timeline.DIRECTIONS, 0.0)
         )
@@ -74,14 +74,14 @@ class Profile:
         return dict(sorted(table.items(), key=lambda item: -sum(item[1].values())))
 
     def products(self) -> dict[str, float]:
-        """Of each part, milliseconds in matrix products (and what is fused with them)."""
+        """Returns milliseconds in matmuls (and operations fused with them), by part."""
         table: dict[str, float] = defaultdict(float)
         for cost in self.instructions:
             table[cost.part] += cost.ms * cost.is_product
         return dict(table)
 
     def to_json(self) -> str:
-        """All of it, `parts` and `products` included."""
+        """Returns the whole profile as JSON, with `parts` and `products`."""
         return json.dumps({**asdict(self), "parts": self.parts(), "products": self.products()})
 
     def __str__(self) -> str:
@@ -106,8 +106,8 @@ class Profile:
         lines += [
             row("all", whole, (total,)),
             "",
-            "Time in which several instructions ran is shared equally among them. products: matrix",
-            "products and what is fused with them. Gradients made in the forward pass count there.",
+            "Instructions that run at the same time share the time equally. products: matmuls and",
+            "operations fused with them. Gradients computed in the forward pass count as forward.",
             "",
             f"{'slowest instructions':44}{'ms/step':>10}{'runs':>8}  part",
         ]
@@ -122,7 +122,10 @@ class Profile:
 def read(
     events: list[Event], module: str, instructions: dict[str, Instruction], steps: int
 ) -> Profile:
-    """The profile of a program's runs among a trace's events. ValueError where it has none."""
+    """Returns the profile of the program `module` from the events of a trace.
+
+    Raises ValueError if the trace has no run of it.
+    """
     devices = sorted({event.device for event in events if event.module == module})
     if not devices:
         raise ValueError(f"the trace has no run of {module} (of {len(events)} events)")
@@ -132,7 +135,7 @@ def read(
     between: list[float] = []
     for device in devices:
         here = [event for event in events if event.device == device]
-        # What a trace does not name (the kernels of a captured graph) is taken for the step's.
+        # Events without a program (kernels of a captured graph) are assigned to the step.
         ours = [event for event in here if event.module in (module, None)]
         spans = timeline.runs([e for e in here if e.module == module], steps)
         leaves = [e for e in ours if not instructions.get(e.instruction, UNKNOWN).is_container]
@@ -172,19 +175,20 @@ def read(
 
 
 def check(steps: int, left: int) -> None:
-    """InputError unless so many steps can be traced in a session that has `left` to go."""
+    """Raises InputError if a run with `left` steps to go cannot trace `steps` of them."""
     if steps < 1:
-        raise InputError(f"--profile {steps}: at least one step is needed")
+        raise InputError(f"--profile {steps}: must be at least 1")
     if steps + WARM_UP > left:
         raise InputError(
-            f"--profile {steps}: {left} steps are left, of which the first {WARM_UP} are not traced"
+            f"--profile {steps}: must be at most {max(left - WARM_UP, 0)}: {left} steps are left, "
+            f"of which the first {WARM_UP} are not traced"
         )
 
 
 class Profiler:
-    """Traces `steps` steps of a session that begins at step `begin`; 0 traces none.
+    """Traces `steps` steps of a run that starts or resumes at step `begin`; 0 traces none.
 
-    Of several processes the one that `writes` traces; the others compile what it compiles.
+    Only the host process with `writes=True` traces; the others compile the same program.
     """
 
     def __init__(self, folder: Path, steps: int, begin: int, writes: bool = True):
@@ -193,20 +197,20 @@ class Profiler:
         self.compiled: Any = None
 
     def before(self, step: int, train_step: Any, state: Any, batch: Any) -> None:
-        """To be told that `step` steps are done and the next one follows."""
-        if step != self.first or self.compiled is not None:  # a run may come by a step twice
+        """Starts the trace if `step`, the number of finished steps, is the first to trace."""
+        if step != self.first or self.compiled is not None:  # a run may repeat a step
             return
-        # The text of the very program that runs: JAX has it compiled already.
+        # The program that the run executes; JAX has compiled it already.
         self.compiled = train_step.lower(state, batch).compile()
         jax.block_until_ready(state)
         if not self.writes:
             return
         options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # it would slow the very host that is looked at
+        options.python_tracer_level = 0  # it would slow down the profiled host
         jax.profiler.start_trace(self.folder, profiler_options=options)
 
     def after(self, step: int, state: Any) -> Profile | None:
-        """To be told that `step` steps are done: the profile, once the last one is traced."""
+        """Returns the profile if `step`, the number of finished steps, ends the trace."""
         if self.compiled is None or step != self.first + self.steps:
             return None
         jax.block_until_ready(state)
@@ -223,7 +227,7 @@ class Profiler:
         return found
 
     def close(self) -> None:
-        """Ends a trace that is under way."""
+        """Stops a running trace, if any."""
         if self.compiled is not None:
             if self.writes:
                 jax.profiler.stop_trace()

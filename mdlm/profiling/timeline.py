@@ -1,11 +1,11 @@
-"""What a trace of the profiler says: which instruction ran when, and which part it belongs to.
+"""Reads a trace of the profiler: when each instruction ran, and to which part it belongs.
 
-The compiler names every instruction of a program. The profiler's trace tells when each ran; the
-program's text tells where each comes from (`op_name="jit(train_step)/.../attention/dot_general"`),
-so the two together give time by part of the model. Times are nanoseconds of the trace's clock.
+The compiler names every instruction of a program. The trace contains when each ran; the program's
+text contains its named scopes (`op_name="jit(train_step)/.../attention/dot_general"`), so the two
+together give time by part of the model. Times are nanoseconds of the trace's clock.
 
-Instructions may run side by side (threads, streams). Time is shared equally among those that run
-at once, so the shares of all instructions add up to the time in which any of them ran.
+Instructions may run at the same time (threads, streams). They then share the time equally, so the
+shares of all instructions add up to the time in which any of them ran.
 """
 
 import re
@@ -19,20 +19,20 @@ from mdlm.names import PARTS
 from mdlm.profiling import hlo
 
 SCAN, OTHER = "scan", "other"
-"""What a loop (over layers, over micro-batches) itself moves, and what has no name."""
+"""Parts for a loop's own data movement (layers, micro-batches), and for all without a scope."""
 FORWARD, BACKWARD, RECOMPUTED = DIRECTIONS = "forward", "backward", "recomputed"
 CONTAINERS = {"while", "conditional", "call", "async-start", "async-done"}
 PRODUCTS = {"dot", "convolution"}
-# Custom calls that multiply: cuBLAS, oneDNN, cuDNN's fused attention.
+# Custom calls with matmuls: cuBLAS, oneDNN, cuDNN's fused attention.
 LIBRARY_PRODUCT = re.compile(r'custom_call_target="[^"]*(?:gemm|matmul|fmha|\$dot)[^"]*"', re.I)
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """Where an instruction comes from.
+    """The part of the model that an instruction comes from.
 
-    `is_product`: it is, or holds, a matrix product. `is_container`: its events enclose those of
-    the instructions that it runs, which count for themselves.
+    `is_product`: it is, or contains, a matmul. `is_container`: its events enclose those of the
+    instructions that it calls, which are counted separately.
     """
 
     opcode: str
@@ -44,7 +44,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Event:
-    """One run of one instruction on one device. `run` numbers the program's runs where known."""
+    """One run of one instruction on one device. `run` is the id of the program's run, if known."""
 
     device: str
     module: str | None
@@ -55,7 +55,7 @@ class Event:
 
 
 def origin(op_name: str) -> tuple[str, str]:
-    """Part and direction of the scopes in an `op_name`: the innermost part that is known."""
+    """Returns part and direction from the scopes in an `op_name`, by the innermost known part."""
     words = re.split(r"[/()]", op_name)
     unnamed = SCAN if "while/body" in op_name else OTHER
     part = next((word for word in reversed(words) if word in PARTS), unnamed)
@@ -65,7 +65,7 @@ def origin(op_name: str) -> tuple[str, str]:
 
 
 def instructions(text: str) -> dict[str, Instruction]:
-    """The instructions of a compiled program, by name, from its text."""
+    """Returns the instructions of a compiled program, by name, from its text."""
     computations, _, _ = hlo.parsed(text)
     lines = {name: line for body in computations.values() for name, line in body.items()}
     own = {name: origin(line.op_name) for name, line in lines.items() if line.op_name is not None}
@@ -77,8 +77,9 @@ def instructions(text: str) -> dict[str, Instruction]:
         line = lines[name]
         return line.opcode in PRODUCTS or bool(LIBRARY_PRODUCT.search(line.rest))
 
-    def place(name: str, depth: int) -> tuple[str, str]:
-        """Of a fusion: that of its product, its own, the commonest inside it, its operands'."""
+    def attributed(name: str, depth: int) -> tuple[str, str]:
+        """Returns, for a fusion, the origin of its matmul, else its own, else the commonest inside
+        it, else that of its operands."""
         fused = inner(name)
         for candidate in [n for n in fused if multiplies(n)] + [name]:
             if own.get(candidate, (OTHER,))[0] != OTHER:
@@ -86,19 +87,19 @@ def instructions(text: str) -> dict[str, Instruction]:
         votes = Counter(own[n] for n in fused if own.get(n, (OTHER,))[0] != OTHER)
         if votes:
             return votes.most_common(1)[0][0]
-        # A copy, say, that the compiler put in belongs to whatever made what it copies.
+        # A copy that the compiler inserted belongs to the producer of its operand.
         if depth and lines[name].opcode not in CONTAINERS:
             for operand in lines[name].operands:
-                if operand in lines and (at := place(operand, depth - 1))[0] != OTHER:
+                if operand in lines and (at := attributed(operand, depth - 1))[0] != OTHER:
                     return at
         return own.get(name, (OTHER, FORWARD))
 
     return {
         name: Instruction(
             line.opcode,
-            *place(name, depth=3),
+            *attributed(name, depth=3),
             is_product=any(multiplies(n) for n in [name, *inner(name)]),
-            # XLA:CPU runs small calls in one piece, without events for what is inside.
+            # XLA:CPU runs small calls as one event, without events for their instructions.
             is_container=line.opcode in CONTAINERS and "xla_cpu_small_call" not in line.rest,
         )
         for name, line in lines.items()
@@ -106,7 +107,7 @@ def instructions(text: str) -> dict[str, Instruction]:
 
 
 def events(data: Any) -> list[Event]:
-    """The runs of instructions in a `jax.profiler.ProfileData`, on any platform."""
+    """Returns the runs of instructions in a `jax.profiler.ProfileData`, on any platform."""
     planes = list(data.planes)
     devices = [p for p in planes if p.name.startswith(("/device:GPU:", "/device:TPU:"))]
     if not devices:
@@ -115,7 +116,7 @@ def events(data: Any) -> list[Event]:
 
 
 def _on_threads(plane: Any) -> Iterable[Event]:
-    """Of a CPU. Threads that start an instruction may leave its end to others, who mark it."""
+    """Yields the events of a CPU. Another thread may end an instruction; an event marks that."""
     began, ended = [], {}
     for line in plane.lines:
         for event in line.events:
@@ -137,7 +138,7 @@ def _on_threads(plane: Any) -> Iterable[Event]:
 
 
 def _on_device(plane: Any) -> Iterable[Event]:
-    """Of a GPU, whose lines are streams, or of a TPU, whose line of instructions has a name."""
+    """Yields the events of a GPU (its lines are streams) or of a TPU (one line, "XLA Ops")."""
     lines = {line.name: line for line in plane.lines}
     modules = sorted(
         (event.start_ns, event.end_ns, event.name.partition("(")[0])
@@ -152,7 +153,7 @@ def _on_device(plane: Any) -> Iterable[Event]:
             yield Event(
                 device=plane.name,
                 module=stats.get("hlo_module") or (modules[at][2] if inside else None),
-                # A TPU's event is named by the instruction's whole text.
+                # The name of a TPU's event is the whole text of the instruction.
                 instruction=stats.get("hlo_op") or event.name.partition(" = ")[0].lstrip("%"),
                 start=event.start_ns,
                 end=event.end_ns,
@@ -160,10 +161,10 @@ def _on_device(plane: Any) -> Iterable[Event]:
 
 
 def runs(of_module: list[Event], count: int) -> list[tuple[float, float]]:
-    """First start and last end of each run of a program on one device, in order.
+    """Returns first start and last end of each run of a program on one device, in order.
 
-    Where the trace does not number the runs, the instruction that comes first begins each; should
-    that not give `count` of them, all are taken as one.
+    If the trace has no run ids, a run starts at each event of the first instruction; if that does
+    not give `count` runs, all events are one run.
     """
     of_module = sorted(of_module, key=lambda e: e.start)
     groups: dict[Hashable, list[Event]] = defaultdict(list)
@@ -177,7 +178,7 @@ def runs(of_module: list[Event], count: int) -> list[tuple[float, float]]:
 
 
 def shares(spans: list[tuple[float, float, Any]]) -> dict[Any, float]:
-    """Time by key of `(start, end, key)`, each moment shared equally by the spans that cover it."""
+    """Returns time by key of `(start, end, key)`; spans that overlap share the time equally."""
     edges = [(end, -1, key) for start, end, key in spans if end > start]
     edges += [(start, 1, key) for start, end, key in spans if end > start]
     edges.sort(key=lambda edge: edge[:2])

@@ -50,15 +50,15 @@ def test_refusals(file, capsys, monkeypatch):
     find = importlib.util.find_spec
     absent = lambda name, *rest: None if name == "libtpu" else find(name, *rest)
     monkeypatch.setattr(importlib.util, "find_spec", absent)
-    assert "unknown; it is written like v4:4x4x4, v5e:4x4" in refused(
+    assert "unknown; must be a TPU slice like v4:4x4x4, v5e:4x4" in refused(
         capsys, file, "--topology", "v7:2x2"
     )
     said = refused(capsys, file, "--topology", "v5e:2x2")
-    assert "the TPU compiler is missing: pip install 'mdlm[tpu]'" in said
+    assert "needs the TPU compiler: pip install 'mdlm[tpu]'" in said
     said = refused(capsys, file, "--topology", "v5e:2x2", "--mesh.fsdp", "3")
     assert "mesh data=-1 fsdp=3 does not fit 4 devices" in said
     said = refused(capsys, file, "--topology", "v5e:2x2", "--mesh.tensor", "4", "--mesh.data", "1")
-    assert "network.heads=2 does not divide over sequence x tensor = 1 x 4 devices" in said
+    assert "network.heads=2: must be a multiple of mesh.sequence x mesh.tensor = 1 x 4" in said
     said = refused(capsys, file, "--topology", "v5e:4x8")
     assert "a batch of 16 rows does not divide over 32 devices" in said
     assert "--mfu 40.0" in refused(capsys, file, "--topology", "v5e:2x2", "--mfu", "40")

@@ -137,5 +137,5 @@ def test_what_is_wrong_is_said(tokens):
         logits(BlockDiT(block_size=4, **SIZES), tokens=tokens)
     with pytest.raises(ValueError, match="block_size=5 does not divide the length of 12"):
         logits(BlockDiT(block_size=5, **SIZES), tokens=tokens, clean=tokens)
-    with pytest.raises(ValueError, match="block_size=0 must be at least 1"):
+    with pytest.raises(ValueError, match="block_size=0: must be at least 1"):
         BlockDiT(block_size=0, **SIZES)

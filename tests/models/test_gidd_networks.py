@@ -116,7 +116,7 @@ def test_a_prompt_does_not_see_what_is_sampled():
     assert np.abs(a[:, 3:] - b[:, 3:]).max() > 0.1
 
 
-def test_it_has_gradients_under_every_way_of_remembering():
+def test_it_has_gradients_under_every_remat():
     tokens = jnp.arange(8)[None]
 
     def loss(params, remat):

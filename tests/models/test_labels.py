@@ -102,7 +102,7 @@ def test_networks_without_labels_are_told_none(network, key):
     ("wrong", "reason"),
     [
         (dict(labels=-1), "labels=-1"),
-        (dict(labels=2, cond_dim=0), "labels=2 are told by adaLN"),
+        (dict(labels=2, cond_dim=0), "labels=2: labels need adaLN"),
         (dict(labels=2, label_dropout=1.5), "label_dropout=1.5"),
     ],
 )

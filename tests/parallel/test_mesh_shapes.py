@@ -248,9 +248,17 @@ def test_what_is_sent(shape):
 @pytest.mark.parametrize(
     ("shape", "changes", "said"),
     [
-        ((1, 1, 4, 4), {}, "network.heads=8 does not divide over sequence x tensor = 4 x 4"),
-        ((1, 1, 3, 1), {}, "rows of 16 tokens do not divide over mesh.sequence=3"),
-        ((1, 1, 1, 3), dict(mlp="swiglu", width=24, heads=6), "hidden width of 64 does not"),
+        (
+            (1, 1, 4, 4),
+            {},
+            "network.heads=8: must be a multiple of mesh.sequence x mesh.tensor = 4 x 4",
+        ),
+        ((1, 1, 3, 1), {}, "length=16: must be a multiple of mesh.sequence=3"),
+        (
+            (1, 1, 1, 3),
+            dict(mlp="swiglu", width=24, heads=6),
+            "mlp hidden width 64: must be a multiple of mesh.tensor=3",
+        ),
     ],
 )
 def test_refused(shape, changes, said):

@@ -333,11 +333,13 @@ def test_a_run_stopped_while_it_is_traced_ends_the_trace(tmp_path):
 
 
 def test_more_steps_than_are_left_are_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(InputError, match="--profile -1: at least one"):
+    with pytest.raises(InputError, match="--profile -1: must be at least 1"):
         session(tmp_path, "run", profile=-1)
-    with pytest.raises(InputError, match="--profile 10: 12 steps are left, of which the first 3"):
+    with pytest.raises(
+        InputError, match="--profile 10: must be at most 9: 12 steps are left, of which the first 3"
+    ):
         session(tmp_path, "run", profile=10)
     assert not (tmp_path / "run").exists()
     list(session(tmp_path, "run", steps=8).train())
-    with pytest.raises(InputError, match="--profile 3: 4 steps are left"):
+    with pytest.raises(InputError, match="--profile 3: must be at most 1: 4 steps are left"):
         session(tmp_path, "run", profile=3)

@@ -1,14 +1,14 @@
-"""Attention over rows [noised ; clean] of block diffusion, in plain matrix products.
+"""Attention over rows [noised ; clean] of block diffusion, in plain matmuls.
 
-The clean half is attention to the clean half. A noised query has one softmax over two sets of
-keys, the clean ones of earlier blocks and the noised ones of its own:
+Clean queries attend to the clean half. A noised query has one softmax over two sets of keys, the
+clean ones of earlier diffusion blocks and the noised ones of its own:
 
     s = [q k^T ; q k_own^T] / sqrt(d),  o = (p v + p_own v_own) / (sum p + sum p_own)
 
-so that of the `[2 l, 2 l]` scores a dense mask would hold, `2 l l` and the own blocks are made.
-The two sets share the softmax's sum, and with it the gradients of `attention_xla`. (Merging two
-finished attentions by their logs of sums gives the same values, but JAX's kernels pass no gradient
-through those.)
+Of the `[2 l, 2 l]` scores of a dense mask, it computes `2 l l` and those inside the own blocks.
+The two sets share the softmax's sum, and so the gradients of `mdlm.models.attention.xla` apply to
+both. (Merging two finished attentions by their log-sum-exp gives the same values, but JAX's
+kernels pass no gradient through it.)
 """
 
 import jax
@@ -17,7 +17,7 @@ from jax import Array
 from jaxtyping import Float
 
 from mdlm.models.attention.mask import AttentionMask
-from mdlm.models.attention.xla import UNSEEN, attend_heads, gradients, heads_first, product
+from mdlm.models.attention.xla import MASKED, attend_heads, gradients, heads_first, product
 
 
 def attend(
@@ -26,7 +26,7 @@ def attend(
     v: Float[Array, "b l h d"],
     mask: AttentionMask,
 ) -> Float[Array, "b l h d"]:
-    """Softmax attention under a mask with `halves`."""
+    """Returns softmax attention under a mask with `halves`."""
     assert mask.halves is not None
     length, size = mask.halves.length, mask.halves.block_size
     noised, clean = slice(0, length), slice(length, 2 * length)
@@ -52,16 +52,16 @@ def _in_row(x):
 
 @jax.custom_vjp
 def _attend_noised(q, k, v, k_own, v_own, earlier, own):
-    """q, k_own, v_own `[b h n s d]`, n blocks of s; k, v `[b h l d]`; given as `[b h l d]`."""
+    """Takes q, k_own, v_own `[b h n s d]`, n blocks of s; k, v `[b h l d]`. Returns `[b h l d]`."""
     return _forward(q, k, v, k_own, v_own, earlier, own)[0]
 
 
 def _forward(q, k, v, k_own, v_own, earlier, own):
     size, scale = q.shape[3], q.shape[4] ** -0.5
-    scores = jnp.where(earlier, product(_in_row(q), k, -1, -1) * scale, UNSEEN)
+    scores = jnp.where(earlier, product(_in_row(q), k, -1, -1) * scale, MASKED)
     own_scores = product(q, k_own, -1, -1) * scale
     if own is not None:
-        own_scores = jnp.where(own, own_scores, UNSEEN)
+        own_scores = jnp.where(own, own_scores, MASKED)
     largest = jnp.maximum(scores.max(-1, keepdims=True), _in_row(own_scores.max(-1, keepdims=True)))
     p = jnp.exp(scores - largest)
     p_own = jnp.exp(own_scores - _in_blocks(largest, size))

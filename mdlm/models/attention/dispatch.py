@@ -1,18 +1,18 @@
 """Attention among the positions of each sequence.
 
-    out_q = sum_k softmax_k(q . k / sqrt(head width)) v_k,  over the keys that query q may see
+    out_q = sum_k softmax_k(q . k / sqrt(head width)) v_k,  over the keys that query q attends to
 
-What it may see, `AttentionMask` describes; a position of padding sees nothing and gets 0. There
-are several implementations of this one function, which differ in speed and memory only:
+`AttentionMask` describes which keys those are; a position of padding attends to none and gets 0.
+This one function has several implementations, which differ in speed and memory only:
 
-    xla     matrix products, on every device; holds the [b h l l] scores (of rows
-            [noised ; clean] half of them: `attention_halves`)
+    xla     plain matmuls, on every device; holds the [b h l l] scores (of rows
+            [noised ; clean] half of them: `block_diffusion`)
     cudnn   NVIDIA's flash kernels, for bfloat16; holds masks only where there are segments
     splash  a Pallas kernel for TPUs; holds neither
 
-"auto" is the kernel made for the device where it can do what is asked, else xla.
+"auto" is the kernel made for the device where it supports the inputs, else xla.
 
-On a mesh whose `sequence` or `tensor` axis is split, each device attends with some of the heads.
+On a mesh whose `sequence` or `tensor` axis is split, each device computes some of the heads.
 """
 
 from typing import Literal
@@ -37,7 +37,7 @@ from mdlm.parallel.sharding import HEADS, WIDE, led
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
 OWN: dict[str, Implementation] = {"gpu": "cudnn", "tpu": "splash"}
-"""The kernels made for a platform."""
+"""The kernel made for each platform."""
 
 
 def attention(
@@ -47,10 +47,10 @@ def attention(
     mask: AttentionMask,
     implementation: Implementation = "auto",
 ) -> Float[Array, "b l h d"]:
-    """Softmax attention, its scores and softmax in float32, in the dtype of the inputs.
+    """Returns softmax attention in the dtype of the inputs. Scores and softmax are float32.
 
-    Under `jax.checkpoint`, a policy that keeps the name `OUTPUT` ("attention") keeps the result.
-    InputError where `implementation` cannot do what is asked, with the reason.
+    Under `jax.checkpoint`, a policy that saves the name `OUTPUT` ("attention") saves the result.
+    Raises InputError if `implementation` does not support the inputs, with the reason.
     """
     name = choose(q, mask, implementation)
     q, k, v = by_heads(q), by_heads(k), by_heads(v)
@@ -59,7 +59,7 @@ def attention(
 
 def _attend(name, q, k, v, mask):
     if name == "splash":
-        # Imported late: Pallas takes a while, and only TPUs need it.
+        # Imported here: importing Pallas takes a while, and only TPUs need it.
         from mdlm.models.attention import splash
 
         return splash.attend(q, k, v, mask)
@@ -71,22 +71,22 @@ def _attend(name, q, k, v, mask):
 
 
 def by_heads(x: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
-    """Every place of some heads on each device, where some places were."""
+    """Moves `x` from a layout split over positions to one split over heads."""
     return led(x, WIDE, HEADS)
 
 
 def by_places(x: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
-    """The other way."""
+    """Moves `x` back from a layout split over heads to one split over positions."""
     return led(x, HEADS, WIDE)
 
 
 def choose(
     q: Float[Array, "b l h d"], mask: AttentionMask, implementation: Implementation
 ) -> Implementation:
-    """The implementation that `attention` takes, "auto" being resolved."""
+    """Returns the implementation that `attention` uses, with "auto" resolved."""
     if implementation == "auto":
         own: Implementation | None = OWN.get(platform())
-        # A row shorter than one of splash's blocks would mostly be filling.
+        # A row shorter than one of splash's blocks would mostly be padding.
         if own is None or (own == "splash" and q.shape[1] < 128) or obstacle(own, q, mask):
             return "xla"
         return own
@@ -99,7 +99,7 @@ def choose(
 def obstacle(
     implementation: Implementation, q: Float[Array, "b l h d"], mask: AttentionMask
 ) -> str | None:
-    """Why an implementation cannot do what is asked; None if it can."""
+    """Returns why an implementation does not support these inputs; None if it does."""
     if implementation == "cudnn":
         return attention_cudnn.obstacle(q, mask, platform())
     if implementation == "splash":

@@ -1,16 +1,16 @@
-"""Which query sees which key, described instead of written out as `[l, l]` per sequence.
+"""Attention masks, which describe what attends to what without an `[l, l]` array per sequence.
 
-    q sees k  iff  neither is padding, both lie in one segment, and `by_place(q, k)` holds
+    q attends to k  iff  neither is padding, both are in one segment, and `by_position(q, k)` holds
 
-`by_place` looks at nothing but the two places, so it is the same for all sequences and a kernel
-can evaluate it block by block. Padding is treated as a segment of its own: softmax is then never
-taken over nothing, and `blank` sets what padding got to 0.
+`by_position` depends on the two positions only, so it is the same for all sequences and a kernel
+can evaluate it block by block. Padding is treated as a segment of its own: no softmax is then over
+an empty set, and `blank` sets the outputs at padding to 0.
 
-Block diffusion (arXiv:2503.09573) reads rows [noised ; clean] of one text twice. With b(q) the
-number of the block that q lies in, counted from 0 in each half:
+Block diffusion (arXiv:2503.09573) reads rows [noised ; clean], one text twice. With b(q) the
+index of the diffusion block of q, counted from 0 in each half:
 
-    noised q sees  noised k with b(k) = b(q),  clean k with b(k) < b(q)
-    clean q sees                               clean k with b(k) <= b(q)
+    noised q attends to  noised k with b(k) = b(q),  clean k with b(k) < b(q)
+    clean q attends to                               clean k with b(k) <= b(q)
 """
 
 import functools
@@ -26,15 +26,15 @@ from jaxtyping import Bool, Float, Int
 from mdlm.types import pytree
 
 OUTPUT = "attention"
-"""The name under which `jax.checkpoint` policies find what attention gives."""
+"""The name of the output of attention in `jax.checkpoint` policies."""
 
 PADDING = -1
-"""The segment that padding makes up."""
+"""The segment id of padding."""
 
 
 @dataclass(frozen=True)
 class Halves:
-    """Rows of `2 * length` places, [noised ; clean], each half in blocks of `block_size`."""
+    """Rows of `2 * length` positions, [noised ; clean], with diffusion blocks of `block_size`."""
 
     length: int
     block_size: int
@@ -48,8 +48,8 @@ class Halves:
     def attends(
         self, q: Int[Array | np.ndarray, "*#s"], k: Int[Array | np.ndarray, "*#s"]
     ) -> Bool[Array | np.ndarray, "*#s"]:
-        """The rule of block diffusion. Operators alone, for NumPy, JAX and kernels alike."""
-        shift = self.length // self.block_size  # by which clean blocks are further on
+        """Returns whether `q` attends to `k`. Works on arrays of NumPy, JAX and kernels."""
+        shift = self.length // self.block_size  # from a noised block to its clean copy
         ahead = q // self.block_size - k // self.block_size
         q_clean, k_clean = q >= self.length, k >= self.length
         earlier = (q_clean & (ahead > 0)) | (~q_clean & (ahead > -shift))
@@ -58,41 +58,41 @@ class Halves:
 
 @pytree
 class AttentionMask:
-    """A description of what may be seen. Every query that is not padding sees itself at least.
+    """Which keys each query attends to. Every query that is not padding attends to itself.
 
-    Another rule about places is another static field and another case of `by_place`, which is all
-    that the implementations need to ask.
+    A new rule about positions is a new static field and a new case of `by_position`; the
+    implementations need no change.
     """
 
     causal: bool = field(default=False, metadata={"static": True})
     halves: Halves | None = field(default=None, metadata={"static": True})
-    is_valid: Any = None  # Bool[Array, "b l"], False at padding: sees nothing, nobody sees it
+    is_valid: Any = None  # Bool[Array, "b l"], False at padding, which is neither query nor key
     segment_ids: Any = None  # Int[Array, "b l"], from 0; attention stays inside a segment
 
-    def by_place(
+    def by_position(
         self, q: Int[Array | np.ndarray, "*#s"], k: Int[Array | np.ndarray, "*#s"]
     ) -> Bool[Array | np.ndarray, "*#s"] | None:
-        """Whether the query at place `q` may see the key at `k`; None where places never matter."""
+        """Returns whether the query at `q` attends to the key at `k`; None if all attend to all."""
         if self.halves is not None:
             return self.halves.attends(q, k)
         return q >= k if self.causal else None
 
     def segments(self) -> Int[Array, "b l"] | None:
-        """The segment of each position, padding being one; None where all are one segment."""
+        """Returns the segment of each position, `PADDING` at padding; None if all are in one."""
         if self.is_valid is None:
             return self.segment_ids
         ids = 0 if self.segment_ids is None else self.segment_ids
         return jnp.where(self.is_valid, ids, PADDING)
 
     def dense(self, q: slice, k: slice) -> Bool[Array, "#b 1 #n m"] | None:
-        """Which of the queries at the places `q` (third axis) sees which key at `k` (fourth), or
-        None where all see all. Slices have a start and a stop.
+        """Returns which query at positions `q` (third axis) attends to which key at positions `k`
+        (fourth axis), or None if all attend to all. Slices have a start and a stop.
 
-        What padding sees is left open, for `blank` to set right.
+        Queries at padding may have any value; `blank` zeroes their outputs.
         """
         queries, keys = (jnp.arange(some.start, some.stop) for some in (q, k))
-        seen = self.by_place(queries[:, None], keys[None, :])
-        parts: list[Any] = [] if seen is None else [seen[None, None]]
+        attends = self.by_position(queries[:, None], keys[None, :])
+        parts: list[Any] = [] if attends is None else [attends[None, None]]
         if self.segment_ids is not None:
             ids: Any = self.segments()
             parts.append(ids[:, None, q, None] == ids[:, None, None, k])
@@ -100,19 +100,19 @@ class AttentionMask:
             parts.append(self.is_valid[:, None, None, k])
         return functools.reduce(operator.and_, parts) if parts else None
 
-    def in_runs(self, places: slice, size: int) -> Bool[Array, "#b 1 r #s s"] | None:
-        """`dense` inside each run of `size` of the places, which see each other as far as places
-        go: only padding and segments are looked at."""
+    def in_runs(self, positions: slice, size: int) -> Bool[Array, "#b 1 r #s s"] | None:
+        """Returns `dense` inside each run of `size` positions, all of which attend to each other
+        but for padding and segments."""
         if self.segment_ids is not None:
             ids: Any = self.segments()
-            runs = ids[:, places].reshape(ids.shape[0], 1, -1, size)
+            runs = ids[:, positions].reshape(ids.shape[0], 1, -1, size)
             return runs[..., :, None] == runs[..., None, :]
         if self.is_valid is not None:
-            return self.is_valid[:, places].reshape(self.is_valid.shape[0], 1, -1, 1, size)
+            return self.is_valid[:, positions].reshape(self.is_valid.shape[0], 1, -1, 1, size)
         return None
 
     def blank(self, y: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
-        """`y`, and 0 at padding (in gradient too, whatever stood there)."""
+        """Returns `y` with 0 at padding, for values and gradients."""
         if self.is_valid is None:
             return y
         return jnp.where(self.is_valid[:, :, None, None], y, 0)

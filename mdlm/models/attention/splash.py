@@ -1,12 +1,12 @@
 """Attention by the Pallas "splash" kernel that ships with JAX (TPUs).
 
-Blocks of the score matrix are visited one by one; those that `AttentionMask.by_place` rules out
-are skipped, and inside the others the rule is computed in the kernel. Segments, and padding as a
-segment of its own, are compared by their ids. Nothing of `[l, l]` is held.
+The kernel loops over blocks of the score matrix. It skips those that `AttentionMask.by_position`
+masks entirely, and evaluates the rule inside the others. Segments, and padding as a segment of its
+own, are compared by their ids. No `[l, l]` array is held.
 
-Lengths are filled up to a multiple of the kernel's 128 with padding, which is cut off again. XLA
+Lengths are padded to a multiple of the kernel's 128, and the output is cut to length again. XLA
 cannot split a kernel over devices: under a mesh (`jax.set_mesh`) each device runs it on its own
-sequences and heads; without one, XLA refuses to compile for more than one device.
+sequences and heads; without one, XLA does not compile it for more than one device.
 """
 
 import functools
@@ -30,13 +30,13 @@ BLOCKS = (512, 256, 128)
 
 
 def obstacle(q: Float[Array, "b l h d"], mask: AttentionMask, platform: str) -> str | None:
-    """Why this implementation cannot do what is asked; None if it can."""
+    """Returns why this implementation does not support these inputs; None if it does."""
     if platform != "tpu":
-        return f"it runs on TPUs, and this is a {platform}"
+        return f"it runs on TPUs, and the platform is {platform}"
     if q.dtype not in (jnp.bfloat16, jnp.float32):
-        return f"it takes bfloat16 or float32, not {q.dtype}"
+        return f"it supports bfloat16 and float32, not {q.dtype}"
     if q.shape[3] % 8:
-        return f"it takes heads of a width that is a multiple of 8, not {q.shape[3]}"
+        return f"the head width must be a multiple of 8, not {q.shape[3]}"
     return None
 
 
@@ -48,9 +48,9 @@ def attend(
     *,
     interpret: bool = False,
 ) -> Float[Array, "b l h d"]:
-    """Softmax attention; `obstacle` must have been None.
+    """Returns softmax attention. `obstacle` must be None for these inputs.
 
-    `interpret` runs the kernel's arithmetic on any device, slowly: for tests.
+    With `interpret`, the kernel runs on any device, slowly, for tests.
     """
     batch, length = q.shape[:2]
     filling = -length % LANES
@@ -62,14 +62,14 @@ def attend(
         segments = jnp.pad(segments, ends, constant_values=PADDING)
         q, k, v = (jnp.pad(x, (*ends, (0, 0), (0, 0))) for x in (q, k, v))
 
-    # The kernel does not scale. In float32, so that q is rounded once only.
+    # The kernel does not scale q. Scaling in float32 rounds it only once.
     q = (q.astype(jnp.float32) * q.shape[3] ** -0.5).astype(q.dtype)
     run = functools.partial(_on_one_device, mask=mask, interpret=interpret)
     return mask.blank(_by_device(run, q)(q, k, v, segments)[:, :length])
 
 
 def _by_device(run, q):
-    """`run`, each device on its own rows and heads where a mesh is set and they divide over it."""
+    """Returns `run`, on each device's own rows and heads if a mesh is set and divides them."""
     mesh = traced()
     if mesh is None:
         return run
@@ -84,7 +84,7 @@ def _on_one_device(q, k, v, segments, *, mask, interpret):
     length, heads = q.shape[1], q.shape[2]
     block = next(size for size in BLOCKS if length % size == 0)
     kernel = splash.make_splash_mha_single_device(
-        splash.MultiHeadMask([_places(mask, length)] * heads),
+        splash.MultiHeadMask([_position_mask(mask, length)] * heads),
         block_sizes=splash.BlockSizes(
             block_q=block,
             block_kv=block,
@@ -93,7 +93,7 @@ def _on_one_device(q, k, v, segments, *, mask, interpret):
             block_q_dq=block,
             block_kv_dq=block,
         ),
-        # Output and log of the softmax's sum: kept together, no forward pass has to be repeated.
+        # Saves output and log-sum-exp together, so the backward pass repeats no forward pass.
         residual_checkpoint_name=OUTPUT,
         interpret=interpret,
     )
@@ -103,23 +103,26 @@ def _on_one_device(q, k, v, segments, *, mask, interpret):
     return out.transpose(0, 2, 1, 3)
 
 
-def _places(mask: AttentionMask, length: int):
-    """The rule about places as one of the kernel's masks."""
-    if mask.by_place(np.zeros((1, 1), int), np.zeros((1, 1), int)) is None:
+def _position_mask(mask: AttentionMask, length: int):
+    """Returns the rule about positions as a mask of the kernel."""
+    if mask.by_position(np.zeros((1, 1), int), np.zeros((1, 1), int)) is None:
         return splash.FullMask((length, length))
-    return Places(mask, length)
+    return PositionMask(mask, length)
 
 
-class Places(splash_attention_mask._ComputableMask):  # the public way to a rule of one's own
-    """`AttentionMask.by_place` as the kernel evaluates it: on NumPy blocks, and traced."""
+class PositionMask(splash_attention_mask._ComputableMask):  # JAX has no public base class
+    """`AttentionMask.by_position` for the kernel, which calls it on NumPy blocks and in traces."""
 
     def __init__(self, mask: AttentionMask, length: int):
-        # Only what places need: arrays could not be compared and hashed.
+        # Without arrays, which cannot be compared and hashed.
         self.rule = replace(mask, is_valid=None, segment_ids=None)
-        super().__init__((length, length), self.rule.by_place)
+        super().__init__((length, length), self.rule.by_position)
 
     def __eq__(self, other: object):
-        return isinstance(other, Places) and (self.rule, self.shape) == (other.rule, other.shape)
+        return isinstance(other, PositionMask) and (self.rule, self.shape) == (
+            other.rule,
+            other.shape,
+        )
 
     def __hash__(self):
-        return hash((Places, self.rule, self.shape))
+        return hash((PositionMask, self.rule, self.shape))

@@ -1,15 +1,15 @@
-"""Attention in plain matrix products, for any device, with its gradients written out.
+"""Attention in plain matmuls, for any device, with its gradients written out.
 
     s = q k^T / sqrt(d),  p = exp(s - max s),  z = sum p,  o = p v / z
     with g = do / z:  dv = p^T g,  ds = p (g v^T - sum(g o)) / sqrt(d),  dq = ds k,  dk = ds^T q
 
 Scores and softmax are float32. Division by z is done on `[l d]`, never on `[l l]`, and p is kept
-for the backward pass in the dtype of the inputs. Every product has its batch in front, as all
-backends want it; automatic differentiation leaves XLA on the CPU with copies that transpose. dk
-and dv are made as dk^T = q^T ds and dv^T = g^T p, which are the faster products there.
+for the backward pass in the dtype of the inputs. Every matmul has its batch axes first, the layout
+of all backends; with automatic differentiation XLA on the CPU adds transposing copies. dk and dv
+are computed as dk^T = q^T ds and dv^T = g^T p, which are the faster matmuls there.
 
-XLA on the CPU runs some of the small products on one thread, but runs on the others what does not
-depend on them. There, two halves of the heads are therefore computed apart.
+XLA on the CPU runs some of the small matmuls on one thread, and independent work on the other
+threads. On the CPU, two halves of the heads are therefore computed separately.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from mdlm.models.attention.mask import AttentionMask
 from mdlm.parallel.mesh import platform
 from mdlm.parallel.sharding import splits_heads
 
-UNSEEN = -1e30  # finite, so that a row which sees nothing has neither inf - inf nor NaN
+MASKED = -1e30  # score of a masked key; finite, so that a query without keys has no NaN
 
 
 def attend(
@@ -33,14 +33,14 @@ def attend(
     v: Float[Array, "b l h d"],
     mask: AttentionMask,
 ) -> Float[Array, "b l h d"]:
-    """Softmax attention; holds `[b h l l]` scores, and masks as small as they broadcast."""
-    places = slice(0, q.shape[1])
-    may_see = mask.dense(places, places)
-    return mask.blank(heads_first(lambda q, k, v: attend_heads(q, k, v, may_see), q, k, v))
+    """Returns softmax attention. Holds `[b h l l]` scores, and masks before broadcasting."""
+    positions = slice(0, q.shape[1])
+    may_attend = mask.dense(positions, positions)
+    return mask.blank(heads_first(lambda q, k, v: attend_heads(q, k, v, may_attend), q, k, v))
 
 
 def heads_first(attend: Callable, *arrays: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
-    """`attend` of `[b h l d]` arrays, on the CPU in two halves of the heads."""
+    """Applies `attend` to `[b h l d]` arrays, on the CPU to two halves of the heads."""
     in_two = platform() == "cpu" and arrays[0].shape[2] % 2 == 0 and not splits_heads()
     parts = 2 if in_two else 1
     outs: list[Any] = []
@@ -52,7 +52,7 @@ def heads_first(attend: Callable, *arrays: Float[Array, "b l h d"]) -> Float[Arr
 def product(
     a: Float[Array, "*b m n"], b: Float[Array, "*b o p"], axis_a: int, axis_b: int
 ) -> Float[Array, "*b q r"]:
-    """Over one of the last two axes (-1 or -2) of each; float32."""
+    """Returns the matmul over one of the last two axes (-1 or -2) of each, in float32."""
     batch = tuple(range(a.ndim - 2))
     dims = (((a.ndim + axis_a,), (b.ndim + axis_b,)), (batch, batch))
     return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
@@ -63,16 +63,16 @@ def attend_heads(
     q: Float[Array, "b h l d"],
     k: Float[Array, "b h m d"],
     v: Float[Array, "b h m d"],
-    may_see: Bool[Array, "#b 1 #l m"] | None,
+    may_attend: Bool[Array, "#b 1 #l m"] | None,
 ) -> Float[Array, "b h l d"]:
-    """Softmax attention of some places to others."""
-    return _forward(q, k, v, may_see)[0]
+    """Returns softmax attention of queries at l positions to keys at m positions."""
+    return _forward(q, k, v, may_attend)[0]
 
 
-def _forward(q, k, v, may_see):
+def _forward(q, k, v, may_attend):
     scores = product(q, k, -1, -1) * q.shape[-1] ** -0.5
-    if may_see is not None:
-        scores = jnp.where(may_see, scores, UNSEEN)
+    if may_attend is not None:
+        scores = jnp.where(may_attend, scores, MASKED)
     p = jnp.exp(scores - scores.max(-1, keepdims=True))
     z = p.sum(-1, keepdims=True)
     p = p.astype(v.dtype)
@@ -89,7 +89,7 @@ def _backward(residuals, g):
 
 
 def gradients(q, k, v, p, g, inner):
-    """Of q, k and v, given g = do / z and the sums of g o."""
+    """Returns the gradients of q, k and v, given g = do / z and the sums of g o."""
     ds = p * (product(g, v, -1, -1) - inner) * q.shape[-1] ** -0.5
     ds = ds.astype(q.dtype)
     dq = product(ds, k, -1, -2)

@@ -1,7 +1,7 @@
-"""A causal stack, one token at a time: keys and values of earlier tokens are kept.
+"""The KV cache: a causal stack runs one token at a time and keeps the keys and values.
 
-What a causal network makes of a token never changes when tokens follow, so reading token after
-token with a cache gives what reading all of them at once gives, for 1/l of the work.
+In a causal network the hidden states of a token do not depend on later tokens, so reading one token
+after another with a cache gives the same result as reading all at once, for 1/l of the work.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from mdlm.types import ArrayTree, KeyValues, NetInput, Prediction
 
 
 class NextToken(Prediction):
-    """Logits about one token of each sequence, the one after that which was read.
+    """Logits of one token of each sequence, the one after the last token that was read.
 
-    A row's number says of which sequence, and nothing more.
+    An index of `logits` selects a sequence; its position in the sequence is ignored.
     """
 
     def __init__(
@@ -34,19 +34,23 @@ class NextToken(Prediction):
 
     def logits(self, at: Int[Array, " n"] | None = None) -> Float[Array, "..."]:
         if at is None:
-            raise ValueError("with a cache there are logits about one token of a sequence only")
+            raise ValueError(
+                "at=None: with a KV cache there are logits of one token per sequence; give `at`"
+            )
         return self._head(self.hidden[at // self._length, 0])
 
     def reduce_rows(
         self, fn: Callable, rows: ArrayTree, weight: Float[Array, "b l"], shared: ArrayTree = None
     ) -> tuple[Float[Array, ""], Float[Array, "b l"]]:
-        raise ValueError("with a cache there is nothing to sum over")
+        raise ValueError(
+            "reduce_rows: not available with a KV cache; call the network without a cache"
+        )
 
 
 def read_all(
     blocks: Any, x: Float[Array, "b l d"], inputs: NetInput
 ) -> tuple[Float[Array, "b l d"], KeyValues]:
-    """`x` after all blocks, and a cache of every token. The next to be read is the first."""
+    """Returns `x` after all blocks, and a cache of all tokens whose next token is the first."""
     mask, table = mask_of(inputs, causal=True), table_of(inputs, x.shape[1], blocks.config)
 
     def step(x: Array, block: Any) -> tuple[Array, tuple[Array, Array]]:
@@ -60,24 +64,24 @@ def read_all(
 def read_one(
     blocks: Any, x: Float[Array, "b 1 d"], inputs: NetInput
 ) -> tuple[Float[Array, "b 1 d"], KeyValues]:
-    """`x`, of the token at `inputs.cache.at` of each sequence, after all blocks; the cache that
-    knows it."""
+    """Returns `x`, of the token at `inputs.cache.at` of each sequence, after all blocks, and the
+    cache with that token added."""
     cache: KeyValues = inputs.cache
     b, l = inputs.tokens.shape
     mask, everywhere = mask_of(inputs, causal=True), table_of(inputs, l, blocks.config)
-    sequence, place = jnp.arange(b), cache.at
-    table: Any = tuple(picked(part, sequence, place).swapaxes(0, 1) for part in everywhere)
+    sequence, position = jnp.arange(b), cache.at
+    table: Any = tuple(picked(part, sequence, position).swapaxes(0, 1) for part in everywhere)
 
     def step(carry: Any, layer: Any) -> tuple[Any, None]:
         x, keys, values = carry
-        block, number = layer
+        block, index = layer
         begun = BegunBlock(block, x, mask, table, None)
-        keys = keys.at[number, sequence, place].set(begun.k[:, 0])
-        values = values.at[number, sequence, place].set(begun.v[:, 0])
+        keys = keys.at[index, sequence, position].set(begun.k[:, 0])
+        values = values.at[index, sequence, position].set(begun.v[:, 0])
         q = begun.queries(begun.y)[:, 0]
-        out = attend_at(q, keys[number], values[number], mask, sequence, place)
+        out = attend_at(q, keys[index], values[index], mask, sequence, position)
         return (block.after_attention(x, out.reshape(x.shape), begun.vectors), keys, values), None
 
     layers = blocks, jnp.arange(cache.keys.shape[0])
     (x, keys, values), _ = jax.lax.scan(step, (x, cache.keys, cache.values), layers)
-    return x, KeyValues(keys=keys, values=values, at=place + 1)
+    return x, KeyValues(keys=keys, values=values, at=position + 1)
