@@ -87,8 +87,14 @@ BLOCKS = {
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"objective": Nelbo()}, "Nelbo.. needs a network that attends to all tokens of the noised row;"),
-        ({"network": DiT(width=32, depth=1, heads=2)}, "needs a network that attends to a noised block"),
+        (
+            {"objective": Nelbo()},
+            "Nelbo.. needs a network that attends to all tokens of the noised row;",
+        ),
+        (
+            {"network": DiT(width=32, depth=1, heads=2)},
+            "needs a network that attends to a noised block",
+        ),
         (
             {"sampler": BlockByBlock(block_size=8)},
             "same size: network.block_size=4, objective.block_size=4, sampler.block_size=8",
