@@ -164,14 +164,17 @@ def arguments(sub: argparse.ArgumentParser) -> None:
         help="temperature, a number, or FIRST:LAST to change it as a row fills",
     )
     sub.add_argument(
-        "--top-p", type=float, help="sample from the likeliest tokens with total probability P"
+        "--top-p",
+        metavar="P",
+        type=float,
+        help="sample from the likeliest tokens with total probability P",
     )
     sub.add_argument(
         "--top-p-rule",
         choices=("reach", "below"),
         help="keep the token that crosses top-p (reach, the default) or drop it (below)",
     )
-    sub.add_argument("--top-k", type=int, help="sample from the K likeliest tokens")
+    sub.add_argument("--top-k", metavar="K", type=int, help="sample from the K likeliest tokens")
     sub.add_argument(
         "--ban", metavar="TEXT", action="append", help="never write the tokens of TEXT"
     )

@@ -82,7 +82,7 @@ def test_help_teaches():
         (["text.txt", "--cased"], "--cased: allowed with --kind wordpiece only"),
         (["text.txt", "--seed", "1"], "--seed: allowed with an experiment only"),
         (["text.txt", "tiny.py"], "2 names: give text files, or one experiment"),
-        (["text.txt", "--out", "text.txt"], "--out text.txt is a file"),
+        (["text.txt", "--out", "text.txt"], "--out text.txt: is a file"),
     ],
 )
 def test_refusals(folder, words, message):
