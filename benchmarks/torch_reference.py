@@ -253,17 +253,17 @@ def generate(
     if known is not None:
         tokens[:, : known.shape[1]] = known
     times = np.linspace(1.0, 1e-5, steps + 1)
-    law, calls = None, 0
+    p_0, calls = None, 0
     for t, s in zip(times[:-1], times[1:], strict=True):
-        if law is None:
-            law, calls = logits(tokens).softmax(-1), calls + 1
-        joint = law * float(t - s)
+        if p_0 is None:
+            p_0, calls = logits(tokens).softmax(-1), calls + 1
+        joint = p_0 * float(t - s)
         joint[..., mask_id] = float(s)
         race = -(torch.rand_like(joint) + 1e-10).log_()
         drawn = joint.div_(race).argmax(-1)
         after = torch.where(tokens == mask_id, drawn, tokens)
         if not torch.equal(after, tokens):
-            law = None
+            p_0 = None
         tokens = after
     likeliest = logits(tokens).argmax(-1)
     return torch.where(tokens == mask_id, likeliest, tokens), calls + 1
