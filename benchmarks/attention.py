@@ -4,13 +4,13 @@
     python -m benchmarks.attention --batch 8 --length 1024 --heads 12 --dtype bfloat16
     python -m benchmarks.attention --causal --no-torch
 
-Beside this package's implementations stand `jax.nn.dot_product_attention` and PyTorch's
+This package's implementations are compared with `jax.nn.dot_product_attention` and PyTorch's
 `scaled_dot_product_attention`. All take queries, keys, values and the cotangent as `[b l h d]` and
-give the output and three gradients; how far these are from those of "mdlm xla" is in the title.
+return the output and three gradients; the title has their greatest differences from "mdlm xla".
 
-The FLOPs are those of six products over all pairs of positions, two forward and four backward,
-whatever a kernel skips (the pairs of a causal mask) or computes twice (the scores). "x jax.nn" is
-the median, over rounds, of how many times as fast as `jax.nn.dot_product_attention` it is.
+The FLOPs are those of six matmuls over all pairs of positions, two forward and four backward,
+whatever a kernel skips (the pairs of a causal mask) or computes twice (the attention logits).
+"x jax.nn" is the median, over rounds, of the speed relative to `jax.nn.dot_product_attention`.
 """
 
 import functools
@@ -33,7 +33,7 @@ PLAIN = "jax.nn xla"
 
 
 def implementations(q: jax.Array, mask: AttentionMask) -> dict[str, Callable[..., jax.Array]]:
-    """Functions of q, k and v."""
+    """The implementations that run here, by name: functions of q, k and v."""
     found: dict[str, Callable[..., jax.Array]] = {}
     for name in ("xla", "cudnn", "splash"):
         if obstacle(name, q, mask) is None:
@@ -56,7 +56,7 @@ def with_gradients(attend: Callable[..., jax.Array]) -> Callable[..., tuple[jax.
 
 
 def in_torch(arrays: Sequence[jax.Array], causal: bool) -> Callable[[], Any]:
-    """The same by PyTorch, on the same device where it sees one. It returns when all is done."""
+    """The same in PyTorch, on the same device if it finds one. The call waits for the result."""
     try:
         import torch
     except ImportError as error:
@@ -83,14 +83,16 @@ def in_torch(arrays: Sequence[jax.Array], causal: bool) -> Callable[[], Any]:
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The benchmark; returns what it wrote."""
+    """Runs the benchmark; returns the report."""
     parser = harness.parser("attention", __doc__, **SIZES)
-    parser.add_argument("--causal", action="store_true", help="keys that lie later are not seen")
-    parser.add_argument("--no-torch", action="store_true", help="without PyTorch")
+    parser.add_argument("--causal", action="store_true", help="causal attention")
+    parser.add_argument("--no-torch", action="store_true", help="leave out PyTorch")
     args = parser.parse_args(argv)
     b, l, h, d = args.batch, args.length, args.heads, args.head_width
     if min(b, l, h, d) < 1:
-        raise InputError(f"--batch {b} --length {l} --heads {h} --head-width {d}: at least 1 each")
+        raise InputError(
+            f"--batch {b} --length {l} --heads {h} --head-width {d}: each must be at least 1"
+        )
     dtype = compute_dtype(args.dtype)
     rng = np.random.default_rng(0)
     arrays = [jnp.asarray(rng.normal(size=(b, l, h, d)), dtype) for _ in range(4)]
@@ -139,7 +141,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def compare(cases: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Greatest difference of output and gradients from the first case's."""
+    """Greatest differences of output and gradients from those of the first case."""
 
     def arrays(case) -> list[np.ndarray]:
         found = (x if isinstance(x, jax.Array) else x.detach().float().cpu() for x in case())

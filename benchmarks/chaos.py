@@ -1,16 +1,16 @@
-"""A run that is killed at random moments and started again each time, beside one that is not.
+"""Kills a training run at random moments, resumes it each time, and compares with a calm run.
 
     python -m benchmarks.chaos --kills 30 --seed 0
 
-`mdlm train` in a process of its own gets SIGKILL, which nothing can catch: while it starts, while
-it compiles (then with an empty folder of compiled programs, which later starts use as it was left),
-between steps, and while a checkpoint is being written. The same command follows each time. In the
-end every array of the newest checkpoint (parameters, optimizer, average, step, counters) and its
-place in the data must be, bit by bit, those of a run that nobody disturbed, and metrics.jsonl must
-hold each line once, with the same values. The exit code is 1 where anything differs.
+`mdlm train` in a process of its own gets SIGKILL, which cannot be caught: while it starts, while it
+compiles (then with an empty cache of compiled programs, which later starts use as it was left),
+between steps, and while a checkpoint is being written. The same command then resumes the run. At
+the end every array of the newest checkpoint (parameters, optimizer, EMA, step, counters) and its
+position in the data must equal, bit by bit, those of an undisturbed run, and metrics.jsonl must
+have each line once, with the same values. The exit code is 1 if anything differs.
 
-The moments are drawn anew with each `--seed`, but what the process is doing then depends on the
-machine; the table goes by what was found on disk afterwards.
+The moments are drawn from `--seed`, but what the process is doing then depends on the machine; the
+table is based on the files found on disk after the kill.
 """
 
 import argparse
@@ -43,10 +43,10 @@ from benchmarks.train_process import (
 from mdlm.errors import InputError
 
 SHARES = (START, SAVING, BETWEEN, SAVING, COMPILING, BETWEEN, SAVING, START, SAVING, BETWEEN)
-"""Which phase each kill aims at, over and over; their order is drawn."""
+"""The phases that kills aim at, in turns; the order is drawn."""
 SAVE_EVERY, STEPS_PER_KILL = 8, 10
 TIMED = {"time", "tokens_per_second", "flops_per_second", "mfu", "data_wait"}
-"""What a line of the log says of the machine, not of the run."""
+"""Fields of a log line that describe the machine and not the run."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,20 @@ class Kill:
     aim: str
     phase: str
     logged: int  # last step of the log
-    kept: int  # step of the newest whole checkpoint
+    kept: int  # step of the newest complete checkpoint
 
 
 @dataclass(frozen=True)
 class Paces:
-    """Seconds that a start takes until it has begun, and from there to its first step, if that is
-    to be compiled."""
+    """Seconds from the start of the process to the beginning of training, and from there to the
+    first step, compilation included."""
 
     begin: float
     compile: float
 
 
 def undisturbed(folder: Path, words: Sequence[str], cache: Path) -> Paces:
-    """Trains to the end at one go."""
+    """Trains to the end without interruption."""
     life = Life(folder, words, cache)
     life.wait_for(lambda: life.began is not None)
     life.wait_for(lambda: logged(folder) > 0)
@@ -79,7 +79,7 @@ def undisturbed(folder: Path, words: Sequence[str], cache: Path) -> Paces:
 def disturbed(
     folder: Path, words: Sequence[str], cache: Path, kills: int, seed: int, paces: Paces
 ) -> list[Kill]:
-    """Trains to the end with as many kills, or fewer where it ends before."""
+    """Trains to the end with this many kills, or fewer if training ends before."""
     rng = random.Random(seed)
     aims = [SHARES[i % len(SHARES)] for i in range(kills)]
     rng.shuffle(aims)
@@ -96,7 +96,9 @@ def disturbed(
             phase = life.kill()
             paces = replace(paces, begin=min(paces.begin, life.took))
             if life.began not in (None, kept):
-                raise InputError(f"it went on from step {life.began}, where {kept} was saved")
+                raise InputError(
+                    f"the run resumed from step {life.began}, but step {kept} was saved"
+                )
             seen.append(Kill(aim, phase, last_line(folder), newest(folder)))
             say(f"{len(seen)} of {kills}, {phase}, saved: step {seen[-1].kept}")
     Life(folder, words, cache).finish()
@@ -104,7 +106,7 @@ def disturbed(
 
 
 def moment(life: Life, aim: str, rng: random.Random, paces: Paces) -> Callable[[], bool]:
-    """Tells when it is time: some random while into the phase aimed at."""
+    """Returns a function that tells when to kill: after a random time in the phase aimed at."""
     first: list[float] = []
 
     def since(reached: bool, seconds: float) -> bool:
@@ -123,7 +125,7 @@ def moment(life: Life, aim: str, rng: random.Random, paces: Paces) -> Callable[[
         return lambda: since(
             life.began is not None and logged(life.folder) >= life.lines + lines, seconds
         )
-    # As soon as it is seen that one is being written, or a little later.
+    # As soon as a checkpoint is seen being written, or a little later.
     before, seconds = rng.randrange(3), rng.choice([0.0, rng.uniform(0, 0.1)])
 
     def saving() -> bool:
@@ -140,7 +142,7 @@ def last_line(folder: Path) -> int:
 
 
 def saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Every array of the newest checkpoint by its name, and what was saved beside them."""
+    """All arrays of the newest checkpoint by name, and the metadata saved beside them."""
     checkpoints = folder / "run" / "checkpoints"
     path = checkpoints / str(newest(folder))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -155,13 +157,13 @@ def saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
-    """The log without what it says of the machine."""
+    """The lines of the log without the fields that describe the machine."""
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(s).items() if k not in TIMED} for s in lines]
 
 
 def differences(calm: Path, wild: Path) -> list[str]:
-    """What is not the same in the end."""
+    """Describes the differences between the two finished runs."""
     (ours, place), (theirs, other) = saved(calm), saved(wild)
     found = [f"{name} is in one checkpoint only" for name in sorted(set(ours) ^ set(theirs))]
     for name in sorted(set(ours) & set(theirs)):
@@ -179,7 +181,7 @@ def differences(calm: Path, wild: Path) -> list[str]:
 
 
 def compare(kills: int, seed: int, folder: Path) -> tuple[list[Kill], list[str]]:
-    """Both runs; the kills that there were, and what differs in the end."""
+    """Trains both runs; returns the kills, and the differences at the end."""
     calm, wild = folder / "undisturbed", folder / "killed"
     words = small.words(
         steps=2 * SAVE_EVERY + STEPS_PER_KILL * kills,
@@ -197,22 +199,22 @@ def compare(kills: int, seed: int, folder: Path) -> tuple[list[Kill], list[str]]
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """The comparison. Exits with 1 where anything differs."""
+    """Runs the comparison. Exits with 1 if anything differs."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.chaos",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", metavar="FOLDER", help="where to leave both runs")
+    parser.add_argument("--kills", type=int, default=30, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    parser.add_argument("--keep", metavar="FOLDER", help="keep both runs in this folder")
     args = parser.parse_args(argv)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax, of each checkpoint that it opens
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs each checkpoint that it opens
     if args.kills < 1:
-        raise InputError(f"--kills {args.kills}: at least one is needed")
+        raise InputError(f"--kills {args.kills}: must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
         seen, different = compare(args.kills, args.seed, Path(args.keep or folder))
-    print("| killed | aimed at | times | steps made again, median (most) |")
+    print("| killed | aimed at | times | steps repeated, median (most) |")
     print("|---|---|---|---|")
     for phase in PHASES:
         here = [kill for kill in seen if kill.phase == phase]
@@ -220,7 +222,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         aimed = sum(kill.aim == phase for kill in seen)
         median = f"{np.median(again):g} ({max(again)})"
         print(f"| {phase} | {aimed} | {len(here)} | {median} |")
-    print(f"\n{len(seen)} kills; " + ("; ".join(different) or "nothing differs in the end"))
+    print(f"\n{len(seen)} kills; " + ("; ".join(different) or "nothing differs at the end"))
     if different or len(seen) < args.kills:
         raise SystemExit(1)
 

@@ -1,17 +1,17 @@
-"""Speed of `mdlm prepare`, beside `datasets.map` with the same tokenizer.
+"""Speed of `mdlm prepare`, compared with `datasets.map` with the same tokenizer.
 
     python -m benchmarks.data /work/shared/corpora/books          # a folder with train-*.txt.gz
     python -m benchmarks.data FOLDER --megabytes 40 --vocab 8192
 
 Text of `--megabytes` is cut into documents of about `--document` characters, at line ends, and a
-byte-level BPE is trained on it. `prepare` reads them from a `.jsonl` file, tokenises, and writes a
-store with checksums. `datasets.map` has them in an Arrow table in memory, tokenises, and writes its
-own Arrow file: the tokenizer alone, called with a thousand documents at a time. Both with one
-process and with one for each core.
+byte-level BPE is trained on it. `prepare` reads them from a `.jsonl` file, tokenizes, and writes a
+store with checksums. `datasets.map` has them in an Arrow table in memory, tokenizes, and writes its
+own Arrow file; it calls the tokenizer with a thousand documents at a time. Both run with one
+process and with one process per core.
 
-"MB/s" is text (UTF-8) per second; "MB/s per core" per second of processor time, that of all child
-processes and of their start included; "x map" how many times as fast as `datasets.map` with as many
-processes, and "x map per core" the same for processor time (medians of the rounds).
+"MB/s" is text (UTF-8) per second; "MB/s per core" is text per second of processor time, including
+all child processes and their start; "x map" is the speed relative to `datasets.map` with the same
+number of processes, and "x map per core" the same for processor time (medians of the rounds).
 """
 
 import os
@@ -34,12 +34,12 @@ SIZES = {"megabytes": 20, "vocab": 8192, "document": 4000}
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The benchmark; returns what it wrote."""
+    """Runs the benchmark; returns the report."""
     parser = harness.parser("data", __doc__, **SIZES)
     parser.add_argument("corpus", help="a folder with text files train-*.txt.gz")
     parser.set_defaults(rounds=3)
     args = parser.parse_args(argv)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are counted, not threads
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # compare processes, not threads
     with tempfile.TemporaryDirectory() as folder:
         return measured(args, Path(folder))
 
@@ -49,7 +49,7 @@ def measured(args: Any, folder: Path) -> dict[str, Any]:
     import datasets
 
     datasets.disable_progress_bars()
-    # `datasets.map` forks; JAX, which only names the machine here, has threads.
+    # `datasets.map` forks, and JAX, used here only to describe the machine, has threads.
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
     with harness.working("reading and training the tokenizer"):
         documents = list(cut(args.corpus, args.megabytes * 10**6, args.document))
@@ -114,7 +114,7 @@ def measured(args: Any, folder: Path) -> dict[str, Any]:
             "processor_seconds": used[case],
         })  # fmt: skip
     title = (
-        f"Tokenising {mb:.1f} MB of text, {len(documents):,} documents, {tokens:,} tokens of a BPE "
+        f"Tokenizing {mb:.1f} MB of text, {len(documents):,} documents, {tokens:,} tokens of a BPE "
         f"of {tokenizer.vocab.size:,}"
     )
     sizes = {name: getattr(args, name) for name in SIZES}
@@ -124,7 +124,7 @@ def measured(args: Any, folder: Path) -> dict[str, Any]:
 
 
 def cut(corpus: str, total: int, length: int) -> Iterator[str]:
-    """Documents of about `length` characters, `total` in all, if there are so many."""
+    """Documents of about `length` characters each, `total` characters in all if available."""
     source = TextFiles(train=f"{corpus}/train-*.txt.gz", valid_fraction=0, test_fraction=0)
     for piece in source.pieces("train"):
         lines: list[str] = []
@@ -139,7 +139,7 @@ def cut(corpus: str, total: int, length: int) -> Iterator[str]:
 
 
 def timed(call: Callable[[int], None], workers: int, used: list[float]) -> Callable[[], None]:
-    """The call, which notes the processor seconds that it took, its child processes' included."""
+    """The call, which also records its processor seconds, child processes included."""
 
     def case() -> None:
         before = sum(os.times()[:4])

@@ -1,4 +1,4 @@
-"""What a number depends on besides the code: versions, devices, processor, cores, commit."""
+"""Describes the environment of a measurement: versions, devices, processor, cores, commit."""
 
 import contextlib
 import datetime
@@ -16,7 +16,7 @@ PACKAGES = ("mdlm", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
 
 def environment() -> dict[str, Any]:
-    """All of it, as JSON values."""
+    """The description, as JSON values."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -1,16 +1,15 @@
-"""The family compared: the methods of experiments/family, each for the same number of tokens.
+"""Compares the methods of experiments/family, each trained on the same number of tokens.
 
     python -m benchmarks.family run --text tinyshakespeare.txt --seeds 0 1 2 --core 0
     python -m benchmarks.family run ar mdlm --text tinyshakespeare.txt --seeds 0
-    python -m benchmarks.family run --books books       # a folder of train-*, valid, test .txt.gz
+    python -m benchmarks.family run --books books       # a folder with train-*, valid, test .txt.gz
     python -m benchmarks.family report                  # tables, and docs/family.png
 
 Each run is `mdlm train experiments/family/METHOD.py` (of books: experiments/family/books/), then
-`mdlm eval`, as anyone would call them, on one core; the folder is runs/family/METHOD-SEED (of
-books: runs/family-books/), and runs that are done are not repeated. What is reported of each method
-is its own bound on the validation split (its protocol stands beside it). docs/family.json keeps
-scores and curves of all runs that were ever reported (of some the score alone); those of a folder
-that is there go before.
+`mdlm eval`, on one core; the run folder is runs/family/METHOD-SEED (of books: runs/family-books/),
+and finished runs are not repeated. The report has each method's own bound on the validation split,
+with its protocol. docs/family.json keeps the results and curves of all runs ever reported (of some
+the results alone); run folders that exist take precedence over it.
 """
 
 import argparse
@@ -33,7 +32,7 @@ RECORD = Path("docs/family.json")
 
 @dataclass(frozen=True)
 class Ground:
-    """What the methods are compared on."""
+    """The data that the methods are compared on, and where experiments and runs are."""
 
     experiments: Path
     out: Path
@@ -50,15 +49,15 @@ BOOKS = Ground(Path("experiments/family/books"), Path("runs/family-books"), "tok
 
 
 def train(ground: Ground, method: str, seed: int, settings: Sequence[str], core: int) -> None:
-    """One run and its score, in eval.json of the run folder."""
+    """Trains and evaluates one run; the result is eval.json in the run folder."""
     folder = ground.out / f"{method}-{seed}"
     if (folder / "eval.json").is_file():
-        print(f"{folder}: done before", flush=True)
+        print(f"{folder}: exists already", flush=True)
         return
 
     def mdlm(*words: str) -> str:
         command = [sys.executable, "-m", "mdlm", *words]
-        # What is started inherits the core.
+        # Child processes inherit the core.
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {core})
         try:
@@ -75,7 +74,7 @@ def train(ground: Ground, method: str, seed: int, settings: Sequence[str], core:
 
 
 def results(ground: Ground) -> dict[str, list[dict[str, Any]]]:
-    """Scores and training curves of the runs there are or were, by method, best first."""
+    """Results and training curves of existing and earlier runs, by method, best first."""
     known = recorded().get(ground.out.name, {})
     runs = {(method, run["seed"]): run for method, kept in known.items() for run in kept}
     for path in sorted(ground.out.glob("*/eval.json")):
@@ -97,7 +96,7 @@ def results(ground: Ground) -> dict[str, list[dict[str, Any]]]:
 
 
 def recorded() -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """What earlier reports kept."""
+    """The results that earlier reports kept."""
     return json.loads(RECORD.read_text()) if RECORD.is_file() else {}
 
 
@@ -107,7 +106,7 @@ def mean(runs: list[dict[str, Any]]) -> float:
 
 
 def error(runs: list[dict[str, Any]]) -> float:
-    """Standard error of that mean, from the spread of the seeds; with one, over sequences."""
+    """Standard error of that mean over the seeds; with one seed, over sequences."""
     values = [run["score"]["value"] for run in runs]
     if len(values) == 1:
         return runs[0]["score"]["stderr_rows"]
@@ -132,22 +131,22 @@ def table(ground: Ground, found: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def draw(found: dict[str, list[dict[str, Any]]]) -> None:
-    """The bounds with their errors, and validation while training, into docs/family.png."""
+    """Draws the bounds with their errors, and validation while training, to docs/family.png."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    for place, (method, runs) in enumerate(found.items()):
-        colour = f"C{place}"
-        left.errorbar(mean(runs), -place, xerr=error(runs), fmt="o", color=colour, capsize=3)
+    for index, (method, runs) in enumerate(found.items()):
+        colour = f"C{index}"
+        left.errorbar(mean(runs), -index, xerr=error(runs), fmt="o", color=colour, capsize=3)
         curves = [run["curve"] for run in runs if run["curve"]]
         for curve in curves:
             steps, nats = np.array(curve).T
             label = method if curve is curves[0] else None
             right.plot(steps, nats, color=colour, linewidth=1, label=label)
-    left.set_yticks([-place for place in range(len(found))], list(found))
+    left.set_yticks([-index for index in range(len(found))], list(found))
     left.set_xlabel("bound on the validation split, nats per character")
     right.set_xlabel("step")
     right.set_ylabel("validation while training (first 128 rows)")
@@ -166,13 +165,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="train and score")
-    run.add_argument("methods", nargs="*", metavar="METHOD", help=f"of {', '.join(TEXT.methods)}")
-    run.add_argument("--text", help="the text file")
-    run.add_argument("--books", help="instead: a folder with the files of experiments/books.py")
-    run.add_argument("--seeds", type=int, nargs="+", default=[0])
-    run.add_argument("--core", type=int, default=0, help="the core to stay on")
-    commands.add_parser("report", help="tables and picture of the runs there are")
+    run = commands.add_parser("run", help="train and evaluate")
+    run.add_argument(
+        "methods",
+        nargs="*",
+        metavar="METHOD",
+        help=f"methods (default: all): {', '.join(TEXT.methods)}",
+    )
+    run.add_argument("--text", help="a text file to train on")
+    run.add_argument("--books", help="or a folder with the files of experiments/books.py")
+    run.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
+    run.add_argument("--core", type=int, default=0, help="CPU core to run on (default: 0)")
+    commands.add_parser("report", help="tables and picture of all runs")
     args = parser.parse_args(arguments)
     if args.command == "report":
         found = {ground.out.name: results(ground) for ground in (TEXT, BOOKS)}
@@ -186,7 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ground = TEXT if args.books is None else BOOKS
     unknown = sorted(set(args.methods) - set(ground.methods))
     if unknown:
-        parser.error(f"no method {', '.join(unknown)}: there are {', '.join(ground.methods)}")
+        parser.error(
+            f"{', '.join(unknown)}: no such method; choose from {', '.join(ground.methods)}"
+        )
     if args.books is None:
         settings = ["--data.source.train", args.text]
     else:

@@ -1,8 +1,8 @@
-"""What every benchmark shares: compiling, timing in turns, and the table with its JSON.
+"""Shared code of all benchmarks: compiling, timing in turns, and the table with its JSON file.
 
-Machines are noisy, and noise comes in stretches. So the cases of a benchmark are timed in turns,
-each once per round, and what is compared is the ratio *within* a round: `ratio` is the median of
-those. Times themselves are given as median and interquartile range over the rounds.
+Timing noise of a machine is correlated over time. So the cases of a benchmark are timed in turns,
+each once per round, and the comparison uses the ratios *within* a round: `ratio` is their median.
+Times are given as median and interquartile range over the rounds.
 """
 
 import argparse
@@ -27,25 +27,25 @@ from mdlm.profiling.peak import Peak
 
 RESULTS = Path("runs/benchmarks")
 PATIENCE = 2.0
-"""Seconds after which something that takes time says on stderr what it is."""
+"""Seconds after which a slow task prints on stderr what it is doing."""
 QUIET = 0.05
-"""Share of the cores that others may have before a measurement says that it was disturbed."""
+"""Fraction of the cores that other processes may use before a warning is printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A compiled function and what its compilation tells."""
+    """A compiled function, with facts from its compilation."""
 
     call: Callable[..., Any]
     compile_seconds: float  # tracing and lowering included
-    temp_bytes: int | None  # temporaries, None where the backend does not say
-    peak_bytes: int | None  # arguments, outputs and temporaries, those that share memory once
+    temp_bytes: int | None  # temporaries, None if the backend does not report it
+    peak_bytes: int | None  # arguments, outputs and temporaries, shared memory counted once
 
 
 def build(fn: Callable[..., Any], *args: Any, **jit_kwargs: Any) -> Built:
     """Compiles `fn` for arguments like `args` (arrays or `jax.ShapeDtypeStruct`).
 
-    A function that is jitted already keeps its own settings; `jit_kwargs` are for others.
+    A jitted function keeps its own settings; `jit_kwargs` are for other functions.
     """
     jitted: Any = fn if hasattr(fn, "lower") and not jit_kwargs else jax.jit(fn, **jit_kwargs)
     start = time.perf_counter()
@@ -64,8 +64,8 @@ def build(fn: Callable[..., Any], *args: Any, **jit_kwargs: Any) -> Built:
 class Times(dict[str, list[float]]):
     """Seconds per call of each case in each round.
 
-    `others` is the share of the machine's cores that other processes had meanwhile, None where
-    the system does not say.
+    `others` is the fraction of the machine's cores that other processes used meanwhile, None if
+    the system does not report it.
     """
 
     others: float | None = None
@@ -80,18 +80,18 @@ def alternate(
 ) -> Times:
     """Seconds per call of each case in each round.
 
-    A case is called until its result is ready. How often it is called in a round follows from
-    its warm-up: as often as fits into `seconds`, once at least. `calls` says it instead, for cases
-    that are long and warm. Every other round goes backwards through the cases, so that a machine
-    that slows down steadily favours none.
+    A case is timed until its results are ready. The number of calls per round follows from the
+    warm-up: as many as fit into `seconds`, at least one. `calls` sets it instead, without warm-up,
+    for cases that are long and warm already. Every other round runs the cases in reverse order,
+    so that a machine that slows down steadily favours none.
     """
-    # The host may run ahead of an accelerator, as it does in training. On the CPU two calls that
-    # do not depend on each other would share the cores and time nothing in particular.
+    # Calls to an accelerator are dispatched asynchronously, as in training. On the CPU two
+    # independent calls would share the cores and spoil the timing.
     ahead = jax.default_backend() != "cpu"
 
     def timed(case: Callable[[], Any], calls: int) -> float:
-        # Of several short calls the first would pay for what the other case left in the caches
-        # and for its threads that still wait, spinning, for more work.
+        # Without this call the first of several short ones would pay for caches filled by the
+        # other case, and for its threads that still spin.
         result = jax.block_until_ready(case()) if calls > 1 else None
         start = time.perf_counter()
         for _ in range(calls):
@@ -104,7 +104,7 @@ def alternate(
     def that_fit(name: str) -> int:
         with working(f"warming up {name}"):
             once = timed(cases[name], 1)
-            # The first call is slow; one that is far longer than a turn need not be known better.
+            # The first call is slow; a call much longer than a turn needs no better estimate.
             once = min(once, timed(cases[name], 1)) if once < 10 * seconds else once
         return max(1, round(seconds / once))
 
@@ -120,15 +120,15 @@ def alternate(
         times.others = max(0.0, (after[0] - before[0]) / (after[1] - before[1]))
         if times.others > QUIET:
             print(
-                f"  other processes had {times.others:.0%} of this machine's cores meanwhile:"
-                " repeat it when they are done",
+                f"  other processes used {times.others:.0%} of this machine's cores meanwhile:"
+                " repeat the measurement when they are done",
                 file=sys.stderr,
             )
     return times
 
 
 def _busy() -> tuple[float, float] | None:
-    """Core seconds, since some moment, that others used and that there were."""
+    """Core seconds since some moment: used by other processes, and available."""
     try:
         first = Path("/proc/stat").read_text().splitlines()[0]
     except OSError:
@@ -140,7 +140,7 @@ def _busy() -> tuple[float, float] | None:
 
 
 def first_call(name: str, case: Callable[[], Any]) -> float:
-    """Seconds of a case's first call: what PyTorch takes to compile, mostly."""
+    """Seconds of the first call of a case: mostly compilation by PyTorch."""
     start = time.perf_counter()
     with working(f"compiling {name}"):
         jax.block_until_ready(case())
@@ -148,7 +148,7 @@ def first_call(name: str, case: Callable[[], Any]) -> float:
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle value."""
+    """Median."""
     return float(np.median(values))
 
 
@@ -159,7 +159,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
-    """Median of the ratios within each round; two lists that `alternate` returned together."""
+    """Median of the ratios within each round, of two lists that `alternate` returned together."""
     return median(np.divide(numerator, denominator).tolist())
 
 
@@ -169,20 +169,20 @@ def mebibytes(size: int | None) -> float | None:
 
 
 def utilisation(flops: float, peak: Peak) -> float | None:
-    """MFU in percent of `flops` per second, None where the peak is not known."""
+    """MFU in percent for `flops` per second, None if the peak is unknown."""
     return None if peak.flops is None else 100 * flops / peak.flops
 
 
 def peak_in_words(peak: Peak) -> str:
-    """The peak and where its figure is from."""
+    """Describes the peak and the source of its figure."""
     if peak.flops is None:
-        return f"peak not known ({peak.source})"
+        return f"peak unknown ({peak.source})"
     return f"peak {peak.flops / 1e12:.3g} TFLOP/s ({peak.source})"
 
 
 @contextlib.contextmanager
 def working(text: str) -> Iterator[Callable[[str], None]]:
-    """Says on stderr what goes on, once it has taken longer than `PATIENCE`.
+    """Prints on stderr what is running, once it has taken longer than `PATIENCE`.
 
     Yields a function that replaces the text.
     """
@@ -213,8 +213,8 @@ def report(
 ) -> dict[str, Any]:
     """Prints the rows as a table and writes them to the JSON file `out`, with the environment.
 
-    A row is a mapping from heading to number, text or None. Lists (the times of each round) and
-    what `more` holds are for the file only. Returns what was written.
+    A row is a mapping from heading to number, text or None. Lists (the times of each round) and the
+    values of `more` are written to the file only. Returns the content of the file.
     """
     written = {"title": title, **more, "rows": list(rows), "environment": environment()}
     out = Path(out)
@@ -250,7 +250,7 @@ def _cell(value: Any) -> str:
 def parser(name: str, description: str | None, **sizes: Any) -> argparse.ArgumentParser:
     """A command line with `--seconds`, `--rounds`, `--json`, and an option for each size.
 
-    Sizes are given with their defaults, which say the type.
+    `sizes` are the defaults of the options, which also determine their types.
     """
     found = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
@@ -260,19 +260,27 @@ def parser(name: str, description: str | None, **sizes: Any) -> argparse.Argumen
     )
     for size, default in sizes.items():
         option = "--" + size.replace("_", "-")
-        found.add_argument(option, type=type(default), default=default, help=f"default {default}")
+        found.add_argument(option, type=type(default), default=default, help=f"default: {default}")
     found.add_argument(
-        "--seconds", type=float, default=1.0, help="per case and round, about (default 1)"
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="seconds per case and round, approximately (default: 1)",
     )
-    found.add_argument("--rounds", type=int, default=7, help="default %(default)s")
     found.add_argument(
-        "--json", default=str(RESULTS / f"{name}.json"), metavar="FILE", help="default %(default)s"
+        "--rounds", type=int, default=7, help="rounds to time (default: %(default)s)"
+    )
+    found.add_argument(
+        "--json",
+        default=str(RESULTS / f"{name}.json"),
+        metavar="FILE",
+        help="result file (default: %(default)s)",
     )
     return found
 
 
 def main(run: Callable[[Sequence[str] | None], Any]) -> int:
-    """Exit status of a benchmark's command: an InputError is one line."""
+    """Runs a benchmark's command; returns its exit code. An InputError is printed as one line."""
     keep_freed()
     try:
         run(None)

@@ -1,13 +1,13 @@
-"""A run that is stopped and goes on with another number of hosts, beside one that is not.
+"""Stops a run and resumes it with another number of hosts, and compares with an undisturbed run.
 
     python -m benchmarks.hosts experiments/books.py --hosts 2 3 --steps 300 --stop 150 \\
         --data.store stores/books
 
-The second run is fed as `--hosts` loaders would feed it, each making its own part of every global
-batch: the first number of them up to step `--stop`, where the run is saved and ended, the second
-number from there on. The hosts are simulated in one process: their parts are joined before they
-go to the device. What every step trained on is compared by checksum, and the parameters in the
-end bit by bit. The exit code is 1 where anything differs.
+The compared run gets its batches from several loaders, one per host, each of which makes its part
+of every global batch: `--hosts BEFORE AFTER` is their number up to step `--stop`, where the run is
+saved and ended, and from there on. The hosts are simulated in one process: their parts are joined
+before they go to the device. The batches of all steps are compared by checksum, and the parameters
+at the end bit by bit. The exit code is 1 if anything differs.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from mdlm.train.session import Session
 
 
 class JoinedHosts(TrainLoader):
-    """The loaders of several hosts, their parts joined. `seen` gets a checksum of each batch."""
+    """The joined loaders of several hosts. They store a checksum of each batch in `seen`."""
 
     def __init__(self, hosts: int, seen: dict[int, str], rows, batch_size, seed, *_):
         super().__init__(rows, batch_size, seed)
@@ -55,7 +55,7 @@ class JoinedHosts(TrainLoader):
 
 @contextmanager
 def fed_by(hosts: int, seen: dict[int, str]) -> Iterator[None]:
-    """Training, meanwhile, takes its batches from so many hosts."""
+    """Within this context, training takes its batches from this number of hosts."""
 
     def loader(*arguments: Any) -> JoinedHosts:
         return JoinedHosts(hosts, seen, *arguments)
@@ -67,8 +67,10 @@ def fed_by(hosts: int, seen: dict[int, str]) -> Iterator[None]:
 def train(
     begin: Callable[[Path], Session], out: Path, hosts: int, stop: int | None
 ) -> dict[int, str]:
-    """Trains to step `stop` (None: the last) in a run folder, which it may continue; checksums of
-    the batches by position."""
+    """Trains to step `stop` (None: the last) in a new or existing run folder.
+
+    Returns checksums of the batches, by position in the data.
+    """
     seen: dict[int, str] = {}
     session = begin(out)
     with fed_by(hosts, seen), harness.working(f"{hosts} host(s) to step {stop or 'the last'}"):
@@ -79,7 +81,7 @@ def train(
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """The comparison. Exits with 1 where anything differs."""
+    """Runs the comparison. Exits with 1 if anything differs."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.hosts",
         description=__doc__,
@@ -92,12 +94,14 @@ def run(argv: Sequence[str] | None = None) -> None:
         "--stop",
         type=int,
         default=150,
-        help="step at which the run is told to stop: it ends the one under way",
+        help="step at which the run is asked to stop (default: %(default)s)",
     )
-    parser.add_argument("--batch", type=int, default=24, help="rows of a global batch")
+    parser.add_argument(
+        "--batch", type=int, default=24, help="rows of a global batch (default: %(default)s)"
+    )
     args, rest = parser.parse_known_args(argv)
     if not 0 < args.stop < args.steps:
-        raise InputError(f"--stop {args.stop} is not between 0 and --steps {args.steps}")
+        raise InputError(f"--stop {args.stop}: must be above 0 and below --steps {args.steps}")
     settings = {"steps": args.steps, "batch_size": args.batch, "log_every": 1, "eval_every": 0}
     changes = [*overrides(rest), *((f"train.{k}", str(v)) for k, v in settings.items())]
     experiment, source = load_file(args.experiment), Path(args.experiment).read_text()
@@ -116,12 +120,12 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def parameters(folder: Path) -> Any:
-    """The averaged parameters of a run's last checkpoint, as NumPy arrays."""
+    """The EMA parameters of a run's last checkpoint, as NumPy arrays."""
     return jax.tree.map(np.asarray, load(folder).params)
 
 
 def equal(args: argparse.Namespace, whole: dict, parts: tuple[dict, dict], params: tuple) -> bool:
-    """Whether nothing differs; prints what was compared."""
+    """Prints the comparison; returns whether everything is equal."""
     print("| steps | hosts | batches | as with one host | first batch | last batch |")
     print("|---|---|---|---|---|---|")
     is_equal = set(parts[0]) | set(parts[1]) == set(whole)

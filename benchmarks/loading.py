@@ -1,18 +1,18 @@
-"""Tokens per second of the training loader alone, beside what reads and what trains.
+"""Tokens per second of the training loader, compared with `datasets` and with the training step.
 
-    python -m benchmarks.loading                       # a store made up for it, 2**27 tokens
+    python -m benchmarks.loading                       # a synthetic store of 2**27 tokens
     python -m benchmarks.loading --store STORE         # one that `mdlm prepare` made
     python -m benchmarks.loading --batch 512 --length 1024 --no-step
 
 "mdlm" makes batches of shuffled rows (full rows, wrapped) from the store's memory-mapped shards;
-"mdlm, on the device" takes them, placed there, from the loader's thread, as the training loop
-does. "datasets" is the map-style reader of the Hugging Face library on the same rows, kept as
+"mdlm, on the device" also puts them on the device in the loader's thread, as the training loop
+does. "datasets" is the map-style reader of the Hugging Face library on the same rows, stored as
 Arrow lists of fixed length and int32 (of the layouts tried, the one that it reads fastest), with
-its numpy format, asked for the same random batches. "training step" is the step of
+its numpy format, and reads the same random batches. "training step" is the step of
 `benchmarks.train_step` on batches of that size, with that benchmark's network.
 
-"x step" is how many times faster than the step's the tokens come: 1 would just do. "x datasets"
-is the same beside the reader. Everything is read from the page cache: files are read once before.
+"x step" is the token rate relative to the training step's: at 1 the loader just keeps up.
+"x datasets" is relative to the reader. All files are read once before, into the page cache.
 """
 
 import tempfile
@@ -34,9 +34,9 @@ from mdlm.parallel.mesh import MeshShape, put_on_mesh
 from mdlm.types import Vocab
 
 DOCUMENT = 1000
-"""Tokens of a document in a store made up, its EOS included."""
+"""Tokens of a document of the synthetic store, EOS included."""
 READER = 2**25
-"""Tokens that the other reader is given at most: it needs a copy of its own, four bytes each."""
+"""Most tokens given to the other reader, which needs its own copy of four bytes per token."""
 
 
 def made_up(folder: Path, tokens: int, vocab: Vocab) -> None:
@@ -65,7 +65,7 @@ def made_up(folder: Path, tokens: int, vocab: Vocab) -> None:
 
 
 def other_reader(rows: RowSet, folder: Path, batch: int) -> Callable[[], np.ndarray]:
-    """The map-style reader on the same rows (the first `READER` tokens), a batch at each call."""
+    """The map-style reader on the same rows (the first `READER` tokens); a call reads a batch."""
     import datasets
     import pyarrow
 
@@ -87,17 +87,19 @@ def other_reader(rows: RowSet, folder: Path, batch: int) -> Callable[[], np.ndar
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The benchmark; returns what it wrote."""
+    """Runs the benchmark; returns the report."""
     parser = harness.parser("loading", __doc__, **synthetic.SIZES, tokens=2**27)
-    parser.add_argument("--store", metavar="URL", help="default: one made up, of --tokens tokens")
+    parser.add_argument(
+        "--store", metavar="URL", help="token store (default: a synthetic one of --tokens tokens)"
+    )
     parser.add_argument("--no-step", action="store_true", help="do not measure the training step")
     args, others = parser.parse_known_args(argv)
     if others:
-        raise InputError(f"{others[0]}: no such option")
+        raise InputError(f"{others[0]}: no such option; see --help")
     with tempfile.TemporaryDirectory() as folder:
         if args.store is None:
             vocab = Vocab(size=8192, mask_id=8191, bos_id=8190, eos_id=8189)
-            with harness.working("making a store up"):
+            with harness.working("writing a synthetic store"):
                 made_up(Path(folder), args.tokens, vocab)
             store = Store.open(folder)
         else:

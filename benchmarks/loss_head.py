@@ -1,14 +1,14 @@
 """Time and memory of the loss head: logits, cross-entropy and their gradients.
 
-    python -m benchmarks.loss_head                        # 4,096 rows of 768, vocabulary 50,258
+    python -m benchmarks.loss_head             # 4,096 positions, width 768, vocabulary 50,258
     python -m benchmarks.loss_head --vocab 1024 --width 256 --batch 16 --length 128
 
 `Readout.reduce_rows` against all logits at once (`DenseLogits`), in the cross-entropy that the
-objectives use, with gradients in the hidden states, the kernel and the bias. Rows are masked with
-probability `--masked`; those that are not weigh nothing, and the dense head computes them too.
+objectives use, with gradients in the hidden states, the kernel and the bias. Positions are masked
+with probability `--masked`; the others have weight 0, but the dense head computes them too.
 
-"model TFLOP/s" counts the three products at masked rows for both. "x dense" is the median, over
-rounds, of how many times as fast it is; "of dense" the temporary memory's share.
+"model TFLOP/s" counts the three matmuls at masked positions for both. "x dense" is the speed
+relative to the dense head (median over rounds); "of dense" the fraction of its temporary memory.
 """
 
 from collections.abc import Sequence
@@ -39,12 +39,12 @@ SIZES = {
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The benchmark; returns what it wrote."""
+    """Runs the benchmark; returns the report."""
     parser = harness.parser("loss_head", __doc__, **SIZES)
     parser.set_defaults(rounds=3)
     args = parser.parse_args(argv)
     if not 0 < args.masked <= 1:
-        raise InputError(f"--masked {args.masked} is not in (0, 1]")
+        raise InputError(f"--masked {args.masked}: must be above 0 and at most 1")
     b, l, d, v = args.batch, args.length, args.width, args.vocab
     dtype = compute_dtype(args.dtype)
     rng = np.random.default_rng(0)
@@ -111,8 +111,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         })  # fmt: skip
     told = ", ".join(f"{name} {value:.1e}" for name, value in difference.items())
     title = (
-        f"Loss head with gradients: {b * l:,} rows of {d}, {scored:,} masked, vocabulary {v:,},"
-        f" {dtype.name}\n{harness.peak_in_words(peak)}; greatest difference from"
+        f"Loss head with gradients: {b * l:,} positions of width {d}, {scored:,} masked, vocabulary"
+        f" {v:,}, {dtype.name}\n{harness.peak_in_words(peak)}; greatest difference from"
         f" dense, relative to the greatest entry: {told}"
     )
     sizes = {name: getattr(args, name) for name in SIZES}
@@ -123,7 +123,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def compare(mine: ArrayTree, other: ArrayTree) -> dict[str, float]:
-    """Greatest difference of loss and each gradient, relative to the other's greatest entry."""
+    """Greatest difference of the loss and of each gradient, relative to the greatest entry of
+    `other`."""
 
     def relative(a, b) -> float:
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)

@@ -1,10 +1,11 @@
-"""How far samplers are from a law that is known, with networks that make no mistakes.
+"""Distance of samplers from a known distribution, with exact denoisers in place of networks.
 
     python -m benchmarks.oracle                  # a table, and docs/samplers.png
     python -m benchmarks.oracle --rows 2000 --samplers "Ancestral(steps=8)"
 
-The two laws are those of `mdlm.evals.oracles`. Distances are total variations, of whole rows or of
-neighbouring pairs of tokens, next to that of as many rows drawn from the law itself.
+The two distributions are those of `mdlm.evals.oracles`. Distances are total variations, of whole
+rows or of neighbouring pairs of tokens. The floor is the distance of the same number of rows drawn
+from the distribution itself.
 """
 
 import argparse
@@ -34,12 +35,12 @@ CURVES = {
     "Psi, kappa 0.9": "Psi(kappa=0.9, steps={n})",
     "P2, eta 1": "PathPlanning(steps={n})",
 }
-"""Curves of the picture: samplers of `{n}` steps, or that write `{k}` tokens of a row at once, with
-which they make as many calls."""
+"""Curves of the picture: samplers of `{n}` steps, or samplers that write `{k}` tokens of a row at
+once, which needs as many network calls."""
 
 
 def curve(oracle: Oracle, pattern: str, rows: int) -> list[tuple[int, float]]:
-    """Steps and distance; where tokens are written at once, for as many steps as there can be."""
+    """Points (steps, distance); samplers that write tokens at once have at most `length` steps."""
     points: list[tuple[int, float]] = []
     most = oracle.length if "{k}" in pattern else STEPS[-1]
     for n in sorted({*(n for n in STEPS if n <= most), most}):
@@ -51,24 +52,29 @@ def curve(oracle: Oracle, pattern: str, rows: int) -> list[tuple[int, float]]:
 
 
 def draw(found: dict[str, dict[str, list[tuple[int, float]]]], floors: dict[str, float]) -> None:
-    """Distance against steps, a panel for each law, into docs/samplers.png."""
+    """Draws distance over steps, a panel for each distribution, to docs/samplers.png."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(found))
-    for axes, (law, curves) in zip(panels, found.items(), strict=True):
-        for place, (name, points) in enumerate(curves.items()):
+    for axes, (name_of_panel, curves) in zip(panels, found.items(), strict=True):
+        for index, (name, points) in enumerate(curves.items()):
             steps, distances = np.array(points).T
-            axes.plot(steps, distances, marker="osD^vP*Xd"[place], markersize=4, label=name)
-        axes.axhline(floors[law], color="grey", linestyle=":", label="rows of the law itself")
+            axes.plot(steps, distances, marker="osD^vP*Xd"[index], markersize=4, label=name)
+        axes.axhline(
+            floors[name_of_panel],
+            color="grey",
+            linestyle=":",
+            label="rows of the distribution itself",
+        )
         axes.set_xscale("log", base=2)
         axes.set_xticks(STEPS, [str(n) for n in STEPS])
-        axes.set(yscale="log", title=law, xlabel="steps")
+        axes.set(yscale="log", title=name_of_panel, xlabel="steps")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2, which="both")
-    panels[0].set_ylabel("total variation to the law")
+    panels[0].set_ylabel("total variation to the distribution")
     panels[-1].legend(frameon=False, fontsize="small", loc="upper right", bbox_to_anchor=(1.45, 1))
     figure.savefig(PICTURE, dpi=120)
     print(f"\n({PICTURE})")
@@ -80,8 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rows", type=int, default=20_000, help="rows that each sampler draws")
-    parser.add_argument("--samplers", nargs="+", metavar="TEXT", help="these alone; no picture")
+    parser.add_argument(
+        "--rows", type=int, default=20_000, help="rows drawn by each sampler (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--samplers", nargs="+", metavar="TEXT", help="measure these samplers only; no picture"
+    )
     args = parser.parse_args(arguments)
     try:
         chosen = {text: from_text(text, Sampler) for text in args.samplers or ()}
@@ -93,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for oracle in (Enumerated(), HiddenMarkov()):
         floors[oracle.name] = oracle.distance(oracle.draw(args.rows, seed=0))
         print(
-            f"\n{oracle.name}: {args.rows:,} rows of the law itself are"
+            f"\n{oracle.name}: {args.rows:,} rows of the distribution itself are"
             f" {floors[oracle.name]:.4f} off\n\n| sampler | {column} | total variation |"
             "\n|---|---|---|"
         )

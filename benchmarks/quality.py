@@ -2,18 +2,18 @@
 
     python -m benchmarks.quality run paper muon --corpus books --minutes 5 --core 0
     python -m benchmarks.quality run paper best --corpus books --minutes 12 --seeds 0 1 2
-    python -m benchmarks.quality cost best --corpus books    # of its step, in the paper's
+    python -m benchmarks.quality cost best --corpus books    # time of its step
     python -m benchmarks.quality report                  # table, and docs/quality.png
 
-A recipe is `experiments/books.py` with some values changed (`RECIPES` below, by dotted name). All
-get the same time and not the same number of steps: before a run, its step takes turns with the
-paper's in one process, and the median ratio of the two times says how many steps the recipe can
-afford in what the paper's takes; so nothing that happens on the machine meanwhile changes what a
-run is given. That ratio wants a quiet machine: it varies by a fifth on a busy one, where --cost
-gives one measured before. Compilation, evaluation and reading the text do not count as time. Each
-run is an ordinary run folder, runs/quality/RECIPE-MINUTES-SEED; `quality.json` in it holds the
-result. All are scored by the NELBO of `Nelbo()`, whatever distribution of times they were trained
-with.
+A recipe is `experiments/books.py` with some settings changed (`RECIPES` below, by dotted name). All
+get the same time, not the same number of steps. Before a run, its step and the paper's are timed in
+turns in one process; the median ratio of the two times gives the number of steps that the recipe
+can make in the time of the paper's run. So the load of the machine during a run does not change its
+number of steps. The ratio needs a quiet machine: on a busy one it varies by a fifth, and --cost can
+give a ratio measured before. Compilation, evaluation and reading the text do not count as time.
+Each run is an ordinary run folder, runs/quality/RECIPE-MINUTES-SEED; `quality.json` in it holds the
+result. All runs are evaluated by the NELBO of `Nelbo()`, whatever distribution of times they were
+trained with.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from benchmarks.corpus import books
 OUT = Path("runs/quality")
 EXPERIMENT = Path("experiments/books.py")
 SECONDS_PER_STEP = 0.31
-"""What a step of the paper's recipe counts as, unless --step-seconds says otherwise."""
+"""Seconds that a step of the paper's recipe counts as, by default."""
 
 ADAM = {"optimizer.learning_rate": "1e-3"}
 MUON = {
@@ -99,7 +99,7 @@ class Stepper:
 
 
 def cost(recipe: str, dataset, corpus: str) -> float:
-    """Time of a step of the recipe, in steps of the paper's."""
+    """Time of a step of the recipe, relative to a step of the paper's recipe."""
     import numpy as np
 
     from benchmarks.harness import alternate
@@ -114,7 +114,7 @@ def cost(recipe: str, dataset, corpus: str) -> float:
 
 
 def train(recipe: str, dataset, args: argparse.Namespace, seed: int, ratio: float) -> None:
-    """One run, its result in quality.json."""
+    """Trains and evaluates one run; writes the result to quality.json."""
     import jax
 
     from mdlm.experiment.model import Model
@@ -126,7 +126,7 @@ def train(recipe: str, dataset, args: argparse.Namespace, seed: int, ratio: floa
     e = experiment(recipe, args.corpus, steps, seed)
     folder = RunFolder(OUT / f"{recipe}-{args.minutes:g}-{seed}")
     if (folder.path / "quality.json").is_file():
-        print(f"{folder.path}: done before", flush=True)
+        print(f"{folder.path}: exists already", flush=True)
         return
     if not folder.exists:
         folder.begin(EXPERIMENT.read_text(), [], e)
@@ -163,7 +163,7 @@ def train(recipe: str, dataset, args: argparse.Namespace, seed: int, ratio: floa
 
 
 def results() -> list[Mapping[str, Any]]:
-    """All results there are, by minutes and then by NELBO."""
+    """The results of all runs, sorted by minutes and then by NELBO."""
     found = [json.loads(path.read_text()) for path in sorted(OUT.glob("*/quality.json"))]
     return sorted(found, key=lambda r: (r["minutes"], r["nelbo"]))
 
@@ -176,18 +176,23 @@ def main() -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train recipes one after the other")
-    costs = commands.add_parser("cost", help="time of a recipe's step, in steps of the paper's")
-    for sub in (run, costs):
-        sub.add_argument("recipes", nargs="+", choices=RECIPES)
-        sub.add_argument("--corpus", required=True, help="folder of train-*, valid, test .txt.gz")
-        sub.add_argument("--core", type=int, default=0, help="the core to stay on")
-    run.add_argument("--minutes", type=float, default=5)
-    run.add_argument("--seeds", type=int, nargs="+", default=[0])
-    run.add_argument("--cost", type=float, help="of a step, where it was measured before")
-    run.add_argument(
-        "--step-seconds", type=float, default=SECONDS_PER_STEP, help="of the paper's recipe"
+    costs = commands.add_parser(
+        "cost", help="time of a recipe's step, relative to the paper's recipe"
     )
-    commands.add_parser("report", help="table and picture of the runs there are")
+    for sub in (run, costs):
+        sub.add_argument("recipes", nargs="+", choices=RECIPES, help="recipes by name")
+        sub.add_argument("--corpus", required=True, help="folder with train-*, valid, test .txt.gz")
+        sub.add_argument("--core", type=int, default=0, help="CPU core to run on (default: 0)")
+    run.add_argument("--minutes", type=float, default=5, help="length of a run (default: 5)")
+    run.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
+    run.add_argument("--cost", type=float, help="relative time of a step, measured before")
+    run.add_argument(
+        "--step-seconds",
+        type=float,
+        default=SECONDS_PER_STEP,
+        help="time of a step of the paper's recipe",
+    )
+    commands.add_parser("report", help="table and picture of all runs")
     args = parser.parse_args()
     if args.command == "report":
         from benchmarks.quality_report import report

@@ -1,4 +1,4 @@
-"""Table and picture of the runs that `benchmarks.quality` made."""
+"""Table and picture of the runs of `benchmarks.quality`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 PICTURE = Path("docs/quality.png")
 
 Groups = Mapping[tuple[float, str], Sequence[Mapping[str, Any]]]
-"""Runs by their minutes and their recipe."""
+"""Groups runs by minutes and recipe."""
 
 
 def report(results: Sequence[Mapping[str, Any]]) -> None:
@@ -41,26 +41,26 @@ def mean_curve(runs: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 
 def baseline(long: Groups) -> tuple[tuple[float, str], float]:
-    """The longest runs of the paper's recipe (at whichever rate), and the NELBO they end at."""
+    """The longest runs of the paper's recipe (at any learning rate), and their final NELBO."""
     key = max(key for key in long if key[1].startswith("paper"))
     return key, float(mean_curve(long[key])[-1, 1])
 
 
 def compare(long: Groups) -> None:
-    """Prints when each of the other long runs gets to where the paper's recipe ends."""
+    """Prints when each of the other long runs reaches the final NELBO of the paper's recipe."""
     (minutes, name), target = baseline(long)
     print(f"{name} ends at {target:.4f} after {minutes:.3g} minutes (first 256 rows)")
     for (own, recipe), runs in long.items():
         times, nelbo = mean_curve(runs).T
         if recipe == name or nelbo.min() > target:
             continue
-        # On a falling curve, drawn as straight lines between the validations.
+        # On a falling curve, interpolated linearly between the validations.
         reached = np.interp(-target, -nelbo, times)
-        print(f"{recipe}, in runs of {own:.3g} minutes, is there after {reached:.1f} minutes")
+        print(f"{recipe}, in runs of {own:.3g} minutes, reaches it after {reached:.1f} minutes")
 
 
 def draw(short: Groups, long: Groups) -> None:
-    """Where the short runs ended, and the curves of the long ones, into docs/quality.png."""
+    """Draws the results of the short runs and the curves of the long runs to docs/quality.png."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

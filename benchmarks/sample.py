@@ -1,4 +1,4 @@
-"""Tokens per second of generation, and of the published cached sampler on the PyTorch reference.
+"""Tokens per second of generation, compared with the published cached sampler in PyTorch.
 
     python -m benchmarks.sample                           # 8 sequences of 128, 128 steps
     python -m benchmarks.sample --steps 1000 --rounds 1
@@ -6,11 +6,11 @@
     python -m benchmarks.sample --no-torch                 # without PyTorch
 
 `mdlm.samplers.loop.generate` with `Ancestral`, as `mdlm sample` runs it, against the published
-"ddpm_cache" on the PyTorch reference, whose network has the same parameters; both sample
-the same distribution with random numbers of their own. They alternate, one generation each. NFE is
-the mean number of network calls. "executed TFLOP/s" counts the matmuls that each must execute: of
-each call the blocks, all but the last block's keys and values and the head at the positions that
-are written alone (ours), or all of them at all positions (the PyTorch reference's).
+"ddpm_cache" on the PyTorch reference, whose network has the same parameters; both sample the same
+distribution, with different random numbers. They alternate, one generation each. NFE is the mean
+number of network calls. "executed TFLOP/s" counts the matmuls that each must execute. In a call,
+ours computes the blocks at all positions, but the head, and the last block except its keys and
+values, only at the positions that are written; the PyTorch reference computes all at all positions.
 """
 
 import argparse
@@ -33,11 +33,11 @@ from mdlm.samplers.state import Samples
 from mdlm.types import ArrayTree
 
 SIZES = {**synthetic.SIZES, "batch": 8, "steps": 128, "total": 0, "stride": 64}
-"""`total` is the tokens of a text, 0 for those of one row."""
+"""`total` is the number of tokens of a text, 0 for one row."""
 
 
 class Ours:
-    """Generation of a batch, again and again, each time from another key."""
+    """Generation of a batch, each time from another key."""
 
     def __init__(self, model: Model, params: ArrayTree, batch: int, total: int, window: Windows):
         def draw(params, keys, tokens, is_fixed) -> Samples:
@@ -113,7 +113,7 @@ class TorchReference:
 def executed(
     network: Network, args: argparse.Namespace, written: int, nfe: float, *, defers_last_block: bool
 ) -> float:
-    """Operations of the products that `nfe` calls execute to write so many tokens."""
+    """FLOPs of the matmuls that `nfe` calls execute to write so many tokens."""
     rows, length, width = args.batch, args.length, args.width
     if not defers_last_block:
         return nfe * network.flops(rows, length, rows * length, args.vocab)
@@ -125,9 +125,9 @@ def executed(
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The benchmark; returns what it wrote."""
+    """Runs the benchmark; returns the report."""
     parser = harness.parser("sample", __doc__, **SIZES)
-    parser.add_argument("--no-torch", action="store_true", help="measure ours alone")
+    parser.add_argument("--no-torch", action="store_true", help="leave out PyTorch")
     parser.set_defaults(rounds=2)
     args, others = parser.parse_known_args(argv)
     experiment = synthetic.experiment(args, others)
@@ -174,7 +174,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     told = " ".join(f"{name} {value}" for name, value in sizes.items())
     title = (
         f"Generation: {told} {' '.join(others)}\n{harness.peak_in_words(peak)};"
-        " each row draws the same law"
+        " each case samples the same distribution"
     )
     return harness.report(
         title, rows, args.json, sizes=sizes, settings=list(others), peak_flops=peak.flops,

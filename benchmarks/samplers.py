@@ -1,13 +1,13 @@
-"""Every sampler on one trained run: calls, speed, and the entropy of what it writes.
+"""Compares all samplers on one trained run: network calls, speed, and entropy of the samples.
 
     python -m benchmarks.samplers runs/quickstart
     python -m benchmarks.samplers runs/quickstart --samplers "Ancestral(steps=32, top_p=0.9)"
 
-NFE is the network calls of one batch. The entropy is that of the frequencies of single tokens in
-all the texts, in nats, beside that of the run's validation split: where it falls well below,
-samples repeat themselves, which a likelihood under another model would take for quality.
-"Law" says what the samples' law is: the network's own ("exact"), in the limit of many steps
-("limit"), or neither ("biased").
+NFE is the number of network calls for one batch. The entropy is the unigram entropy of all texts,
+in nats, to compare with that of the run's validation split: if it is much lower, samples repeat
+themselves, which a likelihood under another model would mistake for quality.
+"distribution" says whether samples follow the network's distribution: always ("exact"), in the
+limit of many steps ("limit"), or not ("biased").
 """
 
 import argparse
@@ -22,7 +22,7 @@ from mdlm.config.component_text import from_text
 from mdlm.run import load
 from mdlm.samplers import Sampler
 
-LAWS = {
+DISTRIBUTIONS = {
     "FirstHitting()": "exact",
     "FirstHitting(per_call=4)": "limit",
     "Ancestral(steps=32)": "limit",
@@ -50,43 +50,47 @@ LAWS = {
     "Ancestral(steps=128, temperature=0.8)": "biased",
     "Ancestral(steps=128, top_p=0.9)": "biased",
 }
-"""Samplers of the table, and what their law is."""
+"""Samplers of the table, and whether they follow the network's distribution."""
 
 
 def entropy(tokens: np.ndarray) -> float:
-    """Of the frequencies of single tokens, nats."""
+    """Unigram entropy, nats."""
     share = np.unique(tokens, return_counts=True)[1] / tokens.size
     return float(-(share * np.log(share)).sum())
 
 
 def run(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The table; returns its rows."""
+    """Prints the table; returns its rows."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.samplers",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_folder", metavar="RUN", help="a run folder")
-    parser.add_argument("--num", type=int, default=16, help="texts of each sampler")
+    parser.add_argument(
+        "--num", type=int, default=16, help="texts per sampler (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--samplers", nargs="+", metavar="TEXT", help="these alone")
-    parser.add_argument("--json", metavar="FILE", help="also write the rows there, with a text")
+    parser.add_argument("--samplers", nargs="+", metavar="TEXT", help="measure these samplers only")
+    parser.add_argument(
+        "--json", metavar="FILE", help="also write the rows, with a sample each, to FILE"
+    )
     args = parser.parse_args(argv)
-    texts = args.samplers or list(LAWS)
+    texts = args.samplers or list(DISTRIBUTIONS)
     samplers = [from_text(text, Sampler) for text in texts]
     opened = load(args.run_folder)
     rows = []
     valid = opened.dataset.valid.rows.all()
     data = valid.tokens[valid.loss_mask]
     print(f"validation split: unigram entropy {entropy(data):.3f} nats\n")
-    print("| sampler | law | NFE | tokens/s | unigram entropy |\n|---|---|---|---|---|")
+    print("| sampler | distribution | NFE | tokens/s | unigram entropy |\n|---|---|---|---|---|")
     for text, sampler in zip(texts, samplers, strict=True):
         with harness.working(text):
             out = opened.generate(num=args.num, seed=args.seed, sampler=sampler)
         tokens = np.concatenate([text.tokens for text in out.texts])
         row = {
             "sampler": text,
-            "law": LAWS.get(text, ""),
+            "law": DISTRIBUTIONS.get(text, ""),
             "NFE": out.nfe,
             "tokens/s": out.tokens_per_second,
             "entropy": entropy(tokens),

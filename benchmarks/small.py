@@ -1,4 +1,4 @@
-"""A small experiment on made-up text, for runs whose course matters and not what they learn."""
+"""A small experiment on made-up text, for benchmarks of the course of a run."""
 
 import random
 from pathlib import Path
@@ -33,7 +33,7 @@ experiment = Experiment(
 
 
 def prepare(folder: Path) -> None:
-    """Makes a folder with the experiment and its text."""
+    """Creates a folder with the experiment and its text."""
     folder.mkdir(parents=True)
     rng = random.Random(0)
     text = "\n".join(" ".join(rng.choices(WORDS, k=12)) for _ in range(200))
@@ -42,5 +42,5 @@ def prepare(folder: Path) -> None:
 
 
 def words(**training: int | float) -> list[str]:
-    """What follows `mdlm train`, in such a folder."""
+    """The arguments of `mdlm train` in such a folder."""
     return [NAME, *(word for k, v in training.items() for word in (f"--train.{k}", str(v)))]

@@ -1,16 +1,16 @@
-"""How the package is cut: loose modules, files entered on three walks, class depth, long functions.
+"""Measures the structure: loose modules, files entered on three walks, class depth, long functions.
 
     python -m benchmarks.structure
 
-The walks are real: a tiny run is trained first, and then, each in a process of its own,
+The walks are executed: a tiny run is trained first, and then, each in a process of its own,
 
     open and sample    `mdlm.load(run).generate(...)`
     batch to loss      one batch of the loader, to the loss and its gradient
     mdlm --help        the command line's own help
 
-A file of `mdlm/` is *entered* when one of its functions is called while no module is being
-imported; it is *imported* when its module was. What something new touches is read from something
-that is there: the lines, outside its own file, in which an existing command or sampler is named.
+A file of `mdlm/` is *entered* if one of its functions is called while no module is being imported,
+and *imported* if its module was. The lines that something new would touch are counted for an
+existing example: the lines outside its own file that name an existing command or sampler.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mdlm"
 LONG = 50
-"""Lines that a function may have."""
+"""Lines above which a function counts as long."""
 
 TARGETS = {
     "loose top modules": "<= 12",
@@ -89,7 +89,7 @@ def class_depths(package: Path = PACKAGE) -> dict[str, int]:
     for path in sorted(package.rglob("*.py")):
         module = ".".join(path.relative_to(package.parent).with_suffix("").parts)
         tree = ast.parse(path.read_text())
-        # Where each name of this file comes from: another module, else this one.
+        # The module that each name of this file is imported from; otherwise this one.
         names = {
             alias.asname or alias.name: (node.module or "", alias.name)
             for node in ast.walk(tree)
@@ -114,10 +114,10 @@ def class_depths(package: Path = PACKAGE) -> dict[str, int]:
 
 
 def mentions(name: str, own: Path, package: Path = PACKAGE, *, folder: str = ".") -> dict[str, int]:
-    """Lines outside the file `own` in which a name is said in the code of a folder, by file.
+    """Number of lines outside the file `own` whose code names `name`, by file of a folder.
 
-    A line counts once. Names inside comments, docstrings and messages do not count; a text that
-    is the name and nothing else does, or a dotted path to it.
+    Names in comments, docstrings and messages do not count; a string that is only the name, or a
+    dotted path to it, does.
     """
     is_path = re.compile(rf"""["']([\w.]*[.:])?{name}(:\w+)?["']""").fullmatch
     found = {}
@@ -137,21 +137,21 @@ def mentions(name: str, own: Path, package: Path = PACKAGE, *, folder: str = "."
 
 
 def command_mentions(package: Path = PACKAGE) -> dict[str, int]:
-    """Lines outside its own file in which `cli/import_weights.py` is said, by file.
+    """Lines outside its own file that name `cli/import_weights.py`, by file.
 
-    Commands are put together in `cli/`; elsewhere functions go by the same name.
+    Only `cli/` is searched, because functions elsewhere have the same name.
     """
     own = package / "cli" / "import_weights.py"
     return mentions("import_weights", own, package, folder="cli")
 
 
 def sampler_mentions(package: Path = PACKAGE) -> dict[str, int]:
-    """Lines outside its own file in which the sampler `FirstHitting` is said, by file."""
+    """Lines outside its own file that name the sampler `FirstHitting`, by file."""
     return mentions("FirstHitting", package / "samplers" / "first_hitting.py", package)
 
 
 class Tracer:
-    """Collects the files below `package` of which functions are called, from all threads."""
+    """Collects the files below `package` whose functions are called, from all threads."""
 
     def __init__(self, package: Path = PACKAGE):
         self.prefix, self.entered = f"{package}{os.sep}", set()
@@ -234,7 +234,7 @@ WALKS = {
 
 
 def traced(name: str, folder: str) -> dict[str, list[str]]:
-    """The files entered and imported by a walk in this process."""
+    """Runs a walk in this process; returns the files entered and imported."""
     entered = Tracer().run(WALKS[name](folder))
     files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
     below = [Path(file) for file in files if file and file.startswith(f"{PACKAGE}{os.sep}")]
@@ -245,7 +245,7 @@ def traced(name: str, folder: str) -> dict[str, list[str]]:
 
 
 def python(*words: str, cwd: Path) -> str:
-    """What a Python process on one CPU device prints. RuntimeError where it fails."""
+    """The output of a Python process on one CPU device. Raises RuntimeError if it fails."""
     there = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     done = subprocess.run(
         [sys.executable, *words],
@@ -260,7 +260,7 @@ def python(*words: str, cwd: Path) -> str:
 
 
 def walks() -> dict[str, dict[str, list[str]]]:
-    """Trains a tiny run and goes the three walks: files entered and imported, by walk."""
+    """Trains a tiny run and runs the three walks; returns the files entered and imported."""
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder)
         (there / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 50)
@@ -271,7 +271,7 @@ def walks() -> dict[str, dict[str, list[str]]]:
 
 
 def measured() -> dict[str, str]:
-    """Each figure of the table, in words."""
+    """The figures of the table as text, by name."""
     depths = class_depths()
     deepest = max(depths.values())
     deep = [name.partition(": ")[2] for name, depth in depths.items() if depth == deepest]
@@ -290,7 +290,7 @@ def measured() -> dict[str, str]:
 
 
 def touched(lines: dict[str, int]) -> str:
-    """`1 file + 2 lines in cli/main.py`: the file of its own, and what others say of it."""
+    """`1 file + 2 lines in cli/main.py`: its own file, and lines of other files that name it."""
     others = [f"{n} line{'s' * (n > 1)} in {file}" for file, n in lines.items()]
     return " + ".join(["1 file", *others])
 

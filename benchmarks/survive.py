@@ -1,14 +1,14 @@
-"""A run of four processes that loses one, goes on with two on another mesh, beside one undisturbed.
+"""Kills one of four processes of a run, resumes with two, and compares with an undisturbed run.
 
     python -m benchmarks.survive --out docs/survive.png
 
 Four processes of one device each train on `data=2 fsdp=2` of one machine's CPU. At a step after a
 checkpoint one of them gets SIGKILL; the others must end by themselves, with exit code 4. The same
-command with two processes, on `tensor=2`, goes on from the checkpoint. The undisturbed run is one
-process with one device. The picture has both curves of the training loss, and their difference;
-printed are the seconds from the kill until the last of the processes was gone, and the largest
-difference before and after it. Losses differ by rounding only, which grows as training goes on,
-slowly at a calm learning rate; at three times this one they part after a hundred steps.
+command with two processes, on `tensor=2`, resumes from the checkpoint. The undisturbed run is one
+process with one device. The picture shows both curves of the training loss and their difference.
+The output has the seconds from the kill to the end of the last process, and the largest difference
+before and after the kill. Losses differ by rounding only. The difference grows with training,
+slowly at a small learning rate; at three times this one the curves separate after a hundred steps.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from benchmarks.train_process import Life, newest
 from mdlm.errors import InputError
 
 LOST = 4
-"""Exit code of a process that another was lost to."""
+"""Exit code of a process when another process of its run was lost."""
 PATIENCE = 120
-"""Seconds in which the others must end. The promise is a minute."""
+"""Seconds within which the other processes must end; a minute is promised."""
 FOUR, TWO = {"data": 2, "fsdp": 2, "tensor": 1}, {"data": 1, "fsdp": 1, "tensor": 2}
 
 Curve = dict[int, float]
@@ -39,22 +39,22 @@ Curve = dict[int, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What there was to see.
+    """The results of both runs.
 
-    `first` and `second` are the two parts of the run that was killed; `first` has what it did after
-    its last checkpoint too, which `second` did again.
+    `first` and `second` are the two parts of the run that lost a process; `first` includes the
+    steps after its last checkpoint, which `second` repeated.
     """
 
     alone: Curve
     first: Curve
     second: Curve
-    saved: int  # step it went on from
-    ended: float  # seconds from the kill until the others were gone
-    lines: tuple[str, ...]  # what those said last
+    saved: int  # step that it resumed from
+    ended: float  # seconds from the kill to the end of the other processes
+    lines: tuple[str, ...]  # last output of those
 
 
 def curve(folder: Path) -> Curve:
-    """The training loss so far."""
+    """The training losses logged so far, by step."""
     log = folder / "run" / "metrics.jsonl"
     text = log.read_text() if log.is_file() else ""
     lines = [json.loads(line) for line in text.split("\n")[:-1]]
@@ -70,7 +70,7 @@ def free_port() -> int:
 def start(
     folder: Path, words: Sequence[str], cache: Path, count: int, mesh: dict[str, int]
 ) -> list[Life]:
-    """So many processes of one run."""
+    """Starts this number of processes of one run."""
     at = f"127.0.0.1:{free_port()}"
     shape = [word for axis, size in mesh.items() for word in (f"--mesh.{axis}", str(size))]
     lives = []
@@ -81,7 +81,7 @@ def start(
 
 
 def survive(words: Sequence[str], kill_at: int, victim: int, folder: Path) -> Found:
-    """Both runs. InputError where a process ends otherwise than it should."""
+    """Trains both runs. Raises InputError if a process ends in another way than expected."""
     alone, killed, cache = folder / "alone", folder / "killed", folder / "cache"
     for one in (alone, killed):
         small.prepare(one)
@@ -91,7 +91,7 @@ def survive(words: Sequence[str], kill_at: int, victim: int, folder: Path) -> Fo
         lives = start(killed, words, cache, 4, FOUR)
         reached = lambda: max(curve(killed), default=0) >= kill_at and newest(killed) > 0
         if not lives[0].wait_for(reached, patience=1200):
-            raise InputError(f"it ended before step {kill_at}; it said: {lives[0].said}")
+            raise InputError(f"the run ended before step {kill_at}; its output: {lives[0].said}")
         lives[victim].kill()
         moment = time.monotonic()
         others = [life for i, life in enumerate(lives) if i != victim]
@@ -115,7 +115,7 @@ def apart(a: Curve, b: Curve) -> dict[int, float]:
 
 
 def draw(found: Found, path: Path, title: str) -> None:
-    """The curves laid over each other, and how far apart they are."""
+    """Draws both curves and their difference."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -138,7 +138,7 @@ def draw(found: Found, path: Path, title: str) -> None:
         axes.grid(alpha=0.2)
     loss.annotate(
         f"one is killed; the others end {found.ended:.0f} s later;\n"
-        f"it goes on from the checkpoint of step {found.saved}",
+        f"resumed from the checkpoint of step {found.saved}",
         (killed, max(found.alone.values())),
         xytext=(6, -4),
         textcoords="offset points",
@@ -160,7 +160,7 @@ def named(mesh: dict[str, int]) -> str:
 
 
 def summary(found: Found) -> list[dict[str, Any]]:
-    """A row for each part of the run."""
+    """The rows of the table: one for each part of the run."""
     rows = []
     for name, part in (("4 processes", found.first), ("2 processes", found.second)):
         off = apart(found.alone, part)
@@ -177,7 +177,7 @@ def summary(found: Found) -> list[dict[str, Any]]:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """The comparison, its picture and its table."""
+    """Runs the comparison; writes its picture and prints its table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.survive",
         description=__doc__,
@@ -192,10 +192,12 @@ def run(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--victim", type=int, default=2, help="process (default: %(default)s)")
     parser.add_argument("--out", default="runs/benchmarks/survive.png", help="picture")
     parser.add_argument("--json", default="runs/benchmarks/survive.json", help="figures")
-    parser.add_argument("--keep", metavar="FOLDER", help="where to leave the runs")
+    parser.add_argument("--keep", metavar="FOLDER", help="keep the runs in this folder")
     args = parser.parse_args(argv)
     if not args.save_every <= args.kill < args.steps or args.victim not in range(4):
-        raise InputError(f"--kill {args.kill}: between --save-every and --steps; --victim: 0 to 3")
+        raise InputError(
+            f"--kill {args.kill}: must be between --save-every and --steps; --victim: 0 to 3"
+        )
     settings = {
         "steps": args.steps,
         "checkpoint_every": args.save_every,
@@ -213,9 +215,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     draw(found, Path(args.out), title)
     more = {"seconds until ended": found.ended, "saved": found.saved, "said": list(found.lines)}
     harness.report(title, summary(found), args.json, **more)
-    print(f"killed at step {max(found.first)}; the others were gone {found.ended:.1f} s later:")
+    print(f"killed at step {max(found.first)}; the others ended {found.ended:.1f} s later:")
     print("\n".join(f"  {line}" for line in found.lines))
-    print(f"went on from step {found.saved}; {args.out}")
+    print(f"resumed from step {found.saved}; {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What `train_step` and `sample` measure: an experiment made in memory, without data.
+"""The experiment that `train_step` and `sample` measure, made in memory, without data.
 
-Sizes come from the command line (`SIZES`); any other setting of the experiment too, by its dotted
-name, as in `mdlm train`: `--network.remat false`.
+The command line gives its sizes (`SIZES`), and any other setting by its dotted name, as in
+`mdlm train`: `--network.remat false`.
 
-The PyTorch reference computes what the sizes say and no more. Settings that change *what* is
-computed (another norm, another objective) are refused beside it.
+The PyTorch reference supports the sizes only. Together with it, settings that change *what* is
+computed (another norm, another objective) are refused.
 """
 
 import argparse
@@ -48,13 +48,13 @@ REFERENCE_HAS = {
     "optimizer.learning_rate", "optimizer.warmup_steps",
     "optimizer.clip_norm", "train.ema_decay",
 }  # fmt: skip
-"""Settings that the PyTorch reference follows, or that change only how ours is computed."""
+"""Settings that the PyTorch reference supports, or that change only how ours is computed."""
 
 
 def experiment(args: argparse.Namespace, others: Sequence[str] = ()) -> Experiment:
     """The experiment of the sizes in `args`, with the settings `--name value` of `others`.
 
-    Its loss is the paper's, which the PyTorch reference has too. The data it names is never read.
+    Its loss is the paper's, as in the PyTorch reference. The data that it names are never read.
     """
     found = Experiment(
         name="benchmark",
@@ -80,15 +80,15 @@ def experiment(args: argparse.Namespace, others: Sequence[str] = ()) -> Experime
 
 
 def torch_reference_for(args: argparse.Namespace, others: Sequence[str]) -> ModuleType:
-    """The module of the PyTorch reference.
+    """Imports the module of the PyTorch reference.
 
-    Raises InputError if PyTorch is missing, or if the reference lacks what is asked for.
+    Raises InputError if PyTorch is missing, or if the reference does not support a setting.
     """
     unknown = [name for name, _ in _assignments(others) if name not in REFERENCE_HAS]
     if compute_dtype(args.dtype) != "float32" or unknown:
         what = f"--{unknown[0]}" if unknown else f"--dtype {args.dtype}"
         raise InputError(
-            f"the PyTorch reference is the paper's, in float32: it has no {what}; give --no-torch"
+            f"the PyTorch reference is the paper's, in float32, without {what}; add --no-torch"
         )
     try:
         from benchmarks import torch_reference
@@ -100,32 +100,34 @@ def torch_reference_for(args: argparse.Namespace, others: Sequence[str]) -> Modu
 
 
 def _assignments(words: Sequence[str]) -> list[tuple[str, str]]:
-    """`--a.b value` and `--a.b=value` as pairs. InputError for anything else."""
+    """Splits `--a.b value` and `--a.b=value` into pairs. Raises InputError if a word is neither."""
     pairs, rest = [], list(words)
     while rest:
         word = rest.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or "." not in name or not (equals or rest):
-            raise InputError(f"{word}: no such option, nor a setting with its value (--a.b value)")
+            raise InputError(
+                f"{word}: neither an option nor a setting with its value (--a.b value)"
+            )
         pairs.append((name, value if equals else rest.pop(0)))
     return pairs
 
 
 def dtype_of(experiment: Experiment) -> str:
-    """Name of the dtype of the network's products, "auto" resolved."""
+    """Name of the dtype of the network's matmuls, with "auto" resolved."""
     network: Any = experiment.network
     return compute_dtype(network.dtype).name
 
 
 def model(experiment: Experiment, columns: int) -> Model:
-    """The model over a vocabulary of `columns` ids, of which the last is the mask."""
+    """The model over a vocabulary of `columns` ids, the last of which is the mask."""
     return Model(experiment, Vocab(size=columns, mask_id=columns - 1))
 
 
 def moved(params: ArrayTree) -> ArrayTree:
-    """`params` moved off their initial values, among them zeros, which would multiply faster.
+    """`params` moved off their initial values, because zeros would multiply faster.
 
-    NumPy arrays: what a step is given it uses up, and these are wanted again.
+    NumPy arrays: a step donates its inputs, and these are used again.
     """
     rng = np.random.default_rng(0)
 
@@ -143,7 +145,7 @@ def tokens(columns: int, batch: int, length: int) -> np.ndarray:
 
 
 def batch_of(columns: int, batch: int, length: int) -> dict[str, np.ndarray]:
-    """A batch as the loader of the data gives it: full rows."""
+    """A batch of full rows, as the data loader makes it."""
     full = np.ones((batch, length), bool)
     return {
         "tokens": tokens(columns, batch, length),

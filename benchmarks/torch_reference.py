@@ -1,12 +1,12 @@
 """MDLM's network, loss, optimizer, EMA and sampler in PyTorch, to compare with.
 
 Written from the paper (arXiv:2406.07524) and from this repository's own equations; it computes
-what `mdlm.models.dit.DiT`, `Nelbo(reconstruction=False)` on a log-linear schedule, `AdamW` and
-the moving average compute, on the same parameters. It is meant to be as fast as PyTorch lets it
-be without changing that: attention by `scaled_dot_product_attention`, fused AdamW, one call for
-the whole moving average, and, on request, forward and backward pass through `torch.compile`.
+the same as `mdlm.models.dit.DiT`, `Nelbo(reconstruction=False)` on a log-linear schedule, `AdamW`
+and the EMA, on the same parameters. It is as fast as PyTorch allows without changing the results:
+attention by `scaled_dot_product_attention`, fused AdamW, one call for the whole EMA, and, on
+request, forward and backward pass through `torch.compile`.
 
-Parameters bear the names of the published code (see `mdlm.interop.mdlm_torch`).
+Parameters have the names of the published code (see `mdlm.interop.mdlm_torch`).
 """
 
 import math
@@ -46,7 +46,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Attention and MLP behind adaptive norms, as `mdlm.models.transformer.Block`."""
+    """Attention and MLP with adaptive norms, as in `mdlm.models.transformer.Block`."""
 
     def __init__(self, config: DiT):
         super().__init__()
@@ -90,7 +90,7 @@ class Embedding(nn.Module):
 
 
 class NoiseLevel(nn.Module):
-    """What the blocks are told of the noise level: the embedding of 0, as in the paper's runs."""
+    """The conditioning of the blocks: the embedding of noise level 0, as in the paper's runs."""
 
     sinusoid_of_zero: Tensor
 
@@ -113,7 +113,7 @@ class Rotary(nn.Module):
         self.register_buffer("inv_freq", torch.empty(config.width // config.heads // 2))
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, `[1 l 1 1 half]`: for `[b l (q k) h half]`."""
+        """Cosines and sines of RoPE, `[1 l 1 1 half]`, for `[b l (q k) h half]`."""
         angles = torch.outer(torch.arange(length, dtype=torch.float32), self.inv_freq)
         angles = angles[None, :, None, None]
         return angles.cos(), angles.sin()
@@ -127,7 +127,7 @@ class Output(nn.Module):
         self.norm_final = Norm(config.width)
         self.linear = nn.Linear(config.width, columns)
         self.adaLN_modulation = nn.Linear(config.cond_dim, 2 * config.width)
-        # No token is ever predicted to be the mask. In the bias, this costs no pass over the
+        # The mask is never predicted. Set in the bias, this needs no extra pass over the
         # logits.
         never = torch.zeros(columns)
         never[mask_id] = -math.inf
@@ -170,7 +170,7 @@ class Network(nn.Module):
 
 
 def load(config: DiT, params: Params, columns: int, mask_id: int) -> Network:
-    """The network with parameters of ours (the tree under "network"), on all cores."""
+    """The network with our parameters (the tree under "network"), on all cores."""
     torch.set_num_threads(os.cpu_count() or 1)
     network = Network(config, columns, mask_id)
     tensors = to_reference(params, config)
@@ -179,7 +179,7 @@ def load(config: DiT, params: Params, columns: int, mask_id: int) -> Network:
 
 
 def draw(x_0: Tensor) -> tuple[Tensor, Tensor]:
-    """Low-discrepancy times `[b]` and what they mask, `[b l]`."""
+    """Low-discrepancy times `[b]` and the masks drawn at these times, `[b l]`."""
     rows = x_0.shape[0]
     u = (torch.rand(rows) + torch.arange(rows)) / rows
     t = T_MIN + (1 - T_MIN) * u
@@ -203,7 +203,7 @@ class Training:
             fused=True,
         )
         self.ema = [p.detach().clone() for p in self.parameters]
-        # The backward pass is compiled along with the forward pass that it belongs to.
+        # The backward pass is compiled together with its forward pass.
         self.loss = torch.compile(network.loss, fullgraph=True) if compiled else network.loss
 
     @staticmethod
@@ -214,11 +214,11 @@ class Training:
         return lambda step: optimizer.learning_rate * min(1.0, step / warmup)
 
     def step(self, x_0: Tensor) -> Tensor:
-        """The loss at freshly drawn noise, after one step on it."""
+        """Takes one step on freshly drawn noise; returns its loss."""
         return self.update(x_0, *draw(x_0))
 
     def update(self, x_0: Tensor, t: Tensor, is_masked: Tensor) -> Tensor:
-        """One step at given noise."""
+        """Takes one step on given noise."""
         loss = self.loss(x_0, t, is_masked)
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
@@ -243,27 +243,27 @@ def generate(
     known: Tensor | None = None,
 ) -> tuple[Tensor, int]:
     """Tokens `[b l]` by the published cached ancestral sampler ("ddpm_cache"), and network calls.
-    They begin with the tokens `known`, `[b n]`.
+    The rows begin with the tokens `known`, `[b n]`.
 
-    Each step draws every masked position from the joint law over tokens and "still masked", by
-    exponential races. The network does not know the time, so its answer is kept for as long as
-    no token changed. What is masked at the end gets its likeliest token.
+    Each step draws every masked position from the joint distribution over tokens and "still
+    masked", by exponential races. The network is not conditioned on the time, so its output is
+    reused until a token changes. Positions masked at the end get their likeliest token.
     """
     tokens = torch.full((batch, length), mask_id)
     if known is not None:
         tokens[:, : known.shape[1]] = known
     times = np.linspace(1.0, 1e-5, steps + 1)
-    law, calls = None, 0
+    p_0, calls = None, 0
     for t, s in zip(times[:-1], times[1:], strict=True):
-        if law is None:
-            law, calls = logits(tokens).softmax(-1), calls + 1
-        joint = law * float(t - s)
+        if p_0 is None:
+            p_0, calls = logits(tokens).softmax(-1), calls + 1
+        joint = p_0 * float(t - s)
         joint[..., mask_id] = float(s)
         race = -(torch.rand_like(joint) + 1e-10).log_()
         drawn = joint.div_(race).argmax(-1)
         after = torch.where(tokens == mask_id, drawn, tokens)
         if not torch.equal(after, tokens):
-            law = None
+            p_0 = None
         tokens = after
     likeliest = logits(tokens).argmax(-1)
     return torch.where(tokens == mask_id, likeliest, tokens), calls + 1
@@ -279,8 +279,8 @@ def generate_long(
     total: int,
     stride: int,
 ) -> tuple[Tensor, int]:
-    """Tokens `[b total]` from windows of `length`, each of which begins with the end of what is
-    there and adds `stride` tokens; and network calls."""
+    """Tokens `[b total]` and network calls. The text is written in windows of `length`, each of
+    which begins with the end of the text so far and adds `stride` tokens."""
     text, calls = generate(logits, mask_id, batch, length, steps)
     while text.shape[1] < total:
         new = min(stride, total - text.shape[1])

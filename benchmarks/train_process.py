@@ -1,4 +1,4 @@
-"""`mdlm train` in processes of its own, watched from outside and killed."""
+"""Runs `mdlm train` in child processes, observes them from outside, and kills them."""
 
 import math
 import os
@@ -22,14 +22,14 @@ START, COMPILING, BETWEEN, SAVING = PHASES = (
 
 @dataclass
 class Life:
-    """One start of the command, from the folder `folder`, into its folder `run`.
+    """One start of the command in the folder `folder`; the run folder is `run` in it.
 
     Args:
-        folder: with the experiment.
-        words: what follows `mdlm train`.
-        cache: folder of compiled programs.
-        devices: of the CPU that the process is to have.
-        name: of the file that it writes its standard error to.
+        folder: the folder with the experiment.
+        words: the arguments of `mdlm train`.
+        cache: the folder of compiled programs.
+        devices: number of CPU devices of the process.
+        name: name of the file for its standard error.
     """
 
     folder: Path
@@ -38,11 +38,11 @@ class Life:
     devices: int = 1
     name: str = "said.txt"
     began: int | None = field(default=None, init=False)
-    """Step it goes on from, once it has said so."""
+    """Step that it begins at or resumes from, once printed."""
     took: float = field(default=math.inf, init=False)
-    """Seconds that it took until then."""
+    """Seconds until that was printed."""
     lines: int = field(default=0, init=False)
-    """Lines of the log when it had."""
+    """Lines of the log at that time."""
 
     def __post_init__(self):
         self.start = time.monotonic()
@@ -68,27 +68,32 @@ class Life:
         return (self.folder / self.name).read_text()
 
     def look(self) -> None:
-        """Notes whether it has begun."""
+        """Checks whether training has begun."""
         if self.began is None and " device(s), step " in (said := self.said):
             self.began = int(said.split(" device(s), step ")[1].split()[0])
             self.lines = logged(self.folder)
             self.took = time.monotonic() - self.start
 
     def wait_for(self, what: Callable[[], bool], patience: float = 300) -> bool:
-        """Waits until that is so. False where the process ended before."""
+        """Waits until `what()` is true. Returns False if the process ends before.
+
+        Raises InputError if neither happens within `patience` seconds.
+        """
         end = time.monotonic() + patience
         while not what():
             if self.process.poll() is not None:
                 return False
             if time.monotonic() > end:
                 self.process.kill()
-                raise InputError(f"nothing for {patience:.0f} s; it said: {self.said}")
+                raise InputError(
+                    f"mdlm train: no progress in {patience:.0f} s; its output: {self.said}"
+                )
             time.sleep(0.0005)
             self.look()
         return True
 
     def kill(self) -> str:
-        """Kills it; the phase it was in by what it left."""
+        """Kills the process; returns its phase, judged from the files it left."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         self.look()
@@ -99,29 +104,29 @@ class Life:
         return BETWEEN if logged(self.folder) > self.lines else COMPILING
 
     def finish(self, code: int = 0, patience: float = 1200) -> None:
-        """Waits for its end. InputError where that is another than expected."""
+        """Waits for the end. Raises InputError if the exit code is not `code`."""
         try:
             found = self.process.wait(patience)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            found = f"nothing in {patience:.0f} s"
+            found = f"no exit code in {patience:.0f} s"
         if found != code:
-            raise InputError(f"mdlm train ended with {found}, not {code}; it said: {self.said}")
+            raise InputError(f"mdlm train ended with {found}, not {code}; its output: {self.said}")
 
 
 def logged(folder: Path) -> int:
-    """Whole lines of a run's log."""
+    """Number of complete lines in a run's log."""
     log = folder / "run" / "metrics.jsonl"
     return log.read_bytes().count(b"\n") if log.is_file() else 0
 
 
 def is_saving(folder: Path) -> bool:
-    """Whether a checkpoint is on disk in part."""
+    """Whether a checkpoint is partly written."""
     return not all(name.isdecimal() for name in _in_checkpoints(folder))
 
 
 def newest(folder: Path) -> int:
-    """Step of the newest whole checkpoint, 0 where there is none."""
+    """Step of the newest complete checkpoint, 0 if there is none."""
     found = [int(name) for name in _in_checkpoints(folder) if name.isdecimal()]
     return max(found, default=0)
 

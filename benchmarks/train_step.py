@@ -1,4 +1,4 @@
-"""Tokens per second of the training step, and of its PyTorch reference in PyTorch.
+"""Tokens per second of the training step, and of the same step in PyTorch.
 
     python -m benchmarks.train_step                       # the sizes of the table, on the CPU
     python -m benchmarks.train_step --vocab 50258 --seconds 4
@@ -13,9 +13,9 @@ float32 only.
 
 "model TFLOP/s" counts the matmuls that the loss needs: blocks and full attention, the head at
 masked positions, three times for a step; recomputation is not counted, nor the head of the PyTorch
-reference at all positions. MFU is their fraction of the device's peak. "x torch" is the median,
-over rounds, of tokens/s over those of the faster form of the PyTorch reference. "peak MiB" is what
-the compiled step allocates: state, batch and temporaries.
+reference at all positions. MFU is their fraction of the device's peak. "x torch" is the speed
+relative to the faster form of the PyTorch reference (median over rounds). "peak MiB" is the memory
+of the compiled step: state, batch and temporaries.
 """
 
 import math
@@ -39,7 +39,7 @@ from mdlm.types import ArrayTree, Batch
 
 
 class Ours:
-    """The real step, called again and again on one batch."""
+    """The training step of `mdlm train`, called repeatedly on one batch."""
 
     def __init__(self, experiment: Experiment, columns: int):
         model = synthetic.model(experiment, columns)
@@ -55,12 +55,12 @@ class Ours:
         rows = synthetic.batch_of(columns, settings.batch_size, length)
         order = balanced_order(settings.batch_size)
         self.batch = Batch(**put_on_mesh(self.mesh, in_training(rows, order)))
-        # Built after the state, which it uses up with every call.
+        # Built after the state, which every call donates.
         self.built = harness.build(compile_step(model, tx, self.mesh), self.state, self.batch)
         self.scored: list[jax.Array] = []
 
     def step(self) -> jax.Array:
-        """The loss after one more step."""
+        """Takes one more step; returns its loss."""
         self.state, metrics = self.built.call(self.state, self.batch)
         self.scored.append(metrics["scored"])
         return metrics["loss"]
@@ -69,7 +69,7 @@ class Ours:
 def references(
     reference: ModuleType, experiment: Experiment, columns: int, params: ArrayTree
 ) -> dict[str, Any]:
-    """The PyTorch reference's two forms, from the parameters `params`."""
+    """The two forms of the PyTorch reference, eager and compiled, with parameters `params`."""
     import torch
 
     sizes = experiment.train.batch_size, experiment.data.packing.length
@@ -88,9 +88,9 @@ def references(
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The benchmark; returns what it wrote."""
+    """Runs the benchmark; returns the report."""
     parser = harness.parser("train_step", __doc__, **synthetic.SIZES)
-    parser.add_argument("--no-torch", action="store_true", help="measure the step alone")
+    parser.add_argument("--no-torch", action="store_true", help="leave out PyTorch")
     args, others = parser.parse_known_args(argv)
     experiment = synthetic.experiment(args, others)
     reference = None if args.no_torch else synthetic.torch_reference_for(args, others)

@@ -1,17 +1,17 @@
-"""How noisy a training gradient is, by objective and by how times are drawn.
+"""Measures the noise of training gradients, by objective and by the way of drawing times.
 
     python -m benchmarks.variance runs/family/*-0
 
-Of one batch of each run's training text, at the run's parameters, the gradient is drawn in pairs
-(a, b) that share nothing but the data:
+For one batch of each run's training text, at the run's parameters, gradients are drawn in pairs
+(a, b) with the same data and independent noise:
 
     noise   E |a - b|^2 / 2 = tr Cov,  nats^2 per token^2
     signal  E <a, b> = |E gradient|^2
 
-Both are unbiased, and each pair gives one sample. Each run is measured with its own objective, its
-times independent, stratified (`LowDiscrepancy`) and on one grid (`Antithetic`). The run named
-"mdlm" is then asked with other bounds of the same likelihood too: its network is not told the time,
-so it may be asked with any of them. The table goes with docs/variance.png.
+Both are unbiased, and each pair gives one sample. Each run is measured with its own objective, with
+times that are independent, stratified (`LowDiscrepancy`), or on one grid (`Antithetic`). The run
+named "mdlm" is also measured with other bounds of the same likelihood, which is possible because
+its network is not conditioned on the time. Prints a table and draws docs/variance.png.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def samplers(objective) -> Iterator[tuple[str, Any]]:
 
 
 def cases(run) -> Iterator[tuple[str, str, Any]]:
-    """`(bound, times, experiment)` to measure of a run."""
+    """The cases `(bound, times, experiment)` to measure for a run."""
     from mdlm.objectives.discrete_time import DiscreteNelbo
     from mdlm.objectives.masked_count import OrderAgnostic
     from mdlm.objectives.nelbo import Nelbo
@@ -51,7 +51,7 @@ def cases(run) -> Iterator[tuple[str, str, Any]]:
 
     e = run.experiment
     if not hasattr(e.objective, "times"):
-        return  # nothing is drawn
+        return  # no noise is drawn
     for times, objective in samplers(e.objective):
         yield e.name, times, replace(e, objective=objective)
     if e.name != "mdlm":
@@ -104,8 +104,8 @@ def measure(run, experiment, rows: int, pairs: int) -> dict[str, Any]:
 
 
 def report(results: list[dict[str, Any]], rows: int, pairs: int) -> None:
-    """Prints the table and draws it."""
-    print(f"{rows} rows to a batch, {pairs} pairs")
+    """Prints the table and draws the picture."""
+    print(f"{rows} rows per batch, {pairs} pairs")
     print("| bound | times | noise | signal | noise / signal |")
     print("|---|---|---|---|---|")
     for r in results:
@@ -117,7 +117,7 @@ def report(results: list[dict[str, Any]], rows: int, pairs: int) -> None:
 
 
 def draw(results: list[dict[str, Any]]) -> None:
-    """Noise by bound, a colour for each way of drawing times, into docs/variance.png."""
+    """Draws noise by bound, a colour for each way of drawing times, to docs/variance.png."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -154,12 +154,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--rows", type=int, default=16, help="rows to a batch")
-    parser.add_argument("--pairs", type=int, default=32, help="pairs of gradients to each case")
-    parser.add_argument("--core", type=int, default=0, help="the core to stay on")
+    parser.add_argument(
+        "--rows", type=int, default=16, help="rows per batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=32, help="pairs of gradients per case (default: %(default)s)"
+    )
+    parser.add_argument("--core", type=int, default=0, help="CPU core to run on")
     args = parser.parse_args(arguments)
     if args.pairs < 2 or args.rows < 1:
-        parser.error("at least 2 pairs of at least 1 row are needed")
+        parser.error(f"--pairs {args.pairs} --rows {args.rows}: must be at least 2 and at least 1")
     os.sched_setaffinity(0, {args.core})  # before JAX counts the cores
     import mdlm
     from mdlm.cli.malloc import keep_freed
@@ -177,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         parser.error(str(error))
     if not results:
-        parser.error("none of these runs draws noise")
+        parser.error("none of these runs draws noise; name runs of diffusion models")
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     report(results, args.rows, args.pairs)

@@ -1,4 +1,4 @@
-"""Weak scaling on paper: the same rows on every chip, of one slice, and of several.
+"""Predicts weak scaling: a fixed number of rows per chip, on one slice and on several.
 
     python -m benchmarks.weak_scaling experiments/owt_small.py --vocab 50258 --rows 32 \\
         --from v5e:4x4 --json runs/scaling/owt.json
@@ -8,12 +8,12 @@
         --network.heads 32 --network.width 4096 --network.depth 32 --network.remat blocks
     python -m benchmarks.weak_scaling --draw docs/weak_scaling.png runs/scaling/*.json
 
-The training step is compiled for the slice after `--from`, and what its collectives move is read
-from the program, by the axes of the mesh that they go over. For the slices of the ladder, up to
-4,096 chips, the axes grow and these bytes stay, but for the gradients' parts, which shrink as the
-parameters' do (`benchmarks/weak_scaling_model.py`). With `--reuse` nothing is compiled: the program
-is that of an earlier result, and what goes over `tensor` grows with the rows. `--check` compiles
-for another slice, and prints what the model says beside what that program moves.
+The training step is compiled for the slice of `--from`, and the bytes of its collectives are read
+from the program, by mesh axes. For larger slices, up to 4,096 chips, the axes grow and these bytes
+stay the same, except those of gradient shards, which shrink as the parameter shards do
+(`benchmarks/weak_scaling_model.py`). With `--reuse` nothing is compiled: the program is that of an
+earlier result, and the bytes over `tensor` grow with the rows. `--check` compiles for another slice
+too, and prints the model's prediction beside the bytes of that program.
 """
 
 import argparse
@@ -57,14 +57,16 @@ LADDER = {
 
 
 def laid(name: str, text: str, fsdp: int, tensor: int) -> Slices:
-    """The mesh on `SLICES*SHAPE` of a chip: `fsdp` the largest that can be laid and is not above.
+    """The mesh on `SLICES*SHAPE` of a chip, with the largest possible axis `fsdp` up to the given.
 
-    In a process with the environment of that topology.
+    Must be called in a process with the environment of that topology.
     """
     slices, _, shape = text.rpartition("*")
     topology = Topology.parse(f"{name}:{shape}")
     if topology.chips % tensor:
-        raise InputError(f"{topology.text}: {topology.chips} chips do not divide over {tensor}")
+        raise InputError(
+            f"{topology.text}: {topology.chips} chips are not divisible by tensor={tensor}"
+        )
     for parts in range(min(fsdp, topology.chips // tensor), 0, -1):
         if topology.chips // tensor % parts:
             continue
@@ -74,7 +76,7 @@ def laid(name: str, text: str, fsdp: int, tensor: int) -> Slices:
             continue
         break
     else:
-        raise InputError(f"{topology.text}: no mesh with tensor={tensor}")
+        raise InputError(f"{topology.text}: no mesh with tensor={tensor} is possible")
     where = np.array([d.coords for d in mesh.devices.flat]).reshape(*mesh.devices.shape, -1)
     dims = [int(n) for n in shape.split("x")]
     links = {}
@@ -92,7 +94,7 @@ def subsets(axes: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 
 def apart(topology: Topology, function: Any, *arguments: Any) -> Any:
-    """`function(*arguments)` in a process with the environment that libtpu wants."""
+    """Calls `function(*arguments)` in a process with the environment that libtpu needs."""
     topology.check_compiler()
     os.environ.update(topology.environment)
     context = multiprocessing.get_context("spawn")
@@ -103,7 +105,7 @@ def apart(topology: Topology, function: Any, *arguments: Any) -> Any:
 def compiled(
     path: str, changes: list[tuple[str, str]], vocab: int, topology: Topology, sizes: dict[str, int]
 ) -> dict[str, Any]:
-    """The exchanges of a step on a mesh, and of one chip the memory and the operations."""
+    """Compiles a step on a mesh; returns its collectives, and memory and FLOPs of one chip."""
     from mdlm.cli.plan import counts, made_up
     from mdlm.config.overrides import apply
     from mdlm.experiment import Model, load_file
@@ -141,23 +143,29 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("experiment", nargs="?", help="an experiment file (.py)")
-    parser.add_argument("--vocab", type=int, help="tokens there are")
-    parser.add_argument("--rows", type=int, default=8, help="rows on each chip (default: 8)")
-    parser.add_argument("--fsdp", type=int, default=1, help="parts of the parameters, at most")
-    parser.add_argument("--tensor", type=int, default=1, help="size of that axis")
-    parser.add_argument("--from", dest="small", metavar="SLICE", help="compiled, such as v5e:4x4")
-    parser.add_argument("--reuse", type=Path, metavar="FILE", help="a result, instead of --from")
-    parser.add_argument("--least", type=int, default=1, metavar="N", help="chips that it fits on")
-    parser.add_argument("--check", metavar="SLICE", help="compiled too, and compared")
-    parser.add_argument("--mfu", type=float, default=0.4, help="of the work alone (default: 0.4)")
-    parser.add_argument("--name", help="of the line in the picture")
-    parser.add_argument("--json", type=Path, help="file to write")
-    parser.add_argument("--draw", nargs="+", metavar="FILE", help="a picture, of these results")
+    parser.add_argument("--vocab", type=int, help="size of the vocabulary")
+    parser.add_argument("--rows", type=int, default=8, help="rows per chip (default: 8)")
+    parser.add_argument("--fsdp", type=int, default=1, help="largest size of the fsdp axis")
+    parser.add_argument("--tensor", type=int, default=1, help="size of the tensor axis")
+    parser.add_argument(
+        "--from", dest="small", metavar="SLICE", help="slice to compile for, such as v5e:4x4"
+    )
+    parser.add_argument(
+        "--reuse", type=Path, metavar="FILE", help="earlier result, instead of --from"
+    )
+    parser.add_argument(
+        "--least", type=int, default=1, metavar="N", help="smallest number of chips"
+    )
+    parser.add_argument("--check", metavar="SLICE", help="slice to compile for and compare")
+    parser.add_argument("--mfu", type=float, default=0.4, help="MFU of compute (default: 0.4)")
+    parser.add_argument("--name", help="label in the picture")
+    parser.add_argument("--json", type=Path, help="result file to write")
+    parser.add_argument("--draw", nargs="+", metavar="FILE", help="PNG to draw, then results")
     return parser
 
 
 def compile_on(args: argparse.Namespace, changes: list, text: str, fsdp: int) -> dict[str, Any]:
-    """What was compiled for a slice."""
+    """Compiles the step for a slice."""
     topology = Topology.parse(text)
     name, _, shape = text.partition(":")
     sizes = dict(apart(topology, laid, name, shape, fsdp, args.tensor).sizes)
@@ -167,15 +175,18 @@ def compile_on(args: argparse.Namespace, changes: list, text: str, fsdp: int) ->
 
 
 def program_of(args: argparse.Namespace, changes: list) -> dict[str, Any]:
-    """The program that all is computed from."""
+    """The compiled program that predictions are based on.
+
+    Raises InputError if the arguments name none.
+    """
     if args.reuse is not None:
         result = json.loads(args.reuse.read_text())
         args.fsdp, args.tensor = result["fsdp"], result["tensor"]
         return result["compiled"]
     if args.small is None or args.experiment is None or args.vocab is None:
-        raise InputError("an experiment file, --vocab and --from are needed, or --reuse, or --draw")
+        raise InputError("give an experiment file with --vocab and --from, or --reuse, or --draw")
     chips = Topology.parse(args.small).chips
-    # Half of it, so that `data` has two parts at least and its exchanges are seen.
+    # At most half of the chips, so that `data` has size 2 at least and its collectives occur.
     return compile_on(args, changes, args.small, min(args.fsdp, max(1, chips // args.tensor // 2)))
 
 
@@ -225,7 +236,7 @@ def main(arguments: Sequence[str] | None) -> None:
 
 
 def at(place: Slices, exchanges: list[Exchange], work: float, rows: int) -> dict[str, Any]:
-    """What a machine's row of the table is made from. `work`: seconds for one row."""
+    """The values of a table row. `work`: seconds of compute for one row."""
     near, far = sending(exchanges, place)
     both = [sent(e, place) for e in exchanges]
     return {
@@ -242,7 +253,7 @@ def at(place: Slices, exchanges: list[Exchange], work: float, rows: int) -> dict
 
 
 def peak(name: str) -> float:
-    """Operations per second of a chip, in bfloat16."""
+    """Peak FLOP/s of a chip in bfloat16."""
     flops = datasheet(CHIPS[name].kind, "bfloat16").flops
     assert flops is not None
     return flops

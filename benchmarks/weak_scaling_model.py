@@ -1,16 +1,16 @@
-"""What a training step sends on a mesh of many chips, from the program for one of few.
+"""Predicts the communication of a training step on many chips from the program for few.
 
-Over n chips each sends
+Over n chips each chip sends
 
     all-gather, reduce-scatter, all-to-all    bytes * (n - 1) / n
-    all-reduce                                twice as much
+    all-reduce                                twice that
 
-over the links along those axes of the torus in which the devices of a group differ: two for each,
-one where the torus is not closed there. Over s slices, sums over rows are made inside each first;
-of its share, 1 / n, each chip then sends `2 * bytes / n * (s - 1) / s` at its part of the
-data-centre network, and what comes back is gathered inside (so XLA does it for two slices:
-reduce-scatter, a transfer between hosts, all-gather). Times of all collectives are added up;
-latencies are left out.
+over the links along those axes of the torus in which the devices of a group differ: two per axis,
+one if the torus has no wrap-around there. Over s slices, sums over rows are first made inside each
+slice; for its shard, 1 / n, each chip then sends `2 * bytes / n * (s - 1) / s` over its part of the
+data-centre network, and the result is gathered inside the slice (as XLA does for two slices:
+reduce-scatter, a transfer between hosts, all-gather). Times of all collectives are added; latencies
+are ignored.
 """
 
 import math
@@ -27,7 +27,7 @@ from mdlm.profiling.peak import CHIPS
 
 SUMS = ("all-reduce", "reduce-scatter")
 CLOSED = {"v5e": 16, "v6e": 16}
-"""Chips along an axis from which on the torus is closed there; of the others, see `is_closed`."""
+"""Chips along an axis from which the torus wraps around; for other chips see `is_closed`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class Exchange:
 
 @dataclass(frozen=True, kw_only=True)
 class Slices:
-    """So many equal slices with a mesh each, which `data` continues from slice to slice.
+    """Several equal slices with one mesh each; the axis `data` extends over all slices.
 
-    `sizes` are those of the mesh inside a slice; `links` how many links of a chip lead along the
+    `sizes` are the mesh axes inside a slice; `links` is the number of links of a chip along the
     axes of a group, by the group's axes.
     """
 
@@ -76,7 +76,7 @@ def sent(exchange: Exchange, there: Slices) -> tuple[float, float]:
 
 
 def sending(exchanges: Sequence[Exchange], there: Slices) -> tuple[float, float]:
-    """Seconds of a step in which the links, and the network, are busy."""
+    """Seconds of a step in which the links, and the network between slices, are busy."""
     chip = CHIPS[there.name]
     link = chip.link / (2 * chip.axes)
     near = far = 0.0
@@ -94,11 +94,10 @@ def sending(exchanges: Sequence[Exchange], there: Slices) -> tuple[float, float]
 def resized(
     exchanges: Sequence[Exchange], old: Mapping[str, int], new: Mapping[str, int], rows: float = 1
 ) -> list[Exchange]:
-    """The exchanges on a mesh of other sizes, with `rows` times as many rows on each chip.
+    """The collectives on a mesh of other sizes, with `rows` times as many rows on each chip.
 
-    What goes over `data` alone are sums of gradients that were summed before over the axes that
-    split the parameters: parts, which are smaller where there are more of them. Activations grow
-    with the rows. All else stays.
+    Collectives over `data` alone sum gradient shards, which are smaller if there are more of them.
+    Activations grow with the rows. Everything else stays the same.
     """
     part = (old[FSDP] * old[TENSOR]) / (new[FSDP] * new[TENSOR])
 
@@ -111,16 +110,16 @@ def resized(
 
 
 def is_of_activations(exchange: Exchange) -> bool:
-    """Whether it goes over axes only along which devices work on the same rows."""
+    """Whether it runs only over axes along which devices work on the same rows."""
     return set(exchange.axes) <= {SEQUENCE, TENSOR}
 
 
 def binds_below(
     exchanges: Sequence[Exchange], there: Slices, work: float, rows: float
 ) -> float | None:
-    """Rows on each chip below which sending takes longer than the work; None where it always does.
+    """Rows per chip below which communication takes longer than compute; None if it always does.
 
-    `work`: seconds for one row. `exchanges` are those of a step with `rows` rows.
+    `work`: seconds of compute for one row. `exchanges` are those of a step with `rows` rows.
     """
     fixed = sum(sending([e for e in exchanges if not is_of_activations(e)], there))
     growing = sum(sending([e for e in exchanges if is_of_activations(e)], there)) / rows
@@ -128,12 +127,12 @@ def binds_below(
 
 
 def total(exchanges: Sequence[Exchange]) -> float:
-    """Bytes that a chip sends, about, as `mdlm plan` counts them."""
+    """Bytes that a chip sends, approximately, as `mdlm plan` counts them."""
     return sum(e.bytes * times_sent(e.kind) for e in exchanges)
 
 
 def read(text: str, shape: Mapping[str, int]) -> list[Exchange]:
-    """The exchanges of a compiled program, in HLO text, on a mesh of these sizes."""
+    """The collectives of a compiled program, from its HLO text, on a mesh of these sizes."""
     found: dict[tuple[str, tuple[str, ...]], Traffic] = defaultdict(Traffic)
     for kind, line, traffic in met(text):
         found[kind, group_axes(line.rest, shape)] += traffic
@@ -166,10 +165,10 @@ def numbers(text: str) -> list[list[int]]:
 
 
 def is_closed(name: str, slice_shape: Sequence[int], axis: int) -> bool:
-    """Whether the torus goes around along an axis of a slice.
+    """Whether the torus wraps around along an axis of a slice.
 
-    v5e and v6e have no wires for it but in a row of 16; v4 and v5p close axes by optical switches
-    between cubes of 4x4x4 (https://jax-ml.github.io/scaling-book/tpus).
+    v5e and v6e have wrap-around links only on axes of 16 chips; v4 and v5p close axes by
+    optical switches between cubes of 4x4x4 (https://jax-ml.github.io/scaling-book/tpus).
     """
     if name in CLOSED:
         return slice_shape[axis] == CLOSED[name]

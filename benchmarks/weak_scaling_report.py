@@ -1,4 +1,4 @@
-"""Table and picture of what `benchmarks.weak_scaling` computed."""
+"""Table and picture of the results of `benchmarks.weak_scaling`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,18 +8,18 @@ Result = Mapping[str, Any]
 
 
 def efficiencies(work: float, near: float, far: float) -> tuple[float, float]:
-    """Share of the time that is work: where none of the sending is hidden behind it, and where all
-    of it is, as far as it fits."""
+    """Fraction of the time that is compute: without any overlap of communication, and with all of
+    it overlapped as far as it fits."""
     return work / (work + near + far), work / max(work, near + far)
 
 
 def table(result: Result) -> str:
-    """A row for each size of the machine."""
+    """Formats the table, a row for each machine size."""
     lines = [
         f"{result['name']}, {result['rows']} rows on each {result['chip']} chip, "
-        f"work {result['work'] * 1e3:.4g} ms at {result['mfu']:.0%} MFU",
+        f"compute {result['work'] * 1e3:.4g} ms at {result['mfu']:.0%} MFU",
         "| chips | slices | mesh | a chip sends | through the network | links busy | network busy"
-        " | share of work | binds below |",
+        " | fraction of compute | bottleneck below |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for place in result["places"]:
@@ -44,8 +44,8 @@ def rows_in_words(rows: float | None) -> str:
 
 
 def draw(path: Path, results: Sequence[Result]) -> None:
-    """Over the number of chips: the share of work where none of the sending is hidden (solid) and
-    where all of it is (dashed); and sending in parts of the work, which binds above one."""
+    """Draws, over the number of chips, the fraction of compute without overlap (solid) and with
+    full overlap (dashed), and communication relative to compute: the bottleneck above one."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -69,17 +69,17 @@ def draw(path: Path, results: Sequence[Result]) -> None:
         axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
         axes.axvline(256, color="0.6", linestyle=":", linewidth=1)
         axes.grid(alpha=0.25)
-        axes.set_xlabel("chips, the same rows on each")
+        axes.set_xlabel("chips, with the same rows on each")
     share.set_ylim(0, 104)
-    share.set_ylabel("share of the time that is work, %")
-    share.set_title("nothing of the sending hidden (solid), all of it (dashed)", fontsize=10)
+    share.set_ylabel("fraction of the time that is compute, %")
+    share.set_title("communication not overlapped (solid), overlapped (dashed)", fontsize=10)
     note = dict(textcoords="offset points", fontsize=8, color="0.35")
     share.annotate("the largest slice\nof v5e and v6e", (256, 4), xytext=(5, 0), **note)
     ratio.set_yscale("log")
     ratio.axhline(1, color="0.3", linewidth=1)
     ratio.set_ylim(top=max(2.5, ratio.get_ylim()[1]))
-    ratio.annotate("above it, sending binds", (4, 1), xytext=(0, 4), **note)
-    ratio.set_title("sending, in parts of the work", fontsize=10)
+    ratio.annotate("above: bottleneck is communication", (4, 1), xytext=(0, 4), **note)
+    ratio.set_title("communication / compute", fontsize=10)
     figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -1,12 +1,12 @@
-"""English prose, 40 MB of it, by the paper's recipe: the ground that changes are tried on.
+"""MDLM on 40 MB of English books, 12 minutes on a CPU core: the baseline for trying changes.
 
     mdlm train experiments/books.py --data.source.train 'books/train-*.txt.gz' \\
         --data.source.valid books/valid.txt.gz --data.source.test books/test.txt.gz
 
-Data: text files of whole books, parted by two blank lines; byte-level BPE of 4,096 trained on
-them; rows of 128 tokens, wrapped, without BOS and EOS. The recipe is that of MDLM
-(arXiv:2406.07524, appendix): AdamW at a constant rate, dropout 0.1, adaLN, LayerNorm, GELU,
-low-discrepancy times; its rate and its warm-up are fitted to runs of minutes (LOG.md).
+Data: text files of whole books, separated by two blank lines; byte-level BPE of 4,096 tokens
+trained on them; rows of 128 tokens, wrapped, without BOS and EOS. The recipe is that of MDLM
+(arXiv:2406.07524, appendix): AdamW at a constant learning rate, dropout 0.1, adaLN, LayerNorm,
+GELU, low-discrepancy times. Its learning rate and warm-up are tuned for runs of minutes (LOG.md).
 Hardware: one CPU core, 12 minutes.
 """
 

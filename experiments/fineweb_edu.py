@@ -1,13 +1,13 @@
-"""FineWeb-Edu with 12 layers of 768: what a pretraining run on the open web looks like.
+"""MDLM on FineWeb-Edu, 12 layers of width 768: pretraining on web text, 8 GPUs, 1.5 days.
 
-    mdlm prepare experiments/fineweb_edu.py --out gs://bucket/fineweb-edu    # once, by streaming
+    mdlm prepare experiments/fineweb_edu.py --out gs://bucket/fineweb-edu  # once; streams the text
     mdlm train experiments/fineweb_edu.py --data.store gs://bucket/fineweb-edu
 
 Data: `recipes.fineweb_edu`: the 100B-token sample, GPT-2 BPE with a mask appended, documents joined
 by EOS and wrapped to rows of 1024 with BOS and EOS at their ends, the first 10,000 documents held
-out. Batch 512, 200k steps of 524,288 positions: once through the sample.
-Hardware: 8 GPUs of 80 GB, about a day and a half; 200 GB for the store.
-Expected: no published perplexity is of this split (*published* of this corpus: HellaSwag, MD4-S
+out. Batch 512, 200k steps of 524,288 positions: one epoch of the sample.
+Hardware: 8 GPUs of 80 GB, about a day and a half; 200 GB of disk for the token store.
+Expected: no perplexity is published for this split (*published* for this corpus: HellaSwag, MD4-S
 30% after 200k steps, arXiv:2406.04329).
 """
 

@@ -1,13 +1,13 @@
-"""The human genome by characters: the setting of MDLM's table 6, with another network.
+"""MDLM on the human genome, one token per base: data of the paper's table 6, another network.
 
-    mdlm prepare experiments/genome.py            # once: bases to data/hg38
+    mdlm prepare experiments/genome.py            # once: writes data/hg38
     mdlm train experiments/genome.py
 
 Data: `recipes.genome`: HG38 in the intervals and splits of Basenji, as HyenaDNA and Caduceus use
-them (`hg38.ml.fa` and `human-sequences.bed`, from the links in Caduceus' README, in the working
-folder; 71 GB for the store), A C G T N, rows of 1024. Batch 1024, 10,000 steps of 1M bases.
-Training evaluates the validation intervals, `mdlm eval` the test intervals. A genome of one's own:
-`data=genome("mine.fa.gz", intervals=None)`.
+them; the vocabulary A C G T N; rows of 1024. Put `hg38.ml.fa` and `human-sequences.bed` (links in
+Caduceus' README) into the working folder; the token store takes 71 GB. Batch 1024, 10,000 steps of
+1M bases. Training evaluates on the validation intervals, `mdlm eval` on the test intervals. For
+another genome: `data=genome("mine.fa.gz", intervals=None)`.
 Hardware: one GPU, some hours.
 Expected, *published* (test perplexity): MDLM <= 3.199, SEDD <= 3.216, autoregressive Mamba 3.067
 (arXiv:2406.07524, table 6), all with Caduceus' or Mamba's 0.5M parameters, 60,000 steps.

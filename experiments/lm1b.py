@@ -1,17 +1,19 @@
-"""One Billion Words, padded sentences: the setting of MDLM's table 1.
+"""MDLM on One Billion Words, one padded sentence per row: the setting of the paper's table 1.
 
-    mdlm prepare experiments/lm1b.py              # once: tokens to data/lm1b
+    mdlm prepare experiments/lm1b.py              # once: writes data/lm1b
     mdlm train experiments/lm1b.py --mesh.fsdp 1
 
 Data: `recipes.lm1b_padded`: `dvruette/lm1b` of the Hugging Face hub, cleaned, bert-base-uncased
 tokens, one sentence per row of 128, [CLS] sentence [SEP], padded; `pad="as_published"`: the network
-sees the padding, the loss does not. Batch 512, constant rate 3e-4 after 2,500 steps, 1M steps
-("33B tokens"). The data set has no validation split: `mdlm train` logs the test split, under that
-name, and selects no checkpoint by it. `--data.source.held_out_documents 30000` at `mdlm prepare`
-and `mdlm train` holds out the last sentences of the training text for validation instead.
+attends to padding, the loss ignores it. Batch 512, constant learning rate 3e-4 after 2,500 steps,
+1M steps ("33B tokens"). The data set has no validation split: no checkpoint is selected, and
+`mdlm train` logs results on the test split under that name. To hold out the last sentences of the
+training text for validation instead, give `--data.source.held_out_documents 30000` to
+`mdlm prepare` and `mdlm train`.
 Hardware: 8 GPUs of 80 GB, about four days.
 Expected, *published* (test perplexity, padded): MDLM <= 27.04, SEDD <= 32.79, autoregressive
-22.32 (arXiv:2406.07524, table 1). Packed rows are another task: see `lm1b_packed.py`.
+22.32 (arXiv:2406.07524, table 1). Perplexities of packed rows are not
+comparable, see `lm1b_packed.py`.
 """
 
 from mdlm.data import lm1b_padded

@@ -1,14 +1,15 @@
-"""One Billion Words, packed sentences: the setting of BD3-LM's and DUO's tables.
+"""MDLM on One Billion Words, sentences packed into rows: the setting of BD3-LM and Duo.
 
-    mdlm prepare experiments/lm1b_packed.py       # once: tokens to data/lm1b-packed
+    mdlm prepare experiments/lm1b_packed.py       # once: writes data/lm1b-packed
     mdlm train experiments/lm1b_packed.py
 
-Data: `recipes.lm1b_packed`: as in `lm1b.py`, but the sentences strung together, [SEP] after each,
-and cut into rows of 128 with [CLS] and [SEP] at their ends. Batch 512, constant rate 3e-4 after
-2,500 steps, 1M steps of 65,536 tokens. No checkpoint is selected by the test split, see `lm1b.py`.
+Data: `recipes.lm1b_packed`: as in `lm1b.py`, but sentences are joined, [SEP] after each, and cut
+into rows of 128 with [CLS] and [SEP] at their ends. Batch 512, constant learning rate 3e-4 after
+2,500 steps, 1M steps of 65,536 tokens. The test split selects no checkpoint, see `lm1b.py`.
 Hardware: 8 GPUs of 80 GB, about four days.
 Expected, *published* (test perplexity, packed): MDLM <= 31.78, SEDD <= 32.68, autoregressive 22.83
-(arXiv:2503.09573, "65B tokens"). Padded sentences are another task: see `lm1b.py`.
+(arXiv:2503.09573, "65B tokens"). Perplexities of padded sentences are not comparable, see
+`lm1b.py`.
 """
 
 from mdlm.data import lm1b_packed

@@ -1,10 +1,10 @@
-"""OpenWebText, autoregressive: the baseline of MDLM's table 2, everything else as in owt_small.
+"""An autoregressive transformer on OpenWebText: the baseline of MDLM's table 2.
 
-    mdlm prepare experiments/owt_ar.py      # once, for owt_small.py too: tokens to data/openwebtext
+    mdlm prepare experiments/owt_ar.py      # once, for owt_small too: writes data/openwebtext
     mdlm train experiments/owt_ar.py
 
-Data: as in `owt_small.py`, the protocol too. Half as many steps, 0.5M, for the same number of
-tokens trained on, since every position is scored and not half of them.
+Data, network size, optimizer and protocol are those of `owt_small.py`. Half as many steps, 0.5M,
+train on the same number of tokens: the loss counts every position, not the masked half only.
 Hardware: 8 GPUs of 80 GB, about three days; 162M parameters.
 Expected, *published* (valid perplexity): 17.54 (arXiv:2406.07524, table 2).
 """

@@ -1,15 +1,16 @@
-"""A masked diffusion language model of the Python reference, in minutes on a laptop.
+"""A first run: MDLM on the Python language reference, in minutes on a laptop without a GPU.
 
     make quickstart      (or: mdlm train experiments/quickstart.py)
 
-Data: the language reference that Python carries, 0.42 MB of English to train on, 23 kB to
-validate; byte-level BPE of 1,024 trained on it; rows of 128 tokens, wrapped, without BOS and EOS.
-Muon, because AdamW needs several times the 1.9M tokens of this run to get past the unigram.
+Data: the language reference that is part of Python, 0.42 MB of English for training, 23 kB for
+validation; byte-level BPE of 1,024 tokens trained on it; rows of 128 tokens, wrapped, without BOS
+and EOS. Muon, because AdamW needs several times the 1.9M tokens of this run to beat a unigram
+model.
 Hardware: two CPU cores, about three minutes of training.
-Expected: 2.21 +- 0.03 bits per byte on the validation split (a bigram table 2.25, unigram 3.14);
+Expected: 2.21 +- 0.03 bits per byte on the validation split (a bigram model 2.25, unigram 3.14);
 the error is over sequences; settings were chosen on that split (LOG.md). Seeds differ by more: this
-one, 1, gave 2.221 and 2.208 (programs that differ in rounding), and seed 0 gave 2.269, as it needs
-100 steps longer to leave the unigrams behind.
+one, 1, gave 2.221 and 2.208 (programs that differ in rounding), and seed 0 gave 2.269, because it
+needs 100 more steps to beat the unigram model.
 """
 
 from mdlm.data import BPE, PythonReference, TextData, Wrap

@@ -1,9 +1,10 @@
-"""Characters of Shakespeare, the usual small benchmark.
+"""MDLM on the characters of Shakespeare (1.1 MB): a small benchmark, some minutes on one GPU.
 
     mdlm train experiments/shakespeare.py --data.source.train tinyshakespeare.txt
 
-Data: the 1.1 MB file of karpathy/char-rnn, which is not part of this repository; 90% to train,
-5% valid, 5% test, cut at line breaks. Rows of 256 characters, wrapped, without BOS and EOS.
+Data: the 1.1 MB file of karpathy/char-rnn, which is not part of this repository; 90% for
+training, 5% for validation, 5% for testing, split at line breaks. Rows of 256 characters,
+wrapped, without BOS and EOS.
 Hardware: one GPU, some minutes; two CPU cores, about an hour. No published number is comparable
 (others differ in split and protocol).
 """

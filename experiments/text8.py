@@ -1,11 +1,12 @@
-"""text8: 27 symbols, bits per character.
+"""MDLM on text8, 100M characters of Wikipedia: evaluated in bits per character.
 
-    mdlm prepare experiments/text8.py             # once: characters to data/text8
+    mdlm prepare experiments/text8.py             # once: writes data/text8
     mdlm train experiments/text8.py
 
-Data: `recipes.text8`: http://mattmahoney.net/dc/text8.zip in the working folder; the first 90M
-characters to train, the next 5M valid, the last 5M test. Rows of 256 characters of the running
-text, nothing inserted. 12 layers of 768, 1M steps of 512 rows.
+Data: `recipes.text8`: http://mattmahoney.net/dc/text8.zip in the working folder; 27 symbols; the
+first 90M characters for training, the next 5M for validation, the last 5M for testing. Rows are
+consecutive pieces of 256 characters, without special tokens. 12 layers of width 768, 1M steps of
+512 rows.
 Hardware: 8 GPUs, or a TPU slice of 16; about two days.
 Expected, *published* (test, bits per character): MD4 1.37, SEDD 1.39, D3PM absorbing 1.45,
 autoregressive 1.23 (arXiv:2406.04329, table 2).

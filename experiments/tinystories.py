@@ -1,13 +1,13 @@
-"""TinyStories: a small network that writes whole sentences.
+"""MDLM on TinyStories: a small network that learns to write whole sentences.
 
-    mdlm prepare experiments/tinystories.py       # once: learns the tokens, writes data/tinystories
+    mdlm prepare experiments/tinystories.py       # once: trains BPE, writes data/tinystories
     mdlm train experiments/tinystories.py
 
-Data: `recipes.tinystories`: 2.1M stories of the Hugging Face hub, byte-level BPE of 8,192 learnt
-from them, EOS after each, wrapped to rows of 512 with BOS and EOS at their ends. Batch 32, 20,000
-steps, as in arXiv:2603.22075.
+Data: `recipes.tinystories`: 2.1M stories of the Hugging Face hub, byte-level BPE of 8,192 tokens
+trained on them, EOS after each, wrapped to rows of 512 with BOS and EOS at their ends. Batch 32,
+20,000 steps, as in arXiv:2603.22075.
 Hardware: one GPU, about two hours.
-Expected: no published number is of these tokens.
+Expected: no number is published for this tokenizer.
 """
 
 from mdlm.data import tinystories

@@ -1,11 +1,11 @@
-"""WikiText-103: 100M words of good and featured articles.
+"""MDLM on WikiText-103, 100M words of Wikipedia articles: two days on one GPU.
 
-    mdlm prepare experiments/wikitext103.py       # once: tokens to data/wikitext103
+    mdlm prepare experiments/wikitext103.py       # once: writes data/wikitext103
     mdlm train experiments/wikitext103.py
 
 Data: `recipes.wikitext103`: `Salesforce/wikitext` of the Hugging Face hub, raw, cleaned, GPT-2 BPE
-with a mask appended, lines strung together as they are and cut to rows of 512 with BOS and EOS at
-their ends. Batch 128, 100k steps: some 55 times through the text, hence the dropout.
+with a mask appended, lines joined as they are and cut into rows of 512 with BOS and EOS at their
+ends. Batch 128, 100k steps: about 55 epochs, hence the dropout.
 Hardware: one GPU of 80 GB, about two days.
 Expected: no published number is comparable (those in the literature are per word).
 """

@@ -1,10 +1,10 @@
-"""An autoregressive transformer, on the characters of Shakespeare.
+"""An autoregressive transformer on the characters of Shakespeare: the baseline without diffusion.
 
     mdlm train experiments/family/ar.py --data.source.train tinyshakespeare.txt
 
-Next-token cross-entropy, the exact likelihood (first token of each row not scored).
-Data: that of experiments/shakespeare.py, in rows of 128 characters. The experiments of this
-folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
+Next-token cross-entropy, the exact likelihood (the first token of each row is not counted).
+Data: as in experiments/shakespeare.py, in rows of 128 characters. All experiments of this folder
+(docs/methods.md) share data, network size, optimizer, batch size and number of training tokens.
 Hardware: one CPU core, about three minutes.
 """
 

@@ -1,10 +1,11 @@
-"""BD3-LM (arXiv:2503.09573), blocks of 16, on the characters of Shakespeare.
+"""BD3-LM (arXiv:2503.09573) on the characters of Shakespeare: diffusion in blocks of 16.
 
     mdlm train experiments/family/bd3lm.py --data.source.train tinyshakespeare.txt
 
-Masked noise within a block, given the clean blocks before it; noised and clean tokens in one pass.
-Data: that of experiments/shakespeare.py, in rows of 128 characters. The experiments of this
-folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
+Masked noise within a block, conditioned on the clean blocks before it; noised and clean tokens
+share one pass.
+Data: as in experiments/shakespeare.py, in rows of 128 characters. All experiments of this folder
+(docs/methods.md) share data, network size, optimizer, batch size and number of training tokens.
 Hardware: one CPU core, about three minutes.
 """
 

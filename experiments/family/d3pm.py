@@ -1,11 +1,11 @@
-"""D3PM (arXiv:2107.03006), absorbing, on the characters of Shakespeare.
+"""D3PM (arXiv:2107.03006) on the characters of Shakespeare: absorbing noise, discrete time.
 
     mdlm train experiments/family/d3pm.py --data.source.train tinyshakespeare.txt
 
-Masked noise in 1,000 steps; a law of the clean token that carries nothing over and may lie on the
-mask.
-Data: that of experiments/shakespeare.py, in rows of 128 characters. The experiments of this
-folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
+Masked noise in 1,000 steps. The network predicts a distribution of each clean token at every
+position: unmasked tokens are not copied, and the mask may have probability.
+Data: as in experiments/shakespeare.py, in rows of 128 characters. All experiments of this folder
+(docs/methods.md) share data, network size, optimizer, batch size and number of training tokens.
 Hardware: one CPU core, about three minutes.
 """
 

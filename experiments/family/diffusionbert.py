@@ -1,10 +1,10 @@
-"""DiffusionBERT (arXiv:2211.15029), on the characters of Shakespeare.
+"""DiffusionBERT (arXiv:2211.15029) on the characters of Shakespeare: rates by token frequency.
 
     mdlm train experiments/family/diffusionbert.py --data.source.train tinyshakespeare.txt
 
-Masked noise at rates that follow from how common a token is (the spindle).
-Data: that of experiments/shakespeare.py, in rows of 128 characters. The experiments of this
-folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
+Masked noise whose rate depends on how frequent a token is (the spindle schedule).
+Data: as in experiments/shakespeare.py, in rows of 128 characters. All experiments of this folder
+(docs/methods.md) share data, network size, optimizer, batch size and number of training tokens.
 Hardware: one CPU core, about three minutes.
 """
 

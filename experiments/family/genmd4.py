@@ -1,11 +1,11 @@
-"""GenMD4 (arXiv:2406.04329), on the characters of Shakespeare.
+"""GenMD4 (arXiv:2406.04329) on the characters of Shakespeare: a learned masking rate per token.
 
     mdlm train experiments/family/genmd4.py --data.source.train tinyshakespeare.txt
 
-Masked noise at a learned rate for each token; gradients of the rates by two noised copies of each
-row, so a step asks the network about twice as many tokens.
-Data: that of experiments/shakespeare.py, in rows of 128 characters. The experiments of this
-folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
+Masked noise at a learned rate for each token. Gradients of the rates need two noised copies of each
+row, so a step evaluates the network on twice as many tokens.
+Data: as in experiments/shakespeare.py, in rows of 128 characters. All experiments of this folder
+(docs/methods.md) share data, network size, optimizer, batch size and number of training tokens.
 Hardware: one CPU core, about three minutes.
 """
 

@@ -1,10 +1,10 @@
-"""GIDD (arXiv:2503.04482), on the characters of Shakespeare.
+"""GIDD (arXiv:2503.04482) on the characters of Shakespeare: mask and uniform noise mixed.
 
     mdlm train experiments/family/gidd.py --data.source.train tinyshakespeare.txt
 
-Noise that is mostly the mask and a tenth uniform; its NELBO, trained with the dynamic weights.
-Data: that of experiments/shakespeare.py, in rows of 128 characters. The experiments of this
-folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
+Mostly masked noise, a tenth of it uniform; its NELBO, trained with dynamic weights.
+Data: as in experiments/shakespeare.py, in rows of 128 characters. All experiments of this folder
+(docs/methods.md) share data, network size, optimizer, batch size and number of training tokens.
 Hardware: one CPU core, about three minutes.
 """
 

@@ -1,11 +1,11 @@
-"""MD4 (arXiv:2406.04329), on the characters of Shakespeare.
+"""MD4 (arXiv:2406.04329) on the characters of Shakespeare: time-conditioned masked diffusion.
 
     mdlm train experiments/family/md4.py --data.source.train tinyshakespeare.txt
 
-Masked noise, linear, its times one grid with a random offset; the network is told the time, and
-samples are drawn on a cosine grid.
-Data: that of experiments/shakespeare.py, in rows of 128 characters. The experiments of this
-folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
+Masked noise on a linear schedule; times on one grid with a random offset. The network is
+conditioned on the time, and samples are drawn on a cosine grid.
+Data: as in experiments/shakespeare.py, in rows of 128 characters. All experiments of this folder
+(docs/methods.md) share data, network size, optimizer, batch size and number of training tokens.
 Hardware: one CPU core, about three minutes.
 """
 

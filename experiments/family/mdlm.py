@@ -1,10 +1,11 @@
-"""MDLM (arXiv:2406.07524), on the characters of Shakespeare.
+"""MDLM (arXiv:2406.07524) on the characters of Shakespeare: masked diffusion, SUBS.
 
     mdlm train experiments/family/mdlm.py --data.source.train tinyshakespeare.txt
 
-Masked noise, log-linear; SUBS; the continuous-time NELBO. The network is not told the time.
-Data: that of experiments/shakespeare.py, in rows of 128 characters. The experiments of this
-folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
+Masked noise on a log-linear schedule; SUBS; the continuous-time NELBO. The network is not
+conditioned on the time.
+Data: as in experiments/shakespeare.py, in rows of 128 characters. All experiments of this folder
+(docs/methods.md) share data, network size, optimizer, batch size and number of training tokens.
 Hardware: one CPU core, about three minutes.
 """
 

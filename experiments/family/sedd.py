@@ -1,10 +1,10 @@
-"""SEDD (arXiv:2310.16834), absorbing, on the characters of Shakespeare.
+"""SEDD (arXiv:2310.16834) on the characters of Shakespeare: masked noise, score entropy.
 
     mdlm train experiments/family/sedd.py --data.source.train tinyshakespeare.txt
 
-Masked noise; the network gives ratios of probabilities and learns them by score entropy.
-Data: that of experiments/shakespeare.py, in rows of 128 characters. The experiments of this
-folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
+Masked noise; the network predicts ratios of probabilities, trained with score entropy.
+Data: as in experiments/shakespeare.py, in rows of 128 characters. All experiments of this folder
+(docs/methods.md) share data, network size, optimizer, batch size and number of training tokens.
 Hardware: one CPU core, about three minutes.
 """
 

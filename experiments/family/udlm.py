@@ -1,10 +1,10 @@
-"""UDLM (arXiv:2412.10193), on the characters of Shakespeare.
+"""UDLM (arXiv:2412.10193) on the characters of Shakespeare: uniform noise.
 
     mdlm train experiments/family/udlm.py --data.source.train tinyshakespeare.txt
 
-Uniform noise: a token becomes any other; its continuous-time NELBO, over all positions.
-Data: that of experiments/shakespeare.py, in rows of 128 characters. The experiments of this
-folder (docs/methods.md) share data, sizes of the network, optimizer, batches and number of tokens.
+Uniform noise: a token turns into any other; its continuous-time NELBO over all positions.
+Data: as in experiments/shakespeare.py, in rows of 128 characters. All experiments of this folder
+(docs/methods.md) share data, network size, optimizer, batch size and number of training tokens.
 Hardware: one CPU core, about three minutes.
 """
 

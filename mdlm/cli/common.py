@@ -1,4 +1,4 @@
-"""What commands share: their form, groups of arguments, and values replaced by name."""
+"""What all commands share: the `Command` class, groups of arguments, and `--name value` pairs."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mdlm.errors import InputError
 
-if TYPE_CHECKING:  # what a `--help` need not wait for
+if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.experiment.experiment import Experiment
 
 Changes = list[tuple[str, str]]
@@ -17,17 +17,17 @@ Changes = list[tuple[str, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A command of `mdlm`. Each stands in a file of this folder and in the list of `main`.
+    """One command of `mdlm`, defined in a file of this folder and listed in `main.py`.
 
     Args:
-        name: what is typed.
+        name: the word that the user types after `mdlm`.
         help: one line for `mdlm --help`.
-        run: does it; returns the exit code.
-        epilog: examples and explanations below the arguments.
+        run: executes the command and returns the exit code.
+        epilog: examples and explanations, printed below the arguments in `--help`.
         arguments: adds the command's own arguments to its parser.
-        takes_settings: whether values of an experiment may be replaced by dotted name.
-        computes: whether it uses JAX in this process.
-        many_processes: whether it may be started as one of several processes.
+        takes_settings: whether `--dotted.name value` replaces settings of the experiment.
+        computes: whether the command runs JAX computations in this process.
+        many_processes: whether several processes may run the command together.
     """
 
     name: str
@@ -42,16 +42,17 @@ class Command:
 
 MANY_HELP = """\
 
-many processes (a model that does not fit the devices of one host):
+several processes (for a model that does not fit the devices of one host):
   mdlm {command} RUN --coordinator node0:1234 --processes 4 --process 0
-                     on node0; on the others the same with --process 1, 2 and 3
+                     on node0; on the other hosts the same with --process 1, 2 and 3
 
 On a Cloud TPU slice, under `srun` with several tasks, and under mpirun, these flags are not needed.
-RUN is on a disk that all share; process 0 prints."""
+All processes must be able to read RUN, for example on a shared disk. Process 0 prints the
+result."""
 
 
 def experiment_of(args: argparse.Namespace, changes: Changes) -> "Experiment":
-    """The experiment that a command names, with its changes."""
+    """Loads the experiment that a command names and applies the changed settings."""
     from mdlm.config.overrides import apply
     from mdlm.experiment.loading import load_file
 
@@ -59,15 +60,15 @@ def experiment_of(args: argparse.Namespace, changes: Changes) -> "Experiment":
 
 
 def add_experiment(sub: argparse.ArgumentParser) -> None:
-    """The argument that names an experiment."""
+    """Adds the argument that names an experiment."""
     action = sub.add_argument(
-        "experiment", help="an experiment: its name (`mdlm experiments`), or a file (.py)"
+        "experiment", help="an experiment: a name from `mdlm experiments`, or a Python file"
     )
     complete_experiments(action)
 
 
 def complete_experiments(action: argparse.Action) -> None:
-    """Has shells complete an argument with names of experiments, and files."""
+    """Lets the shell complete an argument with experiment names and Python files."""
 
     def candidates(prefix: str, **_) -> list[str]:
         from argcomplete.completers import FilesCompleter
@@ -76,23 +77,30 @@ def complete_experiments(action: argparse.Action) -> None:
 
         return [*names(), *FilesCompleter(("py",))(prefix)]
 
-    setattr(action, "completer", candidates)  # noqa: B010, an attribute that argcomplete reads
+    setattr(action, "completer", candidates)  # noqa: B010, argcomplete reads this attribute
 
 
 def writable(name: str) -> Path:
-    """Where a file can be written; refused before the work is done rather than after it."""
+    """The path of a file to write, checked before the work starts.
+
+    Raises InputError if the path is a folder or its parent folder does not exist.
+    """
     path = Path(name)
     if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"{name}: no file can be written there")
+        raise InputError(f"{name}: cannot be written; name a file in an existing folder")
     return path
 
 
 def add_run(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("run_folder", metavar="RUN", help="a run folder")
     sub.add_argument(
-        "--step", type=int, help="checkpoint of that step (default: newest checkpoint or weights)"
+        "run_folder", metavar="RUN", help="a run folder, made by `mdlm train` or `mdlm import`"
     )
-    sub.add_argument("--json", action="store_true", help="print JSON")
+    sub.add_argument(
+        "--step",
+        type=int,
+        help="use the checkpoint of this step (default: newest checkpoint or weights)",
+    )
+    sub.add_argument("--json", action="store_true", help="print the result as JSON")
     add_trust(sub)
 
 
@@ -100,13 +108,14 @@ def add_trust(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--trust-experiment",
         action="store_true",
-        help="execute the run folder's copy of its experiment file; only if you trust its authors",
+        help="execute the run folder's copy of its experiment file, needed only if it defines "
+        "components of its own; use it only if you trust the authors",
     )
 
 
 class _Process(argparse.Action):
-    """`--process 3` is the number of this process; `--process "Masked(...)"` replaces the noise
-    process of the experiment, as any of its values can be."""
+    """Reads `--process` in its two meanings: `--process 3` gives the rank of this host process,
+    `--process "Masked(...)"` replaces the noise process of the experiment."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         if str(values).strip().lstrip("-").isdecimal():
@@ -116,38 +125,44 @@ class _Process(argparse.Action):
 
 
 def add_process_group(sub: argparse.ArgumentParser) -> None:
-    group = sub.add_argument_group("one run of many processes")
+    group = sub.add_argument_group("one run on several processes")
     group.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="where process 0 can be reached by the others"
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="address of process 0, the same for all processes",
     )
-    group.add_argument("--processes", type=int, metavar="N", help="how many processes there are")
+    group.add_argument("--processes", type=int, metavar="N", help="number of processes of the run")
     group.add_argument(
         "--process",
         action=_Process,
         metavar="I",
-        help="which this is: 0 to N-1 (anything else is the noise process of the experiment)",
+        help='rank of this process, 0 to N-1 (a component, such as "Masked(...)", sets the '
+        "experiment's noise process instead)",
     )
     group.add_argument(
         "--join-timeout",
         type=int,
         default=60,
         metavar="S",
-        help="seconds to wait for the others at the start (default: 60)",
+        help="seconds to wait for the other processes at the start (default: 60)",
     )
 
 
 def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
-    """`--a.b value` and `--a.b=value` as pairs."""
+    """Splits `--a.b value` and `--a.b=value` into (name, value) pairs.
+
+    Raises InputError if a word is neither.
+    """
     pairs, i = [], 0
     while i < len(rest):
         word = rest[i]
         if not word.startswith("--"):
-            raise InputError(f"{word}: settings are given as --name value")
+            raise InputError(f"{word}: not an option or setting; write settings as --name value")
         name, equals, value = word[2:].partition("=")
         if not equals:
             i += 1
             if i == len(rest):
-                raise InputError(f"{word}: a value is missing")
+                raise InputError(f"{word}: a value is missing; write {word} VALUE")
             value = rest[i]
         pairs.append((name, value))
         i += 1

@@ -13,20 +13,20 @@ def run(args: argparse.Namespace, _: Changes) -> int:
 
 
 COMPLETION_HELP = """\
-Once, for each new shell:
+Add the line for your shell once; completion then works in every new shell:
 
   echo 'eval "$(mdlm completion bash)"' >> ~/.bashrc
-  echo 'eval "$(mdlm completion zsh)"' >> ~/.zshrc          below the line with compinit
+  echo 'eval "$(mdlm completion zsh)"' >> ~/.zshrc    (after compinit)
   mdlm completion fish > ~/.config/fish/completions/mdlm.fish"""
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("shell", choices=("bash", "zsh", "fish"))
+    sub.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell to configure")
 
 
 COMMAND = Command(
     name="completion",
-    help="print a script that lets the shell complete commands and experiments",
+    help="print a script for shell completion of commands and experiments",
     epilog=COMPLETION_HELP,
     arguments=arguments,
     run=run,

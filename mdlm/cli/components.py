@@ -19,27 +19,30 @@ def run(args: argparse.Namespace, _: Changes) -> int:
 
 COMPONENTS_HELP = """\
 examples:
-  mdlm components               every kind, and the names of its components
-  mdlm components schedule      what can be set in each schedule, and what it is
+  mdlm components               list every kind, with the names of its components
+  mdlm components schedule      describe each schedule and its settings, with their defaults
 
-A component is written as in an experiment file, with the values that are not at their default:
+A component is a part of an experiment: its network, noise process, schedule, objective, sampler,
+optimizer or data. It is written as in an experiment file; settings left out keep their default:
 
   mdlm train experiments/quickstart.py --process "Masked(schedule=Cosine())"
   mdlm train experiments/quickstart.py --network "DiT(width=256, depth=4, heads=4)"
   mdlm eval runs/quickstart --objective "Nelbo(t_min=1e-4)"
   mdlm sample runs/quickstart --sampler "Parallel(rule=Threshold(tau=0.9))"
 
-The text is read and checked, never executed. Installed packages bring components of their own by
+This text is parsed and type-checked, never executed. Installed packages can add components with
 entry points of the group mdlm.components (CONTRIBUTING.md)."""
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("kind", metavar="KIND", nargs="?", help="such as schedule or sampler")
+    sub.add_argument(
+        "kind", metavar="KIND", nargs="?", help="a kind of component, such as schedule or sampler"
+    )
 
 
 COMMAND = Command(
     name="components",
-    help="list the components and what can be set in each",
+    help="list the components of experiments and their settings",
     epilog=COMPONENTS_HELP,
     arguments=arguments,
     run=run,

@@ -11,7 +11,7 @@ from mdlm.cli.progress import Progress
 from mdlm.cluster import process_group
 from mdlm.errors import InputError
 
-if TYPE_CHECKING:  # what a `--help` need not wait for
+if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.data.dataset import TextData
     from mdlm.experiment.experiment import Experiment
 
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         print(f"mdlm: {run.remark}", file=sys.stderr)
     how, data = run.experiment.evaluation, None
     if args.passes is not None and args.passes < 1:
-        raise InputError(f"--passes {args.passes}: at least one pass is needed")
+        raise InputError(f"--passes {args.passes}: must be at least 1")
     if args.on:
         data, split = _well_known(args, run.experiment)
         how = replace(how, split=split, ngrams=False)
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         title = f"--objective {args.objective}"
         how = replace(how, objective=from_text(args.objective, Objective, title))
     with Progress(quiet=not process_group.is_main()) as progress:
-        metrics = run.perplexity(how, data=data, report=progress.bar("scoring", "rows"))
+        metrics = run.perplexity(how, data=data, report=progress.bar("evaluating", "rows"))
     if args.json:
         print(json.dumps([vars(m) for m in metrics], indent=1))
     else:
@@ -61,13 +61,20 @@ def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
 
 
 def _well_known(args: argparse.Namespace, run: "Experiment") -> "tuple[TextData, str]":
-    """The text that `--on` names, and its split."""
+    """Returns the data set that `--on` names, and its split.
+
+    Raises InputError if other options do not go with `--on`.
+    """
     from mdlm.evals.zero_shot import zero_shot
 
     if args.split:
-        raise InputError(f"--split {args.split}: --on says which split is scored")
+        raise InputError(
+            f"--split {args.split}: not allowed with --on, which uses that data set's own split"
+        )
     if len(args.data or ()) > 1:
-        raise InputError("--data: with --on, one folder with a copy of that data set")
+        raise InputError(
+            f"--data {' '.join(args.data)}: with --on, give one folder with a copy of that data set"
+        )
     path = args.data[0] if args.data else None
     return zero_shot(args.on, run.data.tokenizer, run.data.packing, path)
 
@@ -79,28 +86,43 @@ examples:
   mdlm eval runs/owt_small --objective "DiscreteNelbo(steps=1000)"
   mdlm eval runs/owt_small --data letters.txt
   mdlm eval runs/owt_small --on wikitext2
-  mdlm eval runs/owt_small --on ptb --data copies/ptb      where the hub cannot be reached
+  mdlm eval runs/owt_small --on ptb --data copies/ptb      from a local copy, without the hub
 
-NAME is one of wikitext2, wikitext103, ptb, lm1b, lambada, ag_news, arxiv, pubmed: cleaned as in the
-literature and strung together in rows as long as the run's (docs/data.md)."""
+The result is a bound on the negative log-likelihood under the run's EMA parameters, on the split
+that its experiment names unless an option chooses another text.
+
+NAME is one of wikitext2, wikitext103, ptb, lm1b, lambada, ag_news, arxiv, pubmed. The text is
+cleaned as in the literature, joined, and cut into rows of the run's length (docs/data.md)."""
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
     add_run(sub)
     add_process_group(sub)
-    sub.add_argument("--split", choices=("train", "valid", "test"), help="default: the run's")
-    sub.add_argument("--data", metavar="FILE", nargs="+", help="score these text files instead")
-    sub.add_argument("--on", metavar="NAME", help="score a well-known text, for zero-shot numbers")
     sub.add_argument(
-        "--objective", metavar="TEXT", help='report another bound, such as "Nelbo(t_min=1e-4)"'
+        "--split", choices=("train", "valid", "test"), help="split to evaluate (default: the run's)"
     )
-    sub.add_argument("--passes", type=int, help="independent passes over the split")
-    sub.add_argument("--batch-size", type=int, help="rows scored at a time")
+    sub.add_argument(
+        "--data", metavar="FILE", nargs="+", help="evaluate on these text files instead"
+    )
+    sub.add_argument(
+        "--on", metavar="NAME", help="evaluate on this public data set, for zero-shot perplexities"
+    )
+    sub.add_argument(
+        "--objective",
+        metavar="TEXT",
+        help='evaluate with this objective, such as "Nelbo(t_min=1e-4)"',
+    )
+    sub.add_argument(
+        "--passes",
+        type=int,
+        help="passes over the split, each with independent noise (default: the run's)",
+    )
+    sub.add_argument("--batch-size", type=int, help="rows evaluated at a time (default: the run's)")
 
 
 COMMAND = Command(
     name="eval",
-    help="score a split: nats per token, bits per byte, perplexity",
+    help="evaluate a run: nats per token, bits per byte, perplexity",
     epilog=EVAL_HELP + "\n" + MANY_HELP.format(command="eval"),
     arguments=arguments,
     run=run,

@@ -15,11 +15,12 @@ def run(_: argparse.Namespace, __: Changes) -> int:
 
 
 EXPERIMENTS_HELP = """\
-A name stands for its file wherever a command takes an experiment:
+An experiment is a Python file that defines the data, the network, the objective and the training.
+Use a name from this list wherever a command takes an experiment:
 
-  mdlm settings quickstart
-  mdlm train quickstart --train.steps 100
-  mdlm new my_run --like quickstart             a file of your own, to edit"""
+  mdlm settings quickstart                      list its settings
+  mdlm train quickstart --train.steps 100       train it with one setting changed
+  mdlm new my_run --like quickstart             copy it to my_run.py, to edit"""
 
 
 COMMAND = Command(

@@ -24,13 +24,13 @@ def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("weights", help=".safetensors in the layout of the MDLM repository")
+    sub.add_argument("weights", help="a .safetensors file in the layout of the MDLM repository")
     add_experiment(sub)
-    sub.add_argument("--out", required=True, help="run folder to make")
+    sub.add_argument("--out", required=True, help="run folder to create")
     sub.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="of the weights that are kept (default: as in the file)",
+        help="dtype in which the weights are stored (default: as in the file)",
     )
 
 
@@ -39,14 +39,14 @@ examples:
   mdlm import mdlm.safetensors experiments/owt_small.py --out runs/published
   mdlm import mdlm.safetensors experiments/owt_small.py --out runs/half --dtype bfloat16
 
-The folder holds weights and no training state. `mdlm eval` and `mdlm sample` use them in their
-dtype; `mdlm train EXPERIMENT --out` that folder begins with them at step 0, in float32, as does
---init-from that folder for another run."""
+The experiment must describe the network of the weights. The new folder holds weights and no
+training state. `mdlm eval` and `mdlm sample` use the weights in their stored dtype. To train from
+them in float32, from step 0, name the folder as --out or --init-from of `mdlm train`."""
 
 
 COMMAND = Command(
     name="import",
-    help="make a run folder from published MDLM weights",
+    help="create a run folder from published MDLM weights",
     epilog=IMPORT_HELP,
     arguments=arguments,
     run=run,

@@ -1,14 +1,15 @@
-"""The command line: `mdlm train | prepare | eval | sample | view | ...`, a file for each command.
+"""The command line: `mdlm train | prepare | eval | sample | view | ...`, one file per command.
 
-What a command does is a few lines around `mdlm.load` and a training session; this file draws
-progress and turns what people can mend into one line on standard error.
-`train`, `eval` and `sample` may be one run of many processes (see `mdlm.cluster.launch`), all
-started with the same command: process 0 speaks and writes for all, the others say errors only.
+A command is a few lines around `mdlm.load` or a training session. This file parses the arguments
+and reports errors that the user can mend as one line on standard error.
+`train`, `eval` and `sample` may run on several processes (see `mdlm.cluster.launch`), all started
+with the same command: process 0 prints and writes for all, the others print errors only.
 
-Exit codes: 0 done, 2 a mistake in what was asked, 3 a run that diverged (its checkpoints are
-intact, the same again will not help), 4 another process was lost (the same command, by all, goes on
-from the newest checkpoint), 130 interrupted (state saved), 143 terminated (state saved). Processes
-that stop because one of them was interrupted, terminated or refused all have that one's code.
+Exit codes: 0 success; 2 wrong arguments or input; 3 the run diverged (its checkpoints are intact;
+starting it again unchanged will not help); 4 another process was lost (the same command, started
+for all processes, resumes from the newest checkpoint); 130 interrupted and 143 terminated
+(`mdlm train` has saved its state). When one process stops with an error or a signal, all the others
+stop with the same exit code.
 """
 
 import argparse
@@ -60,19 +61,23 @@ FILES = (
 )
 COMMANDS: dict[str, Command] = {file.COMMAND.name: file.COMMAND for file in FILES}
 
-PLACE = ("coordinator", "processes", "process", "join_timeout")
-"""Arguments that say which of many processes this is."""
+PROCESS_ARGUMENTS = ("coordinator", "processes", "process", "join_timeout")
+"""Arguments about the group of processes and the rank of this one in it."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands and their arguments; `command` holds the name of the one that was given."""
+    """The parser of all commands; it stores the name of the chosen one in `command`."""
     main = argparse.ArgumentParser(
         prog="mdlm",
-        description="Masked diffusion language models: train, evaluate, generate.",
+        description="Masked diffusion language models: train, evaluate, generate. "
+        "First steps: `mdlm experiments`, `mdlm train quickstart`, `mdlm sample runs/quickstart`. "
+        "`mdlm COMMAND --help` explains a command, with examples.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=16),
     )
     main.add_argument("--version", action="version", version=f"mdlm {__version__}")
-    main.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    main.add_argument(
+        "--traceback", action="store_true", help="print the Python traceback of an error"
+    )
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS.values():
         sub = commands.add_parser(
@@ -91,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     commands = parser()
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow; answered, and ended, here
+    if "_ARGCOMPLETE" in os.environ:  # called by the shell's completion; exits here
         import argcomplete
 
         argcomplete.autocomplete(commands)
@@ -100,7 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         changes = [*getattr(args, "components", ()), *overrides(rest)]
         if changes and not command.takes_settings:
-            raise InputError(f"--{changes[0][0]}: mdlm {args.command} has no such option")
+            raise InputError(
+                f"--{changes[0][0]}: mdlm {args.command} has no such option; "
+                f"see mdlm {args.command} --help"
+            )
         if command.computes:
             _prepare_jax()
         with _together(args):
@@ -110,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _failed(str(error), error.exit_code)
     except BrokenPipeError:
-        # Whoever read the output has seen enough. Nothing is left to be flushed at exit.
+        # The reader, such as `head`, closed the pipe. Python must not flush it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _failed(None, 0)
     except OSError as error:
@@ -124,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _together(args: argparse.Namespace) -> Iterator[None]:
-    """Within it this is one of many processes, if the command and its surroundings say so."""
+    """Joins the group of processes, if the arguments or the cluster's environment describe one."""
     if not COMMANDS[args.command].many_processes:
         yield
         return
@@ -132,8 +140,8 @@ def _together(args: argparse.Namespace) -> Iterator[None]:
     again = "; the run can be continued from its newest checkpoint: same command"
     with joined(rank, timeout=args.join_timeout, advice=again if args.command == "train" else ""):
         try:
-            if args.command != "train":  # which compares what follows from them
-                own = ("run_folder", "trace", "traceback", *PLACE)
+            if args.command != "train":  # which compares the resulting experiments instead
+                own = ("run_folder", "trace", "traceback", *PROCESS_ARGUMENTS)
                 said = {name: value for name, value in vars(args).items() if name not in own}
                 process_group.check_same(said, "arguments")
             yield
@@ -149,8 +157,11 @@ def _together(args: argparse.Namespace) -> Iterator[None]:
 
 
 def _failed(line: str | None, code: int) -> int:
-    """Says why there is no result; returns the exit code. One of many processes takes the others
-    with it, and ends here: Python's way out would wait for them."""
+    """Prints the error and returns the exit code.
+
+    One of several processes also tells the others to stop, and exits at once: a normal exit of
+    Python would wait for them.
+    """
     group, own_heartbeat = process_group.current(), heartbeat.current()
     if group is None or own_heartbeat is None:
         if line is not None:
@@ -158,15 +169,15 @@ def _failed(line: str | None, code: int) -> int:
         return code
     if line is not None:
         group.report(line)
-    own_heartbeat.give_up(code, line or "its output is read no more")
+    own_heartbeat.give_up(code, line or "the reader of its output closed the pipe")
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(code)
 
 
 def _prepare_jax() -> None:
-    """Keeps compiled programs between calls, so that a second start does not compile again, and
-    memory between steps."""
+    """Turns on JAX's cache of compiled programs on disk, so that a second start does not compile
+    again, and keeps freed memory in the process (`mdlm.cli.malloc`)."""
     keep_freed()
     import jax
 

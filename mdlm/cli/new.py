@@ -13,19 +13,20 @@ def run(args: argparse.Namespace, _: Changes) -> int:
 
     path = writable(args.name.removesuffix(".py") + ".py")
     if path.exists():
-        raise InputError(f"{path} exists already: choose another name, or edit it")
+        raise InputError(f"{path}: exists already; choose another name, or edit that file")
     text = renamed(located(args.like).read_text(), path.stem)
     path.write_text(text.replace(f"experiments/{args.like}.py", str(path)))
     word = shlex.quote(str(path))
-    print(f"{path}: a copy of {args.like}, to edit (mdlm settings {word} lists what can be set)")
+    print(f"{path}: a copy of {args.like}, to edit (`mdlm settings {word}` lists its settings)")
     print(f"next: mdlm train {word}")
     return 0
 
 
 def renamed(source: str, name: str) -> str:
-    """The text of an experiment file with another `name` in its `Experiment(...)`.
+    """Returns the text of an experiment file with a new `name` in its `Experiment(...)`.
 
-    The name is the run folder's, by default. A file without one literal name is left as it is.
+    The name is the default name of the run folder. A text whose `name` is no literal string is
+    returned unchanged.
     """
     for node in ast.walk(ast.parse(source)):
         if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Experiment"):
@@ -33,7 +34,7 @@ def renamed(source: str, name: str) -> str:
         for keyword in node.keywords:
             value = keyword.value
             if keyword.arg == "name" and isinstance(value, ast.Constant):
-                lines = source.encode().splitlines(keepends=True)  # columns are those of bytes
+                lines = source.encode().splitlines(keepends=True)  # ast counts columns in bytes
                 line = lines[value.lineno - 1]
                 before, after = line[: value.col_offset], line[value.end_col_offset :]
                 lines[value.lineno - 1] = before + f'"{name}"'.encode() + after
@@ -42,26 +43,28 @@ def renamed(source: str, name: str) -> str:
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("name", metavar="NAME", help="the file to write is NAME.py")
+    sub.add_argument("name", metavar="NAME", help="name of the new experiment; writes NAME.py")
     like = sub.add_argument(
         "--like",
         metavar="EXPERIMENT",
         default="quickstart",
-        help="the experiment to begin with: a name or a file (default: quickstart)",
+        help="the experiment to copy: a name or a file (default: quickstart)",
     )
     complete_experiments(like)
 
 
 NEW_HELP = """\
 examples:
-  mdlm new my_run
+  mdlm new my_run                               my_run.py, a copy of quickstart
   mdlm new my_run --like owt_small
-  mdlm new runs_to_do/second --like my_run.py"""
+  mdlm new runs_to_do/second --like my_run.py
+
+Then edit the file and train it: mdlm train my_run.py"""
 
 
 COMMAND = Command(
     name="new",
-    help="write an experiment file to edit",
+    help="write a new experiment file, a copy of another, to edit",
     epilog=NEW_HELP,
     arguments=arguments,
     run=run,

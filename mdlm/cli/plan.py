@@ -11,7 +11,7 @@ from mdlm.cli.common import Command, add_experiment
 from mdlm.errors import InputError
 from mdlm.vocab import Vocab
 
-if TYPE_CHECKING:  # what a `--help` need not wait for
+if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.experiment.experiment import Experiment
     from mdlm.planning.plan import Compiled, Plan
     from mdlm.planning.topology import Topology
@@ -30,12 +30,12 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
     from mdlm.planning.plan import plan
     from mdlm.planning.topology import Topology
 
-    # Nothing here needs an accelerator, and where one is, it may be in use.
+    # Planning needs no accelerator, and one that is present may be in use.
     jax.config.update("jax_platforms", "cpu")
     if not 0 < args.mfu <= 1:
-        raise InputError(f"--mfu {args.mfu}: a share of the peak, above 0 and at most 1")
+        raise InputError(f"--mfu {args.mfu}: must be a fraction of the peak, above 0 and at most 1")
     if args.price is not None and args.price < 0:
-        raise InputError(f"--price {args.price}: dollars per chip and hour")
+        raise InputError(f"--price {args.price}: must be at least 0, in dollars per chip and hour")
     topology = Topology.parse(args.topology)
     smaller = Topology.parse(args.extrapolate_from) if args.extrapolate_from else None
     experiment = apply(load_file(args.experiment), changes)
@@ -68,25 +68,29 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
 
 
 def rows_of(experiment: "Experiment", topology: "Topology", smaller: "Topology") -> int:
-    """The batch that gives each chip of the smaller topology as many rows."""
+    """The batch size that gives each chip of the smaller topology as many rows as the larger has.
+
+    Raises InputError if `smaller` is no smaller slice of the same kind of chip.
+    """
     if smaller.name != topology.name or smaller.chips > topology.chips:
         raise InputError(
-            f"--extrapolate-from {smaller.text}: not a smaller part of {topology.text}"
+            f"--extrapolate-from {smaller.text}: must be a smaller slice of the same chips as "
+            f"{topology.text}"
         )
     return experiment.train.batch_size * smaller.chips // topology.chips
 
 
 def vocabulary(experiment: "Experiment", size: int | None) -> tuple[Vocab, str]:
-    """Special tokens and columns, and how they are known: no text is read for them.
+    """Returns the vocabulary and the source of its size, without reading any text.
 
-    InputError where only the text, or a hub that is out of reach, could tell.
+    Raises InputError if only the text, or a hub that cannot be reached, determines the size.
     """
     from mdlm.data.mixture import Mixture
     from mdlm.data.store.manifest import Manifest
 
     if size is not None:
         if size < 5:
-            raise InputError(f"--vocab {size}: too few for the special tokens")
+            raise InputError(f"--vocab {size}: must be at least 5, to hold the special tokens")
         return made_up(size), "--vocab"
     data = experiment.data
     for part in data.parts if isinstance(data, Mixture) else (data,):
@@ -98,22 +102,22 @@ def vocabulary(experiment: "Experiment", size: int | None) -> tuple[Vocab, str]:
         try:
             return tokenizer.build([]).vocab, f"the tokenizer {name}"
         except InputError as error:
-            raise InputError(f"{error}; say how many tokens there are: --vocab N") from error
+            raise InputError(f"{error}; give the size of the vocabulary with --vocab N") from error
     if (most := tokenizer.max_size) is not None:
         return made_up(most), f"at most, by {name}(vocab_size={most})"
     raise InputError(
-        f"tokenizer={name}(...) learns its vocabulary from the text, which is not read here: say "
-        "how many tokens there are, special ones included: --vocab N"
+        f"tokenizer={name}(...) learns its vocabulary from the text, which `mdlm plan` does not "
+        "read; give its size, special tokens included, with --vocab N"
     )
 
 
 def made_up(size: int) -> Vocab:
-    """A vocabulary of that size. Which ids the special tokens have makes no difference here."""
+    """A vocabulary of that size with arbitrary ids of special tokens, which a plan ignores."""
     return Vocab(size=size, mask_id=size - 1, bos_id=0, eos_id=1, pad_id=2)
 
 
 def counts(experiment: "Experiment", vocab: Vocab) -> Any:
-    """Token counts, made up, for processes that are made from them."""
+    """Made-up token counts, for noise processes that are built from token counts; else None."""
     import numpy as np
 
     return np.ones(vocab.size, np.int64) if experiment.process.needs_counts else None
@@ -122,10 +126,11 @@ def counts(experiment: "Experiment", vocab: Vocab) -> Any:
 def compiled_apart(
     path: str, changes: Changes, vocab: Vocab, topology: "Topology", limit: float
 ) -> "Compiled":
-    """The compiler's answer, from a process of its own: libtpu wants its environment before JAX is
-    imported, ends the process where it meets a fault of its own, and cannot be interrupted.
+    """Compiles the training step in a child process and returns what the compiler reports.
 
-    InputError where it takes longer than `limit` seconds, or fails.
+    libtpu needs its environment variables before JAX is imported, ends the process on an internal
+    error, and cannot be interrupted. Raises InputError if compiling takes longer than `limit`
+    seconds, or fails.
     """
     topology.check_compiler()
     os.environ.update(topology.environment)
@@ -140,15 +145,15 @@ def compiled_apart(
     try:
         if not here.poll(limit):
             raise InputError(
-                f"compiling for {topology.text} took longer than --timeout {limit:g} s; "
-                "--extrapolate-from a smaller slice, or --estimate"
+                f"compiling for {topology.text} took longer than --timeout {limit:g} s; raise "
+                "--timeout, --extrapolate-from a smaller slice, or --estimate"
             )
         answer = here.recv()
     except EOFError:
         process.join()
         raise InputError(
             f"the compiler for {topology.text} ended without an answer (exit code "
-            f"{process.exitcode}); its last words are above"
+            f"{process.exitcode}); its output is above"
         ) from None
     finally:
         process.kill()
@@ -166,7 +171,7 @@ def _compile(path: str, changes: Changes, vocab: Vocab, topology: "Topology", an
     from mdlm.experiment.model import Model
     from mdlm.planning.plan import compile_for, first
 
-    # What is kept by it can be loaded only where the hardware is.
+    # Programs compiled for absent hardware could not be loaded from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         experiment = apply(load_file(path), changes)
@@ -176,45 +181,47 @@ def _compile(path: str, changes: Changes, vocab: Vocab, topology: "Topology", an
         answer.send(error)
     except jax.errors.JaxRuntimeError as error:
         print(error, file=sys.stderr)
-        answer.send(InputError(f"{topology.text} cannot run this step: {first(str(error))}"))
+        answer.send(
+            InputError(f"{topology.text} cannot run this training step: {first(str(error))}")
+        )
 
 
 def finite(value: Any) -> Any:
-    """The value with None for numbers that are not known, which JSON cannot say otherwise."""
+    """Replaces NaN, which stands for unknown numbers and is not valid JSON, by None."""
     if isinstance(value, dict):
         return {name: finite(part) for name, part in value.items()}
     return None if isinstance(value, float) and value != value else value
 
 
 def words(p: "Plan") -> str:
-    """A plan as it is printed."""
+    """Formats a plan for printing."""
     from mdlm.parallel.mesh import MeshShape
 
     mesh = MeshShape(**p.mesh)
     micro = f", {p.accumulate} micro-batches" if p.accumulate > 1 else ""
     lines = [
         f"{p.experiment} on {p.topology}: {p.chips} x {p.chip}, mesh {mesh}",
-        f"  {p.parameters:,} parameters, {p.columns:,} columns ({p.columns_from})",
+        f"  {p.parameters:,} parameters, vocabulary of {p.columns:,} ({p.columns_from})",
         f"  {p.batch_size:,} rows of {p.length:,} = {p.tokens_per_step:,} tokens a step{micro}",
         f"  {verdict(p)}",
         *memory_words(p),
         "time of a step",
-        f"  {p.flops:.3g} operations of the model; logits at {p.scored:.0%} of the places",
-        f"  at the peak      {seconds(p.seconds(1))}  {p.chips} x {p.peak / 1e12:.0f} TFLOP/s",
+        f"  {p.flops:.3g} FLOPs of the model; logits at {p.scored:.0%} of the positions",
+        f"  at peak          {seconds(p.seconds(1))}  {p.chips} x {p.peak / 1e12:.0f} TFLOP/s",
         f"  at {p.mfu:.0%} MFU{'':7s}{seconds(p.seconds(p.mfu))}  "
         f"{p.tokens_per_step / p.seconds(p.mfu):,.0f} tokens/s",
     ]
     if p.traffic is not None and p.sent is not None and p.sending is not None:
         lines += [
-            f"  sending          {seconds(p.sending)}  at least, beside or after the work: "
+            f"  communication    {seconds(p.sending)}  at least, overlapped with compute or not: "
             f"{amount(p.sent)} a chip at {p.link / 1e9:.0f} GB/s",
             "collectives of a step, on each chip",
             *(f"  {k:16s} {t.count:8,}  {amount(t.bytes)}" for k, t in sorted(p.traffic.items())),
         ]
     elif p.method != "estimated" and p.refused is None:
         lines.append(
-            "collectives: not known, for jax cannot read the program of this libtpu: "
-            "pip install 'mdlm[tpu]' installs the one that belongs to it"
+            "collectives: unknown, because this jax cannot read programs of this libtpu: "
+            "pip install 'mdlm[tpu]' installs the libtpu that fits it"
         )
     hours = p.days * 24 * p.chips
     money = "" if p.dollars is None else f", ${p.dollars:,.0f} at ${p.price:g} a chip-hour"
@@ -226,7 +233,7 @@ def words(p: "Plan") -> str:
 
 
 def verdict(p: "Plan") -> str:
-    """How it is known, and whether it fits."""
+    """How the memory is known, and whether the step fits."""
     how = p.method
     if p.compile_seconds is not None:
         how += f" in {p.compile_seconds:.0f} s"
@@ -236,12 +243,12 @@ def verdict(p: "Plan") -> str:
 
 
 def memory_words(p: "Plan") -> list[str]:
-    """The memory of a chip, by part."""
-    source = "estimated" if p.method == "estimated" else "as XLA says"
+    """Formats the memory of a chip, by part."""
+    source = "estimated" if p.method == "estimated" else "reported by XLA"
     rows = [
         ("parameters", p.memory.parameters, ""),
         ("optimizer state", p.memory.optimizer, ""),
-        ("average (EMA)", p.memory.average, ""),
+        ("EMA parameters", p.memory.average, ""),
         ("batch, padding", p.memory.other, ""),
         (
             "temporaries",
@@ -249,23 +256,23 @@ def memory_words(p: "Plan") -> list[str]:
             f"{source}: gradients ({p.gradients / GIB:.2f}), activations, workspace",
         ),
         ("program", p.memory.program, ""),
-        ("all", p.memory.total, f"of {p.available / GIB:.2f}"),
+        ("total", p.memory.total, f"of {p.available / GIB:.2f}"),
     ]
     return ["memory of a chip, GiB", *(f"  {name:16s} {gib(n)}  {note}" for name, n, note in rows)]
 
 
 def gib(size: float) -> str:
-    """Eight places wide; a number that is not known is a question mark."""
+    """Bytes as GiB, eight characters wide; an unknown number is a question mark."""
     return f"{'?':>8s}" if size != size else f"{size / GIB:8.2f}"
 
 
 def seconds(value: float) -> str:
-    """`  123 ms`, `4.56 s`, eight places wide."""
+    """Formats seconds as `  123 ms` or `4.56 s`, in nine characters."""
     return f"{value * 1e3:6.1f} ms" if value < 1 else f"{value:6.2f} s "
 
 
 def amount(size: float) -> str:
-    """`123.4 MB`, `12.34 GB`."""
+    """Formats bytes as `123.4 MB` or `12.34 GB`."""
     return f"{size / 1e6:8.1f} MB" if size < 1e9 else f"{size / 1e9:8.2f} GB"
 
 
@@ -276,45 +283,53 @@ examples:
   mdlm plan quickstart --topology v6e:2x2 --vocab 70 --json
   mdlm plan big.py --topology v5p:16x16x16 --extrapolate-from v5p:4x4x4
 
-WHERE is a slice of TPUs by the chips along each of its axes (v5e:4x4, v5p:2x2x4, v6e:8x8,
+The plan says whether the training step fits the memory of the chips, and how long a step and the
+whole run take. It runs on any computer and reads no data.
+
+WHERE is a TPU slice, given by the number of chips along each axis (v5e:4x4, v5p:2x2x4, v6e:8x8,
 v4:4x4x4), or a number of GPUs (gpu:8xH100, gpu:8xH200, gpu:8xA100).
 
-For v5e, v5p and v6e the very step that would be trained is compiled, by the TPU's compiler and with
-no TPU (pip install 'mdlm[tpu]'): half a minute to some minutes. What is printed of memory and
-collectives is then what the compiler said. For v4 and GPUs memory is estimated; --estimate does
-the same for all. No data are read. Time and money follow from the number of operations, the chips'
-peak, and the MFU that you expect; they are no measurement."""
+For v5e, v5p and v6e the training step is compiled with the TPU compiler, which needs no TPU
+(pip install 'mdlm[tpu]') and takes half a minute to some minutes; memory and collectives are then
+those of the compiled program. For v4 and GPUs, or with --estimate, memory is estimated. Time and
+cost are computed from the FLOPs of the model, the chips' peak, and the MFU (model FLOP utilisation,
+the fraction of the peak) that you expect; they are not measured."""
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
     add_experiment(sub)
-    sub.add_argument("--topology", metavar="WHERE", required=True, help="such as v5e:4x4")
+    sub.add_argument("--topology", metavar="WHERE", required=True, help="hardware, such as v5e:4x4")
     sub.add_argument(
-        "--vocab", type=int, metavar="N", help="tokens there are, where only the text could tell"
+        "--vocab",
+        type=int,
+        metavar="N",
+        help="size of the vocabulary, if it would be learned from text",
     )
     sub.add_argument(
-        "--mfu", type=float, default=0.4, help="share of the peak to reckon with (default: 0.4)"
+        "--mfu", type=float, default=0.4, help="expected fraction of peak FLOP/s (default: 0.4)"
     )
-    sub.add_argument("--price", type=float, metavar="USD", help="dollars per chip and hour")
+    sub.add_argument(
+        "--price", type=float, metavar="USD", help="dollars per chip and hour, to print the cost"
+    )
     sub.add_argument(
         "--timeout",
         type=float,
         default=600,
         metavar="S",
-        help="seconds after which compiling is given up (default: 600)",
+        help="give up compiling after S seconds (default: 600)",
     )
     sub.add_argument(
         "--extrapolate-from",
         metavar="WHERE",
-        help="compile for this smaller slice instead, as many rows on each chip",
+        help="compile for this smaller slice, with the same rows per chip, and extrapolate",
     )
-    sub.add_argument("--estimate", action="store_true", help="compile nothing")
-    sub.add_argument("--json", action="store_true", help="print JSON")
+    sub.add_argument("--estimate", action="store_true", help="estimate memory; do not compile")
+    sub.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
 COMMAND = Command(
     name="plan",
-    help="what a run would take on hardware that is not here",
+    help="predict memory, time and cost of a run on hardware you do not have",
     epilog=PLAN_HELP,
     arguments=arguments,
     run=run,

@@ -13,7 +13,7 @@ from mdlm.cli.common import Command, add_experiment
 from mdlm.cli.progress import Progress
 from mdlm.errors import InputError
 
-if TYPE_CHECKING:  # what a `--help` need not wait for
+if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.data.preparation.prepare import Prepared, Progressed
 
 
@@ -29,13 +29,14 @@ def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
     data = loaded.data
     if isinstance(data, Mixture):
         raise InputError(
-            f"{args.experiment}: its data are a mixture; prepare each part from a file of its own, "
-            "which defines data = TextData(...)"
+            f"{args.experiment}: its data are a mixture; prepare each part separately, from a file "
+            "that defines data = TextData(...)"
         )
     store = args.out or data.store
     if store is None:
         raise InputError(
-            "where shall the store be? name it: --out stores/NAME, or store=... in TextData(...)"
+            f"{args.experiment}: no folder for the token store is given; add --out stores/NAME, or "
+            "store=... in its TextData(...)"
         )
     start, finished = time.monotonic(), None
     shard_tokens = SHARD_TOKENS if args.shard_tokens is None else args.shard_tokens
@@ -69,14 +70,14 @@ def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
 
 
 class Speed:
-    """How fast a split is being prepared, since it was begun or gone on with."""
+    """Speed at which a split is prepared, measured since this command started or resumed it."""
 
     def __init__(self):
         self._first: Progressed | None = None
         self._start = time.monotonic()
 
     def words(self, event: "Progressed") -> str:
-        """Documents, and tokens, per second, MB/s, and how long it will take."""
+        """Formats documents, tokens and MB per second, and the time left."""
         now, first = time.monotonic(), self._first
         if first is None or first.split != event.split:
             self._first, self._start = event, now
@@ -94,7 +95,7 @@ class Speed:
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`."""
+    """Formats seconds as `45 s`, `12 min` or `3 h 20 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
@@ -102,12 +103,12 @@ def duration(seconds: float) -> str:
 
 
 def closing_words(prepared: "Prepared", store: str, seconds: float) -> str:
-    """What the store holds, and what was left out."""
+    """Describes what the store holds, and which documents were dropped."""
     manifest, lines = prepared.manifest, []
     if prepared.is_new:
         lines.append(f"{store} is complete ({duration(seconds)})")
     else:
-        lines.append(f"{store} was complete; all of its shards are as they were written")
+        lines.append(f"{store} was complete already; all its shards match their checksums")
     for split, record in manifest.splits.items():
         tokens, size = record.total("tokens"), record.total("bytes")
         shards = f"{len(record.shards)} shard{'' if len(record.shards) == 1 else 's'}"
@@ -127,7 +128,7 @@ def closing_words(prepared: "Prepared", store: str, seconds: float) -> str:
 
 
 def kept(store: str) -> str:
-    """How much of a store is finished, in words."""
+    """Describes how much of a store is finished."""
     from mdlm.data.store.manifest import Manifest
 
     manifest = Manifest.read(store)
@@ -136,11 +137,11 @@ def kept(store: str) -> str:
     records = manifest.splits.values()
     shards = sum(len(record.shards) for record in records)
     tokens = sum(record.total("tokens") for record in records)
-    return f"{store} keeps {shards} finished shard(s), {tokens:,} tokens"
+    return f"{store} has {shards} finished shard(s), {tokens:,} tokens"
 
 
 class Stopped(BaseException):
-    """A signal to stop."""
+    """Raised by a signal that asks the command to stop."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -149,7 +150,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def _stopped_at_once() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise Stopped: what is finished is safe at every moment."""
+    """Lets Ctrl-C and SIGTERM raise Stopped at once: finished shards are always safe on disk."""
 
     def stop(number, frame):
         raise Stopped(number)
@@ -168,35 +169,41 @@ examples:
   mdlm prepare owt_small --out gs://bucket/owt --workers 32
   mdlm prepare data.py --data.source.train 'books/*.parquet' --data.tokenizer.vocab_size 8192
 
-Of an experiment only the data matter; a file with `data = TextData(...)` alone is enough. The store
-holds the tokens of every split, an EOS after each document, and the tokenizer; the length of rows
-is chosen when it is read, so one store serves many experiments. Train on it with
-`TextData(..., store=STORE)`, or with `mdlm train EXPERIMENT --data.store STORE`.
+A token store is a folder that holds the tokens of every split, an EOS after each document, and the
+tokenizer. Only the data of the experiment are used; a file with just `data = TextData(...)` is
+enough. The length of rows is chosen when a store is read, so one store serves many experiments.
+Train on it with `TextData(..., store=STORE)`, or `mdlm train EXPERIMENT --data.store STORE`.
 
-Interrupted, by whatever, the same command goes on behind the last finished shard, and the store is
-the same to the byte in the end, with any number of workers. A finished store is read through, and
-left as it is. A store of another source or tokenizer is refused."""
+After any interruption the same command resumes behind the last finished shard. The finished store
+is the same byte for byte, with any number of workers. A finished store is checked and not changed.
+A store made from another source or tokenizer is refused."""
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
     add_experiment(sub)
     sub.add_argument(
-        "--out", metavar="STORE", help="folder, or a URL such as gs://... (default: data.store)"
+        "--out",
+        metavar="STORE",
+        help="store to write: a folder, or a URL such as gs://... (default: data.store)",
     )
     sub.add_argument(
-        "--workers", type=int, metavar="N", help="processes that tokenise (default: one per core)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="number of tokenizing processes (default: one per core)",
     )
     sub.add_argument(
         "--shard-tokens",
         type=int,
         metavar="N",
-        help="tokens of a shard, about (default: 67 million); no more is lost when interrupted",
+        help="tokens per shard, approximately (default: 67 million); an interruption loses less "
+        "than a shard",
     )
 
 
 COMMAND = Command(
     name="prepare",
-    help="turn text into a token store, once",
+    help="tokenize the text of an experiment once, into a token store on disk",
     epilog=PREPARE_HELP,
     arguments=arguments,
     run=run,

@@ -1,6 +1,6 @@
-"""Progress as people see it: a bar on a terminal, now and then a line elsewhere.
+"""Progress on standard error: a bar on a terminal, elsewhere a line from time to time.
 
-It goes to standard error; the table of a profile, which is a result, to standard output.
+The table of a profile is a result and goes to standard output.
 """
 
 import sys
@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-WORTH_SAYING = 0.03
-"""Share of the time spent waiting for data from which on it is said."""
+WORTH_PRINTING = 0.03
+"""Fraction of the time spent waiting for data above which it is printed."""
 
 
 class Progress:
-    """Progress on standard error: a bar on a terminal, now and then a line elsewhere.
+    """Shows progress: a bar on a terminal, elsewhere a line from time to time.
 
-    `quiet`: none at all, for another process shows it.
+    Args:
+        quiet: show nothing, because another process shows it.
     """
 
     def __init__(self, *, quiet: bool = False):
@@ -32,7 +33,7 @@ class Progress:
         self._close()
 
     def stage(self, task: str, done: int, total: int) -> None:
-        """Progress of a named task; a total of 0 is one that nobody knows."""
+        """Shows the progress of a named task; `total` 0 means unknown."""
         if self.tty:
             bar = self._bar
             if bar is None or self._task != task:
@@ -42,11 +43,11 @@ class Progress:
             self._say(f"{task}: {done}" + (f"/{total}" if total else ""))
 
     def bar(self, task: str, unit: str) -> Callable[[int, int], None]:
-        """A reporter `(done, total)` for one task."""
+        """Returns a function `(done, total)` that shows the progress of one task."""
         return lambda done, total: self.stage(f"{task} {unit}", done, total)
 
     def share(self, task: str, done: float | None, words: str) -> None:
-        """Progress of a task that is known by its share, or not known."""
+        """Shows the finished fraction of a task (`done`, None if unknown), with `words`."""
         if not self.tty:
             if time.monotonic() - self._spoken > 10:
                 self._say(f"{task}: {words}" if done is None else f"{task}: {done:.1%}, {words}")
@@ -62,7 +63,7 @@ class Progress:
         bar.set_postfix_str(words)
 
     def show(self, event) -> None:
-        """An event of the training loop."""
+        """Shows an event of the training loop."""
         from mdlm.train import loop
 
         if isinstance(event, loop.Began):
@@ -82,7 +83,7 @@ class Progress:
                 words += f", MFU {values['mfu']:.1%}"
             if values.get("skipped"):
                 words += f", {values['skipped']:.0f} skipped"
-            if values.get("data_wait", 0) > WORTH_SAYING:
+            if values.get("data_wait", 0) > WORTH_PRINTING:
                 words += f", waiting for data {values['data_wait']:.0%}"
             if self.tty and self._bar is not None:
                 self._bar.update(event.step - self._bar.n)

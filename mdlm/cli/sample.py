@@ -12,7 +12,7 @@ from mdlm.cli.progress import Progress
 from mdlm.cluster import process_group
 from mdlm.errors import InputError
 
-if TYPE_CHECKING:  # what a `--help` need not wait for
+if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.data.tokens.tokenizer import Tokenizer
     from mdlm.samplers.logits.shaping import Annealed
 
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     from mdlm.samplers import Sampler
 
     if args.num < 1:
-        raise InputError(f"--num {args.num}: at least one text is needed")
+        raise InputError(f"--num {args.num}: must be at least 1")
     trace = None if args.trace is None else writable(args.trace)
     run = load(args.run_folder, step=args.step, trust=args.trust_experiment)
     if run.remark and process_group.is_main():
@@ -40,7 +40,9 @@ def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
         settings["banned"] = (*sampler.banned, *banned)
     if "steps" in settings and not hasattr(sampler, "steps"):
         name = type(sampler).__name__
-        raise InputError(f"--steps: {name}(...) has no number of steps, see `mdlm samplers`")
+        raise InputError(
+            f"--steps: {name}(...) has no number of steps; `mdlm samplers` lists those that have"
+        )
     try:
         sampler = replace(sampler, **settings)
     except ValueError as error:
@@ -91,21 +93,26 @@ def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
 
 
 def banned_by(tokenizer: "Tokenizer", texts: Sequence[str]) -> tuple[int, ...]:
-    """The tokens that the texts are made of, each text encoded by itself, in rising order.
+    """Returns the ids of the tokens of the texts, each text encoded by itself, in rising order.
 
-    What a text is made of elsewhere may be other tokens: many tokenizers have one for a word and
-    another for the word after a space. InputError where a text has no tokens.
+    Within a longer text the same words may be other tokens: many tokenizers have one token for a
+    word and another for the word after a space. Raises InputError if a text has no tokens.
     """
     found: set[int] = set()
     for text, ids in zip(texts, tokenizer.encode(list(texts)), strict=True):
         if not len(ids):
-            raise InputError(f"--ban {text!r}: a text without tokens bans nothing")
+            raise InputError(
+                f"--ban {text!r}: has no tokens, so it bans nothing; give a text with tokens"
+            )
         found.update(int(i) for i in ids)
     return tuple(sorted(found))
 
 
 def temperature_of(text: str) -> "float | Annealed":
-    """`0.7`, or `1.0:0.3` for a temperature annealed from 1.0 to 0.3. InputError if neither."""
+    """Reads `0.7`, or `1.0:0.3` for a temperature annealed from 1.0 to 0.3.
+
+    Raises InputError if the text is neither.
+    """
     from mdlm.config.component_text import from_text
     from mdlm.samplers import Annealed
 
@@ -130,9 +137,10 @@ examples:
   mdlm sample runs/quickstart --sampler "Ancestral(steps=32, top_p=0.9)"
   mdlm sample runs/quickstart --num 2 --trace sample.trace
 
-[MASK] is a blank of one token, [MASK:8] one of eight; all between blanks stays as it is given.
-`mdlm samplers` lists the samplers, and what they can be told. `mdlm view` shows what --trace
-records."""
+In --infill, [MASK] is a blank of one token and [MASK:8] a blank of eight; the text between blanks
+is kept. A text longer than a row is written in windows, each conditioned on the end of the last.
+`mdlm samplers` lists the samplers and their settings. `mdlm view` replays a file of --trace.
+--top-p, --top-k and --temperature change the distribution of the samples."""
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
@@ -140,38 +148,57 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     add_process_group(sub)
     what = sub.add_mutually_exclusive_group()
     what.add_argument("--prompt", default="", help="text to continue")
-    what.add_argument("--infill", metavar="TEXT", help="text with blanks to fill")
-    sub.add_argument("--length", type=int, help="tokens of each text (default: a row)")
-    sub.add_argument("--num", type=int, default=1, help="how many texts")
-    sub.add_argument("--seed", type=int, default=0)
+    what.add_argument("--infill", metavar="TEXT", help="text with blanks [MASK] to fill")
+    sub.add_argument("--length", type=int, help="tokens per text (default: the run's row length)")
+    sub.add_argument("--num", type=int, default=1, help="number of texts (default: 1)")
+    sub.add_argument("--seed", type=int, default=0, help="seed of the random draws (default: 0)")
     sub.add_argument(
-        "--sampler", metavar="TEXT", help="another sampler than the run's, as an experiment says it"
+        "--sampler",
+        metavar="TEXT",
+        help='sampler to use, such as "Ancestral(steps=32)" (default: the run\'s)',
     )
     sub.add_argument("--steps", type=int, help="sampling steps per window")
     sub.add_argument(
-        "--temperature", metavar="T", help="a number, or FIRST:LAST to change it as a row fills"
+        "--temperature",
+        metavar="T",
+        help="temperature, a number, or FIRST:LAST to change it as a row fills",
     )
-    sub.add_argument("--top-p", type=float)
+    sub.add_argument(
+        "--top-p",
+        metavar="P",
+        type=float,
+        help="sample from the likeliest tokens with total probability P",
+    )
     sub.add_argument(
         "--top-p-rule",
         choices=("reach", "below"),
-        help="whether the token that crosses top-p is kept (reach, the default) or dropped",
+        help="keep the token that crosses top-p (reach, the default) or drop it (below)",
     )
-    sub.add_argument("--top-k", type=int)
+    sub.add_argument("--top-k", metavar="K", type=int, help="sample from the K likeliest tokens")
     sub.add_argument(
         "--ban", metavar="TEXT", action="append", help="never write the tokens of TEXT"
     )
     sub.add_argument(
         "--ban-id", metavar="ID", type=int, action="append", help="never write the token ID"
     )
-    sub.add_argument("--stride", type=int, help="new tokens per window (default: half of it)")
-    sub.add_argument("--stop-at-eos", action="store_true", help="end a text at end-of-text")
-    sub.add_argument("--trace", metavar="FILE", help="record every step, for `mdlm view`")
+    sub.add_argument(
+        "--stride",
+        type=int,
+        help="new tokens per window, for texts longer than a row (default: half a row)",
+    )
+    sub.add_argument(
+        "--stop-at-eos",
+        action="store_true",
+        help="end each text at its first end-of-sequence token",
+    )
+    sub.add_argument(
+        "--trace", metavar="FILE", help="write every sampling step to FILE, for `mdlm view`"
+    )
 
 
 COMMAND = Command(
     name="sample",
-    help="generate text",
+    help="generate text with a trained run: unprompted, from a prompt, or in blanks",
     epilog=SAMPLE_HELP + "\n" + MANY_HELP.format(command="sample"),
     arguments=arguments,
     run=run,

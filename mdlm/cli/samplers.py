@@ -13,6 +13,19 @@ def run(_: argparse.Namespace, __: Changes) -> int:
     return 0
 
 
+SAMPLERS_HELP = """\
+The list shows each sampler with its settings and their defaults. Use one by its text:
+
+  mdlm sample runs/quickstart --sampler "Ancestral(steps=64, top_p=0.9)"
+  mdlm sample runs/quickstart --sampler "Parallel(rule=Threshold(tau=0.9))"
+
+or in an experiment file, as sampler=Ancestral(steps=64)."""
+
+
 COMMAND = Command(
-    name="samplers", help="list the samplers and what can be set in each", run=run, computes=False
+    name="samplers",
+    help="list the samplers and their settings",
+    epilog=SAMPLERS_HELP,
+    run=run,
+    computes=False,
 )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from mdlm.cli.common import Command, add_experiment, experiment_of
 
-if TYPE_CHECKING:  # what a `--help` need not wait for
+if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     pass
 
 
@@ -22,9 +22,19 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     add_experiment(sub)
 
 
+SETTINGS_HELP = """\
+examples:
+  mdlm settings quickstart
+  mdlm settings quickstart --network "DiT(width=256)"     with that network
+
+Each line has a setting's dotted name, its value, and the values that it accepts. Any of them can be
+changed in `mdlm train`: mdlm train quickstart --train.steps 2000"""
+
+
 COMMAND = Command(
     name="settings",
-    help="list what can be set in an experiment",
+    help="list the settings of an experiment, with their values",
+    epilog=SETTINGS_HELP,
     arguments=arguments,
     run=run,
     takes_settings=True,

@@ -9,13 +9,13 @@ from mdlm.cli.common import Command
 from mdlm.cli.progress import Progress
 from mdlm.errors import InputError
 
-if TYPE_CHECKING:  # what a `--help` need not wait for
+if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.data.text.source import Source
     from mdlm.data.tokenizers import TokenizerConfig
     from mdlm.data.tokens.tokenizer import Tokenizer
 
 SAMPLE = 2_000_000
-"""Characters that a new tokenizer is tried on."""
+"""Characters of text on which a new tokenizer is measured."""
 
 
 def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
@@ -23,9 +23,9 @@ def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
 
     config, source, out = _config(args), _source(args.texts, changes), Path(args.out)
     if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file: name a folder")
+        raise InputError(f"--out {out}: is a file; name a folder")
     if (out / "tokenizer.json").exists():
-        raise InputError(f"--out {out} holds a tokenizer already: name another folder")
+        raise InputError(f"--out {out}: holds a tokenizer already; name another folder")
     with Progress() as progress:
         tokenizer = config.build(training_text(source), progress.stage)
     held_out = "valid" in source.splits
@@ -41,7 +41,7 @@ def _config(args: argparse.Namespace) -> "TokenizerConfig":
     from mdlm.data.tokenizers import BPE, WordPiece
 
     if args.cased and args.kind != "wordpiece":
-        raise InputError("--cased: is for --kind wordpiece; byte pairs keep the case always")
+        raise InputError("--cased: allowed with --kind wordpiece only; bpe always keeps the case")
     try:
         if args.kind == "bpe":
             return BPE(vocab_size=args.vocab_size)
@@ -51,7 +51,7 @@ def _config(args: argparse.Namespace) -> "TokenizerConfig":
 
 
 def _source(names: list[str], changes: list[tuple[str, str]]) -> "Source":
-    """The text of an experiment, or that of files."""
+    """The text of an experiment, or of text files. Raises InputError if the names mix both."""
     from mdlm.data.sources import TextFiles
     from mdlm.experiment.shipped import is_name
 
@@ -65,16 +65,17 @@ def _source(names: list[str], changes: list[tuple[str, str]]) -> "Source":
         data = apply(load_data_file(names[0]), changes).data
         if isinstance(data, Mixture):
             raise InputError(
-                f"{names[0]}: its data are a mixture; name the file of one part, or text files"
+                f"{names[0]}: its data are a mixture; give an experiment with one source, or "
+                "text files"
             )
         return data.source
     if changes:
-        raise InputError(f"--{changes[0][0]}: only the settings of an experiment can be changed")
+        raise InputError(f"--{changes[0][0]}: allowed with an experiment only, not with text files")
     return TextFiles(train=tuple(names), test_fraction=0.0)
 
 
 def _first(texts, characters: int) -> list[str]:
-    """The first texts, until there are so many characters."""
+    """The first texts, cut off at a total number of characters."""
     found, size = [], 0
     for text in texts:
         found.append(text[: characters - size])
@@ -87,7 +88,7 @@ def _first(texts, characters: int) -> list[str]:
 def _closing_words(
     out: Path, wanted: int, tokenizer: "Tokenizer", sample: list[str], whose: str
 ) -> str:
-    """What came out: its size, how well it packs text, how it cuts a sentence, what to do next."""
+    """Describes the tokenizer: its size, bytes per token, how it splits a sentence."""
     encoded = tokenizer.encode(sample)
     size, tokens = sum(len(text.encode()) for text in sample), max(sum(map(len, encoded)), 1)
     there = tokenizer.vocab.size
@@ -116,28 +117,42 @@ examples:
   mdlm tokenizer train owt_small --kind wordpiece --out tokenizers/owt
   mdlm tokenizer train books --data.source.train 'mine/*.txt.gz' --out t
 
-It learns from text files (.txt, .jsonl, .parquet; the last 5% are held out to try it on), or from
-the training split of an experiment, read once. The vocabulary holds [BOS], [EOS], [PAD] and [MASK]
-beside what is learnt. An experiment uses the folder by its name:
+The tokenizer is trained on text files (.txt, .jsonl, .parquet; the last 5% are held out to measure
+it), or on the training split of an experiment. The vocabulary includes [BOS], [EOS], [PAD] and
+[MASK]. To use the tokenizer, name its folder in an experiment:
 
   tokenizer=Pretrained(name="tokenizers/books")
 
-bpe: byte pairs with GPT-2's word rule; every text can be written and comes back as it was.
-wordpiece: BERT's, in lower case unless --cased; spaces do not come back, rare signs are [UNK]."""
+bpe: byte-level BPE with GPT-2's pre-tokenization; every text decodes to exactly itself.
+wordpiece: as in BERT, in lower case unless --cased; decoding does not restore spaces, and rare
+characters become [UNK]."""
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("action", choices=("train",))
-    sub.add_argument("texts", metavar="FILE", nargs="+", help="text files, or one experiment")
-    sub.add_argument("--out", required=True, metavar="FOLDER", help="folder to make")
-    sub.add_argument("--kind", choices=("bpe", "wordpiece"), default="bpe", help="default: bpe")
-    sub.add_argument("--vocab-size", type=int, default=32768, metavar="N", help="default: 32768")
+    sub.add_argument("action", choices=("train",), help="train a new tokenizer")
+    sub.add_argument(
+        "texts",
+        metavar="FILE",
+        nargs="+",
+        help="text files, or one experiment (a name or a .py file)",
+    )
+    sub.add_argument("--out", required=True, metavar="FOLDER", help="folder to create")
+    sub.add_argument(
+        "--kind", choices=("bpe", "wordpiece"), default="bpe", help="algorithm (default: bpe)"
+    )
+    sub.add_argument(
+        "--vocab-size",
+        type=int,
+        default=32768,
+        metavar="N",
+        help="tokens in the vocabulary, special tokens included (default: 32768)",
+    )
     sub.add_argument("--cased", action="store_true", help="wordpiece: keep case and accents")
 
 
 COMMAND = Command(
     name="tokenizer",
-    help="learn a tokenizer from text",
+    help="train a tokenizer on text",
     epilog=TOKENIZER_HELP,
     arguments=arguments,
     run=run,

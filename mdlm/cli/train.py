@@ -20,21 +20,22 @@ from mdlm.cli.progress import Progress
 from mdlm.cluster import heartbeat, process_group
 from mdlm.errors import InputError
 
-if TYPE_CHECKING:  # what a `--help` need not wait for
+if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     pass
 
 
 def _prepare_profile(steps: int) -> None:
-    """Attends to it that instructions in the trace have the names of their parts.
+    """Sets up JAX so that instructions in the trace carry the names of the model's parts.
 
-    A kept program stands for its own source only: otherwise it may be that of an older source
-    which computes the same under other names. And GPUs are given kernels one by one: those of a
-    CUDA graph have no name in a trace (without graphs, a step of 109 ms took 112 on an H200).
+    The key of a cached program then includes its source names: otherwise an older program that
+    computes the same under other names might be loaded. CUDA graphs are turned off, because their
+    kernels have no names in a trace (without graphs, a step of 109 ms took 112 on an H200).
+    Raises InputError if `steps` is below 1.
     """
     import jax
 
     if steps < 1:
-        raise InputError(f"--profile {steps}: at least one step is needed")
+        raise InputError(f"--profile {steps}: must be at least 1")
     jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_command_buffer=".strip()
@@ -78,14 +79,17 @@ def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[heartbeat.Stop]:
-    """Ctrl-C and SIGTERM ask the run to save and stop; a second Ctrl-C ends it at once."""
+    """Lets Ctrl-C and SIGTERM ask the run to save and stop; a second signal ends it at once."""
     stop = heartbeat.Stop()
 
     def ask(number, frame):
         if stop.requested_here:
             raise KeyboardInterrupt
         stop.request(number)
-        print("\nmdlm: saving, then stopping (once more to stop at once)", file=sys.stderr)
+        print(
+            "\nmdlm: saving, then stopping (press Ctrl-C again to stop at once, without saving)",
+            file=sys.stderr,
+        )
 
     old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -102,38 +106,49 @@ examples:
   mdlm train quickstart --process "Masked(schedule=Cosine())"
   mdlm train owt_small --out runs/owt --mesh.fsdp 8
 
-Any value of the experiment can be replaced by its dotted name, a component by its text;
-`mdlm settings EXPERIMENT` lists the names, `mdlm components` what can be written.
-The same command resumes a run that was interrupted, from its newest checkpoint. An experiment
-file is Python and is executed.
+Options with dotted names change settings of the experiment; a component is given as text.
+`mdlm settings EXPERIMENT` lists the settings, `mdlm components` the components.
+To resume an interrupted run from its newest checkpoint, start the same command again. An
+experiment file is Python code, which this command executes.
 
-Ctrl-C and SIGTERM save the run, then end it: exit code 130 and 143. 3: too many steps in a row had
-a loss or gradient that is not finite (--train.max_skipped); starting it again unchanged will not
-help. 2: a mistake in what was asked. 4: another process of the run was lost.
+exit codes:
+  0    the run is finished
+  2    wrong arguments or input
+  3    too many steps in a row had a loss or gradient that is not finite (--train.max_skipped);
+       starting the run again unchanged will not help
+  4    another process of the run was lost
+  130  stopped by Ctrl-C, after saving
+  143  stopped by SIGTERM, after saving
 
-many processes:
+several processes:
   mdlm train big.py --out /shared/big --coordinator node0:1234 --processes 4 --process 0
-                     on node0; on the others the same with --process 1, 2 and 3
+                     on node0; on the other hosts the same with --process 1, 2 and 3
 
-On a Cloud TPU slice, under `srun` with several tasks, and under mpirun, the same command without
-these flags is enough; --processes 1 is for one that is to be alone even there. All processes get
-the same experiment and arguments, which is checked; --out is on a disk that all of them share.
-Process 0 speaks and writes metrics and samples; all write checkpoints. A signal to one of them
-saves and stops all, and all have its exit code. When a process is lost, the others end within a
-minute with exit code 4; the same command, started by all, goes on from the newest checkpoint, and
-it may be another number of processes then."""
+On a Cloud TPU slice, under `srun` with several tasks, and under mpirun, these flags are not needed;
+--processes 1 trains on a single process even there. All processes need the same experiment and
+arguments, which is checked, and --out on a disk that they share. Process 0 prints and writes
+metrics and samples; all write checkpoints. A signal to one process saves and stops all of them,
+with the same exit code. If a process is lost, the others exit within a minute with exit code 4.
+The same command, started for all, then resumes from the newest checkpoint; the number of processes
+may have changed."""
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
     add_experiment(sub)
-    sub.add_argument("--out", help="run folder (default: runs/NAME of the experiment)")
-    sub.add_argument("--seed", type=int, help="the run's seed (short for --seed of the file)")
+    sub.add_argument(
+        "--out", help="run folder to create or resume (default: runs/NAME of the experiment)"
+    )
+    sub.add_argument("--seed", type=int, help="seed of the run (default: the experiment's)")
     sub.add_argument(
         "--checkpoints",
         metavar="PATH",
-        help="keep checkpoints there: a folder, or a URL such as gs://... (default: in --out)",
+        help="where to store checkpoints: a folder, or a URL such as gs://... (default: in --out)",
     )
-    sub.add_argument("--init-from", metavar="RUN", help="begin with the EMA parameters of a run")
+    sub.add_argument(
+        "--init-from",
+        metavar="RUN",
+        help="start a new run from the EMA parameters of this run folder",
+    )
     sub.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     sub.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases")
     add_trust(sub)
@@ -142,7 +157,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
         "--profile",
         type=int,
         metavar="N",
-        help="trace N steps into RUN/profile and print where their time went",
+        help="record a trace of N steps in RUN/profile and print where the time was spent",
     )
 
 

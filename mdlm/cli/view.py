@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mdlm.cli.common import Command, writable
 from mdlm.errors import InputError
 
-if TYPE_CHECKING:  # what a `--help` need not wait for
+if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     pass
 
 
@@ -18,7 +18,7 @@ def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     from mdlm.view.frames import row_of
 
     if not 0 < args.fps <= 50:
-        raise InputError(f"--fps {args.fps:g}: between 0 and 50 steps a second can be shown")
+        raise InputError(f"--fps {args.fps:g}: must be above 0 and at most 50 steps per second")
     trace = loads(Path(args.trace).read_bytes(), args.trace)
     row = row_of(trace, args.row)
     if args.html is not None:
@@ -44,22 +44,25 @@ examples:
   mdlm view sample.trace --html sample.html     a page to scrub through, for any browser
   mdlm view sample.trace --gif sample.gif       an animation
 
-Colours tell how probable the network found each token when it wrote it: orange improbable, blue
-certain; a red x is a token that was taken back. In a file, a pipe, or where NO_COLOR is set, a
-table of the steps is printed instead. The page needs no network and no other file."""
+The colour of a token shows the network's probability of it when it was written: orange is
+improbable, blue is certain. A red x is a token that was remasked. If the output is no terminal, or
+NO_COLOR is set, a table of the steps is printed instead. The HTML page needs no network connection
+and no other file."""
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("trace", metavar="FILE", help="what `mdlm sample --trace FILE` wrote")
-    sub.add_argument("--row", type=int, default=1, help="which of the texts (default: 1)")
-    sub.add_argument("--html", metavar="OUT", help="write a page for the browser")
-    sub.add_argument("--gif", metavar="OUT", help="write an animation")
+    sub.add_argument("trace", metavar="FILE", help="a trace written by `mdlm sample --trace FILE`")
+    sub.add_argument(
+        "--row", type=int, default=1, help="number of the text to show, from 1 (default: 1)"
+    )
+    sub.add_argument("--html", metavar="OUT", help="write an HTML page to OUT")
+    sub.add_argument("--gif", metavar="OUT", help="write an animated GIF to OUT")
     sub.add_argument("--fps", type=float, default=8.0, help="steps per second (default: 8)")
 
 
 COMMAND = Command(
     name="view",
-    help="show how a text was denoised, from `mdlm sample --trace`",
+    help="replay how a text was denoised, from `mdlm sample --trace`",
     epilog=VIEW_HELP,
     arguments=arguments,
     run=run,

@@ -1,4 +1,4 @@
-"""All components, with what can be set in each and a sentence on what it is."""
+"""Lists all components, with the settings of each and a sentence that describes it."""
 
 import dataclasses
 import importlib
@@ -12,7 +12,7 @@ from mdlm.errors import InputError
 
 
 def kinds() -> dict[str, type]:
-    """What a component can be, by name in lower case: a sampler, an objective, a schedule ..."""
+    """The kinds of components (sampler, objective, schedule ...) by name in lower case."""
     found = (getattr(importlib.import_module(f), n) for f in FACES for n in _names(f))
     bases = dict.fromkeys(kind for kind in found if inspect.isabstract(kind))
     whole = [kind for kind in bases if not any(base in bases for base in kind.__mro__[1:])]
@@ -20,7 +20,7 @@ def kinds() -> dict[str, type]:
 
 
 def kind_called(name: str) -> type:
-    """The kind of that name, in one or many. Raises InputError if there is none."""
+    """Returns the kind of a name, singular or plural. Raises InputError if there is none."""
     known = kinds()
     for word in (name.lower(), name.lower().removesuffix("s"), name.lower().removesuffix("es")):
         if word in known:
@@ -29,9 +29,9 @@ def kind_called(name: str) -> type:
 
 
 def described(*wanted: type) -> str:
-    """The components of some kinds: fields with their defaults, and what each is.
+    """Describes the components of some kinds: fields with their defaults, and a sentence on each.
 
-    Fields that all of the first kind have in common are told once, at the end.
+    Fields that all components of the first kind share are listed once, at the end.
     """
     first = wanted[0]
     common = (
@@ -48,7 +48,7 @@ def described(*wanted: type) -> str:
     if common:
         shared = ", ".join(_field(field) for field in dataclasses.fields(first))
         name = first.__name__.lower()
-        lines.append(f"and of each {name}, unless it says otherwise: {shared}")
+        lines.append(f"every {name} also has, unless listed above: {shared}")
     return "\n".join(lines).rstrip("\n")
 
 
@@ -61,7 +61,7 @@ def _is_common(field: dataclasses.Field, common: dict[str, Any]) -> bool:
 
 
 def _about(kind: type, listed: list[type]) -> str:
-    """The title of its file, or of the class where the file has several."""
+    """The first paragraph of the docstring of its file, or of the class if the file has several."""
     module: Any = inspect.getmodule(kind)
     several = [other for other in listed if other.__module__ == kind.__module__]
     text = inspect.getdoc(module if len(several) == 1 else kind) or ""

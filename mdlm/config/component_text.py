@@ -1,15 +1,15 @@
-"""Values as text, and text as values: `Parallel(rule=Threshold(tau=0.9))`.
+"""Writes values as text and reads them back: `Parallel(rule=Threshold(tau=0.9))`.
 
-A component is written as an experiment file would write it, without the fields that are at their
-default. Text is read as the type that a field is declared with, and nothing in it is executed:
+A component is written as in an experiment file, without the fields that are at their default. Text
+is parsed as the declared type of a field, and nothing in it is executed:
 
     Ancestral(steps=64, top_p=0.9)      a component; its fields by name, each checked by its type
-    Ancestral                           the same, with all fields at their default
+    Ancestral                           the same component, all fields at their default
     64    1e3    2_000    0.5    inf    numbers; a whole number is exact
     true  false  none                   also yes, no, on, off
-    cosine                              one of several words
-    one.txt    one.txt,two.txt          text, or several, as a whole value of a command line
-    'one.txt'  ('one.txt', 'two.txt')   the same inside of a component
+    cosine                              one of the allowed words
+    one.txt    one.txt,two.txt          text, or several texts, as a value on the command line
+    'one.txt'  ('one.txt', 'two.txt')   the same inside a component
 """
 
 import ast
@@ -42,23 +42,27 @@ def from_text(
     known: Mapping[str, type] | None = None,
     quoted: bool = False,
 ) -> Any:
-    """The value of the type `kind` that `text` says.
+    """Reads a value of the type `kind` from `text`.
 
-    `title` begins each error: what was given where, by default the text. `known` are classes by
-    name, beside those that are found by name anyway. With `quoted` text stands in quotes, as inside
-    of a component. Raises InputError if the text says no such value, and UnknownComponent if it
-    names a component that is found nowhere.
+    Args:
+        text: the value as text.
+        kind: its declared type.
+        title: beginning of each error message: what was given and where; by default the text.
+        known: additional component classes by name.
+        quoted: whether strings are in quotes, as inside a component.
+
+    Raises InputError if the text is no such value, and UnknownComponent if it names a component
+    that is not found.
     """
     title = _one_line(title or text)
     return _Reader(title, known or {}).value(text, kind, outer=not quoted)
 
 
 def to_text(value: Any, *, lenient: bool = False) -> str:
-    """A value as it is written: a component by its name and the fields that are not at their
-    default.
+    """Writes a value as text: a component by its name and the fields that are not at their default.
 
-    Raises InputError if a part of it, such as a function, cannot be written; with `lenient` that
-    part is written as it prints, and the text cannot be read again.
+    Raises InputError if a part of it, such as a function, cannot be written. With `lenient` such a
+    part is written with `repr`, and the text cannot be read back.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         texts = to_texts(value, lenient=lenient)
@@ -90,14 +94,14 @@ def to_texts(component: Any, *, lenient: bool = False) -> dict[str, str]:
 
 
 def default_of(field: dataclasses.Field) -> Any:
-    """The default of a field, MISSING where it has none."""
+    """The default of a field, or `dataclasses.MISSING`."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
 
 
 def missing_in(values: Mapping[str, Any], kind: type) -> list[str]:
-    """The fields of a component that have no default and no value here."""
+    """The names of the fields of `kind` that have neither a default nor one of the `values`."""
     needed = [f.name for f in dataclasses.fields(kind) if default_of(f) is dataclasses.MISSING]
     return [name for name in needed if name not in values]
 
@@ -109,7 +113,7 @@ def hints_of(kind: type) -> dict[str, Any]:
 
 
 def expected(kind: Any, brief: bool = False) -> str:
-    """A type in words: what a value must look like. `brief` names no more than its kinds."""
+    """Describes the values of a type for messages. `brief` names kinds, not their components."""
     words = []
     for option in options(kind):
         origin, arguments = typing.get_origin(option), typing.get_args(option)
@@ -129,14 +133,14 @@ def expected(kind: Any, brief: bool = False) -> str:
 
 
 def options(kind: Any) -> tuple[Any, ...]:
-    """The types of which a declared type allows any."""
+    """The alternatives of a declared type: the members of a union, else the type itself."""
     if typing.get_origin(kind) in (Union, types.UnionType):
         return tuple(option for one in typing.get_args(kind) for option in options(one))
     return (kind,)
 
 
 class _Unfit(Exception):
-    """The text says no value of this type."""
+    """The text is no value of this type."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +149,10 @@ class _Reader:
     known: Mapping[str, type]
 
     def value(self, text: str, kind: Any, *, outer: bool, name: str = "") -> Any:
-        """`outer`: the text is a whole value of the command line, where text needs no quotes.
-        `name`: of the field that it is for."""
+        """Reads a value. `outer`: the text is a value of the command line, where strings need no
+        quotes. `name`: the field that the value is for."""
         found = options(kind)
-        # Where one or several are possible, a comma tells; words such as `none` come before text.
+        # A comma decides between one value and several. Plain text comes last, after `none`.
         many = outer and "," in text
         plain = [option for option in found if not _is_kind(option)]
         plain.sort(key=lambda option: ((_items(option) is not None) != many, option is str))
@@ -167,7 +171,7 @@ class _Reader:
         raise InputError(f"{self.title}: {given}expected {expected(kind)}")
 
     def _plain(self, text: str, kind: Any, outer: bool) -> Any:
-        """A value that is no component. _Unfit where the text says none of that type."""
+        """Reads a value that is no component. Raises _Unfit if the text is none of that type."""
         text, word = (text if outer else text.strip()), text.strip().lower()
         if kind is NOTHING and word == "none":
             return None
@@ -224,7 +228,7 @@ class _Reader:
         name = ast.unparse(named)
         found = find(name, self.known)
         if found is None:
-            if call is None and not alone:  # a word where a number, for one, is possible too
+            if call is None and not alone:  # other types, such as numbers, are allowed too
                 raise _Unfit
             near = nearest(name, [name_of(fit) for fit in fitting(kinds)])
             raise UnknownComponent(f"{self.title}: there is no {name}{near}")
@@ -262,13 +266,13 @@ class _Reader:
 
 
 def _is_kind(kind: Any) -> bool:
-    """Whether a declared type is that of components."""
+    """Whether a declared type is a class of components."""
     is_class = isinstance(kind, type) and not typing.get_args(kind)
     return is_class and kind not in (*WORDS, NOTHING, Any)
 
 
 def _items(kind: Any) -> tuple[Any, ...] | None:
-    """The types of the items, where a declared type is that of several; else None."""
+    """The types of the items of a tuple or list type; None for other types."""
     if typing.get_origin(kind) is list:
         return (*typing.get_args(kind), ...)
     return typing.get_args(kind) if typing.get_origin(kind) is tuple else None
@@ -307,7 +311,7 @@ def _number(text: str) -> float:
 
 
 def _whole(text: str) -> int:
-    """An exact whole number, `1e3` and `2.0` too."""
+    """Reads an exact whole number; `1e3` and `2.0` are allowed too."""
     digits = text.replace("_", "")
     if re.fullmatch(r"[+-]?\d{1,1000}", digits):
         return int(digits)
@@ -315,7 +319,7 @@ def _whole(text: str) -> int:
         number = Decimal(digits)
     except InvalidOperation as error:
         raise _Unfit from error
-    # No number of this kind has hundreds of digits, which would take long to write out.
+    # A bound on the digits: a setting never has hundreds, and `1e999999` would take long.
     if number.is_finite() and number.adjusted() < 100 and math.floor(number) == number:
         return int(number)
     raise _Unfit

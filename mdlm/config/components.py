@@ -1,8 +1,8 @@
-"""Components by name: those of the package, and those that installed packages bring.
+"""Finds components by name: those of this package, and those of other installed packages.
 
 A component is a frozen dataclass whose fields are its settings. The package's own are the classes
-that its folders name in their faces (`from mdlm.samplers import Parallel`). Another package brings
-its own by entry points of the group `mdlm.components`, each of which names a class:
+that its folders export in `__all__` (`from mdlm.samplers import Parallel`). Another package adds
+components with entry points of the group `mdlm.components`, each of which names a class:
 
     [project.entry-points."mdlm.components"]
     Theirs = "their_package.schedules:Theirs"
@@ -34,7 +34,7 @@ FACES = (
     "mdlm.optim",
     "mdlm.times",
 )
-"""Modules that name components in `__all__`."""
+"""Modules that export components in `__all__`."""
 
 
 class UnknownComponent(InputError):
@@ -42,9 +42,10 @@ class UnknownComponent(InputError):
 
 
 def find(name: str, known: Mapping[str, type] | None = None) -> type | None:
-    """The component of that name: one of `known`, of the package, or of an installed package.
+    """Returns the component class of that name, or None if there is none.
 
-    Raises InputError if an installed package promises it and cannot be imported.
+    It looks in `known`, in this package, then in installed packages. Raises InputError if an
+    installed package declares the name and cannot be imported.
     """
     if known and name in known:
         return known[name]
@@ -52,7 +53,7 @@ def find(name: str, known: Mapping[str, type] | None = None) -> type | None:
 
 
 def name_of(kind: type) -> str:
-    """The name under which `find` gives this class; with its module where it would not."""
+    """The name under which `find` returns this class; if there is none, `module.name`."""
     name = kind.__name__
     if _own(name) is kind:
         return name
@@ -65,7 +66,7 @@ def name_of(kind: type) -> str:
 
 
 def fitting(kinds: tuple[type, ...]) -> list[type]:
-    """All components that are of one of these kinds."""
+    """All component classes that are of one of these kinds."""
     own = (_own(name) for face in FACES for name in importlib.import_module(face).__all__)
     installed = (_installed(name) for name in _entry_points() if _own(name) is None)
     found = dict.fromkeys(kind for kind in (*own, *installed) if kind is not None)
@@ -73,16 +74,16 @@ def fitting(kinds: tuple[type, ...]) -> list[type]:
 
 
 def classes_in(value: object) -> dict[str, type]:
-    """The classes of a component and of all that it is made of, by name.
+    """The classes of a component and of all its parts, by name.
 
-    With them a text that speaks of the same classes is read even where they are found nowhere.
+    Given as `known`, they allow reading texts about classes that `find` alone would not find.
     """
     found: dict[str, type] = {}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind = type(value)
         found[name_of(kind)] = kind
         if _own(kind.__name__) is None and _installed(kind.__name__) is None:
-            found[kind.__name__] = kind  # as it was written before names had a module
+            found[kind.__name__] = kind  # as earlier versions wrote it, without the module
         for field in dataclasses.fields(value):
             found = {**classes_in(getattr(value, field.name)), **found}
     elif isinstance(value, (tuple, list)):
@@ -92,10 +93,10 @@ def classes_in(value: object) -> dict[str, type]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an error about a name: the known one that is most like it, or all of them."""
+    """The end of a message about an unknown name: the most similar known name, or all of them."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+    return f"; did you mean {near[0]}?" if near else f"; choose one of {', '.join(known)}"
 
 
 def _own(name: str) -> type | None:
@@ -113,7 +114,7 @@ def _installed(name: str) -> type | None:
         return None
     try:
         found = entry.load()
-    except Exception as error:  # whatever the other package raises when it is imported
+    except Exception as error:  # importing another package may raise anything
         raise InputError(
             f"{name}: the entry point {entry.value} of an installed package cannot be loaded"
             f" ({type(error).__name__}: {error})"
@@ -131,7 +132,7 @@ def _entry_points() -> dict[str, metadata.EntryPoint]:
 
 
 def _is_component(found: object) -> bool:
-    """Whether it is a class with settings, or the kind of several of them."""
+    """Whether it is a component class, or an abstract kind of components."""
     return isinstance(found, type) and (
         dataclasses.is_dataclass(found) or inspect.isabstract(found)
     )

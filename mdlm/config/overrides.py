@@ -1,9 +1,9 @@
 """Typed overrides: `--train.steps 2000` replaces one value of an experiment.
 
-Names are dotted paths through the components; a value is read as the type that the field is
-declared with, a component (`--network "DiT(width=64)"`) as in `mdlm.config.component_text`. A name
-that does not exist is answered with the nearest one that does. All values are assigned before they
-are checked together, so that several which fit only each other may be given in any order.
+Names are dotted paths through the components. A value is parsed as the declared type of the field,
+a component (`--network "DiT(width=64)"`) as in `mdlm.config.component_text`. The error for an
+unknown name suggests the most similar known one. All values are assigned before they are validated
+together, so values that depend on each other may be given in any order.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ from mdlm.errors import InputError
 
 
 def apply(root, assignments: Sequence[tuple[str, str]]):
-    """`root` with each `(dotted name, text)` assigned, in order.
+    """Returns `root` with each `(dotted name, text)` assigned, in order.
 
-    Raises InputError if a name does not exist, a text says no value of its type, or the values do
-    not fit each other.
+    Raises InputError if a name does not exist, a text is no value of its type, or the values
+    contradict each other.
     """
     draft = _Draft(root)
     for name, text in assignments:
@@ -28,7 +28,10 @@ def apply(root, assignments: Sequence[tuple[str, str]]):
 
 
 def names(component: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """All `(dotted name, declared type, value)` below a component, components among them first."""
+    """Yields `(dotted name, declared type, value)` for all fields below a component.
+
+    A field that is a component comes before its own fields.
+    """
     hints = hints_of(type(component))
     for f in dataclasses.fields(component):
         value = getattr(component, f.name)
@@ -38,7 +41,7 @@ def names(component: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 class _Draft:
-    """A component in the making: values are replaced, and checked when it is finished."""
+    """A component with pending changes, which are validated together by `finished`."""
 
     def __init__(self, component: Any):
         self.component = component
@@ -63,7 +66,7 @@ class _Draft:
             self.values[head] = from_text(text, kind, f"--{whole} {text}")
 
     def finished(self) -> Any:
-        """The component with its new values. Raises InputError if it refuses them."""
+        """Returns the component with its new values. Raises InputError if they are invalid."""
         values = {n: v.finished() if isinstance(v, _Draft) else v for n, v in self.values.items()}
         if not values:
             return self.component

@@ -1,8 +1,8 @@
-"""Components as they are recorded in run folders, checkpoints and stores, and read again.
+"""Writes and reads the records of components in run folders, checkpoints and stores.
 
-A record gives the fields of a component that are not at their default, each as text. So a component
-that has gained a field with a default since equals what was recorded before. Records of earlier
-versions, which name every field, are read as well.
+A record has the fields of a component that are not at their default, each as text. Therefore a
+component class may gain a field with a default: older records still equal it. Records of earlier
+versions, which list every field, are read too.
 """
 
 import dataclasses
@@ -21,20 +21,20 @@ from mdlm.config.components import classes_in
 from mdlm.errors import InputError
 
 record = to_texts
-"""A component as a record."""
+"""Returns the record of a component."""
 
 
 def read(
     values: Mapping[str, Any], kind: type, title: str, known: Mapping[str, type] | None = None
 ) -> Any:
-    """The component of class `kind` that was recorded.
+    """Reads a component of class `kind` from its record.
 
-    Raises InputError if a part of it is not as this version knows it, and UnknownComponent if that
-    is a component that is found nowhere.
+    Raises InputError if this version cannot read a part of the record, and UnknownComponent if the
+    part is a component that is not found.
     """
     found = read_fields(values, kind, title, known)
     if missing := missing_in(found, kind):
-        raise InputError(f"{title}: {', '.join(missing)} are missing")
+        raise InputError(f"{title}: missing {', '.join(missing)}")
     try:
         return kind(**found)
     except ValueError as error:
@@ -44,7 +44,7 @@ def read(
 def read_fields(
     values: Mapping[str, Any], kind: type, title: str, known: Mapping[str, type] | None = None
 ) -> dict[str, Any]:
-    """The fields of a record, of which some may be missing."""
+    """Reads the fields of a record, some of which may be missing."""
     hints, found = hints_of(kind), {}
     is_old = "class" in values
     for name, value in values.items():
@@ -59,7 +59,7 @@ def read_fields(
 
 
 def is_same(text: str, component: Any, kind: type) -> bool:
-    """Whether a text that was recorded says this component, which is a `kind`."""
+    """Whether a recorded text describes this component, which is a `kind`."""
     if text == to_text(component, lenient=True):
         return True
     try:
@@ -69,8 +69,8 @@ def is_same(text: str, component: Any, kind: type) -> bool:
 
 
 def differences(a: Any, b: Any, name: str = "") -> list[str]:
-    """The dotted names at which two components, or dictionaries of them, differ, with both
-    values."""
+    """Lists the fields in which two components, or dictionaries of them, differ: dotted name and
+    both values."""
     if dataclasses.is_dataclass(a) and type(a) is type(b):
         a, b = vars(a), vars(b)
     if isinstance(a, dict) and isinstance(b, dict):
@@ -88,14 +88,13 @@ def differences(a: Any, b: Any, name: str = "") -> list[str]:
 
 
 def with_defaults(component: Any, names: tuple[str, ...]) -> Any:
-    """The component with the fields of these names, as far as it has them, at their default."""
+    """Returns the component with the fields of these names reset to their defaults."""
     fields = [f for f in dataclasses.fields(component) if f.name in names]
     return dataclasses.replace(component, **{f.name: default_of(f) for f in fields})
 
 
 def describe(component: Any) -> Any:
-    """A component as plain JSON values, for tools that want each by itself: its class name and all
-    its fields."""
+    """Converts a component to plain JSON values for other tools: its class name and all fields."""
     if dataclasses.is_dataclass(component) and not isinstance(component, type):
         values = {
             f.name: describe(getattr(component, f.name)) for f in dataclasses.fields(component)
@@ -107,7 +106,7 @@ def describe(component: Any) -> Any:
 
 
 def _old_text(value: Any) -> str:
-    """The text of a part that an earlier version described as JSON."""
+    """The text of a part that an earlier version recorded as JSON."""
     if isinstance(value, dict) and "class" in value:
         fields = [f"{name}={_old_text(v)}" for name, v in value.items() if name != "class"]
         return f"{value['class']}({', '.join(fields)})"

@@ -80,7 +80,7 @@ def test_entropy_of_single_tokens():
 
 
 def test_texts_of_the_tables_are_samplers():
-    for text in samplers.LAWS:
+    for text in samplers.DISTRIBUTIONS:
         from_text(text, Sampler)
     for pattern in oracle.CURVES.values():
         from_text(pattern.format(n=2, k=3), Sampler)
@@ -89,15 +89,15 @@ def test_texts_of_the_tables_are_samplers():
 @pytest.mark.slow
 def test_what_is_done_is_not_repeated(ground, capsys):
     family.train(ground, "mdlm", 0, [], 0)
-    assert "done before" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "words, reason",
     [
-        (["run", "mlm", "--text", "x"], "no method mlm: there are ar, bd3lm"),
+        (["run", "mlm", "--text", "x"], "mlm: no such method; choose from ar, bd3lm"),
         (["run", "mdlm"], "needs --text FILE or --books FOLDER"),
-        (["run", "sedd", "--books", "x"], "no method sedd: there are ar, bd3lm, md4, mdlm"),
+        (["run", "sedd", "--books", "x"], "sedd: no such method; choose from ar, bd3lm, md4, mdlm"),
     ],
 )
 def test_bad_words_are_refused(words, reason, capsys, monkeypatch):

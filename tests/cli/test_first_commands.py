@@ -56,7 +56,7 @@ def test_new_writes_a_file_to_edit(tmp_path, monkeypatch, capsys):
     text = (tmp_path / "my_run.py").read_text()
     assert "mdlm train my_run.py" in text and "experiments/family/gidd.py" not in text
     assert main(["new", "my_run.py"]) == 2
-    assert "my_run.py exists already" in capsys.readouterr().err
+    assert "my_run.py: exists already" in capsys.readouterr().err
     assert (tmp_path / "my_run.py").read_text() == text
     # One's own file is a beginning too, and so is the default.
     assert main(["new", "second", "--like", "my_run.py"]) == 0
@@ -69,7 +69,7 @@ def test_new_writes_a_file_to_edit(tmp_path, monkeypatch, capsys):
     ("words", "said"),
     [
         (["my_run", "--like", "quikstart"], "nearest name is quickstart"),
-        (["no/such/folder/run"], "no file can be written there"),
+        (["no/such/folder/run"], "name a file in an existing folder"),
     ],
 )
 def test_what_cannot_be_written_is_said(tmp_path, monkeypatch, capsys, words, said):

@@ -139,7 +139,7 @@ def test_a_component_is_replaced_by_its_text_and_then_a_value_of_it():
         ("process", "Masked(schedule=Nelbo())", "schedule=Nelbo(): expected ChangeOfVariables("),
         ("process", "Nelbo()", "--process Nelbo(): expected Hybrid(...) or LogSNRHybrid(...) or"),
         ("process", "Maskd()", "there is no Maskd; did you mean Masked?"),
-        ("process", "zzz", "there is no zzz; there are Hybrid, LogSNRHybrid, Masked, Uniform"),
+        ("process", "zzz", "there is no zzz; choose one of Hybrid, LogSNRHybrid, Masked, Uniform"),
         ("process", "Process()", "expected Hybrid(...)"),
         ("process", "Masked(", "expected Hybrid(...)"),
         ("data", "Wrap(length=3)", "expected TextData(...) or Mixture(...)"),

@@ -149,7 +149,7 @@ def test_differences_are_named():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"name": "'x'"}, "config.json: data, network are missing"),
+        ({"name": "'x'"}, "config.json: missing data, network"),
         ({"nam": "'x'"}, "config.json: Experiment has no nam"),
         ({"name": "x"}, "config.json: name=x: expected text"),
         ({"network": "DiT(widht=3)"}, "DiT has no widht; did you mean width?"),

@@ -38,7 +38,7 @@ def test_estimate(file, capsys):
     assert cli.main(words) == 0
     out = capsys.readouterr().out
     assert "tiny on gpu:8xH100: 8 x NVIDIA H100 80GB HBM3, mesh data=4 fsdp=2" in out
-    assert "260 columns (the tokenizer Bytes)" in out and "  estimated: fits" in out
+    assert "vocabulary of 260 (the tokenizer Bytes)" in out and "  estimated: fits" in out
     assert "8 x 989 TFLOP/s" in out and "at $2 a chip-hour" in out
     assert cli.main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

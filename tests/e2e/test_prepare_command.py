@@ -116,7 +116,7 @@ def test_killed_at_any_moment(work):
 def test_once_more_verifies(work):
     before = checksums(work / "whole")
     out = run(work, "--out", "whole")
-    assert out.returncode == 0 and "all of its shards are as they were written" in out.stdout
+    assert out.returncode == 0 and "all its shards match their checksums" in out.stdout
     assert checksums(work / "whole") == before
 
 
@@ -124,7 +124,7 @@ def test_once_more_verifies(work):
     ("words", "message"),
     [
         (["--out", "whole", "--data.source.separator", "#"], "whole was made from TextFiles"),
-        ([], "where shall the store be?"),
+        ([], "no folder for the token store is given"),
         (["--out", "/proc/none"], "/proc/none cannot be used: No such file"),
         (["--out", "x", "--workers", "0"], "workers=0: must be at least 1"),
         (["--out", "x", "--data.packing.lenght", "3"], "did you mean --data.packing.length?"),

@@ -42,7 +42,7 @@ def test_byte_pairs_of_files(folder):
     again = BPE(vocab_size=300).build(source.documents("train"))
     assert again.fingerprint == made.fingerprint  # of the training part alone
     said = refused("tokenizer", "train", "text.txt", "--out", "t/bpe", cwd=folder)
-    assert "--out t/bpe holds a tokenizer already" in said
+    assert "--out t/bpe: holds a tokenizer already" in said
 
 
 @pytest.mark.slow
@@ -79,10 +79,10 @@ def test_help_teaches():
     [
         (["none.txt"], "file not found: none.txt"),
         (["text.txt", "--vocab-size", "12"], "--vocab-size 12: vocab_size=12: must be at least"),
-        (["text.txt", "--cased"], "--cased: is for --kind wordpiece"),
-        (["text.txt", "--seed", "1"], "--seed: only the settings of an experiment"),
+        (["text.txt", "--cased"], "--cased: allowed with --kind wordpiece only"),
+        (["text.txt", "--seed", "1"], "--seed: allowed with an experiment only"),
         (["text.txt", "tiny.py"], "2 names: give text files, or one experiment"),
-        (["text.txt", "--out", "text.txt"], "--out text.txt is a file"),
+        (["text.txt", "--out", "text.txt"], "--out text.txt: is a file"),
     ],
 )
 def test_refusals(folder, words, message):

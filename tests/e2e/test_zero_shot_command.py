@@ -77,8 +77,8 @@ def test_own_texts_and_the_store(work):
             ["--on", "wikitext"],
             "--on wikitext: allowed are ptb, wikitext2, wikitext103, lm1b",
         ),
-        (["--on", "ptb", "--split", "test"], "--split test: --on says which split is scored"),
-        (["--on", "ptb", "--data", "a", "b"], "--data: with --on, one folder"),
+        (["--on", "ptb", "--split", "test"], "--split test: not allowed with --on"),
+        (["--on", "ptb", "--data", "a", "b"], "--data a b: with --on, give one folder"),
         (["--on", "lm1b"], "data set dvruette/lm1b cannot be read"),  # the hub is out of reach
     ],
 )

@@ -158,7 +158,9 @@ def test_extrapolated(experiment):
     smaller = plan(model, small, None).gradients
     assert p.memory.temporaries == 1e6 + p.gradients - smaller < 1e6
     for other in ("v5e:8x8", "v6e:2x2"):
-        with pytest.raises(InputError, match="not a smaller part of v5e:4x4"):
+        with pytest.raises(
+            InputError, match="must be a smaller slice of the same chips as v5e:4x4"
+        ):
             rows_of(experiment, large, Topology.parse(other))
 
 

@@ -1,11 +1,11 @@
-"""An autoregressive transformer, on English prose.
+"""An autoregressive transformer on English books: the baseline without diffusion.
 
     mdlm train experiments/family/books/ar.py --data.source.train 'books/train-*.txt.gz' \\
         --data.source.valid books/valid.txt.gz --data.source.test books/test.txt.gz
 
-Next-token cross-entropy, the exact likelihood (first token of each row not scored).
-Data: that of experiments/books.py. The experiments of this folder (docs/methods.md) share data,
-sizes of the network, optimizer, batches and number of tokens.
+Next-token cross-entropy, the exact likelihood (the first token of each row is not counted).
+Data: as in experiments/books.py. All experiments of this folder (docs/methods.md) share data,
+network size, optimizer, batch size and number of training tokens.
 Hardware: one CPU core, about five minutes.
 """
 

@@ -1,11 +1,12 @@
-"""BD3-LM (arXiv:2503.09573), blocks of 16, on English prose.
+"""BD3-LM (arXiv:2503.09573) on English books: diffusion in blocks of 16.
 
     mdlm train experiments/family/books/bd3lm.py --data.source.train 'books/train-*.txt.gz' \\
         --data.source.valid books/valid.txt.gz --data.source.test books/test.txt.gz
 
-Masked noise within a block, given the clean blocks before it; noised and clean tokens in one pass.
-Data: that of experiments/books.py. The experiments of this folder (docs/methods.md) share data,
-sizes of the network, optimizer, batches and number of tokens.
+Masked noise within a block, conditioned on the clean blocks before it; noised and clean tokens
+share one pass.
+Data: as in experiments/books.py. All experiments of this folder (docs/methods.md) share data,
+network size, optimizer, batch size and number of training tokens.
 Hardware: one CPU core, about five minutes.
 """
 

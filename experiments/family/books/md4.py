@@ -1,12 +1,12 @@
-"""MD4 (arXiv:2406.04329), on English prose.
+"""MD4 (arXiv:2406.04329) on English books: time-conditioned masked diffusion.
 
     mdlm train experiments/family/books/md4.py --data.source.train 'books/train-*.txt.gz' \\
         --data.source.valid books/valid.txt.gz --data.source.test books/test.txt.gz
 
-Masked noise, linear, its times one grid with a random offset; the network is told the time, and
-samples are drawn on a cosine grid.
-Data: that of experiments/books.py. The experiments of this folder (docs/methods.md) share data,
-sizes of the network, optimizer, batches and number of tokens.
+Masked noise on a linear schedule; times on one grid with a random offset. The network is
+conditioned on the time, and samples are drawn on a cosine grid.
+Data: as in experiments/books.py. All experiments of this folder (docs/methods.md) share data,
+network size, optimizer, batch size and number of training tokens.
 Hardware: one CPU core, about five minutes.
 """
 

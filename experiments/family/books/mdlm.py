@@ -1,11 +1,12 @@
-"""MDLM (arXiv:2406.07524), on English prose.
+"""MDLM (arXiv:2406.07524) on English books: masked diffusion, SUBS.
 
     mdlm train experiments/family/books/mdlm.py --data.source.train 'books/train-*.txt.gz' \\
         --data.source.valid books/valid.txt.gz --data.source.test books/test.txt.gz
 
-Masked noise, log-linear; SUBS; the continuous-time NELBO. The network is not told the time.
-Data: that of experiments/books.py. The experiments of this folder (docs/methods.md) share data,
-sizes of the network, optimizer, batches and number of tokens.
+Masked noise on a log-linear schedule; SUBS; the continuous-time NELBO. The network is not
+conditioned on the time.
+Data: as in experiments/books.py. All experiments of this folder (docs/methods.md) share data,
+network size, optimizer, batch size and number of training tokens.
 Hardware: one CPU core, about five minutes.
 """
 
