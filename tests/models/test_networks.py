@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from mdlm.models import transformer
+from mdlm.models import stack
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.layers import compute_dtype
@@ -348,7 +348,7 @@ def test_blocks_are_written_out_on_gpus_that_keep_all(tokens, monkeypatch):
         ).sum()
 
     plain = jax.grad(total)(params, "none")
-    monkeypatch.setattr(transformer, "platform", lambda: "gpu")
+    monkeypatch.setattr(stack, "platform", lambda: "gpu")
     for remat, blocks in {"auto": 3, "none": 3, "products": 1, "blocks": 1}.items():
         program = str(jax.make_jaxpr(functools.partial(total, remat=remat))(params))
         assert f"unroll={blocks}\n" in program, remat
