@@ -54,7 +54,7 @@ def work(tmp_path_factory):
 def test_version_and_help():
     assert re.fullmatch(r"mdlm \d+\.\d+\.\d+\n", mdlm("--version").stdout)
     text = mdlm("train", "--help").stdout
-    assert "--train.steps 2000" in text and "continues a run" in text
+    assert "--train.steps 2000" in text and "resume an interrupted run" in text
 
 
 @pytest.mark.slow
@@ -360,7 +360,9 @@ def test_import_reproduces_the_logits_of_published_weights(work, golden, golden_
 
     run = package.load(work / "published")
     data = golden("mdlm_dit.npz")
-    logits = run.model.denoise(run.params)(NetInput(tokens=jnp.asarray(data["x"], jnp.int32)))
+    logits = run.model.diffusion(run.params).denoise(
+        NetInput(tokens=jnp.asarray(data["x"], jnp.int32))
+    )
     np.testing.assert_allclose(logits.logits(), data["logits_notime"], rtol=1e-5, atol=2e-5)
     assert run.step == 0 and package.load(work / "half").params["network"]["head"][
         "kernel"

@@ -54,8 +54,11 @@ def test_losses(golden, case):
     )
     last = score_clean(
         batch,
-        parameterization=parameterization,
-        denoise=lambda inputs, *, key=None: DenseLogits(jnp.asarray(at_zero)),
+        Diffusion(
+            process=Masked(schedule=LogLinear(eps=0.0), mask_id=mask_id),
+            parameterization=parameterization,
+            denoise=lambda inputs, *, key=None: DenseLogits(jnp.asarray(at_zero)),
+        ),
     )
     values = np.asarray(terms.values + last.values)
     expected = data[f"{case}__nlls"]

@@ -214,7 +214,7 @@ def test_where_checkpoints_can_be(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
     assert str(located("gs://bucket/run")) == "gs://bucket/run"
     for use in (Checkpoints, lambda url: newest_in(located(url))):
-        with pytest.raises(InputError, match=r"^gs://bucket/run: .* \(pip install gcsfs\)$"):
+        with pytest.raises(InputError, match=r"^gs://bucket/run: .* gcsfs: pip install gcsfs$"):
             use("gs://bucket/run")
     with pytest.raises(
         InputError, match="^memory://run: checkpoints are kept in a folder, or on gs://"
