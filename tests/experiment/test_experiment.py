@@ -170,7 +170,7 @@ def test_mesh_and_batch_must_fit():
         MeshShape(data=3).build()
     with pytest.raises(InputError, match="fsdp=16 does not fit"):
         MeshShape(fsdp=16).build()
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         MeshShape(data=0)
     mesh = MeshShape(data=4, fsdp=2).build()
     check_batch(mesh, 16, 2)
