@@ -172,7 +172,7 @@ def test_by_counts_under_the_true_law_is_its_entropy():
     x = np.repeat(law.sequences, len(masked), axis=0)
     hidden = np.tile(masked, (len(law.sequences), 1))
     z = np.where(hidden, law.mask_id, x)
-    log_p = np.asarray(law.denoise(law.batch(z)).logits(), np.float64)
+    log_p = np.asarray(law.denoise(NetInput(tokens=jnp.asarray(z, jnp.int32))).logits(), np.float64)
     nats = -np.where(hidden, np.take_along_axis(log_p, x[..., None], -1)[..., 0], 0).sum(-1)
     k = hidden.sum(-1)
     share = np.repeat(law.p, len(masked)) / np.array([math.comb(4, int(i)) for i in k]) / k

@@ -28,7 +28,7 @@ def test_an_existing_file_has_precedence(tmp_path, monkeypatch):
     assert located("quickstart").read_text() == "mine"
     assert located(tmp_path / "quickstart") == tmp_path / "quickstart"
     (tmp_path / "text8").mkdir()  # a folder is no experiment
-    assert located("text8").read_text().startswith('"""text8')
+    assert located("text8").read_text().startswith('"""MDLM on text8')
 
 
 def test_summaries_are_read_without_execution(tmp_path, monkeypatch):
