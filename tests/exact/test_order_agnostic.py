@@ -17,7 +17,7 @@ from mdlm.objectives.nelbo import Nelbo
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.schedules.closed_form import LogLinear
-from mdlm.types import Batch, DenseLogits
+from mdlm.types import Batch, DenseLogits, NetInput
 
 SYMBOLS = 3
 ROWS = 2**13
