@@ -143,20 +143,8 @@ is kept. A text longer than a row is written in windows, each conditioned on the
 --top-p, --top-k and --temperature change the distribution of the samples."""
 
 
-def arguments(sub: argparse.ArgumentParser) -> None:
-    add_run(sub)
-    add_process_group(sub)
-    what = sub.add_mutually_exclusive_group()
-    what.add_argument("--prompt", default="", help="text to continue")
-    what.add_argument("--infill", metavar="TEXT", help="text with blanks [MASK] to fill")
-    sub.add_argument("--length", type=int, help="tokens per text (default: the run's row length)")
-    sub.add_argument("--num", type=int, default=1, help="number of texts (default: 1)")
-    sub.add_argument("--seed", type=int, default=0, help="seed of the random draws (default: 0)")
-    sub.add_argument(
-        "--sampler",
-        metavar="TEXT",
-        help='sampler to use, such as "Ancestral(steps=32)" (default: the run\'s)',
-    )
+def _add_sampler_settings(sub: argparse.ArgumentParser) -> None:
+    """Adds the settings of the sampler that have an option of their own."""
     sub.add_argument("--steps", type=int, help="sampling steps per window")
     sub.add_argument(
         "--temperature",
@@ -181,6 +169,23 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--ban-id", metavar="ID", type=int, action="append", help="never write the token ID"
     )
+
+
+def arguments(sub: argparse.ArgumentParser) -> None:
+    add_run(sub)
+    add_process_group(sub)
+    what = sub.add_mutually_exclusive_group()
+    what.add_argument("--prompt", default="", help="text to continue")
+    what.add_argument("--infill", metavar="TEXT", help="text with blanks [MASK] to fill")
+    sub.add_argument("--length", type=int, help="tokens per text (default: the run's row length)")
+    sub.add_argument("--num", type=int, default=1, help="number of texts (default: 1)")
+    sub.add_argument("--seed", type=int, default=0, help="seed of the random draws (default: 0)")
+    sub.add_argument(
+        "--sampler",
+        metavar="TEXT",
+        help='sampler to use, such as "Ancestral(steps=32)" (default: the run\'s)',
+    )
+    _add_sampler_settings(sub)
     sub.add_argument(
         "--stride",
         type=int,

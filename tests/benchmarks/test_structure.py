@@ -88,11 +88,8 @@ def test_files_are_entered_by_calls_and_not_by_imports(package, monkeypatch):
 def test_figures_that_the_package_keeps():
     assert len(structure.loose()) <= 12
     depths = structure.class_depths()
-    networks = [n for name, n in depths.items() if name.startswith("mdlm.models.")]
-    assert 1 < max(networks) <= 3
-    # To be at most 3 everywhere, and 8, once samplers and loops are cut.
-    assert max(depths.values()) <= 6
-    assert len(structure.long_functions()) <= 14
+    assert 1 < max(depths.values()) <= 3
+    assert len(structure.long_functions()) <= 14  # to reach: 8
     assert list(structure.command_mentions()) == ["cli/main.py"]
     assert "samplers/__init__.pyi" in structure.sampler_mentions()
 
