@@ -39,7 +39,9 @@ def built(tree: Path, out: Path, what: str) -> Path:
 
 def python(code: str, *, cwd: Path, site: Path) -> str:
     """What Python prints where `site` is a folder of installed packages."""
-    code = f"import site; site.addsitedir({str(site)!r}); {code}"
+    # This checkout, which the environment of the tests has on its path, is not among them.
+    without = f"import sys; sys.path[:] = [p for p in sys.path if p != {str(ROOT)!r}]"
+    code = f"{without}; import site; site.addsitedir({str(site)!r}); {code}"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, env=environment
