@@ -6,9 +6,6 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "mdlm"
 MOST = 3
 
-MODELS_STILL_DEEPER = {"BlockDiT"}
-"""Networks that are one class deeper; empty this set when they no longer are."""
-
 
 def bases() -> dict[str, list[tuple[str, list[str]]]]:
     """Of each class name: the files that define it, each with the names of its bases."""
@@ -36,8 +33,6 @@ def test_hierarchies_are_at_most_three_deep():
         name: f"{file}: {name} is {depth(name, known)} deep"
         for name, places in known.items()
         for file, _ in places
-        if depth(name, known) > MOST and name not in MODELS_STILL_DEEPER
+        if depth(name, known) > MOST
     }
     assert not deep, "\n".join(deep.values())
-    for name in MODELS_STILL_DEEPER & known.keys():
-        assert all(file.startswith("models/") for file, _ in known[name])
