@@ -31,15 +31,15 @@ from etils import epath
 from jaxtyping import Int
 
 from mdlm.cluster import process_group
-from mdlm.experiment.experiment import Experiment
-from mdlm.experiment.loading import load_file
 from mdlm.config import records
 from mdlm.config.components import classes_in
 from mdlm.config.overrides import apply
+from mdlm.errors import InputError
+from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import fingerprint, identity, identity_of
+from mdlm.experiment.loading import load_file
 from mdlm.runs.checkpoint_paths import located, newest_in
 from mdlm.runs.writers import Writer
-from mdlm.errors import InputError
 from mdlm.version import __version__
 
 COUNTS = "token_counts.npy"
