@@ -33,7 +33,8 @@ from mdlm.runs.folder import RunFolder
 from mdlm.runs.parameters import restore_parameters
 from mdlm.runs.weights import Weights
 from mdlm.runs.writers import writers
-from mdlm.train.loop import Evaluated, Event, Saved, Trainer
+from mdlm.train.events import Evaluated, Event, Saved
+from mdlm.train.loop import Trainer
 from mdlm.types import ArrayTree
 from mdlm.version import __version__
 

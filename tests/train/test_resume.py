@@ -20,7 +20,7 @@ from mdlm.parallel.mesh import MeshShape
 from mdlm.run import load
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
-from mdlm.train.loop import Began, Evaluated, Saved, Stepped, Stopped
+from mdlm.train.events import Began, Evaluated, Saved, Stepped, Stopped
 from mdlm.train.session import Session
 
 SETTINGS = Training(

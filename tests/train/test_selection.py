@@ -11,7 +11,7 @@ from mdlm.data import TextFiles
 from mdlm.evals.scorer import Scorer
 from mdlm.experiment import Perplexity, Training
 from mdlm.runs.checkpoints import METRIC, Checkpoints
-from mdlm.train.loop import Evaluated
+from mdlm.train.events import Evaluated
 from mdlm.train.session import Session
 
 EVERY, STEPS = 5, 20
