@@ -154,7 +154,8 @@ class Trainer:
         if self.pending is None:
             return False
         pending, self.pending = self.pending, None
-        stepped = Stepped(pending.step, self.meter.read(self.folder, pending.step, pending.metrics))
+        metrics = self.meter.read(self.folder.log, pending.step, pending.metrics)
+        stepped = Stepped(pending.step, metrics)
         yield stepped
         if self.guard.has_given_up(stepped.metrics):
             self.checkpoints.wait()
@@ -168,7 +169,7 @@ class Trainer:
         back_to = self.checkpoints.latest if self.guard.may_rewind else None
         yield Spiked(pending.step, spike, back_to)
         if back_to is None:
-            self.folder.log("spike", pending.step, vars(spike))
+            self.folder.log.add("spike", pending.step, vars(spike))
             return False
         self._go_back(back_to, pending, spike)
         return True
@@ -179,7 +180,7 @@ class Trainer:
         split = self.validation.split
         found = self.scorer.run(self.state["ema"], self.validation, self.settings.eval_rows)
         self.nelbo = found[0].value if split == SELECTS else None
-        self.folder.log(KINDS[split], self.made, {m.name: m.value for m in found})
+        self.folder.log.add(KINDS[split], self.made, {m.name: m.value for m in found})
         return Evaluated(self.made, split, found)
 
     def save(self) -> Saved:
@@ -207,7 +208,7 @@ class Trainer:
         self.initial = None  # frees its memory
         self.made, self.position = int(self.state["step"]), data["position"]
         self.guard = Guard(self.settings, data)
-        self.folder.rewind(self.made)
+        self.folder.log.rewind(self.made)
 
     def _after_step(self) -> Iterator[Event]:
         """Logs, traces, evaluates, samples and saves, as due after a step."""
@@ -241,9 +242,9 @@ class Trainer:
         self.state, data = restored(self.checkpoints, self.abstract)
         self.guard = Guard(self.settings, {**data, "rewinds": self.guard.rewinds + 1})
         self.made, self.position, self.saved, self.nelbo = step, spiked.position, step, None
-        self.folder.rewind(step)
+        self.folder.log.rewind(step)
         # Logged at the first repeated step, so that a later rewind to `step` drops this line too.
-        self.folder.log("rewind", step + 1, {"from": spiked.step, **vars(spike)})
+        self.folder.log.add("rewind", step + 1, {"from": spiked.step, **vars(spike)})
         self.batches = self._batches()
         self.meter.skip()
 

@@ -251,7 +251,7 @@ def last(folder: Path, experiment, dataset) -> tuple[dict, dict]:
 
 
 def lines(folder: Path, kind: str) -> list[dict]:
-    return [entry for entry in RunFolder(folder).metrics() if entry["kind"] == kind]
+    return [entry for entry in RunFolder(folder).log.metrics() if entry["kind"] == kind]
 
 
 def test_counts_survive_a_stop(small, tmp_path):
@@ -375,7 +375,7 @@ def test_numbers_of_a_line_each_have_a_name_for_the_writers(tmp_path):
         def close(self): ...
 
     folder, writer = RunFolder(tmp_path), Kept()
-    folder.writers = (writer,)
-    folder.log("train", 1, {"loss": 1.0, "loss_by_time": [2.0, float("nan")]})
-    assert folder.metrics()[0]["loss_by_time"] == [2.0, None]
+    folder.log.writers = (writer,)
+    folder.log.add("train", 1, {"loss": 1.0, "loss_by_time": [2.0, float("nan")]})
+    assert folder.log.metrics()[0]["loss_by_time"] == [2.0, None]
     assert list(writer.values) == ["loss", "loss_by_time/0", "loss_by_time/1"]

@@ -50,7 +50,9 @@ def trained(tmp_path, **files):
 
 
 def lines(session, kind) -> dict[int, float]:
-    return {e["step"]: e["nats per token"] for e in session.folder.metrics() if e["kind"] == kind}
+    return {
+        e["step"]: e["nats per token"] for e in session.folder.log.metrics() if e["kind"] == kind
+    }
 
 
 def test_the_validation_split_is_evaluated_and_selects_whatever_eval_scores(tmp_path):
