@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mdlm.cli.common import MANY_HELP, Command, add_process_group, add_run, writable
+from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run, writable
+from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.cluster import process_group
 from mdlm.errors import InputError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.samplers.logits.shaping import Annealed
 
 
-def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+def run(args: argparse.Namespace, _: Changes) -> int:
     from mdlm.config.component_text import from_text
     from mdlm.run import load
     from mdlm.samplers import Sampler

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from mdlm.cli.plan import rows_of, words
+from mdlm.cli.plan import rows_of
+from mdlm.cli.plan_words import words
 from mdlm.data.loader import TrainLoader
 from mdlm.data.packing import Packing, Pad, Wrap
 from mdlm.errors import InputError
