@@ -14,7 +14,7 @@ from mdlm.vocab import Vocab
 
 if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.experiment.experiment import Experiment
-    from mdlm.planning.plan import Compiled
+    from mdlm.planning.compiling import Compiled
     from mdlm.planning.topology import Topology
 
 
@@ -166,7 +166,7 @@ def _compile(path: str, changes: Changes, vocab: Vocab, topology: "Topology", an
     from mdlm.config.overrides import apply
     from mdlm.experiment.loading import load_file
     from mdlm.experiment.model import Model
-    from mdlm.planning.plan import compile_for, first
+    from mdlm.planning.compiling import compile_for, first
 
     # Programs compiled for absent hardware could not be loaded from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
