@@ -7,24 +7,21 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mdlm.cli.common import Command, add_experiment
+from mdlm.cli.arguments import add_experiment, experiment_of
+from mdlm.cli.command import Changes, Command
 from mdlm.errors import InputError
 from mdlm.vocab import Vocab
 
 if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.experiment.experiment import Experiment
-    from mdlm.planning.plan import Compiled, Plan
+    from mdlm.planning.compiling import Compiled
     from mdlm.planning.topology import Topology
-
-Changes = list[tuple[str, str]]
-GIB = 2**30
 
 
 def run(args: argparse.Namespace, changes: Changes) -> int:
     import jax
 
-    from mdlm.config.overrides import apply
-    from mdlm.experiment.loading import load_file
+    from mdlm.cli.plan_words import words
     from mdlm.experiment.model import Model
     from mdlm.parallel.mesh import check_batch
     from mdlm.planning.plan import plan
@@ -38,7 +35,7 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
         raise InputError(f"--price {args.price}: must be at least 0, in dollars per chip and hour")
     topology = Topology.parse(args.topology)
     smaller = Topology.parse(args.extrapolate_from) if args.extrapolate_from else None
-    experiment = apply(load_file(args.experiment), changes)
+    experiment = experiment_of(args, changes)
     settings = experiment.train
     mesh = topology.sizes(experiment.mesh)
     check_batch(mesh, settings.batch_size, settings.accumulate)
@@ -169,7 +166,7 @@ def _compile(path: str, changes: Changes, vocab: Vocab, topology: "Topology", an
     from mdlm.config.overrides import apply
     from mdlm.experiment.loading import load_file
     from mdlm.experiment.model import Model
-    from mdlm.planning.plan import compile_for, first
+    from mdlm.planning.compiling import compile_for, first
 
     # Programs compiled for absent hardware could not be loaded from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
@@ -191,89 +188,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: finite(part) for name, part in value.items()}
     return None if isinstance(value, float) and value != value else value
-
-
-def words(p: "Plan") -> str:
-    """Formats a plan for printing."""
-    from mdlm.parallel.mesh import MeshShape
-
-    mesh = MeshShape(**p.mesh)
-    micro = f", {p.accumulate} micro-batches" if p.accumulate > 1 else ""
-    lines = [
-        f"{p.experiment} on {p.topology}: {p.chips} x {p.chip}, mesh {mesh}",
-        f"  {p.parameters:,} parameters, vocabulary of {p.columns:,} ({p.columns_from})",
-        f"  {p.batch_size:,} rows of {p.length:,} = {p.tokens_per_step:,} tokens a step{micro}",
-        f"  {verdict(p)}",
-        *memory_words(p),
-        "time of a step",
-        f"  {p.flops:.3g} FLOPs of the model; logits at {p.scored:.0%} of the positions",
-        f"  at peak          {seconds(p.seconds(1))}  {p.chips} x {p.peak / 1e12:.0f} TFLOP/s",
-        f"  at {p.mfu:.0%} MFU{'':7s}{seconds(p.seconds(p.mfu))}  "
-        f"{p.tokens_per_step / p.seconds(p.mfu):,.0f} tokens/s",
-    ]
-    if p.traffic is not None and p.sent is not None and p.sending is not None:
-        lines += [
-            f"  communication    {seconds(p.sending)}  at least, overlapped with compute or not: "
-            f"{amount(p.sent)} a chip at {p.link / 1e9:.0f} GB/s",
-            "collectives of a step, on each chip",
-            *(f"  {k:16s} {t.count:8,}  {amount(t.bytes)}" for k, t in sorted(p.traffic.items())),
-        ]
-    elif p.method != "estimated" and p.refused is None:
-        lines.append(
-            "collectives: unknown, because this jax cannot read programs of this libtpu: "
-            "pip install 'mdlm[tpu]' installs the libtpu that fits it"
-        )
-    hours = p.days * 24 * p.chips
-    money = "" if p.dollars is None else f", ${p.dollars:,.0f} at ${p.price:g} a chip-hour"
-    lines.append(
-        f"run of {p.steps:,} steps at {p.mfu:.0%} MFU: {p.days:.3g} days, "
-        f"{hours:,.0f} chip-hours{money}"
-    )
-    return "\n".join(lines)
-
-
-def verdict(p: "Plan") -> str:
-    """How the memory is known, and whether the step fits."""
-    how = p.method
-    if p.compile_seconds is not None:
-        how += f" in {p.compile_seconds:.0f} s"
-    if p.refused is not None:
-        return f"{how}: DOES NOT FIT. {p.refused}"
-    return f"{how}: {'fits' if p.fits else 'DOES NOT FIT'}"
-
-
-def memory_words(p: "Plan") -> list[str]:
-    """Formats the memory of a chip, by part."""
-    source = "estimated" if p.method == "estimated" else "reported by XLA"
-    rows = [
-        ("parameters", p.memory.parameters, ""),
-        ("optimizer state", p.memory.optimizer, ""),
-        ("EMA parameters", p.memory.average, ""),
-        ("batch, padding", p.memory.other, ""),
-        (
-            "temporaries",
-            p.memory.temporaries,
-            f"{source}: gradients ({p.gradients / GIB:.2f}), activations, workspace",
-        ),
-        ("program", p.memory.program, ""),
-        ("total", p.memory.total, f"of {p.available / GIB:.2f}"),
-    ]
-    return ["memory of a chip, GiB", *(f"  {name:16s} {gib(n)}  {note}" for name, n, note in rows)]
-
-
-def gib(size: float) -> str:
-    """Bytes as GiB, eight characters wide; an unknown number is a question mark."""
-    return f"{'?':>8s}" if size != size else f"{size / GIB:8.2f}"
-
-
-def seconds(value: float) -> str:
-    """Formats seconds as `  123 ms` or `4.56 s`, in nine characters."""
-    return f"{value * 1e3:6.1f} ms" if value < 1 else f"{value:6.2f} s "
-
-
-def amount(size: float) -> str:
-    """Formats bytes as `123.4 MB` or `12.34 GB`."""
-    return f"{size / 1e6:8.1f} MB" if size < 1e9 else f"{size / 1e9:8.2f} GB"
 
 
 PLAN_HELP = """\

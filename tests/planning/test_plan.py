@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from mdlm.cli.plan import rows_of, words
+from mdlm.cli.plan import rows_of
+from mdlm.cli.plan_words import words
 from mdlm.data.loader import TrainLoader
 from mdlm.data.packing import Packing, Pad, Wrap
 from mdlm.errors import InputError
@@ -20,8 +21,9 @@ from mdlm.models.dit import DiT
 from mdlm.models.layers import compute_dtype
 from mdlm.objectives.autoregressive import Autoregressive
 from mdlm.parallel.mesh import MeshShape, on, platform
+from mdlm.planning.compiling import Compiled, compile_for, first, wanted
 from mdlm.planning.memory import abstract_batch, given_bytes, kept_bytes, scored_share
-from mdlm.planning.plan import Compiled, compile_for, first, plan, wanted
+from mdlm.planning.plan import plan
 from mdlm.planning.topology import Topology
 from mdlm.samplers.left_to_right import LeftToRight
 from mdlm.train.loop import in_training
