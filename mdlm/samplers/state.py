@@ -25,6 +25,10 @@ class SampleState:
     confidence: Any  # Float[Array, "b l"], the network's probability of each written token, at
     # the time of writing; 1 where the caller's token stays, 0 where none is written yet
 
+    def is_after(self, steps: int, at: Int[Array, " n"]) -> Bool[Array, "#n"]:
+        """Whether the flat positions `at` are written after a grid of `steps` steps."""
+        return jnp.atleast_1d(self.step >= steps)
+
 
 State = TypeVar("State", bound=SampleState)
 """The state of a sampler, which may have more fields."""
