@@ -24,7 +24,8 @@ from mdlm.experiment.evaluation import split_in_training
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import without_stores
 from mdlm.experiment.model import Model
-from mdlm.generation.generator import Generation, Generator, window_of, within_reach
+from mdlm.generation.generator import Generation, Generator, window_of
+from mdlm.generation.programs import within_reach
 from mdlm.parallel.mesh import check_batch
 from mdlm.profiling import profile as profiles
 from mdlm.runs import curves
