@@ -10,7 +10,7 @@ one value is computed: the fraction of the tokens that get logits, on a few rows
 import math
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ from mdlm.planning.memory import (
     scored_share,
     shapes,
 )
-from mdlm.planning.topology import SHAPES, Topology
+from mdlm.planning.topology import Topology
 from mdlm.profiling.collectives import Traffic, collectives, sent
 from mdlm.profiling.peak import datasheet
 from mdlm.train.step import abstract_state, compile_step
@@ -153,19 +153,6 @@ class Plan:
         }
 
 
-def as_there(model: Model, topology: Topology) -> Model:
-    """Returns the model with `remat="auto"` resolved as on the topology: "none" on GPUs.
-
-    Networks resolve it by the platform, and a mesh of GPUs has the platform of TPUs here (see
-    `Topology.sizes`).
-    """
-    network = model.experiment.network
-    if topology.name in SHAPES or network.remat != "auto":
-        return model
-    network = replace(network, remat="none")
-    return Model(replace(model.experiment, network=network), model.vocab, model.counts)
-
-
 def memory_of(
     model: Model, topology: Topology, compiled: Compiled | None, on_smaller: Topology | None
 ) -> tuple[str, Memory, float]:
@@ -177,7 +164,7 @@ def memory_of(
     mesh = topology.sizes(e.mesh)
     given, gradients = given_bytes(model, mesh)
     if compiled is None:
-        method, temporaries = "estimated", estimated_temporaries(as_there(model, topology), mesh)
+        method, temporaries = "estimated", estimated_temporaries(model, mesh)
     elif on_smaller is None:
         method, temporaries = "compiled", compiled.temporaries
         if compiled.arguments is not None:

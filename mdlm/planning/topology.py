@@ -58,9 +58,13 @@ class Topology:
         return CHIPS[self.name]
 
     @property
+    def is_tpu(self) -> bool:
+        return self.name in SHAPES
+
+    @property
     def is_compiled_for(self) -> bool:
         """Whether libtpu can compile for it without the hardware."""
-        return self.name in SHAPES and self.name != "v4"
+        return self.is_tpu and self.name != "v4"
 
     def check_compiler(self) -> None:
         """Raises InputError if libtpu is not installed."""
@@ -84,13 +88,15 @@ class Topology:
         }
 
     def sizes(self, shape: MeshShape) -> AbstractMesh:
-        """Returns a mesh without devices.
+        """Returns a mesh without devices, for which code chooses what it would on such devices.
 
         Raises InputError if its sizes do not fit the number of chips.
         """
-        # The platform is "tpu" for GPUs too: the networks then choose an attention kernel that
-        # holds no scores, as on GPUs, and that can be traced without a GPU.
-        device = jax.sharding.AbstractDevice(device_kind="TPU", num_cores=1, platform="tpu")
+        device = jax.sharding.AbstractDevice(
+            device_kind=self.chip.kind,
+            num_cores=1 if self.is_tpu else None,
+            platform="tpu" if self.is_tpu else "gpu",
+        )
         types = (AxisType.Auto,) * len(AXES)
         return AbstractMesh(shape.sizes(self.chips), AXES, types, abstract_device=device)
 

@@ -15,11 +15,12 @@ from mdlm.data.packing import Packing, Pad, Wrap
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Training
 from mdlm.experiment.model import Model
+from mdlm.models.attention import dispatch
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.layers import compute_dtype
 from mdlm.objectives.autoregressive import Autoregressive
-from mdlm.parallel.mesh import MeshShape, on, platform
+from mdlm.parallel.mesh import MeshShape, device_kind, on, platform
 from mdlm.planning.memory import abstract_batch, given_bytes, kept_bytes, scored_share
 from mdlm.planning.plan import Compiled, compile_for, first, plan, wanted
 from mdlm.planning.topology import Topology
@@ -125,6 +126,50 @@ def test_what_is_traced_is_for_the_devices_of_the_mesh(experiment):
     with on(experiment.mesh.build()):
         assert platform() == "cpu" and compute_dtype("auto") == jnp.float32
     assert platform() == "cpu"
+
+
+def attentions(monkeypatch) -> list[str]:
+    """The implementation of every attention that is traced from here on."""
+    chosen, attend = [], dispatch._attend
+
+    def noted(name, *arguments):
+        chosen.append(name)
+        return attend(name, *arguments)
+
+    monkeypatch.setattr(dispatch, "_attend", noted)
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("topology", "implementation"),
+    [("gpu:8xH100", "cudnn"), ("gpu:8xA100", "cudnn"), ("v4:2x2x2", "splash")],
+)
+def test_the_attention_is_that_of_the_devices(experiment, monkeypatch, topology, implementation):
+    """Of the plan's own program, with rows that every kernel takes."""
+    chosen = attentions(monkeypatch)
+    longer = replace(experiment, data=replace(experiment.data, packing=Wrap(length=128)))
+    there = Topology.parse(topology)
+    plan(Model(longer, VOCAB), there, None)
+    assert set(chosen) == {implementation}
+    with on(there.sizes(experiment.mesh)):
+        assert device_kind() == there.chip.kind
+        assert platform() == ("tpu" if implementation == "splash" else "gpu")
+
+
+@pytest.mark.parametrize("remat", ["auto", "none", "products"])
+def test_a_gpu_keeps_no_scores(experiment, remat):
+    """Of rows twice as long as before twice as much is kept, and of "auto" what "none" keeps."""
+
+    def kept(remat, length):
+        packing = Wrap(length=length)
+        network, data = replace(WIDE, remat=remat), replace(experiment.data, packing=packing)
+        model = Model(replace(experiment, network=network, data=data), VOCAB)
+        return kept_bytes(model, Topology.parse("gpu:8xH100").sizes(experiment.mesh), 4)
+
+    short, long, longer = (kept(remat, length) for length in (256, 512, 1024))
+    assert longer - long == pytest.approx(2 * (long - short), rel=1e-3)
+    if remat == "auto":
+        assert long == kept("none", 512)
 
 
 def test_what_is_kept(experiment):
