@@ -29,7 +29,6 @@ from mdlm.planning.memory import (
 )
 from mdlm.planning.topology import Topology
 from mdlm.profiling.collectives import Traffic, collectives, sent
-from mdlm.profiling.peak import datasheet
 from mdlm.train.step import abstract_state, compile_step
 
 DAY = 86400.0
@@ -126,8 +125,13 @@ class Plan:
         return None if self.sent is None else self.sent / self.link
 
     @property
+    def run_seconds(self) -> float:
+        """Seconds of the whole run at the assumed MFU."""
+        return self.steps * self.seconds(self.mfu)
+
+    @property
     def days(self) -> float:
-        return self.steps * self.seconds(self.mfu) / DAY
+        return self.run_seconds / DAY
 
     @property
     def dollars(self) -> float | None:
@@ -148,6 +152,7 @@ class Plan:
             "tokens_per_second": self.tokens_per_step / self.seconds(self.mfu),
             "sent": self.sent,
             "sending_seconds": self.sending,
+            "run_seconds": self.run_seconds,
             "days": self.days,
             "dollars": self.dollars,
         }
@@ -209,8 +214,6 @@ def plan(
     method, memory, gradients = memory_of(model, topology, compiled, on_smaller)
     with on(mesh):
         dtype = compute_dtype(e.network.dtype)
-    peak = datasheet(topology.chip.kind, str(dtype)).flops
-    assert peak is not None, topology.chip.kind
     scored = scored_share(model)
     rows, length = e.train.batch_size, e.data.packing.length
     forward = e.network.flops(rows, length, scored * rows * length, model.vocab_size)
@@ -235,7 +238,7 @@ def plan(
         gradients=gradients,
         available=topology.chip.memory,
         flops=3 * forward,
-        peak=peak,
+        peak=topology.peak(str(dtype)),
         mfu=mfu,
         traffic=compiled.traffic if compiled else None,
         link=topology.chip.link,
