@@ -25,7 +25,6 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
     from mdlm.experiment.model import Model
     from mdlm.parallel.mesh import check_batch
     from mdlm.planning.plan import plan
-    from mdlm.planning.topology import Topology
 
     # Planning needs no accelerator, and one that is present may be in use.
     jax.config.update("jax_platforms", "cpu")
@@ -33,8 +32,8 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
         raise InputError(f"--mfu {args.mfu}: must be a fraction of the peak, above 0 and at most 1")
     if args.price is not None and args.price < 0:
         raise InputError(f"--price {args.price}: must be at least 0, in dollars per chip and hour")
-    topology = Topology.parse(args.topology)
-    smaller = Topology.parse(args.extrapolate_from) if args.extrapolate_from else None
+    topology = topology_of(args.topology, args)
+    smaller = topology_of(args.extrapolate_from, args) if args.extrapolate_from else None
     experiment = experiment_of(args, changes)
     settings = experiment.train
     mesh = topology.sizes(experiment.mesh)
@@ -62,6 +61,25 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
     else:
         print(words(made))
     return 0
+
+
+def topology_of(text: str, args: argparse.Namespace) -> "Topology":
+    """Returns the hardware that `text` names, with the figures that the user gives for a device.
+
+    Raises InputError if a figure is not above 0, or the hardware is unknown.
+    """
+    from mdlm.planning.topology import Topology
+
+    figures = {"--device-memory": args.device_memory, "--device-tflops": args.device_tflops}
+    for option, value in figures.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"{option} {value:g}: must be above 0")
+    memory, tflops = figures.values()
+    return Topology.parse(
+        text,
+        memory=None if memory is None else memory * 2**30,
+        flops=None if tflops is None else tflops * 1e12,
+    )
 
 
 def rows_of(experiment: "Experiment", topology: "Topology", smaller: "Topology") -> int:
@@ -194,6 +212,7 @@ PLAN_HELP = """\
 examples:
   mdlm plan owt_small --topology v5e:4x4 --mesh.fsdp 16 --price 1.2
   mdlm plan owt_small --topology gpu:8xH100 --mfu 0.35
+  mdlm plan owt_small --topology gpu:2xRTX3090 --device-memory 24 --device-tflops 71
   mdlm plan quickstart --topology v6e:2x2 --vocab 70 --json
   mdlm plan big.py --topology v5p:16x16x16 --extrapolate-from v5p:4x4x4
 
@@ -201,7 +220,11 @@ The plan says whether the training step fits the memory of the chips, and how lo
 whole run take. It runs on any computer and reads no data.
 
 WHERE is a TPU slice, given by the number of chips along each axis (v5e:4x4, v5p:2x2x4, v6e:8x8,
-v4:4x4x4), or a number of GPUs (gpu:8xH100, gpu:8xH200, gpu:8xA100).
+v4:4x4x4), or a number of GPUs (gpu:8xH100): A100, H100, H200, B200, A10, L4, L40S, RTX4090,
+RTX5090, RTX6000Ada, MI300X. For another NVIDIA GPU give any name, with --device-memory its memory
+in GiB, and with --device-tflops the peak of its datasheet in TFLOP/s: that of dense matmuls (half
+of a figure "with sparsity") of bfloat16 with sums in float32. The two options also replace the
+figures of a GPU that is known: --device-memory 40 is for the smaller A100.
 
 For v5e, v5p and v6e the training step is compiled with the TPU compiler, which needs no TPU
 (pip install 'mdlm[tpu]') and takes half a minute to some minutes; memory and collectives are then
@@ -221,6 +244,13 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--mfu", type=float, default=0.4, help="expected fraction of peak FLOP/s (default: 0.4)"
+    )
+    sub.add_argument("--device-memory", type=float, metavar="GIB", help="memory of one GPU, in GiB")
+    sub.add_argument(
+        "--device-tflops",
+        type=float,
+        metavar="TFLOPS",
+        help="peak of one GPU for dense bfloat16 matmuls, in TFLOP/s",
     )
     sub.add_argument(
         "--price", type=float, metavar="USD", help="dollars per chip and hour, to print the cost"

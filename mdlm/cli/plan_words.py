@@ -18,14 +18,14 @@ def words(p: Plan) -> str:
         *memory_words(p),
         "time of a step",
         f"  {p.flops:.3g} FLOPs of the model; logits at {p.scored:.0%} of the positions",
-        f"  at peak          {seconds(p.seconds(1))}  {p.chips} x {p.peak / 1e12:.0f} TFLOP/s",
-        f"  at {p.mfu:.0%} MFU{'':7s}{seconds(p.seconds(p.mfu))}  "
+        f"  at peak          {duration(p.seconds(1)):>9s}  {p.chips} x {p.peak / 1e12:.4g} TFLOP/s",
+        f"  at {p.mfu:.0%} MFU{'':7s}{duration(p.seconds(p.mfu)):>9s}  "
         f"{p.tokens_per_step / p.seconds(p.mfu):,.0f} tokens/s",
     ]
     if p.traffic is not None and p.sent is not None and p.sending is not None:
         lines += [
-            f"  communication    {seconds(p.sending)}  at least, overlapped with compute or not: "
-            f"{amount(p.sent)} a chip at {p.link / 1e9:.0f} GB/s",
+            f"  communication    {duration(p.sending):>9s}  at least, overlapped with compute or "
+            f"not: {amount(p.sent)} a chip at {p.link / 1e9:.0f} GB/s",
             "collectives of a step, on each chip",
             *(f"  {k:16s} {t.count:8,}  {amount(t.bytes)}" for k, t in sorted(p.traffic.items())),
         ]
@@ -35,10 +35,10 @@ def words(p: Plan) -> str:
             "pip install 'mdlm[tpu]' installs the libtpu that fits it"
         )
     hours = p.days * 24 * p.chips
-    money = "" if p.dollars is None else f", ${p.dollars:,.0f} at ${p.price:g} a chip-hour"
+    money = "" if p.dollars is None else f", ${number(p.dollars)} at ${p.price:g} a chip-hour"
     lines.append(
-        f"run of {p.steps:,} steps at {p.mfu:.0%} MFU: {p.days:.3g} days, "
-        f"{hours:,.0f} chip-hours{money}"
+        f"run of {p.steps:,} steps at {p.mfu:.0%} MFU: {duration(p.run_seconds)}, "
+        f"{number(hours)} chip-hours{money}"
     )
     return "\n".join(lines)
 
@@ -47,7 +47,7 @@ def verdict(p: Plan) -> str:
     """How the memory is known, and whether the step fits."""
     how = p.method
     if p.compile_seconds is not None:
-        how += f" in {p.compile_seconds:.0f} s"
+        how += f" in {duration(p.compile_seconds)}"
     if p.refused is not None:
         return f"{how}: DOES NOT FIT. {p.refused}"
     return f"{how}: {'fits' if p.fits else 'DOES NOT FIT'}"
@@ -77,9 +77,17 @@ def gib(size: float) -> str:
     return f"{'?':>8s}" if size != size else f"{size / GIB:8.2f}"
 
 
-def seconds(value: float) -> str:
-    """Formats seconds as `  123 ms` or `4.56 s`, in nine characters."""
-    return f"{value * 1e3:6.1f} ms" if value < 1 else f"{value:6.2f} s "
+def duration(seconds: float) -> str:
+    """Formats seconds in the largest unit that gives at least 1: `122.8 ms`, `3.55 days`."""
+    units = {"days": 86400, "h": 3600, "min": 60, "s": 1, "ms": 1e-3, "us": 1e-6}
+    unit = next((unit for unit, size in units.items() if seconds >= size), "us")
+    value = seconds / units[unit]
+    return f"{value:,.{2 if value < 10 else 1}f} {unit}"
+
+
+def number(value: float) -> str:
+    """Formats hours or dollars: whole from 10 on, with three digits below."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
 
 
 def amount(size: float) -> str:

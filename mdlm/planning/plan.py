@@ -9,7 +9,7 @@ logits, on a few rows of random tokens.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from mdlm.experiment.model import Model
@@ -23,9 +23,8 @@ from mdlm.planning.memory import (
     scored_share,
     shapes,
 )
-from mdlm.planning.topology import SHAPES, Topology
+from mdlm.planning.topology import Topology
 from mdlm.profiling.collectives import Traffic, sent
-from mdlm.profiling.peak import datasheet
 
 DAY = 86400.0
 
@@ -108,8 +107,13 @@ class Plan:
         return None if self.sent is None else self.sent / self.link
 
     @property
+    def run_seconds(self) -> float:
+        """Seconds of the whole run at the assumed MFU."""
+        return self.steps * self.seconds(self.mfu)
+
+    @property
     def days(self) -> float:
-        return self.steps * self.seconds(self.mfu) / DAY
+        return self.run_seconds / DAY
 
     @property
     def dollars(self) -> float | None:
@@ -130,22 +134,10 @@ class Plan:
             "tokens_per_second": self.tokens_per_step / self.seconds(self.mfu),
             "sent": self.sent,
             "sending_seconds": self.sending,
+            "run_seconds": self.run_seconds,
             "days": self.days,
             "dollars": self.dollars,
         }
-
-
-def as_there(model: Model, topology: Topology) -> Model:
-    """Returns the model with `remat="auto"` resolved as on the topology: "none" on GPUs.
-
-    Networks resolve it by the platform, and a mesh of GPUs has the platform of TPUs here (see
-    `Topology.sizes`).
-    """
-    network = model.experiment.network
-    if topology.name in SHAPES or network.remat != "auto":
-        return model
-    network = replace(network, remat="none")
-    return Model(replace(model.experiment, network=network), model.vocab, model.counts)
 
 
 def memory_of(
@@ -159,7 +151,7 @@ def memory_of(
     mesh = topology.sizes(e.mesh)
     given, gradients = given_bytes(model, mesh)
     if compiled is None:
-        method, temporaries = "estimated", estimated_temporaries(as_there(model, topology), mesh)
+        method, temporaries = "estimated", estimated_temporaries(model, mesh)
     elif on_smaller is None:
         method, temporaries = "compiled", compiled.temporaries
         if compiled.arguments is not None:
@@ -184,9 +176,7 @@ def peak_of(model: Model, topology: Topology) -> float:
     e = model.experiment
     with on(topology.sizes(e.mesh)):
         dtype = compute_dtype(e.network.dtype)
-    peak = datasheet(topology.chip.kind, str(dtype)).flops
-    assert peak is not None, topology.chip.kind
-    return peak
+    return topology.peak(str(dtype))
 
 
 def step_flops(model: Model, scored: float) -> float:
