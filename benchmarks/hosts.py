@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from benchmarks import harness
-from mdlm.cli.common import overrides
+from mdlm.cli.arguments import overrides
 from mdlm.config.overrides import apply
 from mdlm.data.loader import HostBatch, TrainLoader, process_part
 from mdlm.errors import InputError

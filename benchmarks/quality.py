@@ -120,7 +120,8 @@ def train(recipe: str, dataset, args: argparse.Namespace, seed: int, ratio: floa
     from mdlm.experiment.model import Model
     from mdlm.runs.folder import RunFolder
     from mdlm.runs.parameters import restore_parameters
-    from mdlm.train.loop import Evaluated, Stepped, Trainer
+    from mdlm.train.events import Evaluated, Stepped
+    from mdlm.train.loop import Trainer
 
     steps = round(args.minutes * 60 / args.step_seconds / ratio)
     e = experiment(recipe, args.corpus, steps, seed)

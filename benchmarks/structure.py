@@ -16,9 +16,11 @@ existing example: the lines outside its own file that name an existing command o
 import argparse
 import ast
 import contextlib
+import importlib
 import io
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -83,34 +85,24 @@ def long_functions(package: Path = PACKAGE) -> dict[str, int]:
     return found
 
 
-def class_depths(package: Path = PACKAGE) -> dict[str, int]:
-    """Depth of each class of the package, `file: name`. One without a base in the package has 1."""
-    bases: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for path in sorted(package.rglob("*.py")):
-        module = ".".join(path.relative_to(package.parent).with_suffix("").parts)
-        tree = ast.parse(path.read_text())
-        # The module that each name of this file is imported from; otherwise this one.
-        names = {
-            alias.asname or alias.name: (node.module or "", alias.name)
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom)
-            for alias in node.names
-        }
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef):
-                # `Base`, `module.Base` and `Base[T]` alike.
-                said = [ast.unparse(base).partition("[")[0].split(".") for base in node.bases]
-                bases[module, node.name] = [
-                    names.get(words[-1], (module, words[-1]))
-                    if len(words) == 1
-                    else (".".join(names.get(words[0], ("", words[0]))), words[-1])
-                    for words in said
-                ]
+def class_depths(package: str = PACKAGE.name) -> dict[str, int]:
+    """Depth of each class of the package, `module: name`. One without a base in the package has 1.
 
-    def depth(name: tuple[str, str]) -> int:
-        return 1 + max((depth(base) for base in bases[name] if base in bases), default=0)
+    All modules are imported.
+    """
 
-    return {f"{module}: {name}": depth((module, name)) for module, name in bases}
+    def depth(cls: type) -> int:
+        own = [base for base in cls.__bases__ if base.__module__.partition(".")[0] == package]
+        return 1 + max(map(depth, own), default=0)
+
+    path = importlib.import_module(package).__path__
+    names = {module.name for module in pkgutil.walk_packages(path, f"{package}.")}
+    return {
+        f"{module}: {name}": depth(cls)
+        for module in sorted(names - {f"{package}.__main__"})
+        for name, cls in vars(importlib.import_module(module)).items()
+        if isinstance(cls, type) and cls.__module__ == module
+    }
 
 
 def mentions(name: str, own: Path, package: Path = PACKAGE, *, folder: str = ".") -> dict[str, int]:

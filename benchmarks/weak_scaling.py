@@ -43,7 +43,7 @@ from benchmarks.weak_scaling_model import (
     total,
 )
 from benchmarks.weak_scaling_report import draw, table
-from mdlm.cli.common import overrides
+from mdlm.cli.arguments import overrides
 from mdlm.errors import InputError
 from mdlm.parallel.mesh import AXES, DATA, MeshShape
 from mdlm.planning.topology import Topology

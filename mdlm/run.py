@@ -22,7 +22,8 @@ from mdlm.evals.scorer import Report, Scorer, check_same_data
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.model import Model
-from mdlm.generation.generator import Generation, Generator, window_of, within_reach
+from mdlm.generation.generator import Generation, Generator, window_of
+from mdlm.generation.programs import within_reach
 from mdlm.objectives.clip_search import Interval
 from mdlm.parallel.mesh import MeshShape
 from mdlm.runs import weights

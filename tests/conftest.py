@@ -35,6 +35,17 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    """In a part, programs are compiled quickly: most of its time is LLVM's, not that of tests.
+
+    LLVM's optimizations are left out then, here and in the processes that tests start. All tests
+    (`make test-all`) keep them.
+    """
+    if config.getoption("--part") is not None:
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
 def pytest_collection_modifyitems(config, items):
     given = config.getoption("--part")
     if given is None:

@@ -1,4 +1,4 @@
-"""Categorical draws: the law, its tail in float32, and what must never be drawn."""
+"""Categorical draws: the distribution, its tail in float32, and what must never be drawn."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def counts(key, logits, draws):
     return np.asarray(tally(key, jnp.asarray(logits, jnp.float32), starts))
 
 
-def assert_law(seen, p):
+def assert_distribution(seen, p):
     """Chi-square within four standard deviations of its mean, over cells of enough weight."""
     p = np.asarray(p, np.float64) / np.sum(p)
     expected = p * seen.sum()
@@ -42,16 +42,16 @@ def assert_law(seen, p):
 
 
 @pytest.mark.parametrize("v", [5, TILE, 3 * TILE - 7])
-def test_law(key, v):
+def test_distribution(key, v):
     logits = 0.5 * np.random.default_rng(v).normal(size=v)
-    assert_law(counts(key, logits, 50_000), np.exp(logits))
+    assert_distribution(counts(key, logits, 50_000), np.exp(logits))
 
 
-def test_law_with_forbidden_tokens_and_any_offset(key):
+def test_distribution_with_forbidden_tokens_and_any_offset(key):
     logits = 0.5 * np.random.default_rng(0).normal(size=300)
     logits[::3] = -np.inf
     logits[256:] = -np.inf
-    assert_law(counts(key, logits + 500.0, 50_000), np.exp(logits))
+    assert_distribution(counts(key, logits + 500.0, 50_000), np.exp(logits))
 
 
 @pytest.mark.parametrize("draws", [2**18, pytest.param(2**21, marks=pytest.mark.slow)])

@@ -6,7 +6,8 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mdlm.cli.common import MANY_HELP, Command, add_process_group, add_run
+from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run
+from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.cluster import process_group
 from mdlm.errors import InputError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.experiment.experiment import Experiment
 
 
-def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+def run(args: argparse.Namespace, _: Changes) -> int:
     from mdlm.config.component_text import from_text
     from mdlm.data.dataset import TextData
     from mdlm.data.sources import TextFiles

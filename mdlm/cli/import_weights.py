@@ -3,10 +3,11 @@
 import argparse
 from pathlib import Path
 
-from mdlm.cli.common import Command, add_experiment, experiment_of
+from mdlm.cli.arguments import add_experiment, experiment_of
+from mdlm.cli.command import Changes, Command
 
 
-def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
+def run(args: argparse.Namespace, changes: Changes) -> int:
     from mdlm.experiment.shipped import located
     from mdlm.interop.importing import import_weights
 

@@ -18,25 +18,11 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
-from mdlm.cli import (
-    completion,
-    components,
-    eval,
-    experiments,
-    import_weights,
-    new,
-    plan,
-    prepare,
-    sample,
-    samplers,
-    settings,
-    tokenizer,
-    train,
-    view,
-)
-from mdlm.cli.common import Command, overrides
+from mdlm.cli.arguments import overrides
+from mdlm.cli.command import Command
 from mdlm.cli.malloc import keep_freed
 from mdlm.cluster import heartbeat, process_group
 from mdlm.cluster.launch import find_rank, joined
@@ -44,22 +30,26 @@ from mdlm.errors import InputError
 from mdlm.version import __version__
 
 FILES = (
-    experiments,
-    new,
-    settings,
-    train,
-    plan,
-    prepare,
-    tokenizer,
-    eval,
-    sample,
-    components,
-    samplers,
-    view,
-    import_weights,
-    completion,
+    "experiments",
+    "new",
+    "settings",
+    "train",
+    "plan",
+    "prepare",
+    "tokenizer",
+    "eval",
+    "sample",
+    "components",
+    "samplers",
+    "view",
+    "import_weights",
+    "completion",
 )
-COMMANDS: dict[str, Command] = {file.COMMAND.name: file.COMMAND for file in FILES}
+"""The files of this folder that define a command, in the order of `mdlm --help`."""
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (import_module(f"mdlm.cli.{file}").COMMAND for file in FILES)
+}
 
 PROCESS_ARGUMENTS = ("coordinator", "processes", "process", "join_timeout")
 """Arguments about the group of processes and the rank of this one in it."""
@@ -148,12 +138,18 @@ def _together(args: argparse.Namespace) -> Iterator[None]:
         except (InputError, OSError):
             raise
         except Exception as error:
-            group, own_heartbeat = process_group.current(), heartbeat.current()
-            if group is None or own_heartbeat is None:
+            if (ours := _of_many()) is None:
                 raise
+            group, own_heartbeat = ours
             own_heartbeat.end_if_process_lost()
             traceback.print_exc(file=group.err)
             _failed(f"{type(error).__name__}: {error}".splitlines()[0], 1)
+
+
+def _of_many() -> tuple[process_group.ProcessGroup, heartbeat.Heartbeat] | None:
+    """The group of processes that this one has joined, and its heartbeat; None if it is alone."""
+    group, own_heartbeat = process_group.current(), heartbeat.current()
+    return None if group is None or own_heartbeat is None else (group, own_heartbeat)
 
 
 def _failed(line: str | None, code: int) -> int:
@@ -162,11 +158,11 @@ def _failed(line: str | None, code: int) -> int:
     One of several processes also tells the others to stop, and exits at once: a normal exit of
     Python would wait for them.
     """
-    group, own_heartbeat = process_group.current(), heartbeat.current()
-    if group is None or own_heartbeat is None:
+    if (ours := _of_many()) is None:
         if line is not None:
             print(f"mdlm: {line}", file=sys.stderr)
         return code
+    group, own_heartbeat = ours
     if line is not None:
         group.report(line)
     own_heartbeat.give_up(code, line or "the reader of its output closed the pipe")

@@ -4,7 +4,8 @@ import argparse
 import ast
 import shlex
 
-from mdlm.cli.common import Changes, Command, complete_experiments, writable
+from mdlm.cli.arguments import complete_experiments, writable
+from mdlm.cli.command import Changes, Command
 from mdlm.errors import InputError
 
 

@@ -7,28 +7,24 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mdlm.cli.common import Command, add_experiment
+from mdlm.cli.arguments import add_experiment, experiment_of
+from mdlm.cli.command import Changes, Command
 from mdlm.errors import InputError
 from mdlm.vocab import Vocab
 
 if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.experiment.experiment import Experiment
-    from mdlm.planning.plan import Compiled, Plan
+    from mdlm.planning.compiling import Compiled
     from mdlm.planning.topology import Topology
-
-Changes = list[tuple[str, str]]
-GIB = 2**30
 
 
 def run(args: argparse.Namespace, changes: Changes) -> int:
     import jax
 
-    from mdlm.config.overrides import apply
-    from mdlm.experiment.loading import load_file
+    from mdlm.cli.plan_words import words
     from mdlm.experiment.model import Model
     from mdlm.parallel.mesh import check_batch
     from mdlm.planning.plan import plan
-    from mdlm.planning.topology import Topology
 
     # Planning needs no accelerator, and one that is present may be in use.
     jax.config.update("jax_platforms", "cpu")
@@ -36,9 +32,9 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
         raise InputError(f"--mfu {args.mfu}: must be a fraction of the peak, above 0 and at most 1")
     if args.price is not None and args.price < 0:
         raise InputError(f"--price {args.price}: must be at least 0, in dollars per chip and hour")
-    topology = Topology.parse(args.topology)
-    smaller = Topology.parse(args.extrapolate_from) if args.extrapolate_from else None
-    experiment = apply(load_file(args.experiment), changes)
+    topology = topology_of(args.topology, args)
+    smaller = topology_of(args.extrapolate_from, args) if args.extrapolate_from else None
+    experiment = experiment_of(args, changes)
     settings = experiment.train
     mesh = topology.sizes(experiment.mesh)
     check_batch(mesh, settings.batch_size, settings.accumulate)
@@ -65,6 +61,25 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
     else:
         print(words(made))
     return 0
+
+
+def topology_of(text: str, args: argparse.Namespace) -> "Topology":
+    """Returns the hardware that `text` names, with the figures that the user gives for a device.
+
+    Raises InputError if a figure is not above 0, or the hardware is unknown.
+    """
+    from mdlm.planning.topology import Topology
+
+    figures = {"--device-memory": args.device_memory, "--device-tflops": args.device_tflops}
+    for option, value in figures.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"{option} {value:g}: must be above 0")
+    memory, tflops = figures.values()
+    return Topology.parse(
+        text,
+        memory=None if memory is None else memory * 2**30,
+        flops=None if tflops is None else tflops * 1e12,
+    )
 
 
 def rows_of(experiment: "Experiment", topology: "Topology", smaller: "Topology") -> int:
@@ -169,7 +184,7 @@ def _compile(path: str, changes: Changes, vocab: Vocab, topology: "Topology", an
     from mdlm.config.overrides import apply
     from mdlm.experiment.loading import load_file
     from mdlm.experiment.model import Model
-    from mdlm.planning.plan import compile_for, first
+    from mdlm.planning.compiling import compile_for, first
 
     # Programs compiled for absent hardware could not be loaded from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
@@ -193,93 +208,11 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
-def words(p: "Plan") -> str:
-    """Formats a plan for printing."""
-    from mdlm.parallel.mesh import MeshShape
-
-    mesh = MeshShape(**p.mesh)
-    micro = f", {p.accumulate} micro-batches" if p.accumulate > 1 else ""
-    lines = [
-        f"{p.experiment} on {p.topology}: {p.chips} x {p.chip}, mesh {mesh}",
-        f"  {p.parameters:,} parameters, vocabulary of {p.columns:,} ({p.columns_from})",
-        f"  {p.batch_size:,} rows of {p.length:,} = {p.tokens_per_step:,} tokens a step{micro}",
-        f"  {verdict(p)}",
-        *memory_words(p),
-        "time of a step",
-        f"  {p.flops:.3g} FLOPs of the model; logits at {p.scored:.0%} of the positions",
-        f"  at peak          {seconds(p.seconds(1))}  {p.chips} x {p.peak / 1e12:.0f} TFLOP/s",
-        f"  at {p.mfu:.0%} MFU{'':7s}{seconds(p.seconds(p.mfu))}  "
-        f"{p.tokens_per_step / p.seconds(p.mfu):,.0f} tokens/s",
-    ]
-    if p.traffic is not None and p.sent is not None and p.sending is not None:
-        lines += [
-            f"  communication    {seconds(p.sending)}  at least, overlapped with compute or not: "
-            f"{amount(p.sent)} a chip at {p.link / 1e9:.0f} GB/s",
-            "collectives of a step, on each chip",
-            *(f"  {k:16s} {t.count:8,}  {amount(t.bytes)}" for k, t in sorted(p.traffic.items())),
-        ]
-    elif p.method != "estimated" and p.refused is None:
-        lines.append(
-            "collectives: unknown, because this jax cannot read programs of this libtpu: "
-            "pip install 'mdlm[tpu]' installs the libtpu that fits it"
-        )
-    hours = p.days * 24 * p.chips
-    money = "" if p.dollars is None else f", ${p.dollars:,.0f} at ${p.price:g} a chip-hour"
-    lines.append(
-        f"run of {p.steps:,} steps at {p.mfu:.0%} MFU: {p.days:.3g} days, "
-        f"{hours:,.0f} chip-hours{money}"
-    )
-    return "\n".join(lines)
-
-
-def verdict(p: "Plan") -> str:
-    """How the memory is known, and whether the step fits."""
-    how = p.method
-    if p.compile_seconds is not None:
-        how += f" in {p.compile_seconds:.0f} s"
-    if p.refused is not None:
-        return f"{how}: DOES NOT FIT. {p.refused}"
-    return f"{how}: {'fits' if p.fits else 'DOES NOT FIT'}"
-
-
-def memory_words(p: "Plan") -> list[str]:
-    """Formats the memory of a chip, by part."""
-    source = "estimated" if p.method == "estimated" else "reported by XLA"
-    rows = [
-        ("parameters", p.memory.parameters, ""),
-        ("optimizer state", p.memory.optimizer, ""),
-        ("EMA parameters", p.memory.average, ""),
-        ("batch, padding", p.memory.other, ""),
-        (
-            "temporaries",
-            p.memory.temporaries,
-            f"{source}: gradients ({p.gradients / GIB:.2f}), activations, workspace",
-        ),
-        ("program", p.memory.program, ""),
-        ("total", p.memory.total, f"of {p.available / GIB:.2f}"),
-    ]
-    return ["memory of a chip, GiB", *(f"  {name:16s} {gib(n)}  {note}" for name, n, note in rows)]
-
-
-def gib(size: float) -> str:
-    """Bytes as GiB, eight characters wide; an unknown number is a question mark."""
-    return f"{'?':>8s}" if size != size else f"{size / GIB:8.2f}"
-
-
-def seconds(value: float) -> str:
-    """Formats seconds as `  123 ms` or `4.56 s`, in nine characters."""
-    return f"{value * 1e3:6.1f} ms" if value < 1 else f"{value:6.2f} s "
-
-
-def amount(size: float) -> str:
-    """Formats bytes as `123.4 MB` or `12.34 GB`."""
-    return f"{size / 1e6:8.1f} MB" if size < 1e9 else f"{size / 1e9:8.2f} GB"
-
-
 PLAN_HELP = """\
 examples:
   mdlm plan owt_small --topology v5e:4x4 --mesh.fsdp 16 --price 1.2
   mdlm plan owt_small --topology gpu:8xH100 --mfu 0.35
+  mdlm plan owt_small --topology gpu:2xRTX3090 --device-memory 24 --device-tflops 71
   mdlm plan quickstart --topology v6e:2x2 --vocab 70 --json
   mdlm plan big.py --topology v5p:16x16x16 --extrapolate-from v5p:4x4x4
 
@@ -287,7 +220,11 @@ The plan says whether the training step fits the memory of the chips, and how lo
 whole run take. It runs on any computer and reads no data.
 
 WHERE is a TPU slice, given by the number of chips along each axis (v5e:4x4, v5p:2x2x4, v6e:8x8,
-v4:4x4x4), or a number of GPUs (gpu:8xH100, gpu:8xH200, gpu:8xA100).
+v4:4x4x4), or a number of GPUs (gpu:8xH100): A100, H100, H200, B200, A10, L4, L40S, RTX4090,
+RTX5090, RTX6000Ada, MI300X. For another NVIDIA GPU give any name, with --device-memory its memory
+in GiB, and with --device-tflops the peak of its datasheet in TFLOP/s: that of dense matmuls (half
+of a figure "with sparsity") of bfloat16 with sums in float32. The two options also replace the
+figures of a GPU that is known: --device-memory 40 is for the smaller A100.
 
 For v5e, v5p and v6e the training step is compiled with the TPU compiler, which needs no TPU
 (pip install 'mdlm[tpu]') and takes half a minute to some minutes; memory and collectives are then
@@ -307,6 +244,13 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--mfu", type=float, default=0.4, help="expected fraction of peak FLOP/s (default: 0.4)"
+    )
+    sub.add_argument("--device-memory", type=float, metavar="GIB", help="memory of one GPU, in GiB")
+    sub.add_argument(
+        "--device-tflops",
+        type=float,
+        metavar="TFLOPS",
+        help="peak of one GPU for dense bfloat16 matmuls, in TFLOP/s",
     )
     sub.add_argument(
         "--price", type=float, metavar="USD", help="dollars per chip and hour, to print the cost"

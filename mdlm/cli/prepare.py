@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mdlm.cli.common import Command, add_experiment
+from mdlm.cli.arguments import add_experiment
+from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.errors import InputError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.data.preparation.prepare import Prepared, Progressed
 
 
-def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
+def run(args: argparse.Namespace, changes: Changes) -> int:
     from mdlm.config.overrides import apply
     from mdlm.data.mixture import Mixture
     from mdlm.data.preparation.prepare import SHARD_TOKENS, Prepared

@@ -64,9 +64,9 @@ class Progress:
 
     def show(self, event) -> None:
         """Shows an event of the training loop."""
-        from mdlm.train import loop
+        from mdlm.train import events
 
-        if isinstance(event, loop.Began):
+        if isinstance(event, events.Began):
             self._steps = event.steps
             self._write(
                 f"{event.parameters:,} parameters, {event.devices} device(s),"
@@ -74,7 +74,7 @@ class Progress:
             )
             if self.tty:
                 self._open("training", event.steps, event.step)
-        elif isinstance(event, loop.Stepped):
+        elif isinstance(event, events.Stepped):
             values = event.metrics
             words = f"loss {values['loss']:.3f}"
             if "tokens_per_second" in values:
@@ -90,17 +90,17 @@ class Progress:
                 self._bar.set_postfix_str(words)
             elif time.monotonic() - self._spoken > 10:
                 self._say(f"step {event.step}/{self._steps}: {words}")
-        elif isinstance(event, loop.Evaluated):
+        elif isinstance(event, events.Evaluated):
             value = event.metrics[0].value
             name = "validation" if event.split == "valid" else f"{event.split} split"
             self._write(f"step {event.step}: {name} {value:.4f} nats per token")
-        elif isinstance(event, loop.Spiked):
+        elif isinstance(event, events.Spiked):
             found = event.spike
             words = f"step {event.step}: loss {found.loss:.3f}, median {found.median:.3f}"
             if event.back_to is not None:
                 words += f"; back to step {event.back_to}, without the batches since"
             self._write(words)
-        elif isinstance(event, loop.Profiled):
+        elif isinstance(event, events.Profiled):
             self._write(f"{event.profile}\n", sys.stdout)
 
     def _write(self, words: str, file: TextIO | None = None) -> None:

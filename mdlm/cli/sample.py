@@ -7,20 +7,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mdlm.cli.common import MANY_HELP, Command, add_process_group, add_run, writable
+from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run, writable
+from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.cluster import process_group
 from mdlm.errors import InputError
 
 if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.data.tokens.tokenizer import Tokenizer
-    from mdlm.samplers.logits.shaping import Annealed
+    from mdlm.generation.generator import Generation
+    from mdlm.run import Run
+    from mdlm.samplers import Annealed, Sampler
 
 
-def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
-    from mdlm.config.component_text import from_text
+def run(args: argparse.Namespace, _: Changes) -> int:
     from mdlm.run import load
-    from mdlm.samplers import Sampler
 
     if args.num < 1:
         raise InputError(f"--num {args.num}: must be at least 1")
@@ -28,6 +29,35 @@ def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     run = load(args.run_folder, step=args.step, trust=args.trust_experiment)
     if run.remark and process_group.is_main():
         print(f"mdlm: {run.remark}", file=sys.stderr)
+    out = generated(args, run, sampler_of(args, run))
+    if not process_group.is_main():
+        return 0
+    if trace is not None and out.trace is not None:
+        from mdlm.view.document import dumps
+
+        trace.write_text(dumps(out.trace))
+        print(f"{trace}: {out.trace.steps} steps; next: mdlm view {trace}", file=sys.stderr)
+    if args.json:
+        names = ("nfe", "seconds", "tokens_per_second")
+        summary = {name: getattr(out, name) for name in names}
+        print(json.dumps({**summary, "texts": [vars(t) for t in out.texts]}))
+        return 0
+    for number, text in enumerate(out.texts, 1):
+        if len(out.texts) > 1:
+            print(f"=== {number} ===")
+        print(text.text)
+    print(f"({out})", file=sys.stderr)
+    return 0
+
+
+def sampler_of(args: argparse.Namespace, run: "Run") -> "Sampler":
+    """The sampler that the options ask for: by default the run's, with the settings given.
+
+    Raises InputError if the sampler lacks one of the settings or refuses its value.
+    """
+    from mdlm.config.component_text import from_text
+    from mdlm.samplers import Sampler
+
     sampler = run.experiment.sampler
     if args.sampler:
         sampler = from_text(args.sampler, Sampler, f"--sampler {args.sampler}")
@@ -44,52 +74,31 @@ def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
             f"--steps: {name}(...) has no number of steps; `mdlm samplers` lists those that have"
         )
     try:
-        sampler = replace(sampler, **settings)
+        return replace(sampler, **settings)
     except ValueError as error:
         raise InputError(str(error)) from error
-    with Progress(quiet=not process_group.is_main()) as progress:
-        if args.infill is not None:
-            out = run.infill(
-                args.infill,
-                num=args.num,
-                seed=args.seed,
-                trace=trace is not None,
-                sampler=sampler,
-            )
-        else:
-            bar = progress.bar("generating", "windows")
-            out = run.generate(
-                args.prompt,
-                num=args.num,
-                length=args.length,
-                seed=args.seed,
-                stride=args.stride,
-                stop_at_eos=args.stop_at_eos,
-                trace=trace is not None,
-                report=lambda done: bar(done.window, done.windows),
-                sampler=sampler,
-            )
-    if not process_group.is_main():
-        return 0
-    if trace is not None and out.trace is not None:
-        from mdlm.view.document import dumps
 
-        trace.write_text(dumps(out.trace))
-        print(f"{trace}: {out.trace.steps} steps; next: mdlm view {trace}", file=sys.stderr)
-    if args.json:
-        summary = {
-            "nfe": out.nfe,
-            "seconds": out.seconds,
-            "tokens_per_second": out.tokens_per_second,
+
+def generated(args: argparse.Namespace, run: "Run", sampler: "Sampler") -> "Generation":
+    """Generates the texts that the options ask for, with a progress bar in process 0."""
+    with Progress(quiet=not process_group.is_main()) as progress:
+        common = {
+            "num": args.num,
+            "seed": args.seed,
+            "trace": args.trace is not None,
+            "sampler": sampler,
         }
-        print(json.dumps({**summary, "texts": [vars(t) for t in out.texts]}))
-        return 0
-    for number, text in enumerate(out.texts, 1):
-        if len(out.texts) > 1:
-            print(f"=== {number} ===")
-        print(text.text)
-    print(f"({out})", file=sys.stderr)
-    return 0
+        if args.infill is not None:
+            return run.infill(args.infill, **common)
+        bar = progress.bar("generating", "windows")
+        return run.generate(
+            args.prompt,
+            length=args.length,
+            stride=args.stride,
+            stop_at_eos=args.stop_at_eos,
+            report=lambda done: bar(done.window, done.windows),
+            **common,
+        )
 
 
 def banned_by(tokenizer: "Tokenizer", texts: Sequence[str]) -> tuple[int, ...]:

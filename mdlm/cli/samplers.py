@@ -2,7 +2,7 @@
 
 import argparse
 
-from mdlm.cli.common import Changes, Command
+from mdlm.cli.command import Changes, Command
 
 
 def run(_: argparse.Namespace, __: Changes) -> int:

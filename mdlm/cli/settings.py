@@ -1,16 +1,14 @@
 """`mdlm settings`."""
 
 import argparse
-from typing import TYPE_CHECKING
 
-from mdlm.cli.common import Command, add_experiment, experiment_of
-
-if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
-    pass
+from mdlm.cli.arguments import add_experiment, experiment_of
+from mdlm.cli.command import Changes, Command
 
 
-def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
-    from mdlm.config.component_text import expected, to_text
+def run(args: argparse.Namespace, changes: Changes) -> int:
+    from mdlm.config.component_text import to_text
+    from mdlm.config.field_types import expected
     from mdlm.config.overrides import names
 
     for name, kind, value in names(experiment_of(args, changes)):

@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdlm.cli.common import Command
+from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.errors import InputError
 
@@ -18,7 +18,7 @@ SAMPLE = 2_000_000
 """Characters of text on which a new tokenizer is measured."""
 
 
-def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
+def run(args: argparse.Namespace, changes: Changes) -> int:
     from mdlm.data.preparation.prepare import training_text
 
     config, source, out = _config(args), _source(args.texts, changes), Path(args.out)

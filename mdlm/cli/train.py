@@ -7,21 +7,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mdlm.cli.common import (
-    Command,
-    add_experiment,
-    add_process_group,
-    add_trust,
-    experiment_of,
-)
+from mdlm.cli.arguments import add_experiment, add_process_group, add_trust, experiment_of
+from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.cluster import heartbeat, process_group
 from mdlm.errors import InputError
-
-if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
-    pass
 
 
 def _prepare_profile(steps: int) -> None:
@@ -41,7 +32,7 @@ def _prepare_profile(steps: int) -> None:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_command_buffer=".strip()
 
 
-def run(args: argparse.Namespace, changes: list[tuple[str, str]]) -> int:
+def run(args: argparse.Namespace, changes: Changes) -> int:
     from mdlm.experiment.shipped import located
     from mdlm.train.session import Session
 

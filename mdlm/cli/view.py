@@ -3,16 +3,13 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mdlm.cli.common import Command, writable
+from mdlm.cli.arguments import writable
+from mdlm.cli.command import Changes, Command
 from mdlm.errors import InputError
 
-if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
-    pass
 
-
-def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
+def run(args: argparse.Namespace, _: Changes) -> int:
     from mdlm.view import terminal
     from mdlm.view.document import loads
     from mdlm.view.frames import row_of

@@ -172,20 +172,8 @@ def joined(rank: Rank | None, *, timeout: int | None = None, advice: str = "") -
     is_main_gone = lambda: not _is_listening(rank.coordinator)
     with AbortHandler(err, explain, is_main_gone) as handler:
         with handler.capture():
-            began = time.monotonic()
-            if rank.index:
-                _wait_for_coordinator(rank, seconds)
             try:
-                jax.distributed.initialize(
-                    rank.coordinator,
-                    rank.count,
-                    rank.index,
-                    local_device_ids=rank.devices,
-                    cluster_detection_method="deactivate",
-                    initialization_timeout=max(1, round(seconds - time.monotonic() + began)),
-                    heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
-                    shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
-                )
+                _initialize(rank, seconds)
             except RuntimeError as error:
                 raise InputError(explain(str(error))) from error
         client = jax_private.coordination_client()
@@ -200,6 +188,25 @@ def joined(rank: Rank | None, *, timeout: int | None = None, advice: str = "") -
         heartbeat.close()
         process_group.set_current(None)
         jax.distributed.shutdown()
+
+
+def _initialize(rank: Rank, seconds: float) -> None:
+    """Starts the runtime of this process together with the others', within `seconds`."""
+    import jax
+
+    until = time.monotonic() + seconds
+    if rank.index:
+        _wait_for_coordinator(rank, seconds)
+    jax.distributed.initialize(
+        rank.coordinator,
+        rank.count,
+        rank.index,
+        local_device_ids=rank.devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=max(1, round(until - time.monotonic())),
+        heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+        shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
+    )
 
 
 def _redirect_standard_output(is_main: bool) -> None:

@@ -6,8 +6,9 @@ import inspect
 import textwrap
 from typing import Any
 
-from mdlm.config.component_text import default_of, to_text
+from mdlm.config.component_text import to_text
 from mdlm.config.components import FACES, fitting, name_of, nearest
+from mdlm.config.field_types import default_of
 from mdlm.errors import InputError
 
 

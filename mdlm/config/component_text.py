@@ -14,24 +14,30 @@ is parsed as the declared type of a field, and nothing in it is executed:
 
 import ast
 import dataclasses
-import functools
 import inspect
 import math
 import re
-import types
 import typing
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 import numpy as np
 
 from mdlm.config.components import UnknownComponent, find, fitting, name_of, nearest
+from mdlm.config.field_types import (
+    NOTHING,
+    default_of,
+    expected,
+    hints_of,
+    is_kind,
+    items_of,
+    missing_in,
+    options,
+)
 from mdlm.errors import InputError
 
 YES, NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-NOTHING = type(None)
 
 
 def from_text(
@@ -93,52 +99,6 @@ def to_texts(component: Any, *, lenient: bool = False) -> dict[str, str]:
     return texts
 
 
-def default_of(field: dataclasses.Field) -> Any:
-    """The default of a field, or `dataclasses.MISSING`."""
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
-def missing_in(values: Mapping[str, Any], kind: type) -> list[str]:
-    """The names of the fields of `kind` that have neither a default nor one of the `values`."""
-    needed = [f.name for f in dataclasses.fields(kind) if default_of(f) is dataclasses.MISSING]
-    return [name for name in needed if name not in values]
-
-
-@functools.cache
-def hints_of(kind: type) -> dict[str, Any]:
-    """The declared types of a component's fields."""
-    return typing.get_type_hints(kind)
-
-
-def expected(kind: Any, brief: bool = False) -> str:
-    """Describes the values of a type for messages. `brief` names kinds, not their components."""
-    words = []
-    for option in options(kind):
-        origin, arguments = typing.get_origin(option), typing.get_args(option)
-        if origin is Literal:
-            words.append("one of " + ", ".join(str(a) for a in arguments))
-        elif origin in (tuple, list):
-            words.append(f"{expected(arguments[0], brief)}, or several separated by commas")
-        elif option in WORDS or option is NOTHING:
-            words.append(WORDS.get(option, "none"))
-        elif isinstance(option, type) and brief:
-            words.append(option.__name__)
-        elif isinstance(option, type):
-            words += [f"{name_of(fit)}(...)" for fit in fitting((option,)) or (option,)]
-        elif option is not Any:
-            words.append("a function, which cannot be written as text")
-    return " or ".join(words)
-
-
-def options(kind: Any) -> tuple[Any, ...]:
-    """The alternatives of a declared type: the members of a union, else the type itself."""
-    if typing.get_origin(kind) in (Union, types.UnionType):
-        return tuple(option for one in typing.get_args(kind) for option in options(one))
-    return (kind,)
-
-
 class _Unfit(Exception):
     """The text is no value of this type."""
 
@@ -154,14 +114,14 @@ class _Reader:
         found = options(kind)
         # A comma decides between one value and several. Plain text comes last, after `none`.
         many = outer and "," in text
-        plain = [option for option in found if not _is_kind(option)]
-        plain.sort(key=lambda option: ((_items(option) is not None) != many, option is str))
+        plain = [option for option in found if not is_kind(option)]
+        plain.sort(key=lambda option: ((items_of(option) is not None) != many, option is str))
         for option in plain:
             try:
                 return self._plain(text, option, outer)
             except _Unfit:
                 continue
-        kinds = tuple(option for option in found if _is_kind(option))
+        kinds = tuple(option for option in found if is_kind(option))
         try:
             if kinds:
                 return self._component(text, kinds, alone=len(kinds) == len(found))
@@ -188,7 +148,7 @@ class _Reader:
             for option in typing.get_args(kind):
                 if str(option) == chosen:
                     return option
-        if (items := _items(kind)) is not None:
+        if (items := items_of(kind)) is not None:
             several = self._several(text, items, outer)
             return list(several) if typing.get_origin(kind) is list else several
         if kind is Any:
@@ -199,7 +159,7 @@ class _Reader:
         node = _parsed(text) if not outer or text.strip()[:1] in ("(", "[") else None
         if isinstance(node, (ast.Tuple, ast.List)):
             parts, outer = [_source(text, item) for item in node.elts], False
-        elif outer and not any(map(_is_kind, items)):
+        elif outer and not any(map(is_kind, items)):
             parts = [part for part in text.split(",") if part]
         else:
             raise _Unfit
@@ -214,7 +174,7 @@ class _Reader:
             except UnknownComponent:
                 raise
             except InputError as error:
-                if any(map(_is_kind, options(kind))):
+                if any(map(is_kind, options(kind))):
                     raise
                 raise _Unfit from error
         return tuple(found)
@@ -263,19 +223,6 @@ class _Reader:
             return kind(**values)
         except (TypeError, ValueError) as error:
             raise InputError(f"{self.title}: {_one_line(str(error))}") from error
-
-
-def _is_kind(kind: Any) -> bool:
-    """Whether a declared type is a class of components."""
-    is_class = isinstance(kind, type) and not typing.get_args(kind)
-    return is_class and kind not in (*WORDS, NOTHING, Any)
-
-
-def _items(kind: Any) -> tuple[Any, ...] | None:
-    """The types of the items of a tuple or list type; None for other types."""
-    if typing.get_origin(kind) is list:
-        return (*typing.get_args(kind), ...)
-    return typing.get_args(kind) if typing.get_origin(kind) is tuple else None
 
 
 def _parsed(text: str) -> ast.expr | None:

@@ -11,7 +11,8 @@ import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mdlm.config.component_text import from_text, hints_of
+from mdlm.config.component_text import from_text
+from mdlm.config.field_types import hints_of
 from mdlm.errors import InputError
 
 

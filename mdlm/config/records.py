@@ -9,15 +9,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mdlm.config.component_text import (
-    default_of,
-    from_text,
-    hints_of,
-    missing_in,
-    to_text,
-    to_texts,
-)
+from mdlm.config.component_text import from_text, to_text, to_texts
 from mdlm.config.components import classes_in
+from mdlm.config.field_types import default_of, hints_of, missing_in
 from mdlm.errors import InputError
 
 record = to_texts

@@ -8,12 +8,14 @@ the sampler or the objective.
 
 import itertools
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Bool, Int, Key
 
 from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
@@ -183,20 +185,23 @@ def sample(oracle: Oracle, sampler: Sampler, rows: int, seed: int = 0) -> Sample
         # A score's logits have no free constant: they are log(probability * number of tokens).
         return DenseLogits(jax.nn.log_softmax(logits, axis=-1) + np.log(oracle.symbols))
 
-    @jax.jit
-    def run(keys, tokens, is_fixed):
-        return generate(
-            keys,
-            tokens,
-            is_fixed,
-            sampler=sampler,
-            diffusion=Diffusion(
-                process=Masked(schedule=LogLinear(eps=1e-4)).with_vocab(vocab),
-                parameterization=parameterization.with_vocab(vocab),
-                denoise=denoise,
-            ),
-        )
-
+    diffusion = Diffusion(
+        process=Masked(schedule=LogLinear(eps=1e-4)).with_vocab(vocab),
+        parameterization=parameterization.with_vocab(vocab),
+        denoise=denoise,
+    )
     nothing = np.zeros((rows, oracle.length), np.int32)
-    keys = by_row(jax.random.key(seed), jnp.arange(rows))
-    return jax.device_get(run(keys, nothing, nothing.astype(bool)))
+    samples = drawn(jax.random.key(seed), nothing, nothing.astype(bool), sampler, diffusion)
+    return jax.device_get(samples)
+
+
+def drawn(
+    key: Key[Array, ""],
+    tokens: Int[np.ndarray, "b l"],
+    is_fixed: Bool[np.ndarray, "b l"],
+    sampler: Sampler,
+    diffusion: Diffusion,
+) -> Samples:
+    """Returns samples of any diffusion, with `tokens` where they are fixed."""
+    run = jax.jit(partial(generate, sampler=sampler, diffusion=diffusion))
+    return run(by_row(key, jnp.arange(len(tokens))), tokens, is_fixed)

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mdlm.config.component_text import default_of, to_text
+from mdlm.config.component_text import to_text
+from mdlm.config.field_types import default_of
 from mdlm.config.records import read_fields, with_defaults
 from mdlm.data.mixture import Mixture
 from mdlm.experiment.experiment import Experiment, Training

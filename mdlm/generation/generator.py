@@ -11,27 +11,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
 from jaxtyping import Key
 
-from mdlm.cluster import process_group
 from mdlm.config.component_text import to_text
 from mdlm.data.packing import Packing
 from mdlm.data.tokens.special_tokens import ends
 from mdlm.data.tokens.tokenizer import Tokenizer
 from mdlm.errors import InputError
 from mdlm.experiment.model import Model, check_sampler
+from mdlm.generation.programs import Programs, mesh_of
 from mdlm.generation.prompts import check_prompt
 from mdlm.generation.trace import Trace, WindowTrace, generate_traced, rows_of
 from mdlm.generation.windows import Run, WindowDone, Windows, generate_long
 from mdlm.keys import by_row, stream
-from mdlm.parallel.mesh import replicated
 from mdlm.samplers.base import Sampler
-from mdlm.samplers.loop import Loop, generate
 from mdlm.samplers.state import Samples
 from mdlm.types import ArrayTree
 
@@ -105,20 +102,7 @@ class Generator:
                 " use mdlm.samplers.loop.generate(..., label=...)"
             )
 
-        def loop(params: ArrayTree) -> Loop:
-            return Loop(sampler=self.sampler, diffusion=model.diffusion(params))
-
-        mesh = mesh_of(params)
-        self._everywhere = None if mesh is None else replicated(mesh)
-        jit = partial(jax.jit, out_shardings=self._everywhere)
-        self._programs = {
-            "generate": jit(lambda params, *row: generate(*row, **vars(loop(params)))),
-            "begin": jit(lambda params, *row: loop(params).begin(*row)),
-            "advance": jit(lambda params, state: loop(params).advance(state)),
-            "finish": jit(lambda params, state: loop(params).finish(state)),
-        }
-        self._compiled: dict[tuple[Any, ...], Any] = {}
-        self._compiling = 0.0
+        self._programs = Programs(self.sampler, model, mesh_of(params))
 
     def continue_from(
         self,
@@ -150,7 +134,7 @@ class Generator:
         ids = [row.tolist() for row in self.tokenizer.encode(list(prompts))]
         window = replace(self.window, stride=stride or self.window.stride)
         run, windows = self._runner(trace)
-        began, self._compiling = time.perf_counter(), 0.0
+        began = self._now()
         out = generate_long(
             self._keys(seed, len(ids)),
             ids,
@@ -161,19 +145,11 @@ class Generator:
             stop_at=eos if stop_at_eos else None,
             report=report,
         )
-        seconds = time.perf_counter() - began - self._compiling
+        seconds = self._now() - began
         rows = [row[:n] for row, n in zip(out.tokens, out.lengths, strict=True)]
         new = int(out.lengths.sum()) - sum(len(row) for row in ids)
-        record = (
-            self._trace(
-                windows,
-                out.begins,
-                rows,
-                [np.arange(len(row)) >= len(known) for row, known in zip(rows, ids, strict=True)],
-            )
-            if trace
-            else None
-        )
+        is_open = [np.arange(len(row)) >= len(known) for row, known in zip(rows, ids, strict=True)]
+        record = self._trace(windows, out.begins, rows, is_open)
         return Generation(self._texts(rows), new, out.nfe, out.windows, seconds, record)
 
     def infill(
@@ -198,12 +174,12 @@ class Generator:
                 tokens[:, end], is_fixed[:, end] = token, True
         check_prompt(tokens, is_fixed, self.model.vocab)
         run, windows = self._runner(trace)
-        began, self._compiling = time.perf_counter(), 0.0
+        began = self._now()
         out = run(self._keys(seed, num), tokens, is_fixed)
         written = list(np.asarray(out.tokens)[:, span])
-        seconds = time.perf_counter() - began - self._compiling
+        seconds = self._now() - began
         begins = np.zeros((1, num), np.int32)
-        record = self._trace(windows, begins, written, [is_open] * num) if trace else None
+        record = self._trace(windows, begins, written, [is_open] * num)
         return Generation(
             self._texts(written), num * int(is_open.sum()), int(out.nfe), 1, seconds, record
         )
@@ -230,27 +206,32 @@ class Generator:
                 end = blank.end()
         return np.concatenate(ids), np.concatenate(is_open)
 
-    def _runner(self, trace: bool) -> tuple[Run, list[WindowTrace]]:
-        """A function that generates a window, and the list to which it appends traces (if any)."""
+    def _runner(self, trace: bool) -> tuple[Run, list[WindowTrace] | None]:
+        """A function that generates a window, and the list to which it appends traces, if any."""
+        if not trace:
+            return partial(self._programs, "generate", self.params), None
         windows: list[WindowTrace] = []
+        names = ("begin", "advance", "finish")
+        steps = {name: partial(self._programs, name, self.params) for name in names}
+        mask_id = self.model.vocab.mask_id
 
         def traced(keys: Key[Array, " b"], tokens, is_fixed) -> Samples:
-            steps = {name: partial(self._call, name) for name in ("begin", "advance", "finish")}
-            mask_id = self.model.vocab.mask_id
             samples, window = generate_traced(keys, tokens, is_fixed, **steps, mask_id=mask_id)
             windows.append(window)
             return samples
 
-        return (traced if trace else partial(self._call, "generate")), windows
+        return traced, windows
 
     def _trace(
         self,
-        windows: list[WindowTrace],
+        windows: list[WindowTrace] | None,
         begins: np.ndarray,
         texts: list[np.ndarray],
         is_open: list[np.ndarray],
-    ) -> Trace:
-        """One trace of the texts, made from the traces of their windows."""
+    ) -> Trace | None:
+        """One trace of the texts, made from the traces of their windows, if any."""
+        if windows is None:
+            return None
         mask_id = self.model.vocab.mask_id
         starts = [np.where(o, mask_id, text) for o, text in zip(is_open, texts, strict=True)]
         nfe, rows = rows_of(windows, begins, self.window.text.start, starts)
@@ -263,19 +244,9 @@ class Generator:
             rows=rows,
         )
 
-    def _call(self, name: str, *values: Any) -> Any:
-        if self._everywhere is not None:
-            values = jax.tree.map(partial(copied, to=self._everywhere), values)
-        # Compiled apart from the run, so that tokens/s excludes compilation.
-        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(values))
-        if (name, shapes) not in self._compiled:
-            began = time.perf_counter()
-            lowered = self._programs[name].lower(self.params, *values)
-            self._compiled[name, shapes] = lowered.compile()
-            if self._everywhere is not None:
-                process_group.barrier()  # no process runs it while others still compile
-            self._compiling += time.perf_counter() - began
-        return self._compiled[name, shapes](self.params, *values)
+    def _now(self) -> float:
+        """The time in seconds, which stands still during compilation."""
+        return time.perf_counter() - self._programs.compiling
 
     def _keys(self, seed: int, rows: int) -> Key[Array, " b"]:
         key = stream(jax.random.key(seed), "sample")
@@ -285,32 +256,6 @@ class Generator:
         return tuple(
             Text(self.tokenizer.decode(row.tolist()), tuple(int(i) for i in row)) for row in rows
         )
-
-
-def within_reach(params: ArrayTree) -> ArrayTree:
-    """Returns parameters where a `Generator` can use them.
-
-    With one host process they are put on one device. With several they stay sharded, as no single
-    process may hold them all.
-    """
-    return params if jax.process_count() > 1 else jax.device_put(params, jax.devices()[0])
-
-
-def mesh_of(params: ArrayTree) -> jax.sharding.Mesh | None:
-    """The mesh of the parameters if it spans several host processes, else None."""
-    sharding = jax.tree.leaves(params)[0].sharding
-    return None if sharding.is_fully_addressable else sharding.mesh
-
-
-def copied(value: Any, to: jax.sharding.NamedSharding) -> jax.Array:
-    """Returns a value that every host process has as an array replicated on the mesh."""
-    if isinstance(value, jax.Array) and not value.is_fully_addressable:
-        return value
-    if jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
-        data = copied(jax.random.key_data(value), to)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
-    whole = np.asarray(value)
-    return jax.make_array_from_callback(whole.shape, to, lambda index: whole[index])
 
 
 def window_of(packing: Packing, model: Model) -> Windows:

@@ -81,6 +81,46 @@ class Trace:
         return len(self.nfe) - 1
 
 
+class Recorder:
+    """Compares each state with the one before, from `tokens` on, and keeps what changed."""
+
+    def __init__(self, tokens: Int[np.ndarray, "b l"], mask_id: int):
+        self.tokens, self.mask_id = tokens, mask_id
+        self.events: list[tuple[np.ndarray, ...]] = []
+        self.nfe: list[int] = []
+
+    def look(self, state: SampleState) -> bool:
+        """Records the changes; returns True when all rows are done."""
+        now, confidence, done, calls = jax.device_get(
+            (state.tokens, state.confidence, state.done, state.nfe)
+        )
+        rows, columns = np.nonzero(now != self.tokens)
+        drawn = now[rows, columns]
+        p = np.clip(confidence[rows, columns], TINY if self.events else 0.0, 1.0)
+        p = np.where(drawn == self.mask_id, 0.0, p)
+        self.events.append((np.full(len(rows), len(self.nfe)), rows, columns, drawn, p))
+        self.tokens = now
+        self.nfe.append(int(calls))
+        return bool(done.all())
+
+    def trace(self) -> WindowTrace:
+        """The trace; the last state counts as a step only if it differs from the one before."""
+        steps = len(self.nfe)
+        if not len(self.events[-1][0]) and self.nfe[-1] == self.nfe[-2]:
+            steps -= 1
+        step, row, column, token, confidence = (
+            np.concatenate(part) for part in zip(*self.events[:steps], strict=True)
+        )
+        return WindowTrace(
+            step=step,
+            row=row,
+            column=column,
+            token=token,
+            confidence=confidence,
+            nfe=np.array(self.nfe[:steps]),
+        )
+
+
 def generate_traced(
     keys: Key[jax.Array, " b"],
     tokens: Int[np.ndarray, "b l"],
@@ -96,42 +136,13 @@ def generate_traced(
     `begin`, `advance` and `finish` are the jitted methods of a `Loop`. `finish` counts as a step
     if it calls the network or changes a token.
     """
-    seen = np.where(is_fixed, tokens, mask_id)
-    events: list[tuple[np.ndarray, ...]] = []
-    nfe: list[int] = []
-
-    def look(state: SampleState) -> bool:
-        """Records the changes; returns True when all rows are done."""
-        nonlocal seen
-        now, confidence, done, calls = jax.device_get(
-            (state.tokens, state.confidence, state.done, state.nfe)
-        )
-        rows, columns = np.nonzero(now != seen)
-        drawn = now[rows, columns]
-        p = np.clip(confidence[rows, columns], TINY if events else 0.0, 1.0)
-        p = np.where(drawn == mask_id, 0.0, p)
-        events.append((np.full(len(rows), len(nfe)), rows, columns, drawn, p))
-        seen = now
-        nfe.append(int(calls))
-        return bool(done.all())
-
+    recorder = Recorder(np.where(is_fixed, tokens, mask_id), mask_id)
     state = begin(keys, tokens, is_fixed)
-    is_over = look(state)
-    while not is_over:
+    while not recorder.look(state):
         state = advance(state)
-        is_over = look(state)
-    state = finish(state)
-    look(state)
-    if not len(events[-1][0]) and nfe[-1] == nfe[-2]:
-        events.pop()
-        nfe.pop()
-    step, row, column, token, confidence = (
-        np.concatenate(part) for part in zip(*events, strict=True)
-    )
-    trace = WindowTrace(
-        step=step, row=row, column=column, token=token, confidence=confidence, nfe=np.array(nfe)
-    )
-    return Samples(tokens=jnp.asarray(seen), nfe=jnp.asarray(nfe[-1])), trace
+    recorder.look(finish(state))
+    samples = Samples(tokens=jnp.asarray(recorder.tokens), nfe=jnp.asarray(recorder.nfe[-1]))
+    return samples, recorder.trace()
 
 
 def rows_of(

@@ -121,21 +121,19 @@ def generate_long(
     first `stop_at` token that it generates (the token is kept and counted); generation stops when
     all rows have ended. Each row's text depends on its own prompt and key, not on the other rows.
 
-    Raises InputError if a prompt is longer than `total`, or contains the mask or a token outside
-    the vocabulary.
+    Raises InputError if a prompt is longer than `total`, or has a token that may not be fixed.
     """
     texts = [_checked(prompt, row, total, vocab) for row, prompt in enumerate(prompts)]
     starts = [len(text) for text in texts]
     lengths = [total if start == total else None for start in starts]
     windows = max((window.count(start, total) for start in starts), default=0)
-    nfe = done = 0
+    nfe = 0
     begins: list[list[int]] = []
-    while any(length is None for length in lengths):
+    while None in lengths:
         tokens, is_fixed = _frame(texts, lengths, total, window, vocab)
-        window_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, done)
+        window_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, len(begins))
         samples = run(window_keys, tokens, is_fixed)
         nfe += int(samples.nfe)
-        done += 1
         written = np.asarray(samples.tokens)[:, window.text]
         begins.append([-1] * len(texts))
         for row, text in enumerate(texts):
@@ -146,18 +144,14 @@ def generate_long(
             text.extend(written[row, context:].tolist())
             lengths[row] = _length(text, starts[row], total, stop_at)
         if report is not None:
-            open_rows = sum(length is None for length in lengths)
-            report(WindowDone(window=done, windows=windows, open_rows=open_rows, nfe=nfe))
-    filler = _filler(vocab) if stop_at is None else stop_at
-    result = np.full((len(texts), total), filler, np.int32)
-    for row, text in enumerate(texts):
-        result[row, : lengths[row]] = text[: lengths[row]]
+            open_rows = lengths.count(None)
+            report(WindowDone(window=len(begins), windows=windows, open_rows=open_rows, nfe=nfe))
     return LongSamples(
-        tokens=result,
+        tokens=_cut(texts, lengths, total, _filler(vocab) if stop_at is None else stop_at),
         lengths=np.asarray(lengths, np.int32),
         nfe=nfe,
-        windows=done,
-        begins=np.asarray(begins, np.int32).reshape(done, len(texts)),
+        windows=len(begins),
+        begins=np.asarray(begins, np.int32).reshape(len(begins), len(texts)),
     )
 
 
@@ -176,6 +170,16 @@ def _length(text: list[int], start: int, total: int, stop_at: int | None) -> int
     if stop_at is not None and stop_at in text[start:total]:
         return text.index(stop_at, start) + 1
     return total if len(text) >= total else None
+
+
+def _cut(
+    texts: list[list[int]], lengths: list[int | None], total: int, filler: int
+) -> Int[np.ndarray, "b total"]:
+    """The texts as one array; what follows the end of a row is `filler`."""
+    result = np.full((len(texts), total), filler, np.int32)
+    for row, text in enumerate(texts):
+        result[row, : lengths[row]] = text[: lengths[row]]
+    return result
 
 
 def _frame(

@@ -163,47 +163,26 @@ def _loop(fn, chunk, with_gradients, hidden, kernel, bias, shared, rows, weight)
     kernel = kernel.astype(hidden.dtype)
     ones = jnp.ones(size, hidden.dtype)
 
-    def values_of(logits, shared, rows, weight):
-        values = weighted(fn(logits, rows, shared), weight)
-        return values.sum(), values
-
     def step(i, carry):
         total, values, gradients = carry
         take = lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size)
         put = lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, part, i * size, 0)
         h, rows, weight = take(hidden_p), jax.tree.map(take, rows_p), take(weight_p)
+
+        def loss(logits, shared):
+            part = weighted(fn(logits, rows, shared), weight)
+            return part.sum(), part
+
         logits = _head(h, kernel, bias)
         if gradients is None:
-            subtotal, part = values_of(logits, shared, rows, weight)
+            subtotal, part = loss(logits, shared)
             return total + subtotal, put(values, part), None
-        subtotal, pull, part = jax.vjp(
-            lambda logits, shared: values_of(logits, shared, rows, weight),
-            logits,
-            shared,
-            has_aux=True,
-        )
-        d_logits, d_shared_part = pull(jnp.ones((), jnp.float32))
-        d_hidden, d_kernel, d_bias, d_shared = gradients
-        g = materialised(d_logits.astype(h.dtype))
-        float32 = dict(preferred_element_type=jnp.float32)
-        d_hidden = put(d_hidden, jax.lax.dot_general(g, kernel, (((1,), (1,)), ((), ()))))
-        d_kernel += jax.lax.dot_general(h, g, (((0,), (0,)), ((), ())), **float32)
-        if d_bias is not None:
-            # A matmul, because XLA on the CPU sums columns an order of magnitude slower.
-            d_bias += jax.lax.dot_general(ones, g, (((0,), (0,)), ((), ())), **float32)
-        d_shared = jax.tree.map(jnp.add, d_shared, d_shared_part)
-        return total + subtotal, put(values, part), (d_hidden, d_kernel, d_bias, d_shared)
+        subtotal, pull, part = jax.vjp(loss, logits, shared, has_aux=True)
+        gradients = _added(gradients, put, pull(jnp.ones((), jnp.float32)), h, kernel, ones)
+        return total + subtotal, put(values, part), gradients
 
     nothing = jnp.zeros((), jnp.float32)
-    gradients = None
-    if with_gradients:
-        bias_gradient = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
-        gradients = (
-            jnp.zeros_like(hidden_p),
-            jnp.zeros(kernel.shape, jnp.float32),
-            bias_gradient,
-            jax.tree.map(jnp.zeros_like, shared),
-        )
+    gradients = _zeros(hidden_p, kernel, bias, shared) if with_gradients else None
     count = (jnp.sum(weight != 0) + size - 1) // size
     total, values, gradients = jax.lax.fori_loop(
         0, count, step, (nothing, jnp.zeros(padded, jnp.float32), gradients)
@@ -216,6 +195,32 @@ def _loop(fn, chunk, with_gradients, hidden, kernel, bias, shared, rows, weight)
     if gradients is not None:
         gradients = (unpacked(gradients[0]), *gradients[1:])
     return (total, unpacked(values)), gradients
+
+
+def _zeros(hidden, kernel, bias, shared):
+    """Gradients of 0, in float32 where chunks are summed."""
+    bias_gradient = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
+    return (
+        jnp.zeros_like(hidden),
+        jnp.zeros(kernel.shape, jnp.float32),
+        bias_gradient,
+        jax.tree.map(jnp.zeros_like, shared),
+    )
+
+
+def _added(gradients, put, pulled, h, kernel, ones):
+    """The gradients with those of a chunk added, from its gradients by logits and `shared`."""
+    d_hidden, d_kernel, d_bias, d_shared = gradients
+    d_logits, d_shared_part = pulled
+    g = materialised(d_logits.astype(h.dtype))
+    float32 = dict(preferred_element_type=jnp.float32)
+    d_hidden = put(d_hidden, jax.lax.dot_general(g, kernel, (((1,), (1,)), ((), ()))))
+    d_kernel += jax.lax.dot_general(h, g, (((0,), (0,)), ((), ())), **float32)
+    if d_bias is not None:
+        # A matmul, because XLA on the CPU sums columns an order of magnitude slower.
+        d_bias += jax.lax.dot_general(ones, g, (((0,), (0,)), ((), ())), **float32)
+    d_shared = jax.tree.map(jnp.add, d_shared, d_shared_part)
+    return d_hidden, d_kernel, d_bias, d_shared
 
 
 def _pack(

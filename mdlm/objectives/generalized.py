@@ -127,11 +127,8 @@ class PerTokenBound(Objective):
         process, schedule = diffusion.process, schedule_of(diffusion.process)
         b, n, l = z_t.shape
         count = batch.loss_mask.astype(jnp.float32)
-
-        def copied(x: Array) -> Array:
-            return jnp.repeat(x, n, axis=0) if x.ndim else x
-
-        copies, when = jax.tree.map(copied, (batch, at))
+        copy = lambda x: jnp.repeat(x, n, axis=0) if x.ndim else x
+        copies, when = jax.tree.map(copy, (batch, at))
         tokens = z_t.reshape(b * n, l)
         rows = {"x_0": copies.tokens, "z_t": tokens}
         rows |= {name: jnp.broadcast_to(value, tokens.shape) for name, value in vars(when).items()}
@@ -151,10 +148,7 @@ class PerTokenBound(Objective):
             total, values = prediction.reduce_rows(loss, rows, weight.reshape(b * n, l), schedule)
         values = values.reshape(b, n, l)
         if n > 1:
-            f = n * values.sum(-1)
-            others = (f.sum(-1, keepdims=True) - f) / (n - 1)
-            log_q = log_q_of(process, batch, z_t, at.t)
-            total += ((f - others) / n * (log_q - jax.lax.stop_gradient(log_q))).sum()
+            total += by_noise(n * values.sum(-1), process, batch, z_t, at.t)
         by_rates = count * self.by_rates(process, batch.tokens)
         reported = values.sum(1) + jax.lax.stop_gradient(by_rates)
         return LossTerms(
@@ -191,6 +185,23 @@ def log_q_of(
         # Before the logarithm, whose gradient at t = 1 is not finite at padding, which stays clean.
         q = jnp.where(batch.is_valid[:, None], q, 1.0)
     return jnp.log(q).sum(-1)
+
+
+def by_noise(
+    f: Float[Array, "b n"],
+    process: Masked,
+    batch: Batch,
+    z_t: Int[Array, "b n l"],
+    t: Float[Array, "b 1"],
+) -> Float[Array, ""]:
+    """Returns 0, with the part of the gradient that is due to drawing the noise from the schedule.
+
+    `f` is the loss of each noised row; the mean of a row's others is its baseline.
+    """
+    n = f.shape[1]
+    others = (f.sum(-1, keepdims=True) - f) / (n - 1)
+    log_q = log_q_of(process, batch, z_t, t)
+    return ((f - others) / n * (log_q - jax.lax.stop_gradient(log_q))).sum()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,12 +154,20 @@ def platform() -> str:
     A mesh that is set (`on`, `jax.set_mesh`) decides, including a mesh of devices that are not
     present and are only compiled for.
     """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is None:
+    if jax.sharding.get_abstract_mesh().abstract_device is None:
         return jax.default_backend()
     # JAX 0.10.0 knows only the kind of such a device.
-    kind = device.device_kind.lower()
+    kind = device_kind().lower()
     return "tpu" if kind.startswith("tpu") else "cpu" if kind == "cpu" else "gpu"
+
+
+def device_kind() -> str:
+    """The kind of device that the traced program will run on, such as "NVIDIA H200".
+
+    As for `platform`, a mesh that is set decides.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
 
 
 def put_on_mesh(mesh: Mesh, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -5,6 +5,8 @@ estimated from the residuals that JAX saves in the forward pass for the backward
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
+from mdlm.cluster.jax_private import cudnn_assumed
 from mdlm.diffusion import Diffusion
 from mdlm.experiment.model import Model
 from mdlm.keys import stream
@@ -21,7 +24,17 @@ from mdlm.models.layers import compute_dtype
 from mdlm.models.network import count_parameters
 from mdlm.models.readout import chunk_size, positions_per_chunk
 from mdlm.names import HEAD, STACK
-from mdlm.parallel.mesh import AXES, FSDP, SEQUENCE, TENSOR, by_rows, on, replicated, row_parts
+from mdlm.parallel.mesh import (
+    AXES,
+    FSDP,
+    SEQUENCE,
+    TENSOR,
+    by_rows,
+    on,
+    platform,
+    replicated,
+    row_parts,
+)
 from mdlm.train.step import abstract_state, init
 from mdlm.types import ArrayTree, Batch, Prediction
 
@@ -161,6 +174,13 @@ def _with_network(model: Model, network: Any) -> Model:
     return Model(replace(model.experiment, network=network), model.vocab, model.counts)
 
 
+@contextmanager
+def traced_for(mesh: AbstractMesh) -> Iterator[None]:
+    """Within this context, code is traced as on the mesh's devices, of which none is present."""
+    with on(mesh), cudnn_assumed() if platform() == "gpu" else nullcontext():
+        yield
+
+
 def kept_bytes(model: Model, mesh: AbstractMesh, rows: int) -> float:
     """Returns the bytes of the residuals of a forward pass over `rows` rows, without the
     parameters."""
@@ -174,7 +194,7 @@ def kept_bytes(model: Model, mesh: AbstractMesh, rows: int) -> float:
     def pulled(params, batch):
         return jax.vjp(lambda params: model.loss(params, key, batch).total, params)[1]
 
-    with on(alone):
+    with traced_for(alone):
         residuals = jax.eval_shape(pulled, params, batch)
     sizes = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     own = {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)}

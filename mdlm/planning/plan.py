@@ -1,36 +1,30 @@
 """Memory, time, traffic and cost of a run on hardware that need not be present.
 
-The training step is traced and compiled for the named devices. For devices without a compiler here,
-memory is estimated from the residuals that JAX saves for the backward pass. No text is read. Only
-one value is computed: the fraction of the tokens that get logits, on a few rows of random tokens.
+The training step is traced and compiled for the named devices (`mdlm.planning.compiling`). For
+devices without a compiler here, memory is estimated from the residuals that JAX saves for the
+backward pass. No text is read. Only one value is computed: the fraction of the tokens that get
+logits, on a few rows of random tokens.
 
     seconds per step  >=  3 * (operations of a forward pass) / (chips * peak)
 """
 
 import math
-import re
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
-
-import jax
-from jax.sharding import Mesh
 
 from mdlm.experiment.model import Model
 from mdlm.models.layers import compute_dtype
 from mdlm.models.network import count_parameters
 from mdlm.parallel.mesh import AXES, check_batch, on
+from mdlm.planning.compiling import Compiled
 from mdlm.planning.memory import (
-    abstract_batch,
     estimated_temporaries,
     given_bytes,
     scored_share,
     shapes,
 )
-from mdlm.planning.topology import SHAPES, Topology
-from mdlm.profiling.collectives import Traffic, collectives, sent
-from mdlm.profiling.peak import datasheet
-from mdlm.train.step import abstract_state, compile_step
+from mdlm.planning.topology import Topology
+from mdlm.profiling.collectives import Traffic, sent
 
 DAY = 86400.0
 
@@ -53,19 +47,6 @@ class Memory:
     @property
     def total(self) -> float:
         return sum(vars(self).values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compiled:
-    """The compiler's result. `seconds` is the compile time. If a step does not fit, `refused` is
-    the compiler's message, and `temporaries` the size in it, None if it contains none."""
-
-    seconds: float
-    arguments: float | None = None
-    temporaries: float | None = None
-    program: float = 0.0
-    traffic: dict[str, Traffic] | None = None
-    refused: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +107,13 @@ class Plan:
         return None if self.sent is None else self.sent / self.link
 
     @property
+    def run_seconds(self) -> float:
+        """Seconds of the whole run at the assumed MFU."""
+        return self.steps * self.seconds(self.mfu)
+
+    @property
     def days(self) -> float:
-        return self.steps * self.seconds(self.mfu) / DAY
+        return self.run_seconds / DAY
 
     @property
     def dollars(self) -> float | None:
@@ -148,22 +134,10 @@ class Plan:
             "tokens_per_second": self.tokens_per_step / self.seconds(self.mfu),
             "sent": self.sent,
             "sending_seconds": self.sending,
+            "run_seconds": self.run_seconds,
             "days": self.days,
             "dollars": self.dollars,
         }
-
-
-def as_there(model: Model, topology: Topology) -> Model:
-    """Returns the model with `remat="auto"` resolved as on the topology: "none" on GPUs.
-
-    Networks resolve it by the platform, and a mesh of GPUs has the platform of TPUs here (see
-    `Topology.sizes`).
-    """
-    network = model.experiment.network
-    if topology.name in SHAPES or network.remat != "auto":
-        return model
-    network = replace(network, remat="none")
-    return Model(replace(model.experiment, network=network), model.vocab, model.counts)
 
 
 def memory_of(
@@ -177,7 +151,7 @@ def memory_of(
     mesh = topology.sizes(e.mesh)
     given, gradients = given_bytes(model, mesh)
     if compiled is None:
-        method, temporaries = "estimated", estimated_temporaries(as_there(model, topology), mesh)
+        method, temporaries = "estimated", estimated_temporaries(model, mesh)
     elif on_smaller is None:
         method, temporaries = "compiled", compiled.temporaries
         if compiled.arguments is not None:
@@ -195,6 +169,21 @@ def memory_of(
         program=compiled.program if compiled else 0.0,
     )
     return method, memory, gradients
+
+
+def peak_of(model: Model, topology: Topology) -> float:
+    """Returns the peak FLOP/s of one chip, in the dtype in which the network computes there."""
+    e = model.experiment
+    with on(topology.sizes(e.mesh)):
+        dtype = compute_dtype(e.network.dtype)
+    return topology.peak(str(dtype))
+
+
+def step_flops(model: Model, scored: float) -> float:
+    """Returns the FLOPs of a step, `scored` of whose positions have logits."""
+    e = model.experiment
+    rows, length = e.train.batch_size, e.data.packing.length
+    return 3 * e.network.flops(rows, length, scored * rows * length, model.vocab_size)
 
 
 def plan(
@@ -216,17 +205,10 @@ def plan(
         mfu: the assumed MFU, a fraction of the peak.
         price: dollars per chip-hour.
     """
-    e = model.experiment
-    mesh = topology.sizes(e.mesh)
+    e, mesh = model.experiment, topology.sizes(model.experiment.mesh)
     check_batch(mesh, e.train.batch_size, e.train.accumulate)
     method, memory, gradients = memory_of(model, topology, compiled, on_smaller)
-    with on(mesh):
-        dtype = compute_dtype(e.network.dtype)
-    peak = datasheet(topology.chip.kind, str(dtype)).flops
-    assert peak is not None, topology.chip.kind
     scored = scored_share(model)
-    rows, length = e.train.batch_size, e.data.packing.length
-    forward = e.network.flops(rows, length, scored * rows * length, model.vocab_size)
     return Plan(
         experiment=e.name,
         topology=topology.text,
@@ -239,66 +221,18 @@ def plan(
         parameters=count_parameters(shapes(model)["params"]),
         columns=model.vocab_size,
         columns_from=columns_from,
-        batch_size=rows,
+        batch_size=e.train.batch_size,
         accumulate=e.train.accumulate,
-        length=length,
+        length=e.data.packing.length,
         steps=e.train.steps,
         scored=scored,
         memory=memory,
         gradients=gradients,
         available=topology.chip.memory,
-        flops=3 * forward,
-        peak=peak,
+        flops=step_flops(model, scored),
+        peak=peak_of(model, topology),
         mfu=mfu,
         traffic=compiled.traffic if compiled else None,
         link=topology.chip.link,
         price=price,
     )
-
-
-def compile_for(model: Model, mesh: Mesh) -> Compiled:
-    """Compiles the training step for a mesh of devices, which need not be present."""
-    e = model.experiment
-    tx = e.optimizer.build(e.train.steps)
-    state, batch = abstract_state(model, tx, mesh), abstract_batch(model, mesh)
-    lowered = compile_step(model, tx, mesh).lower(state, batch)
-    since = time.perf_counter()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        seconds = time.perf_counter() - since
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return Compiled(seconds=seconds, temporaries=wanted(str(error)), refused=first(str(error)))
-    seconds = time.perf_counter() - since
-    found: Any = compiled.memory_analysis()
-    given_back = found.output_size_in_bytes - found.alias_size_in_bytes
-    return Compiled(
-        seconds=seconds,
-        arguments=found.argument_size_in_bytes,
-        temporaries=found.temp_size_in_bytes + given_back,
-        program=found.generated_code_size_in_bytes,
-        traffic=traffic_of(compiled),
-    )
-
-
-def traffic_of(compiled: Any) -> dict[str, Traffic] | None:
-    """Returns the collectives of a compiled program; None if this jaxlib cannot read the output of
-    a libtpu of another release."""
-    try:
-        return collectives(compiled.as_text())
-    except jax.errors.JaxRuntimeError as error:
-        if "RET_CHECK" not in str(error):
-            raise
-        return None
-
-
-def first(message: str) -> str:
-    """Returns the first line of an error message of XLA, without its codes."""
-    return re.sub(r"^[A-Z_]+: (E\d+: )?(\w+: )?", "", message.strip().splitlines()[0])
-
-
-def wanted(message: str) -> float | None:
-    """Returns the bytes of temporaries from XLA's out-of-memory message, None if it has none."""
-    found = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", message)
-    return float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])) if found else None

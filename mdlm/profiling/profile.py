@@ -11,6 +11,7 @@ profile/profile.json    the same as numbers, and every instruction
 import json
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,19 @@ class Cost:
     is_product: bool
     ms: float
     runs: float
+
+    @classmethod
+    def of(cls, name: str, found: Instruction, ms: float, runs: float) -> "Cost":
+        """The cost of an instruction of that name."""
+        return cls(
+            name=name,
+            opcode=found.opcode,
+            part=found.part,
+            direction=found.direction,
+            is_product=found.is_product,
+            ms=ms,
+            runs=runs,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,23 +161,12 @@ def read(
         step += inside * MS / steps
         idle += max(0.0, inside - sum(found.values())) * MS / steps
         others = [e for e in here if e.module not in (module, None)]
-        for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
-            if not any(e.start < start and e.end > end for e in others):
-                between.append(max(0.0, start - end) * MS)
+        between += [gap * MS for gap in gaps(spans, others)]
     n = len(devices)
-    costs = []
-    for name, time in ms.items():
-        found = instructions.get(name, UNKNOWN)
-        cost = Cost(
-            name=name,
-            opcode=found.opcode,
-            part=found.part,
-            direction=found.direction,
-            is_product=found.is_product,
-            ms=time / n,
-            runs=count[name] / (n * steps),
-        )
-        costs.append(cost)
+    costs = [
+        Cost.of(name, instructions.get(name, UNKNOWN), time / n, count[name] / (n * steps))
+        for name, time in ms.items()
+    ]
     return Profile(
         steps=steps,
         devices=n,
@@ -172,6 +175,15 @@ def read(
         between=sum(between) / len(between) if between else None,
         instructions=tuple(sorted(costs, key=lambda cost: -cost.ms)),
     )
+
+
+def gaps(spans: list[tuple[float, float]], others: list[Event]) -> list[float]:
+    """Returns the nanoseconds between runs of a program, but for gaps in which another ran."""
+    return [
+        max(0.0, start - end)
+        for (_, end), (start, _) in pairwise(spans)
+        if not any(e.start < start and e.end > end for e in others)
+    ]
 
 
 def check(steps: int, left: int) -> None:

@@ -24,43 +24,62 @@ def draw(
     from matplotlib.figure import Figure
 
     train = [e for e in entries if e["kind"] == "train"]
-    evaluated = {name: [e for e in entries if e["kind"] == name] for name in EVALUATIONS}
     figure = Figure(figsize=(9, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
     levels = [e["loss_by_time"] for e in train if "loss_by_time" in e]
-    columns = 3 if levels else 2
-    grid = figure.add_gridspec(2, columns, height_ratios=(2, 1))
-    loss, rate, speed = (
-        figure.add_subplot(grid[0, :]),
-        figure.add_subplot(grid[1, 0]),
-        figure.add_subplot(grid[1, 1]),
-    )
+    grid = figure.add_gridspec(2, 3 if levels else 2, height_ratios=(2, 1))
+    parts = (grid[0, :], grid[1, 0], grid[1, 1])
+    loss, rate, speed = (figure.add_subplot(part) for part in parts)
     if levels:
         _by_time(figure.add_subplot(grid[1, 2]), np.array(levels, float))
+    _loss(loss, train)
+    _evaluations(loss, entries)
+    _references(loss, references or {})
+    if train:
+        rate.plot(*zip(*((e["step"], e["learning_rate"]) for e in train), strict=True), color=GREEN)
+    timed = [(e["step"], e["tokens_per_second"]) for e in train if "tokens_per_second" in e]
+    if timed:
+        speed.plot(*zip(*timed, strict=True), color=GREY)
+    loss.set_title(title, loc="left", fontsize=11)
+    if loss.get_legend_handles_labels()[0]:
+        loss.legend(frameon=False)
+    for axes, label in ((loss, "nats per token"), (rate, "learning rate"), (speed, "tokens/s")):
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        _plain(axes)
+    for axes in (rate, speed):
+        axes.set_ylim(bottom=0)
+    figure.savefig(path, dpi=120)
+
+
+def _loss(axes: Any, train: list[dict[str, Any]]) -> None:
+    """Plots the NELBO of the training batches, where it is finite, and its running mean."""
     finite = [(e["step"], e["nelbo"]) for e in train if e["nelbo"] is not None]
     if finite:
         steps, nelbo = (np.array(column) for column in zip(*finite, strict=True))
-        loss.plot(steps, nelbo, color=BLUE, alpha=0.25, linewidth=0.8)
-        loss.plot(steps, smooth(nelbo), color=BLUE, linewidth=1.6, label="training batches")
-    if train:
-        steps = [e["step"] for e in train]
-        rate.plot(steps, [e["learning_rate"] for e in train], color=GREEN)
-        timed = [(e["step"], e["tokens_per_second"]) for e in train if "tokens_per_second" in e]
-        if timed:
-            speed.plot(*zip(*timed, strict=True), color=GREY)
-    for kind, lines in evaluated.items():
-        if lines:
-            loss.plot(
+        axes.plot(steps, nelbo, color=BLUE, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, smooth(nelbo), color=BLUE, linewidth=1.6, label="training batches")
+
+
+def _evaluations(axes: Any, entries: list[dict[str, Any]]) -> None:
+    """Plots the evaluations of each split."""
+    for kind, name in EVALUATIONS.items():
+        if lines := [e for e in entries if e["kind"] == kind]:
+            axes.plot(
                 [e["step"] for e in lines],
                 np.array([e["nats per token"] for e in lines], float),
                 "o-",
                 color=ORANGE,
                 markersize=4,
-                label=f"{EVALUATIONS[kind]}, EMA parameters",
+                label=f"{name}, EMA parameters",
             )
-    for name, value in (references or {}).items():
-        loss.axhline(value, color=GREY, linestyle="--", linewidth=1)
-        loss.annotate(
+
+
+def _references(axes: Any, references: dict[str, float]) -> None:
+    """Draws a dashed line, with its name, at each reference."""
+    for name, value in references.items():
+        axes.axhline(value, color=GREY, linestyle="--", linewidth=1)
+        axes.annotate(
             f"{name} {value:.2f}",
             (1, value),
             xycoords=("axes fraction", "data"),
@@ -69,18 +88,6 @@ def draw(
             color=GREY,
             fontsize=9,
         )
-    loss.set_ylabel("nats per token")
-    loss.set_title(title, loc="left", fontsize=11)
-    if finite or any(evaluated.values()):
-        loss.legend(frameon=False)
-    rate.set_ylabel("learning rate")
-    rate.set_ylim(bottom=0)
-    speed.set_ylabel("tokens/s")
-    speed.set_ylim(bottom=0)
-    for axes in (loss, rate, speed):
-        axes.set_xlabel("step")
-        _plain(axes)
-    figure.savefig(path, dpi=120)
 
 
 def _plain(axes: Any) -> None:

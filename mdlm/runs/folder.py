@@ -11,43 +11,35 @@ A resume with a changed experiment file keeps the new text beside the first, as
 """
 
 import json
-import math
-import os
-import platform
-import re
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Int
 
 from mdlm.cluster import process_group
-from mdlm.experiment.experiment import Experiment
-from mdlm.experiment.loading import load_file
 from mdlm.config import records
 from mdlm.config.components import classes_in
 from mdlm.config.overrides import apply
-from mdlm.experiment.identity import fingerprint, identity, identity_of
-from mdlm.runs.checkpoint_paths import located, newest_in
-from mdlm.runs.writers import Writer
 from mdlm.errors import InputError
-from mdlm.version import __version__
+from mdlm.experiment.experiment import Experiment
+from mdlm.experiment.identity import fingerprint, identity, identity_of
+from mdlm.experiment.loading import load_file
+from mdlm.runs.checkpoint_paths import located, newest_in
+from mdlm.runs.environment import environment
+from mdlm.runs.files import replaced
+from mdlm.runs.log import Log
 
 COUNTS = "token_counts.npy"
 BEGINNING = ".begun"
 """Name of a file that marks a folder in which a run is being created."""
 PATIENCE = 10.0
 """Seconds to wait until a file that one process wrote on a shared disk is visible to all."""
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "datasets")
 
 
 class RunFolder:
@@ -59,6 +51,8 @@ class RunFolder:
             new run, `checkpoints/` inside.
         trust: read the experiment by executing the folder's copy of the experiment file, instead of
             from config.json.
+
+    `log` has the metrics and samples of the run.
     """
 
     def __init__(
@@ -68,8 +62,7 @@ class RunFolder:
         self.trust = trust
         self.asked = None if checkpoints is None else located(checkpoints)
         self.writes = process_group.is_main()
-        self.started = time.time()
-        self.writers: tuple[Writer, ...] = ()
+        self.log = Log(self.path, writes=self.writes)
 
     @property
     def exists(self) -> bool:
@@ -222,10 +215,8 @@ class RunFolder:
     def save_counts(self, counts: Int[np.ndarray, " v"] | None) -> None:
         """Writes the token counts from which the process is built; None writes nothing."""
         if counts is not None and self.writes:
-            new = self.data / f".{COUNTS}.new"
-            with open(new, "wb") as file:
+            with replaced(self.data / COUNTS) as new, open(new, "wb") as file:
                 np.save(file, counts)
-            os.replace(new, self.data / COUNTS)
 
     def counts(self) -> Int[np.ndarray, " v"] | None:
         """Returns the saved token counts, None if there are none."""
@@ -273,105 +264,11 @@ class RunFolder:
                 f" {self.path / 'experiment.py'}"
             ) from error
 
-    def log(self, kind: str, step: int, values: Mapping[str, float | list[float]]) -> None:
-        """Appends a line to metrics.jsonl: `{"kind", "step", "time", ...values}`.
-
-        Values that are not finite are written as null.
-        """
-        if self.writes:
-            line = {"kind": kind, "step": step, "time": round(time.time() - self.started, 2)}
-            said = {name: _in_json(value) for name, value in values.items()}
-            with open(self.path / "metrics.jsonl", "a") as file:
-                file.write(json.dumps({**line, **said}) + "\n")
-            single = _singly(values)
-            for writer in self.writers:
-                writer.log(kind, step, single)
-
-    def close(self) -> None:
-        """Closes the writers."""
-        for writer in self.writers:
-            writer.close()
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """Returns the lines of metrics.jsonl, without an incomplete last line."""
-        path = self.path / "metrics.jsonl"
-        text = path.read_text() if path.is_file() else ""
-        return [json.loads(line) for line in text.split("\n")[:-1]]
-
-    def rewind(self, step: int) -> None:
-        """Drops the lines and samples after `step`, which a resumed run writes again."""
-        if self.writes and (self.path / "metrics.jsonl").is_file():
-            kept = [entry for entry in self.metrics() if entry["step"] <= step]
-            self.started = time.time() - max((e["time"] for e in kept), default=0.0)
-            self._write("metrics.jsonl", "".join(json.dumps(e) + "\n" for e in kept))
-        samples = self.path / "samples.txt"
-        if self.writes and samples.is_file():
-            parts = re.split(r"(?m)^(?==== step \d+, sample 1 ===$)", samples.read_text())
-            steps = [int(part.split(",")[0].split()[-1]) if part else 0 for part in parts]
-            kept = [part for part, at in zip(parts, steps, strict=True) if at <= step]
-            self._write("samples.txt", "".join(kept))
-
-    def add_samples(self, step: int, texts: list[str]) -> None:
-        """Appends texts to samples.txt under a heading."""
-        if self.writes:
-            with open(self.path / "samples.txt", "a") as file:
-                for number, text in enumerate(texts, 1):
-                    file.write(f"=== step {step}, sample {number} ===\n{text}\n\n")
-
     def _write(self, name: str, text: str) -> None:
-        # A reader, or a crash, sees the old file or the new one.
-        new = self.path / f".{name}.new"
-        new.write_text(text)
-        os.replace(new, self.path / name)
+        with replaced(self.path / name) as new:
+            new.write_text(text)
 
 
 def _few(found: list[str]) -> str:
     more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
     return "; ".join(found[:3]) + more
-
-
-def _in_json(value: float | list[float]) -> Any:
-    if isinstance(value, list):
-        return [_in_json(one) for one in value]
-    return value if math.isfinite(value) else None
-
-
-def _singly(values: Mapping[str, float | list[float]]) -> dict[str, float]:
-    """Returns each number under its own name: the i-th of a list as `name/i`."""
-    out: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, list):
-            out |= {f"{name}/{i}": one for i, one in enumerate(value)}
-        else:
-            out[name] = value
-    return out
-
-
-def environment() -> dict[str, Any]:
-    """Returns versions, devices, the command and the state of the git checkout."""
-    return {
-        "mdlm": __version__,
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "platform": platform.platform(),
-        "processes": jax.process_count(),
-        "devices": [str(device) for device in jax.devices()],
-        "device_kind": jax.devices()[0].device_kind,
-        "cpu_count": os.cpu_count(),
-        "command": sys.argv,
-        "git": _git(),
-    }
-
-
-def _git() -> dict[str, Any] | None:
-    def ask(*words: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        commit, changes = ask("rev-parse", "HEAD"), ask("status", "--porcelain")
-        return {"commit": commit, "changed_files": changes.splitlines()}
-    except (OSError, subprocess.SubprocessError):
-        return None

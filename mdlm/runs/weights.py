@@ -9,7 +9,6 @@ dtype        of the network's tensors
 fingerprint  of the experiment, if known
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mdlm.errors import InputError
+from mdlm.runs.files import replaced
 from mdlm.types import ArrayTree
 
 NAME = "weights.safetensors"
@@ -79,10 +79,8 @@ def write(
     metadata = {"step": str(step), "parameters": "ema", "dtype": " ".join(sorted(kinds))}
     if fingerprint is not None:
         metadata["fingerprint"] = fingerprint
-    # A reader, or a crash, sees the old file or the new one.
-    new = folder / f".{NAME}.new"
-    save_file(tensors, new, metadata)
-    os.replace(new, folder / NAME)
+    with replaced(folder / NAME) as new:
+        save_file(tensors, new, metadata)
     return folder / NAME
 
 

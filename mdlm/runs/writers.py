@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from mdlm.experiment.experiment import Experiment
 from mdlm.config.records import describe
 from mdlm.errors import InputError
+from mdlm.experiment.experiment import Experiment
 
 
 class Writer(Protocol):

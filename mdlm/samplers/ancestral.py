@@ -24,7 +24,7 @@ from mdlm.draws import uniforms
 from mdlm.keys import streams
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import rates_differ
-from mdlm.samplers.grid import GridSampler, Last, check_last, resolved
+from mdlm.samplers.grid import GridSampler, LastStep
 from mdlm.samplers.state import SampleState, extended
 from mdlm.times import grid_of
 from mdlm.types import pytree
@@ -36,9 +36,12 @@ class RevealState(SampleState):
 
     due: Any  # Int[Array, "b l"], the step of the grid that reveals each position
 
+    def is_after(self, steps: int, at: Int[Array, " n"]) -> Bool[Array, " n"]:
+        return self.due.reshape(-1)[at] % (steps + 1) == steps
+
 
 @dataclass(frozen=True, kw_only=True)
-class Ancestral(GridSampler):
+class Ancestral(LastStep, GridSampler):
     """Reveals masked positions at random steps of the reverse chain; revealed tokens stay.
 
     NFE is the largest number, over the rows of the batch, of steps that reveal something. A row of
@@ -49,12 +52,6 @@ class Ancestral(GridSampler):
     The step that resolves positions still masked after the grid is a step like the others, so that
     the network is compiled once.
     """
-
-    last: Last = "draw"
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_last(self.last)
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)
@@ -73,10 +70,6 @@ class Ancestral(GridSampler):
 
     def step(self, state: RevealState, diffusion: Diffusion[Masked]) -> RevealState:
         return reveal_due(self, state, diffusion)
-
-    def choose(self, keys, log_p, at, state: RevealState):
-        drawn = super().choose(keys, log_p, at, state)
-        return resolved(drawn, log_p, self.last, is_after_grid(self, state, at))
 
 
 def due_steps(
@@ -102,10 +95,3 @@ def reveal_due(
     t = grid_of(sampler.grid, sampler.steps)[now % (sampler.steps + 1)]
     state = sampler.write(state, is_revealed, t, diffusion)
     return replace(state, done=(is_open == is_revealed).all(-1))
-
-
-def is_after_grid(
-    sampler: GridSampler, state: RevealState, at: Int[Array, " n"]
-) -> Bool[Array, " n"]:
-    """Whether the positions `at` are revealed by the extra step after the grid."""
-    return state.due.reshape(-1)[at] % (sampler.steps + 1) == sampler.steps

@@ -10,6 +10,7 @@ two separate draws have the same joint distribution and no such loss. `loop` run
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -34,7 +35,7 @@ from mdlm.samplers.logits.shaping import (
     shape,
     unshapeable,
 )
-from mdlm.samplers.state import Proposal, SampleState, State, placed, step_keys
+from mdlm.samplers.state import Proposal, SampleState, State, filled, placed, step_keys
 from mdlm.types import Attends, NetInput, Prediction, Vocab
 
 CHUNK = 128
@@ -167,66 +168,71 @@ class Sampler(abc.ABC):
         the parameterization carries visible tokens over.
         """
         b, l = state.tokens.shape
-        z_t = state.tokens.reshape(-1)
-        nothing = Proposal(
-            tokens=z_t,
+        none = Proposal(
+            tokens=state.tokens.reshape(-1),
             confidence=jnp.zeros(b * l),
             present=jnp.zeros(b * l),
             score=jnp.full(b * l, -jnp.inf),
         )
-        parameterization = diffusion.parameterization
-        mask_id, vocab_size = parameterization.ids()
-        times = None if t is None else jnp.broadcast_to(t, (b, l)).reshape(-1)
-        keys = step_keys(state, "which")
-
-        def fill(prediction: Prediction, size: int) -> Proposal:
-            padded = -(-b * l // size) * size
-            (asked,) = jnp.nonzero(is_asked.reshape(-1), size=padded, fill_value=b * l)
-
-            def fill_chunk(i: Int[Array, ""], known: Proposal) -> Proposal:
-                rows = jax.lax.dynamic_slice_in_dim(asked, i * size, size)
-                at = jnp.minimum(rows, b * l - 1)  # indices past the end are dropped below
-                seen = z_t[at] if unseen is None else jnp.full_like(at, unseen, dtype=z_t.dtype)
-                log_p0 = parameterization.log_p0(
-                    prediction.logits(at), seen, None if times is None else times[at]
-                )
-                token_keys = jax.vmap(jax.random.fold_in)(keys[at // l], at % l)
-                log_p = shape(
-                    self,
-                    log_p0,
-                    at,
-                    state.tokens,
-                    state.is_fixed,
-                    mask_id=mask_id,
-                    size=vocab_size,
-                )
-                drawn = self.choose(token_keys, log_p, at, state).astype(z_t.dtype)
-                found = Proposal(
-                    tokens=drawn,
-                    confidence=jnp.exp(entry(log_p0, drawn)),
-                    present=jnp.exp(entry(log_p0, z_t[at])),
-                    score=jnp.zeros(size) if score is None else score(log_p0, drawn),
-                )
-                put = lambda known, found: known.at[rows].set(found, mode="drop")
-                return jax.tree.map(put, known, found)
-
-            return jax.lax.fori_loop(0, -(-is_asked.sum() // size), fill_chunk, nothing)
+        draw = self._drawing(state, none.tokens, t, diffusion, score, unseen)
 
         def ask() -> Proposal:
             prediction = diffusion.denoise(
                 NetInput(tokens=state.tokens, t=t, defer_last_block=True)
             )
             many = min(CHUNK, b * l)
+            few = min(max(FEW, 2 * b), many)
             return jax.lax.cond(
                 4 * is_asked.sum() <= b * l,
-                lambda: fill(prediction, min(max(FEW, 2 * b), many)),
-                lambda: fill(prediction.whole, many),
+                lambda: filled(none, is_asked, few, partial(draw, prediction)),
+                lambda: filled(none, is_asked, many, partial(draw, prediction.whole)),
             )
 
         is_any = is_asked.any()
-        proposal = jax.lax.cond(is_any, ask, lambda: nothing)
+        proposal = jax.lax.cond(is_any, ask, lambda: none)
         proposal = jax.tree.map(lambda flat: flat.reshape(b, l), proposal)
         return replace(state, nfe=state.nfe + is_any), proposal
+
+    def _drawing(
+        self,
+        state: SampleState,
+        z_t: Int[Array, " n"],
+        t: Float[Array, " b #l"] | None,
+        diffusion: Diffusion,
+        score: Score | None,
+        unseen: int | None,
+    ) -> Callable[[Prediction, Int[Array, " n"]], Proposal]:
+        """Returns the function that draws tokens at flat positions of `z_t` from a prediction."""
+        b, l = state.tokens.shape
+        parameterization = diffusion.parameterization
+        mask_id, vocab_size = parameterization.ids()
+        times = None if t is None else jnp.broadcast_to(t, (b, l)).reshape(-1)
+        keys = step_keys(state, "which")
+
+        def draw(prediction: Prediction, at: Int[Array, " n"]) -> Proposal:
+            seen = z_t[at] if unseen is None else jnp.full_like(at, unseen, dtype=z_t.dtype)
+            log_p0 = parameterization.log_p0(
+                prediction.logits(at), seen, None if times is None else times[at]
+            )
+            token_keys = jax.vmap(jax.random.fold_in)(keys[at // l], at % l)
+            log_p = shape(
+                self,
+                log_p0,
+                at,
+                state.tokens,
+                state.is_fixed,
+                mask_id=mask_id,
+                size=vocab_size,
+            )
+            drawn = self.choose(token_keys, log_p, at, state).astype(z_t.dtype)
+            return Proposal(
+                tokens=drawn,
+                confidence=jnp.exp(entry(log_p0, drawn)),
+                present=jnp.exp(entry(log_p0, z_t[at])),
+                score=jnp.zeros(at.shape) if score is None else score(log_p0, drawn),
+            )
+
+        return draw
 
     def ask_everywhere(
         self, state: SampleState, t: Float[Array, "b 1"], diffusion: Diffusion

@@ -16,15 +16,15 @@ from jaxtyping import Bool, Int, Key
 
 from mdlm.diffusion import Diffusion
 from mdlm.processes.masked import Masked
-from mdlm.samplers.ancestral import RevealState, due_steps, is_after_grid, reveal_due
+from mdlm.samplers.ancestral import RevealState, due_steps, reveal_due
 from mdlm.samplers.base import rates_differ
-from mdlm.samplers.grid import GridSampler, Last, check_last, resolved
+from mdlm.samplers.grid import GridSampler, LastStep
 from mdlm.samplers.state import extended
 from mdlm.types import Attends
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockByBlock(GridSampler):
+class BlockByBlock(LastStep, GridSampler):
     """Takes the steps of `Ancestral` in each block; `block_size` must be the network's.
 
     The rows of a batch may be at different blocks. NFE is at most the tokens of a row, and at most
@@ -35,12 +35,10 @@ class BlockByBlock(GridSampler):
 
     attends: ClassVar[Attends] = "blocks"
 
-    last: Last = "draw"
     block_size: int
 
     def __post_init__(self):
         super().__post_init__()
-        check_last(self.last)
         if self.block_size < 1:
             raise ValueError(f"block_size={self.block_size}: must be at least 1")
 
@@ -66,7 +64,3 @@ class BlockByBlock(GridSampler):
     def step(self, state: RevealState, diffusion: Diffusion[Masked]) -> RevealState:
         # Positions still masked lie in the current block or later, so they are never read as clean.
         return reveal_due(self, state, diffusion.with_clean(state.tokens))
-
-    def choose(self, keys, log_p, at, state: RevealState):
-        drawn = super().choose(keys, log_p, at, state)
-        return resolved(drawn, log_p, self.last, is_after_grid(self, state, at))

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Key
 
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.state import SampleState
@@ -39,24 +39,34 @@ class GridSampler(Sampler):
 
 
 Last = Literal["draw", "argmax"]
-"""How positions still masked after the grid are resolved, in one extra step and call (there are
-some if alpha(0) < 1): drawn from the same distribution, or the likeliest token (the papers'
-"noise removal")."""
 
 
-def check_last(last: Last) -> None:
-    """Raises ValueError if `last` is not "draw" or "argmax"."""
-    if last not in get_args(Last):
-        raise ValueError(f'last={last!r}: must be "draw" or "argmax"')
+@dataclass(frozen=True, kw_only=True)
+class LastStep(Sampler):
+    """Mixed into a `GridSampler` that resolves positions still masked after its grid.
 
+    There are some if alpha(0) < 1. They take one extra step and call, and `last` says how their
+    tokens are chosen: "draw" from the same distribution as before, or the likeliest ("argmax", the
+    papers' "noise removal").
+    """
 
-def resolved(
-    drawn: Int[Array, " n"],
-    log_p: Float[Array, "n v"],
-    last: Last,
-    is_last: Bool[Array, "#n"],
-) -> Int[Array, " n"]:
-    """Returns the tokens `drawn` from `log_p`; where `is_last`, the likeliest if `last` says so."""
-    if last == "draw":
-        return drawn
-    return jnp.where(is_last, jnp.argmax(log_p, axis=-1), drawn)
+    last: Last = "draw"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.last not in get_args(Last):
+            raise ValueError(f'last={self.last!r}: must be "draw" or "argmax"')
+
+    def choose(
+        self,
+        keys: Key[Array, " n"],
+        log_p: Float[Array, "n v"],
+        at: Int[Array, " n"],
+        state: SampleState,
+    ) -> Int[Array, " n"]:
+        assert isinstance(self, GridSampler)
+        drawn = super().choose(keys, log_p, at, state)
+        is_after_grid = state.is_after(self.steps, at)
+        if self.last == "draw":
+            return drawn
+        return jnp.where(is_after_grid, jnp.argmax(log_p, axis=-1), drawn)

@@ -8,7 +8,7 @@ marginal distribution of z_s, and so does every mixture, for any process that no
 independently. kappa = 1 is ancestral sampling. With kappa below 1 written tokens may change again.
 
 For masking this is ReMDM with sigma = (1 - kappa)(1 - alpha_s): see `kappa_of`, `sigma_of`, and
-`remask`. With uniform or hybrid noise a token that looks clean may be redrawn conditioned on all
+`Remasking`. With uniform or hybrid noise a token that looks clean may be redrawn conditioned on all
 tokens, its own value included: from p(x_0 | z_t), not from the distribution given the other tokens
 that is plugged into the reverse step (see `interpolating`).
 """
@@ -31,14 +31,14 @@ from mdlm.processes.base import Process
 from mdlm.processes.interpolating import Interpolating
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import rates_differ
-from mdlm.samplers.grid import GridSampler, Last, check_last, resolved
+from mdlm.samplers.grid import GridSampler, LastStep
 from mdlm.samplers.logits.shaping import shape_all
-from mdlm.samplers.remask import Exchange, remask, reveal_probability
+from mdlm.samplers.remask import Exchange, Remasking, reveal_probability
 from mdlm.samplers.state import SampleState, rewritten, step_keys
 
 
 @dataclass(frozen=True, kw_only=True)
-class Psi(GridSampler):
+class Psi(Remasking, LastStep, GridSampler):
     """Takes the ancestral step with probability `kappa` at each position, else renoises.
 
     `kappa` is one number, or numbers at equally spaced times from 0 to 1, interpolated linearly:
@@ -52,12 +52,10 @@ class Psi(GridSampler):
     processes: ClassVar[tuple[type[Process], ...]] = (Masked, Interpolating)
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Subs, Mean)
 
-    last: Last = "draw"
     kappa: float | tuple[float, ...] = 0.95
 
     def __post_init__(self):
         super().__post_init__()
-        check_last(self.last)
         if not self.kappas or not all(0 <= kappa <= 1 for kappa in self.kappas):
             raise ValueError(f"kappa={self.kappa}: every number must be in [0, 1]")
 
@@ -84,7 +82,6 @@ class Psi(GridSampler):
         *,
         process: Masked,
     ) -> Exchange:
-        """The probabilities of the step from grid time `t` to `s < t`, for masking."""
         schedule = process.schedule
         noised_t, noised_s = schedule.one_minus_alpha(t), schedule.one_minus_alpha(s)
         sigma = sigma_of(self.kappa_at(t), noised_s)
@@ -92,15 +89,9 @@ class Psi(GridSampler):
         return Exchange(t, reveal_probability(noised_t, noised_s, gap, sigma), sigma)
 
     def step(self, state: SampleState, diffusion: Diffusion) -> SampleState:
-        process = diffusion.process
-        if isinstance(process, Masked):
-            plan = self.exchange(state, *self.times(state), process=process)
-            return remask(self, state, plan, diffusion)
+        if isinstance(diffusion.process, Masked):
+            return super().step(state, diffusion)
         return self._mix(state, diffusion)
-
-    def choose(self, keys, log_p, at, state):
-        drawn = super().choose(keys, log_p, at, state)
-        return resolved(drawn, log_p, self.last, jnp.atleast_1d(state.step >= self.steps))
 
     def _mix(self, state: SampleState, diffusion: Diffusion[Interpolating]) -> SampleState:
         process = diffusion.process

@@ -31,6 +31,7 @@ here a step reveals more, about sigma alpha / (1 - alpha) of the masks, so the e
 if sigma becomes small too.
 """
 
+import abc
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
@@ -42,8 +43,8 @@ from jaxtyping import Bool, Float
 from mdlm.diffusion import Diffusion
 from mdlm.draws import uniforms
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import no_inverse, rates_differ
-from mdlm.samplers.grid import GridSampler, Last, check_last, resolved
+from mdlm.samplers.base import Sampler, no_inverse, rates_differ
+from mdlm.samplers.grid import GridSampler, LastStep
 from mdlm.samplers.state import SampleState, removed, step_keys
 
 TINY = 1e-30
@@ -58,24 +59,37 @@ class Exchange(NamedTuple):
     remove: Float[Array, " b #l"]  # probability that a token is masked
 
 
-def remask(
-    sampler: GridSampler, state: SampleState, plan: Exchange, diffusion: Diffusion[Masked]
-) -> SampleState:
-    """Takes one step that reveals and removes tokens, with the probabilities of `plan`.
+class Remasking(Sampler):
+    """Mixed into a `GridSampler` that reveals and removes tokens in each step.
 
     After the grid all masked positions are revealed and none is removed. Logits are made at
     revealed positions only.
     """
-    process = diffusion.process
-    is_over = state.step >= sampler.steps
-    is_masked = process.is_masked(state.tokens) & ~state.is_fixed
-    u = uniforms(step_keys(state, "whether"), state.tokens.shape[1])
-    is_revealed = is_masked & (is_over | (u < plan.reveal))
-    is_removed = visible(state, process) & ~is_over & (u < plan.remove)
-    state = sampler.write(state, is_revealed, plan.t, diffusion)
-    state = removed(state, is_removed, process.mask_id)
-    is_left = ((is_masked & ~is_revealed) | is_removed).any(-1)
-    return replace(state, done=(state.step >= sampler.steps - 1) & ~is_left)
+
+    @abc.abstractmethod
+    def exchange(
+        self,
+        state: SampleState,
+        t: Float[Array, "b 1"],
+        s: Float[Array, "b 1"],
+        *,
+        process: Masked,
+    ) -> Exchange:
+        """The probabilities of the step from grid time `t` to `s < t`."""
+
+    def step(self, state: SampleState, diffusion: Diffusion[Masked]) -> SampleState:
+        assert isinstance(self, GridSampler)
+        process = diffusion.process
+        plan = self.exchange(state, *self.times(state), process=process)
+        is_over = state.step >= self.steps
+        is_masked = process.is_masked(state.tokens) & ~state.is_fixed
+        u = uniforms(step_keys(state, "whether"), state.tokens.shape[1])
+        is_revealed = is_masked & (is_over | (u < plan.reveal))
+        is_removed = visible(state, process) & ~is_over & (u < plan.remove)
+        state = self.write(state, is_revealed, plan.t, diffusion)
+        state = removed(state, is_removed, process.mask_id)
+        is_left = ((is_masked & ~is_revealed) | is_removed).any(-1)
+        return replace(state, done=(state.step >= self.steps - 1) & ~is_left)
 
 
 Strategy = Literal["cap", "rescale", "confidence", "forward-backward", "dfm"]
@@ -92,19 +106,17 @@ PUBLISHED: dict[Strategy, float] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remask(GridSampler):
+class Remask(Remasking, LastStep, GridSampler):
     """Removes tokens in every step, as `strategy` and `eta` say (None: as published).
 
     NFE is at most `steps`; steps that reveal nothing in any row make no call.
     """
 
-    last: Last = "draw"
     strategy: Strategy = "cap"
     eta: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        check_last(self.last)
         if self.strategy not in get_args(Strategy):
             raise ValueError(f"strategy={self.strategy!r}: must be one of {get_args(Strategy)}")
         most = 1.0 if self.strategy in ("cap", "rescale", "confidence") else float("inf")
@@ -117,14 +129,6 @@ class Remask(GridSampler):
         reason = super().incompatibility(process, parameterization, network)
         return reason or rates_differ(process, "removes")
 
-    def step(self, state: SampleState, diffusion: Diffusion[Masked]) -> SampleState:
-        plan = self.exchange(state, *self.times(state), process=diffusion.process)
-        return remask(self, state, plan, diffusion)
-
-    def choose(self, keys, log_p, at, state):
-        drawn = super().choose(keys, log_p, at, state)
-        return resolved(drawn, log_p, self.last, jnp.atleast_1d(state.step >= self.steps))
-
     def exchange(
         self,
         state: SampleState,
@@ -133,7 +137,6 @@ class Remask(GridSampler):
         *,
         process: Masked,
     ) -> Exchange:
-        """The probabilities of the step from grid time `t` to `s < t`."""
         schedule = process.schedule
         noised_t, noised_s = schedule.one_minus_alpha(t), schedule.one_minus_alpha(s)
         gap = schedule.alpha_gap(s, t)
@@ -161,7 +164,7 @@ class Remask(GridSampler):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemaskLoop(GridSampler):
+class RemaskLoop(Remasking, LastStep, GridSampler):
     """Raises alpha to `alpha_on`, stays there removing and revealing tokens, then continues to the
     end (ReMDM's "loop").
 
@@ -176,7 +179,6 @@ class RemaskLoop(GridSampler):
     eta alpha_on / (1 - alpha_on) in each step, which must be at most 1.
     """
 
-    last: Last = "draw"
     eta: float = 0.02
     t_on: float = 0.55
     t_off: float = 0.05
@@ -184,7 +186,6 @@ class RemaskLoop(GridSampler):
 
     def __post_init__(self):
         super().__post_init__()
-        check_last(self.last)
         if not 0 < self.t_off < self.t_on < 1:
             raise ValueError(f"t_off={self.t_off}, t_on={self.t_on}: must be 0 < t_off < t_on < 1")
         if not 0 < self.alpha_on < 1:
@@ -200,14 +201,6 @@ class RemaskLoop(GridSampler):
             or no_inverse(process, "a given alpha")
         )
 
-    def step(self, state: SampleState, diffusion: Diffusion[Masked]) -> SampleState:
-        plan = self.exchange(state, *self.times(state), process=diffusion.process)
-        return remask(self, state, plan, diffusion)
-
-    def choose(self, keys, log_p, at, state):
-        drawn = super().choose(keys, log_p, at, state)
-        return resolved(drawn, log_p, self.last, jnp.atleast_1d(state.step >= self.steps))
-
     def exchange(
         self,
         state: SampleState,
@@ -216,7 +209,6 @@ class RemaskLoop(GridSampler):
         *,
         process: Masked,
     ) -> Exchange:
-        """The probabilities of the step from grid time `t` to `s < t`."""
         noised_t, noised_s = self.noised(t), self.noised(s)
         gap, sigma = noised_t - noised_s, self.sigma(t, s)
         reveal = reveal_probability(noised_t, noised_s, gap, sigma)

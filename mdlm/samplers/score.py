@@ -24,7 +24,7 @@ Whether a token jumps, and to which token, are two draws. One draw over all woul
 probabilities of the new tokens down by the length of the step, beyond what float32 resolves.
 """
 
-from collections.abc import Callable
+import abc
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -40,6 +40,7 @@ from mdlm.parameterizations.score import Score
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
+from mdlm.samplers.base import Sampler
 from mdlm.samplers.grid import GridSampler
 from mdlm.samplers.logits.shaping import is_plain, shape_all
 from mdlm.samplers.state import SampleState, rewritten, step_keys
@@ -51,45 +52,77 @@ Weights = tuple[Float[Array, "b l v"], Float[Array, "b l"]]
 """The weights of jumping to each token (0 at the present token), and of staying."""
 
 
+class ScoreSampler(Sampler):
+    """Mixed into a `GridSampler` that jumps with `weights` made from the score; the last step
+    removes all noise."""
+
+    processes: ClassVar[tuple[type[Process], ...]] = (Masked, Uniform)
+    parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Score,)
+
+    @abc.abstractmethod
+    def weights(
+        self,
+        log_score: Float[Array, "b l v"],
+        z_t: Int[Array, "b l"],
+        t: Float[Array, "b 1"],
+        s: Float[Array, "b 1"],
+        *,
+        process: Masked | Uniform,
+    ) -> Weights:
+        """The weights of the step from `t` to `s`, all at least 0."""
+
+    def incompatibility(self, process, parameterization, network=None):
+        reason = super().incompatibility(process, parameterization, network)
+        if reason is None and isinstance(process, Uniform) and not is_plain(self):
+            return (
+                "temperature, top_k, top_p, banned and hook change the distribution of a revealed"
+                " token, and uniform noise reveals none"
+            )
+        return reason or parameterization.incompatibility(process)
+
+    def step(self, state: SampleState, diffusion: Diffusion[Masked | Uniform]) -> SampleState:
+        assert isinstance(self, GridSampler)
+        process, score = diffusion.process, diffusion.parameterization
+        assert isinstance(score, Score)  # `incompatibility` refuses others
+        t, s = self.times(state)
+        logits = diffusion.denoise(NetInput(tokens=state.tokens, t=t)).logits()
+        log_score = score.log_score(logits, state.tokens, process.schedule.sigma(t))
+        is_last = state.step == self.steps - 1
+        others, stay = jax.lax.cond(
+            is_last,
+            lambda: clean_weights(log_score, state.tokens, t, process=process),
+            lambda: self.weights(log_score, state.tokens, t, s, process=process),
+        )
+        u = uniforms(step_keys(state, "whether"), state.tokens.shape[1])
+        leave = others.sum(-1)
+        jumps = u * (leave + stay) < leave
+        log_p = jnp.log(others) - jnp.log(jnp.maximum(leave, TINY))[..., None]
+        shaped = shape_all(self, log_p, state, score)
+        drawn = categorical_by_position(step_keys(state, "which"), shaped)
+        written = jnp.where(jumps & ~state.is_fixed, drawn, state.tokens)
+        state = rewritten(state, written, log_p)
+        return replace(state, done=jnp.full_like(state.done, is_last), nfe=state.nfe + 1)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Tweedie(GridSampler):
+class Tweedie(ScoreSampler, GridSampler):
     """Undoes the noise of each step, at each position independently (SEDD's "analytic" sampler).
 
     NFE is `steps`. With absorbing noise, logits processing changes the distribution of a revealed
     token.
     """
 
-    processes: ClassVar[tuple[type[Process], ...]] = (Masked, Uniform)
-    parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Score,)
-
-    def incompatibility(self, process, parameterization, network=None):
-        reason = super().incompatibility(process, parameterization, network)
-        return reason or no_jumps(self, process, parameterization)
-
-    def step(self, state: SampleState, diffusion: Diffusion[Masked | Uniform]) -> SampleState:
-        return jump(self, self.weights, state, diffusion)
-
     def weights(self, log_score, z_t, t, s, *, process):
         return tweedie_weights(log_score, z_t, t, s, process=process)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Euler(GridSampler):
+class Euler(ScoreSampler, GridSampler):
     """Jumps at the rates of the beginning of each step (tau-leaping).
 
     NFE is `steps`. With absorbing noise, logits processing changes the distribution of a revealed
     token.
     """
-
-    processes: ClassVar[tuple[type[Process], ...]] = (Masked, Uniform)
-    parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Score,)
-
-    def incompatibility(self, process, parameterization, network=None):
-        reason = super().incompatibility(process, parameterization, network)
-        return reason or no_jumps(self, process, parameterization)
-
-    def step(self, state: SampleState, diffusion: Diffusion[Masked | Uniform]) -> SampleState:
-        return jump(self, self.weights, state, diffusion)
 
     def weights(self, log_score, z_t, t, s, *, process):
         schedule = process.schedule
@@ -100,49 +133,6 @@ class Euler(GridSampler):
             score = jnp.where(_token_ids(log_score) == z_t[..., None], 0.0, jnp.exp(log_score))
             others = rate[..., None] / process.tokens * score
         return others, jnp.maximum(1 - others.sum(-1), 0.0)
-
-
-def no_jumps(
-    sampler: GridSampler, process: Process, parameterization: Parameterization
-) -> str | None:
-    """The reason why the sampler's settings, the process and the score do not fit; None if they
-    do."""
-    if isinstance(process, Uniform) and not is_plain(sampler):
-        return (
-            "temperature, top_k, top_p, banned and hook change the distribution of a revealed"
-            " token, and uniform noise reveals none"
-        )
-    return parameterization.incompatibility(process)
-
-
-def jump(
-    sampler: GridSampler,
-    weights: Callable[..., Weights],
-    state: SampleState,
-    diffusion: Diffusion[Masked | Uniform],
-) -> SampleState:
-    """Takes one step down the grid with `weights(log_score, z_t, t, s, process=...)`, all at least
-    0; the last step removes all noise."""
-    process, score = diffusion.process, diffusion.parameterization
-    assert isinstance(score, Score)  # `incompatibility` refuses others
-    t, s = sampler.times(state)
-    logits = diffusion.denoise(NetInput(tokens=state.tokens, t=t)).logits()
-    log_score = score.log_score(logits, state.tokens, process.schedule.sigma(t))
-    is_last = state.step == sampler.steps - 1
-    others, stay = jax.lax.cond(
-        is_last,
-        lambda: clean_weights(log_score, state.tokens, t, process=process),
-        lambda: weights(log_score, state.tokens, t, s, process=process),
-    )
-    u = uniforms(step_keys(state, "whether"), state.tokens.shape[1])
-    leave = others.sum(-1)
-    jumps = u * (leave + stay) < leave
-    log_p = jnp.log(others) - jnp.log(jnp.maximum(leave, TINY))[..., None]
-    shaped = shape_all(sampler, log_p, state, score)
-    drawn = categorical_by_position(step_keys(state, "which"), shaped)
-    written = jnp.where(jumps & ~state.is_fixed, drawn, state.tokens)
-    state = rewritten(state, written, log_p)
-    return replace(state, done=jnp.full_like(state.done, is_last), nfe=state.nfe + 1)
 
 
 def tweedie_weights(

@@ -1,5 +1,6 @@
 """The state that the steps of a sampler pass on, and functions that change it."""
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -24,6 +25,10 @@ class SampleState:
     nfe: Any  # Int[Array, ""], network calls so far
     confidence: Any  # Float[Array, "b l"], the network's probability of each written token, at
     # the time of writing; 1 where the caller's token stays, 0 where none is written yet
+
+    def is_after(self, steps: int, at: Int[Array, " n"]) -> Bool[Array, "#n"]:
+        """Whether the flat positions `at` are written after a grid of `steps` steps."""
+        return jnp.atleast_1d(self.step >= steps)
 
 
 State = TypeVar("State", bound=SampleState)
@@ -53,6 +58,27 @@ class Proposal:
 def extended(state: SampleState, kind: type[State], **more: Any) -> State:
     """Returns the state as the subclass `kind`, with the values of its own fields."""
     return kind(**{field.name: getattr(state, field.name) for field in fields(SampleState)} | more)
+
+
+def filled(
+    none: Proposal,
+    is_asked: Bool[Array, "b l"],
+    size: int,
+    draw: Callable[[Int[Array, " n"]], Proposal],
+) -> Proposal:
+    """Returns the flat proposal `none` with what `draw` gives for the positions asked for, `size`
+    of them at a time."""
+    end = is_asked.size
+    padded = -(-end // size) * size
+    (asked,) = jnp.nonzero(is_asked.reshape(-1), size=padded, fill_value=end)
+
+    def fill_chunk(i: Int[Array, ""], known: Proposal) -> Proposal:
+        rows = jax.lax.dynamic_slice_in_dim(asked, i * size, size)
+        found = draw(jnp.minimum(rows, end - 1))  # indices past the end are dropped below
+        put = lambda known, found: known.at[rows].set(found, mode="drop")
+        return jax.tree.map(put, known, found)
+
+    return jax.lax.fori_loop(0, -(-is_asked.sum() // size), fill_chunk, none)
 
 
 def placed(state: State, proposal: Proposal, is_written: Bool[Array, "b l"]) -> State:

@@ -1,10 +1,10 @@
 """The training loop on the host: feeds the step, logs, evaluates and saves the run.
 
-`Trainer.run` is a generator of events, which the caller displays (the command line as a progress
-bar). The caller may stop it after any step through `should_stop`; a checkpoint is saved first.
-Metrics are fetched one step late, so the host dispatches the next step before it reads the last
-one. The loader's thread puts batches on the devices ahead of time. The metrics may end the run, or
-rewind it to a checkpoint (see `mdlm.train.guard`).
+`Trainer.run` is a generator of events (`mdlm.train.events`), which the caller displays (the command
+line as a progress bar). The caller may stop it after any step through `should_stop`; a checkpoint
+is saved first. Metrics are fetched one step late, so the host dispatches the next step before it
+reads the last one. The loader's thread puts batches on the devices ahead of time. The metrics may
+end the run, or rewind it to a checkpoint (see `mdlm.train.guard`).
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -20,85 +20,26 @@ from mdlm.cluster import process_group
 from mdlm.data.dataset import Dataset
 from mdlm.data.loader import HostBatch, TrainLoader
 from mdlm.data.prefetch import Prefetcher
-from mdlm.errors import InputError
-from mdlm.evals.nll import Metric
 from mdlm.evals.scorer import Scorer
 from mdlm.experiment.evaluation import SELECTS, split_in_training
 from mdlm.experiment.identity import recorded
 from mdlm.experiment.model import Model
 from mdlm.models.network import count_parameters
 from mdlm.parallel.mesh import check_batch, put_on_mesh, rows_here
-from mdlm.profiling.profile import Profile, Profiler
+from mdlm.profiling.profile import Profiler
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
 from mdlm.times import balanced_order
-from mdlm.train import guard
+from mdlm.train.events import Began, Evaluated, Event, Profiled, Saved, Spiked, Stepped, Stopped
 from mdlm.train.guard import Diverged, Guard, Spike
 from mdlm.train.meter import Meter
+from mdlm.train.start import restored, started_from
 from mdlm.train.step import State, abstract_state, compile_step, create_state
 from mdlm.types import ArrayTree, Batch
-
-
-@dataclass(frozen=True)
-class Began:
-    """Before the first step: the step it starts from, and the number of parameters."""
-
-    step: int
-    steps: int
-    parameters: int
-    devices: int
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """After a logged step: its metrics, and the speed since the last one (see `Meter`)."""
-
-    step: int
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """After an evaluation of `split`: the validation split, if the data have one."""
-
-    step: int
-    split: str
-    metrics: list[Metric]
-
-
-@dataclass(frozen=True)
-class Spiked:
-    """The loss of a logged step was a spike. The run rewinds to step `back_to`, if not None."""
-
-    step: int
-    spike: Spike
-    back_to: int | None
-
-
-@dataclass(frozen=True)
-class Profiled:
-    """The requested steps are traced, up to this one."""
-
-    step: int
-    profile: Profile
-
-
-@dataclass(frozen=True)
-class Saved:
-    step: int
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """The run was stopped before its last step, and its state is saved."""
-
-    step: int
-
 
 KINDS = {"valid": "valid", "test": "test", "train": "train split"}
 """Kinds of evaluation lines in metrics.jsonl, by split; "train" there is a training step."""
 
-Event = Began | Stepped | Evaluated | Spiked | Profiled | Saved | Stopped
 Sample = Callable[[int, ArrayTree], None]
 """Called with (step, EMA parameters)."""
 
@@ -213,7 +154,8 @@ class Trainer:
         if self.pending is None:
             return False
         pending, self.pending = self.pending, None
-        stepped = Stepped(pending.step, self.meter.read(self.folder, pending.step, pending.metrics))
+        metrics = self.meter.read(self.folder.log, pending.step, pending.metrics)
+        stepped = Stepped(pending.step, metrics)
         yield stepped
         if self.guard.has_given_up(stepped.metrics):
             self.checkpoints.wait()
@@ -227,7 +169,7 @@ class Trainer:
         back_to = self.checkpoints.latest if self.guard.may_rewind else None
         yield Spiked(pending.step, spike, back_to)
         if back_to is None:
-            self.folder.log("spike", pending.step, vars(spike))
+            self.folder.log.add("spike", pending.step, vars(spike))
             return False
         self._go_back(back_to, pending, spike)
         return True
@@ -238,7 +180,7 @@ class Trainer:
         split = self.validation.split
         found = self.scorer.run(self.state["ema"], self.validation, self.settings.eval_rows)
         self.nelbo = found[0].value if split == SELECTS else None
-        self.folder.log(KINDS[split], self.made, {m.name: m.value for m in found})
+        self.folder.log.add(KINDS[split], self.made, {m.name: m.value for m in found})
         return Evaluated(self.made, split, found)
 
     def save(self) -> Saved:
@@ -266,7 +208,7 @@ class Trainer:
         self.initial = None  # frees its memory
         self.made, self.position = int(self.state["step"]), data["position"]
         self.guard = Guard(self.settings, data)
-        self.folder.rewind(self.made)
+        self.folder.log.rewind(self.made)
 
     def _after_step(self) -> Iterator[Event]:
         """Logs, traces, evaluates, samples and saves, as due after a step."""
@@ -300,9 +242,9 @@ class Trainer:
         self.state, data = restored(self.checkpoints, self.abstract)
         self.guard = Guard(self.settings, {**data, "rewinds": self.guard.rewinds + 1})
         self.made, self.position, self.saved, self.nelbo = step, spiked.position, step, None
-        self.folder.rewind(step)
+        self.folder.log.rewind(step)
         # Logged at the first repeated step, so that a later rewind to `step` drops this line too.
-        self.folder.log("rewind", step + 1, {"from": spiked.step, **vars(spike)})
+        self.folder.log.add("rewind", step + 1, {"from": spiked.step, **vars(spike)})
         self.batches = self._batches()
         self.meter.skip()
 
@@ -317,16 +259,6 @@ class Trainer:
             return self.metrics is None or self.metrics["loss"].is_ready()
 
         return self.loader.iterate(self.position, on_device, is_idle)
-
-
-def restored(checkpoints: Checkpoints, abstract: State) -> tuple[State, dict[str, Any]]:
-    """Returns state and data of the newest checkpoint. Counters that it lacks start at zero."""
-    if checkpoints.has("watch"):
-        return checkpoints.restore(abstract)
-    state, data = checkpoints.restore({k: v for k, v in abstract.items() if k != "watch"})
-    shardings = jax.tree.map(lambda a: a.sharding, abstract["watch"])
-    fresh = jax.tree.map(np.asarray, guard.fresh())
-    return {**state, "watch": jax.device_put(fresh, shardings)}, data
 
 
 def given_up(stepped: Stepped, checkpoints: Checkpoints) -> str:
@@ -353,25 +285,3 @@ def in_training(rows: dict[str, np.ndarray], order: np.ndarray) -> dict[str, Any
         "row": order[rows["row"]].astype(np.int32),
         "rows": np.asarray(len(order), np.int32),
     }
-
-
-def started_from(state: dict[str, Any], initial: ArrayTree) -> dict[str, Any]:
-    """Returns a fresh state with the parameters of `initial` in place of its own. Components that
-    `initial` does not have keep theirs.
-
-    Raises InputError if names or shapes differ.
-    """
-
-    def take(old: jax.Array, new: Any) -> jax.Array:
-        if old.shape != new.shape:
-            raise InputError(
-                f"--init-from: an array has shape {new.shape}, this experiment needs {old.shape}"
-            )
-        return jax.device_put(new.astype(old.dtype), old.sharding)
-
-    fresh = {name: state["params"][name] for name in initial}
-    if jax.tree.structure(fresh) != jax.tree.structure(initial):
-        raise InputError("--init-from: the parameters are of another kind of network")
-    params = {**state["params"], **jax.tree.map(take, fresh, initial)}
-    # The step donates its input, so the EMA needs arrays of its own.
-    return {**state, "params": params, "ema": jax.tree.map(lambda a: a.copy(), params)}

@@ -10,7 +10,7 @@ import numpy as np
 from mdlm.experiment.model import Model
 from mdlm.models.layers import compute_dtype
 from mdlm.profiling.peak import peak_flops
-from mdlm.runs.folder import RunFolder
+from mdlm.runs.log import Log
 
 
 class Meter:
@@ -42,7 +42,7 @@ class Meter:
     def _start(self, now: float) -> None:
         self.steps, self.since, self.stalled_before = 0, now, self.stalled()
 
-    def read(self, folder: RunFolder, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
+    def read(self, log: Log, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
         """Waits for the metrics of a step and logs them; returns those that are scalars."""
         values, several = numbers(jax.device_get(metrics))
         now = time.perf_counter()
@@ -55,7 +55,7 @@ class Meter:
                 values["mfu"] = values["flops_per_second"] / self.peak
             values["data_wait"] = (self.stalled() - self.stalled_before) / (now - self.since)
         self._start(now)
-        folder.log("train", step, {**values, **several})
+        log.add("train", step, {**values, **several})
         return values
 
 

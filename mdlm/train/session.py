@@ -24,7 +24,8 @@ from mdlm.experiment.evaluation import split_in_training
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import without_stores
 from mdlm.experiment.model import Model
-from mdlm.generation.generator import Generation, Generator, window_of, within_reach
+from mdlm.generation.generator import Generation, Generator, window_of
+from mdlm.generation.programs import within_reach
 from mdlm.parallel.mesh import check_batch
 from mdlm.profiling import profile as profiles
 from mdlm.runs import curves
@@ -33,7 +34,8 @@ from mdlm.runs.folder import RunFolder
 from mdlm.runs.parameters import restore_parameters
 from mdlm.runs.weights import Weights
 from mdlm.runs.writers import writers
-from mdlm.train.loop import Evaluated, Event, Saved, Trainer
+from mdlm.train.events import Evaluated, Event, Saved
+from mdlm.train.loop import Trainer
 from mdlm.types import ArrayTree
 from mdlm.version import __version__
 
@@ -96,7 +98,7 @@ class Session:
         if self.folder.writes:
             self.dataset.tokenizer.save(self.folder.data)
             self.folder.save_counts(self.model.counts)
-            self.folder.writers = writers(self.folder.path, tensorboard, wandb, experiment)
+            self.folder.log.writers = writers(self.folder.path, tensorboard, wandb, experiment)
         process_group.barrier()
         self.folder.check_shared()
         self.step = 0
@@ -136,7 +138,7 @@ class Session:
                 yield event
             self._draw()
         finally:
-            self.folder.close()
+            self.folder.log.close()
 
     def closing_words(self) -> str:
         """Returns the text to print at the end of a run: its folder, metrics, next commands."""
@@ -181,13 +183,13 @@ class Session:
         self._generator.params = params
         length = self.experiment.train.sample_length or self._generator.window.room
         self.generated = self._generator.continue_from([""] * SAMPLES, length, seed=step)
-        self.folder.add_samples(step, [text.text for text in self.generated.texts])
+        self.folder.log.add_samples(step, [text.text for text in self.generated.texts])
 
     def _draw(self) -> None:
         if self.folder.writes:
             title = f"{self.experiment.name} ({self.folder.path})"
             path = self.folder.path / "curves.png"
-            curves.draw(self.folder.metrics(), path, title, self.references)
+            curves.draw(self.folder.log.metrics(), path, title, self.references)
 
 
 def configuration(experiment: Experiment) -> dict[str, object]:

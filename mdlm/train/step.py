@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.sharding import AbstractMesh, Mesh
-from jaxtyping import Float, Int, Key
+from jaxtyping import Bool, Float, Int, Key
 
 from mdlm.experiment.model import Model
 from mdlm.keys import stream
@@ -86,15 +86,7 @@ def compile_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> 
         grad_norm = optax.tree.norm(gradient)
         is_sound = jnp.isfinite(terms.total) & jnp.isfinite(grad_norm)
         made = state["step"] - state["watch"]["skipped"]
-        with jax.named_scope("optimizer"):
-            updates, opt_state = tx.update(gradient, state["opt_state"], state["params"])
-            opt_state = guard.choose(is_sound, opt_state, state["opt_state"])
-            params = optax.apply_updates(state["params"], updates)
-            params = guard.choose(is_sound, params, state["params"])
-        with jax.named_scope("ema"):
-            decay = ema_decay(settings.ema_decay, made + 1)
-            ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state["ema"], params)
-            ema = guard.choose(is_sound, ema, state["ema"])
+        updates, new = updated(state, gradient, is_sound, tx, settings.ema_decay, made)
         is_first = state["step"] % settings.log_every == 0
         watch = guard.counted(state["watch"], is_sound, by_time, is_first)
         metrics = {
@@ -104,13 +96,12 @@ def compile_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> 
             "scored": terms.scored,
             "grad_norm": grad_norm,
             "update_norm": jnp.where(is_sound, optax.tree.norm(updates), 0.0),
-            "param_norm": optax.tree.norm(params),
+            "param_norm": optax.tree.norm(new["params"]),
             "learning_rate": jnp.asarray(rate(made), jnp.float32),
             **guard.figures(watch, by_time),
             **{name: value / settings.accumulate for name, value in terms.scalars.items()},
         }
-        new = {"params": params, "opt_state": opt_state, "ema": ema, "watch": watch}
-        return {"step": state["step"] + 1, **new}, metrics
+        return {"step": state["step"] + 1, **new, "watch": watch}, metrics
 
     return jax.jit(
         train_step,
@@ -118,6 +109,28 @@ def compile_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> 
         in_shardings=(sharding, None),
         out_shardings=(sharding, replicated(mesh)),
     )
+
+
+def updated(
+    state: State,
+    gradient: ArrayTree,
+    is_sound: Bool[Array, ""],
+    tx: optax.GradientTransformation,
+    limit: float,
+    made: Int[Array, ""],
+) -> tuple[ArrayTree, State]:
+    """Returns the optimizer's update, and `params`, `opt_state` and `ema` after it; these are
+    unchanged if the step is not sound. `made` updates came before, `limit` is the EMA's decay."""
+    with jax.named_scope("optimizer"):
+        updates, opt_state = tx.update(gradient, state["opt_state"], state["params"])
+        opt_state = guard.choose(is_sound, opt_state, state["opt_state"])
+        params = optax.apply_updates(state["params"], updates)
+        params = guard.choose(is_sound, params, state["params"])
+    with jax.named_scope("ema"):
+        decay = ema_decay(limit, made + 1)
+        ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state["ema"], params)
+        ema = guard.choose(is_sound, ema, state["ema"])
+    return updates, {"params": params, "opt_state": opt_state, "ema": ema}
 
 
 def summed(

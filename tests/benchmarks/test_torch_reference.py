@@ -153,14 +153,14 @@ def test_noise_is_stratified_and_masks_as_much_as_the_schedule_says():
     assert float(share.mean()) == pytest.approx(0.5, abs=0.01)
 
 
-def test_cached_sampler_draws_the_law_it_is_given():
-    """A network that always gives one law: every sample follows it, and calls are saved."""
-    law = torch.tensor([0.5, 0.3, 0.2, 0.0]).log()
+def test_cached_sampler_draws_the_distribution_it_is_given():
+    """A network that always gives one distribution: samples follow it, and calls are saved."""
+    log_p = torch.tensor([0.5, 0.3, 0.2, 0.0]).log()
     asked = []
 
     def logits(tokens):
         asked.append(tokens)
-        return law.expand(*tokens.shape, 4)
+        return log_p.expand(*tokens.shape, 4)
 
     torch.manual_seed(2)
     tokens, calls = torch_reference.generate(logits, 3, 50, 40, 16)
@@ -171,7 +171,7 @@ def test_cached_sampler_draws_the_law_it_is_given():
         assert float((seen == 3).float().mean()) == pytest.approx(1 - call / 16, abs=0.05)
     assert torch.bincount(tokens.flatten(), minlength=4)[3] == 0
     found = torch.bincount(tokens.flatten(), minlength=4) / 2000
-    assert (found - law.exp()).abs().max() < 0.04
+    assert (found - log_p.exp()).abs().max() < 0.04
     # One position, many steps: nothing changes in most of them, and no call is made for those.
     tokens, calls = torch_reference.generate(logits, 3, 1, 1, 200)
     assert calls <= 3

@@ -1,6 +1,7 @@
 """The parts of JAX that are not public: there in this release, and named where they are missing."""
 
 import ast
+from functools import partial
 from importlib import import_module
 
 import jax
@@ -42,6 +43,27 @@ def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(PRIVATE, "jax._src.moved_away", ("anything",))
     with pytest.raises(InputError, match=r"has no jax._src.moved_away.anything"):
         jax_private._private("jax._src.moved_away", "anything")
+
+
+def test_attention_of_cudnn_is_traced_without_cudnn(monkeypatch):
+    x = jax.ShapeDtypeStruct((1, 128, 2, 64), "bfloat16")
+
+    def traced():
+        attend = partial(jax.nn.dot_product_attention, implementation="cudnn")
+        return str(jax.make_jaxpr(lambda x: attend(x, x, x))(x))
+
+    module = import_module(jax_private.CUDNN)
+    before = module.check_cudnn_version
+    with jax_private.cudnn_assumed():
+        assert "dot_product_attention_fwd" in traced()
+        assert module.check_cudnn_version is not before
+    assert module.check_cudnn_version is before
+    monkeypatch.delattr(f"{jax_private.CUDNN}.{jax_private.CUDNN_CHECK}")
+    with (
+        pytest.raises(InputError, match=r"check_cudnn_version, which is needed to plan for GPUs"),
+        jax_private.cudnn_assumed(),
+    ):
+        pass
 
 
 def test_no_other_file_of_the_package_uses_what_is_private():

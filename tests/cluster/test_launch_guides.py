@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mdlm.cli.common import overrides
+from mdlm.cli.arguments import overrides
 from mdlm.cli.main import COMMANDS, parser
 from mdlm.config.overrides import names
 from mdlm.experiment.loading import load_file

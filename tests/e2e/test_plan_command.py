@@ -46,6 +46,16 @@ def test_estimate(file, capsys):
     assert found["mesh"] == {"data": 4, "fsdp": 2, "sequence": 1, "tensor": 1}
 
 
+def test_a_device_that_is_not_listed(file, capsys):
+    words = (file, "--topology", "gpu:1xOther", "--device-memory", "24", "--device-tflops", "165")
+    assert cli.main(["plan", *words]) == 0
+    out = capsys.readouterr().out
+    assert "tiny on gpu:1xOther: 1 x Other" in out and "of 24.00" in out
+    assert "1 x 165 TFLOP/s" in out
+    assert "--device-memory GIB and --device-tflops" in refused(capsys, *words[:-2])
+    assert "--device-tflops 0: must be above 0" in refused(capsys, *words[:-1], "0")
+
+
 def test_refusals(file, capsys, monkeypatch):
     find = importlib.util.find_spec
     absent = lambda name, *rest: None if name == "libtpu" else find(name, *rest)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from law import SCHEDULES, TIGHT, Law
+from distribution import SCHEDULES, TIGHT, Distribution
 
 from mdlm.diffusion import Diffusion
 from mdlm.keys import stream
@@ -17,33 +17,33 @@ from mdlm.schedules.closed_form import LogLinear
 from mdlm.schedules.md4 import Polynomial
 from mdlm.types import NetInput
 
-LAW = Law()
+DATA = Distribution()
 
 
 def enumerated(schedule, t: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """E over x and z_t of the weighted loss, nats per sequence, at each time."""
-    process = Masked(schedule=schedule, mask_id=LAW.mask_id)
-    n, m = len(LAW.sequences), len(LAW.hidings)
-    x = np.repeat(LAW.sequences, m, axis=0)
-    hidden = np.tile(LAW.hidings, (n, 1))
-    z = np.where(hidden, LAW.mask_id, x)
+    process = Masked(schedule=schedule, mask_id=DATA.mask_id)
+    n, m = len(DATA.sequences), len(DATA.hidings)
+    x = np.repeat(DATA.sequences, m, axis=0)
+    hidden = np.tile(DATA.hidings, (n, 1))
+    z = np.where(hidden, DATA.mask_id, x)
 
     @jax.jit
     def losses(weight):
         return score_masked(
-            LAW.batch(x),
+            DATA.batch(x),
             z_t=jnp.asarray(z, jnp.int32),
             t=jnp.full((len(x), 1), 0.5),  # the posterior of a masked process has no time in it
             weight=jnp.full((len(x), 1), weight),
             diffusion=Diffusion(
                 process=process,
-                parameterization=Subs(mask_id=LAW.mask_id, vocab_size=LAW.mask_id + 1),
-                denoise=LAW.denoise,
+                parameterization=Subs(mask_id=DATA.mask_id, vocab_size=DATA.mask_id + 1),
+                denoise=DATA.denoise,
             ),
         ).bound.sum(-1)
 
     cross_entropy = np.asarray(losses(1.0), np.float64)
-    p = np.repeat(LAW.p, m)
+    p = np.repeat(DATA.p, m)
     noised = np.asarray(schedule.one_minus_alpha(jnp.asarray(t, jnp.float32)), np.float64)
     out = []
     for a, w in zip(noised, weight, strict=True):
@@ -71,9 +71,9 @@ def test_diffusion_term_is_the_information_that_noise_removes(name):
     weight = np.asarray(schedule.weight(jnp.asarray(t, jnp.float32)), np.float64)
     term = (dt * enumerated(schedule, t, weight)).sum()
     ends = schedule.one_minus_alpha(jnp.array([0.0, 1.0]))
-    clean, noise = (LAW.remaining(1 - float(a)) for a in ends)
+    clean, noise = (DATA.remaining(1 - float(a)) for a in ends)
     # I(x; z_0) - I(x; z_1) = H(x | z_1) - H(x | z_0)
-    assert term == pytest.approx(noise - clean, abs=2e-5 * LAW.entropy + 2e-5)
+    assert term == pytest.approx(noise - clean, abs=2e-5 * DATA.entropy + 2e-5)
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
@@ -89,8 +89,8 @@ def test_nelbo_with_reconstruction_is_the_entropy(power, t_min):
         total += (du * at).sum()
     # Reconstruction treats tokens that are masked together as independent: (1 - alpha)^2 of it.
     together = float(schedule.one_minus_alpha(jnp.asarray(t_min))) ** 2
-    assert total >= LAW.entropy - 3e-5
-    assert total == pytest.approx(LAW.entropy, abs=3e-5 + 3 * together * LAW.entropy)
+    assert total >= DATA.entropy - 3e-5
+    assert total == pytest.approx(DATA.entropy, abs=3e-5 + 3 * together * DATA.entropy)
 
 
 def test_dropping_the_reconstruction_changes_the_bound():
@@ -101,30 +101,30 @@ def test_dropping_the_reconstruction_changes_the_bound():
     )
     published = (du * enumerated(schedule, np.asarray(t)[:, 0], np.asarray(weight)[:, 0])).sum()
     # Uniform on [t_min, 1] without rescaling: above the entropy for a log-linear schedule.
-    assert published > LAW.entropy + 1e-3
+    assert published > DATA.entropy + 1e-3
 
 
 @pytest.mark.parametrize("name", TIGHT)
 def test_expected_loss_is_the_entropy(name):
     """The whole objective, its own draws included, within four standard errors."""
-    process = Masked(schedule=LogLinear(eps=0.0), mask_id=LAW.mask_id)
-    subs = Subs(mask_id=LAW.mask_id, vocab_size=LAW.mask_id + 1)
+    process = Masked(schedule=LogLinear(eps=0.0), mask_id=DATA.mask_id)
+    subs = Subs(mask_id=DATA.mask_id, vocab_size=DATA.mask_id + 1)
     rows, repeats = 4096, 100
 
     @jax.jit
     def once(key):
         rank = jax.random.choice(
-            stream(key, "data"), len(LAW.p), (rows,), p=jnp.asarray(LAW.p, jnp.float32)
+            stream(key, "data"), len(DATA.p), (rows,), p=jnp.asarray(DATA.p, jnp.float32)
         )
-        batch = LAW.batch(np.zeros((rows, LAW.length)))
-        tokens = jnp.asarray(LAW.sequences, jnp.int32)[rank]
+        batch = DATA.batch(np.zeros((rows, DATA.length)))
+        tokens = jnp.asarray(DATA.sequences, jnp.int32)[rank]
         batch = type(batch)(**{**vars(batch), "tokens": tokens})
         terms = TIGHT[name](
             stream(key, "loss"),
             batch,
-            diffusion=Diffusion(process=process, parameterization=subs, denoise=LAW.denoise),
+            diffusion=Diffusion(process=process, parameterization=subs, denoise=DATA.denoise),
         )
-        information = -jnp.log(jnp.asarray(LAW.p, jnp.float32))[rank].mean()
+        information = -jnp.log(jnp.asarray(DATA.p, jnp.float32))[rank].mean()
         # The mean information of the rows drawn takes the data's own spread out of the estimate.
         return terms.bound.sum() / rows - information
 
@@ -141,20 +141,20 @@ def test_expected_loss_is_the_entropy(name):
 def test_discrete_bound_is_the_chain_s_divergence(steps):
     """Against the divergences of the reverse chain itself, step by step, by enumeration."""
     schedule = LogLinear(eps=0.0)
-    process = Masked(schedule=schedule, mask_id=LAW.mask_id)
+    process = Masked(schedule=schedule, mask_id=DATA.mask_id)
     objective = DiscreteNelbo(steps=steps)
-    n, m = len(LAW.sequences), len(LAW.hidings)
-    x = np.repeat(LAW.sequences, m, axis=0)
-    hidden = np.tile(LAW.hidings, (n, 1))
-    z = jnp.asarray(np.where(hidden, LAW.mask_id, x), jnp.int32)
-    subs = Subs(mask_id=LAW.mask_id, vocab_size=LAW.mask_id + 1)
-    logits = LAW.denoise(NetInput(tokens=z)).logits()
+    n, m = len(DATA.sequences), len(DATA.hidings)
+    x = np.repeat(DATA.sequences, m, axis=0)
+    hidden = np.tile(DATA.hidings, (n, 1))
+    z = jnp.asarray(np.where(hidden, DATA.mask_id, x), jnp.int32)
+    subs = Subs(mask_id=DATA.mask_id, vocab_size=DATA.mask_id + 1)
+    logits = DATA.denoise(NetInput(tokens=z)).logits()
     model = subs.log_p0(logits, z, None)
-    truth = jnp.log(jax.nn.one_hot(jnp.asarray(x), LAW.mask_id + 1))
+    truth = jnp.log(jax.nn.one_hot(jnp.asarray(x), DATA.mask_id + 1))
     chain, formula = 0.0, 0.0
     for k in range(1, steps + 1):
         t, s = np.float32(k / steps), np.float32((k - 1) / steps)
-        q = np.prod(np.where(hidden, t, 1 - t), axis=1) * np.repeat(LAW.p, m)
+        q = np.prod(np.where(hidden, t, 1 - t), axis=1) * np.repeat(DATA.p, m)
         times = [jnp.full((len(x), 1), a) for a in (t, s)]
         true_step = np.asarray(process.reverse_probabilities(truth, z, *times), np.float64)
         model_step = np.asarray(process.reverse_probabilities(model, z, *times), np.float64)
@@ -163,14 +163,14 @@ def test_discrete_bound_is_the_chain_s_divergence(steps):
         _, weight = objective.times_and_weights(schedule, jnp.array([[(k - 0.5) / steps]]))
         formula += enumerated(schedule, np.array([t]), np.asarray(weight)[0] / steps)[0]
     assert formula == pytest.approx(chain, rel=1e-4)
-    assert formula >= LAW.entropy - 1e-4
+    assert formula >= DATA.entropy - 1e-4
 
 
 def test_one_step_is_the_sum_of_marginal_entropies():
     _, weight = DiscreteNelbo(steps=1).times_and_weights(LogLinear(eps=0.0), jnp.array([[0.3]]))
     bound = enumerated(LogLinear(eps=0.0), np.array([1.0]), np.asarray(weight)[0])[0]
     expected = 0.0
-    for i in range(LAW.length):
-        p = np.array([LAW.p[LAW.sequences[:, i] == v].sum() for v in range(LAW.symbols)])
+    for i in range(DATA.length):
+        p = np.array([DATA.p[DATA.sequences[:, i] == v].sum() for v in range(DATA.symbols)])
         expected -= (p * np.log(p)).sum()
     assert bound == pytest.approx(expected, rel=1e-5)

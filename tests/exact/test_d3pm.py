@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from law import SCHEDULES, Law
+from distribution import SCHEDULES, Distribution
 
 from mdlm.diffusion import Diffusion
 from mdlm.objectives.base import score_masked
@@ -16,17 +16,17 @@ from mdlm.processes.masked import Masked
 from mdlm.schedules.closed_form import LogLinear
 from mdlm.types import DenseLogits, NetInput
 
-LAW = Law()
-MASK, STATES = LAW.mask_id, LAW.symbols + 1
-X = np.repeat(LAW.sequences, len(LAW.hidings), axis=0)
-HIDDEN = np.tile(LAW.hidings, (len(LAW.sequences), 1))
+DATA = Distribution()
+MASK, STATES = DATA.mask_id, DATA.symbols + 1
+X = np.repeat(DATA.sequences, len(DATA.hidings), axis=0)
+HIDDEN = np.tile(DATA.hidings, (len(DATA.sequences), 1))
 Z = np.where(HIDDEN, MASK, X)
 
 
 def denoise(inputs, *, key=None):
     """Some network: near the true posterior, and with mass on the mask."""
-    truth = LAW.denoise(inputs).logits()
-    here = jnp.arange(LAW.length)[None, :, None] + inputs.tokens.sum(-1)[:, None, None]
+    truth = DATA.denoise(inputs).logits()
+    here = jnp.arange(DATA.length)[None, :, None] + inputs.tokens.sum(-1)[:, None, None]
     truth = jnp.maximum(truth, -8.0).at[..., MASK].set(-2.0)
     return DenseLogits(truth / 2 + 0.7 * jnp.sin(here + jnp.arange(STATES)[None, None]))
 
@@ -47,8 +47,8 @@ def divergences(schedule, s: float, t: float) -> np.ndarray:
     p = np.exp(np.asarray(mean.log_p0(logits, z), np.float64))
     arrive = transition(alpha_t / alpha_s)[:, Z]  # [z_s n l], q(z_t | z_s)
 
-    def step(law):
-        joint = np.moveaxis(arrive, 0, -1) * (law @ transition(alpha_s))
+    def step(distribution):
+        joint = np.moveaxis(arrive, 0, -1) * (distribution @ transition(alpha_s))
         total = joint.sum(-1, keepdims=True)  # 0 at visible tokens where alpha_t = 0
         return joint / np.where(total > 0, total, 1.0)
 
@@ -61,7 +61,7 @@ def divergences(schedule, s: float, t: float) -> np.ndarray:
 def formula(schedule, s: float, t: float, scale: float = 1.0, mask_has_mass: bool = True):
     rows = jnp.ones((len(X), 1))
     return score_step(
-        LAW.batch(X),
+        DATA.batch(X),
         z_t=jnp.asarray(Z, jnp.int32),
         s=rows * s,
         t=rows * t,
@@ -89,12 +89,12 @@ def test_bound_is_the_chain_s_divergence(name, steps):
         assert np.isfinite(ours).all() and (ours[~HIDDEN] == 0).all()
         noised = float(schedule.one_minus_alpha(jnp.asarray(t)))
         q = np.prod(np.where(HIDDEN, noised, 1 - noised), axis=1) * np.repeat(
-            LAW.p, len(LAW.hidings)
+            DATA.p, len(DATA.hidings)
         )
         chain += (q * expected.sum(-1)).sum()
         bound += (q * ours.sum(-1)).sum()
     assert bound == pytest.approx(chain, rel=1e-5)
-    assert bound > LAW.entropy
+    assert bound > DATA.entropy
 
 
 @pytest.mark.parametrize("name", ["linear in sigma", "geometric", "polynomial 3, eps"])
@@ -120,7 +120,7 @@ def test_digits_remain_with_many_steps():
 def test_without_mass_on_the_mask_it_is_the_discrete_nelbo(name):
     schedule = SCHEDULES[name]
     u = jnp.asarray(np.random.default_rng(0).uniform(size=(len(X), 1)), jnp.float32)
-    batch, z_t = LAW.batch(X), jnp.asarray(Z, jnp.int32)
+    batch, z_t = DATA.batch(X), jnp.asarray(Z, jnp.int32)
     fields = {"mask_id": MASK, "vocab_size": STATES}
     process = Masked(schedule=schedule, mask_id=MASK)
     as_mean, as_subs = (
@@ -157,13 +157,15 @@ def test_expected_loss_is_the_chain_s_bound():
     schedule, steps, rows, repeats = LogLinear(eps=0.0), 4, 4096, 20
     mean = Mean(mask_has_mass=True, mask_id=MASK, vocab_size=STATES)
     tokens = jnp.asarray(
-        np.random.default_rng(0).choice(len(LAW.p), rows * repeats, p=LAW.p).reshape(repeats, rows)
+        np.random.default_rng(0)
+        .choice(len(DATA.p), rows * repeats, p=DATA.p)
+        .reshape(repeats, rows)
     )
 
     @jax.jit
     def once(key, rank):
-        batch = LAW.batch(np.zeros((rows, LAW.length)))
-        batch = type(batch)(**{**vars(batch), "tokens": jnp.asarray(LAW.sequences)[rank]})
+        batch = DATA.batch(np.zeros((rows, DATA.length)))
+        batch = type(batch)(**{**vars(batch), "tokens": jnp.asarray(DATA.sequences)[rank]})
         return (
             D3PM(steps=steps)(
                 key,
@@ -183,7 +185,7 @@ def test_expected_loss_is_the_chain_s_bound():
     expected = 0.0
     for k in range(steps):
         s, t = k / steps, (k + 1) / steps
-        q = np.prod(np.where(HIDDEN, t, 1 - t), axis=1) * np.repeat(LAW.p, len(LAW.hidings))
+        q = np.prod(np.where(HIDDEN, t, 1 - t), axis=1) * np.repeat(DATA.p, len(DATA.hidings))
         expected += (q * divergences(schedule, s, t).sum(-1)).sum()
     assert error < 0.01 * expected
     assert abs(seen.mean() - expected) < 4 * error

@@ -3,8 +3,14 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from law import Law
-from noisy_law import NoisyLaw, drawn_rows, enumerated, nodes, sampled_law
+from distribution import Distribution
+from noised_distribution import (
+    NoisedDistribution,
+    drawn_rows,
+    enumerated,
+    nodes,
+    sampled_frequencies,
+)
 
 from mdlm.objectives.hybrid import HybridNelbo
 from mdlm.objectives.nelbo import Nelbo
@@ -13,7 +19,7 @@ from mdlm.processes.hybrid import Hybrid, HybridSchedule, LogSNRHybrid
 from mdlm.processes.uniform import Uniform
 from mdlm.schedules.closed_form import Cosine, LogLinear
 
-LAW = Law()
+DATA = Distribution()
 PROCESSES = {
     "p 0.1": Hybrid(),
     "p 0.5, gamma 0.5": Hybrid(schedule=HybridSchedule(p_uniform=0.5, gamma=0.5)),
@@ -34,7 +40,7 @@ def objective(process, **changes):
 @pytest.mark.parametrize("name", PROCESSES)
 def test_integral_is_the_information_that_noise_removes(name):
     """Of the reported bound, whatever the trained weights are."""
-    noisy = NoisyLaw(LAW, PROCESSES[name])
+    noisy = NoisedDistribution(DATA, PROCESSES[name])
     t, dt = nodes(1e-4, 1 - 1e-4)
     term = (dt * enumerated(noisy, objective(noisy.process), t, noisy.denoise)).sum()
     expected = noisy.remaining(1 - 1e-4) - noisy.remaining(1e-4)
@@ -44,7 +50,7 @@ def test_integral_is_the_information_that_noise_removes(name):
 @pytest.mark.parametrize("name", ["p 0.1", "p 0.5, gamma 0.5", "log-SNR, shift 1"])
 def test_bound_with_the_reconstruction(name):
     """It exceeds the entropy, up to what z_1 tells, by what the last step treats as independent."""
-    noisy, t_min = NoisyLaw(LAW, PROCESSES[name]), 0.01
+    noisy, t_min = NoisedDistribution(DATA, PROCESSES[name]), 0.01
     whole = objective(noisy.process, reconstruction=True, t_min=t_min)
     # Most of GIDD's noise below t_min is uniform and grows like t^(gamma / 2).
     t, dt = nodes(t_min, 1.0)
@@ -53,7 +59,7 @@ def test_bound_with_the_reconstruction(name):
     total += t_min * last[0]
     expected = noisy.remaining(1.0) + noisy.remaining_by_token(t_min) - noisy.remaining(t_min)
     assert total == pytest.approx(expected, abs=2e-5)
-    assert expected > LAW.entropy - 1e-4
+    assert expected > DATA.entropy - 1e-4
 
 
 def test_places():
@@ -69,7 +75,7 @@ def test_places():
 @pytest.mark.parametrize("name", [name for name in PROCESSES if name != "p 0"])
 def test_bound_of_a_wrong_network_is_that_of_its_chain(name):
     """Against the chain's divergence in ever shorter steps, with the posterior as it is defined."""
-    noisy = NoisyLaw(LAW, PROCESSES[name])
+    noisy = NoisedDistribution(DATA, PROCESSES[name])
     rate = enumerated(noisy, objective(noisy.process), np.array([0.3]), noisy.wrong_denoise)[0]
     far, near = (noisy.step_divergence(0.3 - h, 0.3) / h - rate for h in (1e-2, 1e-4))
     assert abs(near) < 2e-3 * rate
@@ -78,7 +84,7 @@ def test_bound_of_a_wrong_network_is_that_of_its_chain(name):
 
 def test_expected_loss():
     """The whole objective, its own draws included, within four standard errors."""
-    noisy = NoisyLaw(LAW, Hybrid())
+    noisy = NoisedDistribution(DATA, Hybrid())
     gap = drawn_rows(noisy, objective(noisy.process, reconstruction=True, t_min=0.05), repeats=40)
     slack = noisy.remaining_by_token(0.05) - noisy.remaining(0.05)
     error = gap.std(ddof=1) / np.sqrt(len(gap))
@@ -87,11 +93,11 @@ def test_expected_loss():
 
 
 @pytest.mark.parametrize("name", ["p 0.1", "log-SNR, mixture"])
-def test_samples_tend_to_the_law(name):
-    """10,000 samples of the law itself are at a distance of about 0.02."""
-    noisy = NoisyLaw(LAW, PROCESSES[name])
-    few, many = sampled_law(noisy, 2), sampled_law(noisy, 48)
-    distance = [np.abs(p - LAW.p).sum() / 2 for p in (few, many)]
+def test_samples_tend_to_the_distribution(name):
+    """10,000 samples of the distribution itself are at a distance of about 0.02."""
+    noisy = NoisedDistribution(DATA, PROCESSES[name])
+    few, many = sampled_frequencies(noisy, 2), sampled_frequencies(noisy, 48)
+    distance = [np.abs(p - DATA.p).sum() / 2 for p in (few, many)]
     assert distance[1] < 0.035
     assert distance[0] > distance[1] + 0.05
 
@@ -100,10 +106,10 @@ def test_samples_tend_to_the_law(name):
 def test_the_ends_of_the_log_snr_form(shift):
     """All noise the mask: the NELBO of masked diffusion. All noise uniform: that of UDLM."""
     schedule, t = LogLinear(eps=0.0), np.array([0.02, 0.4, 0.97])
-    noisy = NoisyLaw(LAW, LogSNRHybrid(schedule=schedule, shift=shift))
+    noisy = NoisedDistribution(DATA, LogSNRHybrid(schedule=schedule, shift=shift))
     ours = enumerated(noisy, objective(noisy.process), t, noisy.wrong_denoise)
     if shift > 0:
-        same = NoisyLaw(LAW, Uniform(schedule=schedule))
+        same = NoisedDistribution(DATA, Uniform(schedule=schedule))
         theirs = enumerated(same, UniformNelbo(ends=False), t, same.wrong_denoise)
     else:
         theirs = masked_nelbo(noisy, t)
@@ -111,7 +117,7 @@ def test_the_ends_of_the_log_snr_form(shift):
 
 
 def test_without_uniform_noise_it_is_masked_diffusion():
-    noisy, t = NoisyLaw(LAW, PROCESSES["p 0"]), np.array([0.02, 0.4, 0.97])
+    noisy, t = NoisedDistribution(DATA, PROCESSES["p 0"]), np.array([0.02, 0.4, 0.97])
     ours = enumerated(noisy, objective(noisy.process), t, noisy.wrong_denoise)
     np.testing.assert_allclose(ours, masked_nelbo(noisy, t), rtol=2e-5)
 
@@ -119,11 +125,11 @@ def test_without_uniform_noise_it_is_masked_diffusion():
 def masked_nelbo(noisy, t):
     """1 / t times the mean cross-entropy of the masked tokens, from `Nelbo`'s weight."""
     _, weight = Nelbo().times_and_weights(LogLinear(eps=0.0), jnp.asarray(t, jnp.float32)[:, None])
-    laws, z, x = noisy.wrong_law(), noisy.noised, LAW.sequences
+    wrong, z, x = noisy.wrong_posterior(), noisy.noised, DATA.sequences
     out = []
     for a, w in zip(t, np.asarray(weight, np.float64)[:, 0], strict=True):
-        q = np.where(z[None] == LAW.mask_id, a, (1 - a) * (z[None] == x[:, None])).prod(-1)
-        loss = np.array([-np.log(laws[:, range(LAW.length), row]) for row in x])
-        loss = (loss * (z == LAW.mask_id)[None]).sum(-1)
-        out.append(w * (LAW.p[:, None] * q * loss).sum())
+        q = np.where(z[None] == DATA.mask_id, a, (1 - a) * (z[None] == x[:, None])).prod(-1)
+        loss = np.array([-np.log(wrong[:, range(DATA.length), row]) for row in x])
+        loss = (loss * (z == DATA.mask_id)[None]).sum(-1)
+        out.append(w * (DATA.p[:, None] * q * loss).sum())
     return np.array(out)

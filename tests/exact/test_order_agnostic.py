@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from law import Law
+from distribution import Distribution
 
 from mdlm.diffusion import Diffusion
 from mdlm.keys import stream
@@ -24,7 +24,7 @@ ROWS = 2**13
 
 
 class AnyNetwork:
-    """Random logits for every masking of one row: no law stands behind them."""
+    """Random logits for every masking of one row: no distribution stands behind them."""
 
     def __init__(self, length: int, is_given: np.ndarray | None = None):
         random = np.random.default_rng(length)
@@ -165,36 +165,38 @@ def test_mean_of_the_draws(objective, key):
     assert np.mean(means) == pytest.approx(network.by_counts(), abs=4 * error)
 
 
-def test_by_counts_under_the_true_law_is_its_entropy():
+def test_by_counts_under_the_true_distribution_is_its_entropy():
     """The chain rule, in every order."""
-    law = Law(length=4, symbols=2)
-    masked = np.array(law.hidings)[1:]
-    x = np.repeat(law.sequences, len(masked), axis=0)
-    hidden = np.tile(masked, (len(law.sequences), 1))
-    z = np.where(hidden, law.mask_id, x)
-    log_p = np.asarray(law.denoise(NetInput(tokens=jnp.asarray(z, jnp.int32))).logits(), np.float64)
+    data = Distribution(length=4, symbols=2)
+    masked = np.array(data.hidings)[1:]
+    x = np.repeat(data.sequences, len(masked), axis=0)
+    hidden = np.tile(masked, (len(data.sequences), 1))
+    z = np.where(hidden, data.mask_id, x)
+    log_p = np.asarray(
+        data.denoise(NetInput(tokens=jnp.asarray(z, jnp.int32))).logits(), np.float64
+    )
     nats = -np.where(hidden, np.take_along_axis(log_p, x[..., None], -1)[..., 0], 0).sum(-1)
     k = hidden.sum(-1)
-    share = np.repeat(law.p, len(masked)) / np.array([math.comb(4, int(i)) for i in k]) / k
-    assert (share * nats).sum() == pytest.approx(law.entropy, rel=1e-5)
+    share = np.repeat(data.p, len(masked)) / np.array([math.comb(4, int(i)) for i in k]) / k
+    assert (share * nats).sum() == pytest.approx(data.entropy, rel=1e-5)
 
 
 @pytest.mark.parametrize("objective", [OrderAgnostic(), LLaDA()], ids=["counts", "llada"])
 def test_a_prompt_is_given(objective, key):
     """With the first token valid and not scored the bound is H(x) - H(x_0)."""
-    law = Law()
+    data = Distribution()
     rows, repeats = 4096, 40
-    first = np.array([law.p[law.sequences[:, 0] == v].sum() for v in range(law.symbols)])
-    given = law.p / first[law.sequences[:, 0]]
+    first = np.array([data.p[data.sequences[:, 0] == v].sum() for v in range(data.symbols)])
+    given = data.p / first[data.sequences[:, 0]]
 
     @jax.jit
     def once(key):
         rank = jax.random.choice(
-            stream(key, "data"), len(law.p), (rows,), p=jnp.asarray(law.p, jnp.float32)
+            stream(key, "data"), len(data.p), (rows,), p=jnp.asarray(data.p, jnp.float32)
         )
         batch = Batch(
-            tokens=jnp.asarray(law.sequences, jnp.int32)[rank],
-            loss_mask=jnp.ones((rows, law.length), bool).at[:, 0].set(False),
+            tokens=jnp.asarray(data.sequences, jnp.int32)[rank],
+            loss_mask=jnp.ones((rows, data.length), bool).at[:, 0].set(False),
             row=jnp.arange(rows),
             rows=jnp.asarray(rows),
         )
@@ -202,9 +204,9 @@ def test_a_prompt_is_given(objective, key):
             stream(key, "loss"),
             batch,
             diffusion=Diffusion(
-                process=Masked(schedule=LogLinear(eps=0.0), mask_id=law.mask_id),
-                parameterization=Subs(mask_id=law.mask_id, vocab_size=law.mask_id + 1),
-                denoise=law.denoise,
+                process=Masked(schedule=LogLinear(eps=0.0), mask_id=data.mask_id),
+                parameterization=Subs(mask_id=data.mask_id, vocab_size=data.mask_id + 1),
+                denoise=data.denoise,
             ),
         )
         information = -jnp.log(jnp.asarray(given, jnp.float32))[rank].mean()

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from law import Law
+from distribution import Distribution
 
 from mdlm.diffusion import Diffusion
 from mdlm.keys import stream
@@ -23,8 +23,8 @@ from mdlm.samplers.reverse import Reverse
 from mdlm.schedules.per_token import LearnedPolynomial, Spindle
 from mdlm.types import DenseLogits, NetInput
 
-LAW = Law()
-MASK, V = LAW.mask_id, LAW.mask_id + 1
+DATA = Distribution()
+MASK, V = DATA.mask_id, DATA.mask_id + 1
 SUBS = Subs(mask_id=MASK, vocab_size=V)
 W = jnp.array([-0.6, 0.7, 1.9, 0.0])
 COUNTS = np.array([900, 90, 10, 0])
@@ -38,10 +38,10 @@ schedules = pytest.mark.parametrize("name", SCHEDULES)
 closed = pytest.mark.parametrize("name", CLOSED)
 
 # Every sequence with every masking of it.
-X = np.repeat(LAW.sequences, len(LAW.hidings), axis=0)
-HIDDEN = np.tile(LAW.hidings, (len(LAW.sequences), 1))
+X = np.repeat(DATA.sequences, len(DATA.hidings), axis=0)
+HIDDEN = np.tile(DATA.hidings, (len(DATA.sequences), 1))
 Z = np.where(HIDDEN, MASK, X)
-P = np.repeat(LAW.p, len(LAW.hidings))
+P = np.repeat(DATA.p, len(DATA.hidings))
 GROUP = np.unique(Z, axis=0, return_inverse=True)[1].reshape(-1)  # pairs of the same z
 
 
@@ -62,8 +62,8 @@ def q(schedule, t: float) -> np.ndarray:
 def posterior(schedule, t: float) -> np.ndarray:
     """p(x_i = k | z_t), [pairs l v], float64."""
     weight = P * q(schedule, t)
-    table = np.zeros((GROUP.max() + 1, LAW.length, V))
-    for i in range(LAW.length):
+    table = np.zeros((GROUP.max() + 1, DATA.length, V))
+    for i in range(DATA.length):
         np.add.at(table[:, i], (GROUP, X[:, i]), weight)
     return (table / np.maximum(table.sum(-1, keepdims=True), 1e-300))[GROUP]
 
@@ -92,7 +92,7 @@ def expected(objective, schedule, at: list[dict], reads=posterior) -> np.ndarray
     @jax.jit
     def bound(logits):
         return objective.score(
-            LAW.batch(np.tile(X, (n, 1))),
+            DATA.batch(np.tile(X, (n, 1))),
             z_t=z[:, None],
             at=moments,
             diffusion=Diffusion(
@@ -152,7 +152,7 @@ def test_bound_is_the_entropy_and_what_the_reconstruction_costs(name):
     apart = -(P * q(schedule, t_min) * (HIDDEN * np.log(marginal)).sum(1)).sum()
     assert apart > remaining(schedule, t_min) + 1e-5
     cost = apart - remaining(schedule, t_min)
-    assert total == pytest.approx(LAW.entropy + cost, abs=3e-5)
+    assert total == pytest.approx(DATA.entropy + cost, abs=3e-5)
 
 
 @closed
@@ -165,12 +165,12 @@ def test_published_bound_is_looser(name):
     assert (at.scale == 1).all() and not at.is_last.any()
     diffusion = integral(GeneralizedNelbo(), schedule, t_min, 1.0)
     process = Masked(schedule=schedule, mask_id=MASK)
-    by_rates = objective.by_rates(process, jnp.asarray(LAW.sequences)).sum(1)
-    reconstruction = float(LAW.p @ np.asarray(by_rates, np.float64))
+    by_rates = objective.by_rates(process, jnp.asarray(DATA.sequences)).sum(1)
+    reconstruction = float(DATA.p @ np.asarray(by_rates, np.float64))
     a = noised(schedule, t_min)
-    guess = a[LAW.sequences] * -np.log(a[LAW.sequences] / a.sum())
-    assert reconstruction == pytest.approx(float(LAW.p @ guess.sum(1)), rel=1e-5)
-    assert diffusion + reconstruction > LAW.entropy
+    guess = a[DATA.sequences] * -np.log(a[DATA.sequences] / a.sum())
+    assert reconstruction == pytest.approx(float(DATA.p @ guess.sum(1)), rel=1e-5)
+    assert diffusion + reconstruction > DATA.entropy
     u, du = nodes(0.0, 1.0)
     t = np.asarray(objective.moments(jnp.asarray(u, jnp.float32)[:, None]).t, np.float64)[:, 0]
     published = float(du @ expected(objective, schedule, [moment(a) for a in t]))
@@ -202,9 +202,9 @@ def test_weighted_cross_entropy_alone_is_no_bound(name):
 
     assert "no bound" in (Nelbo().incompatibility(Masked(schedule=schedule), SUBS) or "")
     # With the true posterior, the missing term is 0 in the mean.
-    assert weighted(posterior) == pytest.approx(LAW.entropy, abs=2e-3)
-    assert weighted(flattered) < LAW.entropy - 0.01
-    assert integral(GeneralizedNelbo(), schedule, 0.0, 1.0, flattered) > LAW.entropy + 0.01
+    assert weighted(posterior) == pytest.approx(DATA.entropy, abs=2e-3)
+    assert weighted(flattered) < DATA.entropy - 0.01
+    assert integral(GeneralizedNelbo(), schedule, 0.0, 1.0, flattered) > DATA.entropy + 0.01
 
 
 @closed
@@ -232,7 +232,7 @@ def test_discrete_bound_is_the_chain_s_divergence(name, steps):
             chain += (P * q(schedule, now["t"]) * (true * np.log(ratio)).sum((1, 2))).sum()
         bound = expected(objective, schedule, at, reads).mean()
         assert bound == pytest.approx(chain, rel=1e-4)
-        assert bound >= LAW.entropy - 1e-4
+        assert bound >= DATA.entropy - 1e-4
 
 
 @closed
@@ -245,7 +245,7 @@ def test_discrete_bound_tends_to_the_entropy(name):
         for k in range(steps)
     ]
     bound = expected(objective, schedule, at).mean()
-    assert LAW.entropy < bound < LAW.entropy + 0.01
+    assert DATA.entropy < bound < DATA.entropy + 0.01
 
 
 class Posterior:
@@ -256,8 +256,8 @@ class Posterior:
 
     def __call__(self, inputs: NetInput, *, key=None) -> DenseLogits:
         z = inputs.tokens
-        sequences, p = jnp.asarray(LAW.sequences), jnp.asarray(LAW.p, jnp.float32)
-        shape = (len(z), len(p), LAW.length)
+        sequences, p = jnp.asarray(DATA.sequences), jnp.asarray(DATA.p, jnp.float32)
+        shape = (len(z), len(p), DATA.length)
         token = jnp.broadcast_to(sequences[None], shape)
         a = self.schedule.one_minus_alpha(jnp.broadcast_to(inputs.t[:, None], shape), token)
         z = z[:, None]
@@ -283,10 +283,10 @@ def test_expected_loss_is_the_entropy(name, objective):
     @jax.jit
     def once(key):
         rank = jax.random.choice(
-            stream(key, "data"), len(LAW.p), (rows,), p=jnp.asarray(LAW.p, jnp.float32)
+            stream(key, "data"), len(DATA.p), (rows,), p=jnp.asarray(DATA.p, jnp.float32)
         )
-        tokens = jnp.asarray(LAW.sequences, jnp.int32)[rank]
-        batch = dataclasses.replace(LAW.batch(np.zeros((rows, LAW.length))), tokens=tokens)
+        tokens = jnp.asarray(DATA.sequences, jnp.int32)[rank]
+        batch = dataclasses.replace(DATA.batch(np.zeros((rows, DATA.length))), tokens=tokens)
         terms = DRAWN[objective](
             stream(key, "loss"),
             batch,
@@ -297,7 +297,7 @@ def test_expected_loss_is_the_entropy(name, objective):
             ),
         )
         # The mean information of the rows drawn takes the data's own spread out of the estimate.
-        return terms.bound.sum() / rows + jnp.log(jnp.asarray(LAW.p, jnp.float32))[rank].mean()
+        return terms.bound.sum() / rows + jnp.log(jnp.asarray(DATA.p, jnp.float32))[rank].mean()
 
     gap = np.array([once(key) for key in jax.random.split(jax.random.key(1), repeats)], np.float64)
     error = gap.std(ddof=1) / np.sqrt(repeats)
@@ -308,43 +308,43 @@ def test_expected_loss_is_the_entropy(name, objective):
     elif objective == "published":
         # E of the reconstruction, t_min^p ln(1 / guess) by token, and 1 / (1 - t_min).
         process = Masked(schedule=schedule, mask_id=MASK)
-        by_rates = DRAWN[objective].by_rates(process, jnp.asarray(LAW.sequences)).sum(1)
-        slack = float(LAW.p @ np.asarray(by_rates)) + 1e-3 * LAW.entropy
+        by_rates = DRAWN[objective].by_rates(process, jnp.asarray(DATA.sequences)).sum(1)
+        slack = float(DATA.p @ np.asarray(by_rates)) + 1e-3 * DATA.entropy
     assert -4 * error < gap.mean() < 4 * error + slack
 
 
 @schedules
-def test_reverse_draws_from_the_law_of_bayes(name, key):
+def test_reverse_draws_from_the_distribution_of_bayes(name, key):
     """Masked at t: x_0 = k and clean at s with probability mu_k (alpha_s - alpha_t)_k / (1 - ..."""
     schedule, n = SCHEDULES[name], 40_000
     process = Masked(schedule=schedule, mask_id=MASK)
     t, s, mu = 0.7, 0.4, np.array([0.2, 0.5, 0.3, 0.0])
     a_t, a_s = noised(schedule, t), noised(schedule, s)
     reveal = mu[:MASK] * (a_t - a_s) / a_t
-    law = np.append(reveal, 1 - reveal.sum())
+    p = np.append(reveal, 1 - reveal.sum())
     shape = (8, n // 8)
     with np.errstate(divide="ignore"):
         log_p0 = jnp.asarray(np.broadcast_to(np.log(mu), (*shape, V)), jnp.float32)
     z_t = jnp.full(shape, MASK)
     times = [jnp.full((8, 1), a) for a in (t, s)]
     ours = process.reverse_probabilities(log_p0, z_t, *times)
-    np.testing.assert_allclose(ours, np.broadcast_to(law, ours.shape), rtol=1e-5)
+    np.testing.assert_allclose(ours, np.broadcast_to(p, ours.shape), rtol=1e-5)
     drawn = process.reverse(jax.random.split(key, 8), log_p0, z_t, *times)
     seen = np.bincount(np.asarray(drawn).reshape(-1), minlength=V)
-    assert (np.abs(seen - n * law) < 4.5 * np.sqrt(n * law * (1 - law))).all()
-    # One rate for all would be another law, by much more than that.
+    assert (np.abs(seen - n * p) < 4.5 * np.sqrt(n * p * (1 - p))).all()
+    # One rate for all would be another distribution, by much more than that.
     one = mu[:MASK] * (mu[:MASK] @ ((a_t - a_s) / a_t))
     assert (np.abs(one - reveal) > 6 * np.sqrt(reveal / n)).any()
 
 
 @closed
-def test_samples_have_the_law(name, key):
+def test_samples_have_the_distribution(name, key):
     schedule, n, steps = SCHEDULES[name], 8192, 200
     out = jax.jit(
         lambda keys: generate(
             keys,
-            jnp.zeros((n, LAW.length), jnp.int32),
-            jnp.zeros((n, LAW.length), bool),
+            jnp.zeros((n, DATA.length), jnp.int32),
+            jnp.zeros((n, DATA.length), bool),
             sampler=Reverse(steps=steps),
             diffusion=Diffusion(
                 process=Masked(schedule=schedule, mask_id=MASK),
@@ -353,9 +353,9 @@ def test_samples_have_the_law(name, key):
             ),
         )
     )(jax.random.split(key, n))
-    place = LAW.symbols ** np.arange(LAW.length)[::-1]
-    seen = np.bincount(np.asarray(out.tokens) @ place, minlength=len(LAW.p)) / n
+    place = DATA.symbols ** np.arange(DATA.length)[::-1]
+    seen = np.bincount(np.asarray(out.tokens) @ place, minlength=len(DATA.p)) / n
     # Two tokens revealed in one step are drawn apart: a share of about 3 / steps of the samples.
-    allowed = 4.5 * np.sqrt(LAW.p / n) + 3 / steps
-    assert (np.abs(seen - LAW.p) < allowed).all()
-    assert np.abs(seen - LAW.p).sum() < 0.06
+    allowed = 4.5 * np.sqrt(DATA.p / n) + 3 / steps
+    assert (np.abs(seen - DATA.p) < allowed).all()
+    assert np.abs(seen - DATA.p).sum() < 0.06

@@ -1,11 +1,11 @@
-"""Score entropy and the samplers of scores against an enumerated law, whose true score is known."""
+"""Score entropy and samplers of scores against an enumerated distribution and its true score."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from law import Law
-from noisy_law import NoisyLaw, nodes
+from distribution import Distribution
+from noised_distribution import NoisedDistribution, nodes
 
 from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row, stream
@@ -20,8 +20,8 @@ from mdlm.samplers.score import Euler, Tweedie
 from mdlm.schedules.closed_form import Geometric, LogLinear
 from mdlm.types import DenseLogits, NetInput
 
-LAW = Law(length=2)
-MASK, STATES = LAW.mask_id, LAW.symbols + 1
+DATA = Distribution(length=2)
+MASK, STATES = DATA.mask_id, DATA.symbols + 1
 FIELDS = {"mask_id": MASK, "vocab_size": STATES}
 SCHEDULES = {
     "log-linear": LogLinear(eps=1e-3),
@@ -40,56 +40,58 @@ def true_denoise(process):
 
         def posterior(inputs, *, key=None):
             # log s + log expm1(sigma) is log p(x_0 | z_t); the scale takes log(V - 1) off again.
-            return DenseLogits(LAW.denoise(inputs).logits() + np.log(STATES - 1))
+            return DenseLogits(DATA.denoise(inputs).logits() + np.log(STATES - 1))
 
         return posterior
-    noisy = NoisyLaw(LAW, process)
+    noisy = NoisedDistribution(DATA, process)
 
     def log_ratios(inputs, *, key=None):
-        law = jax.nn.softmax(noisy.denoise(inputs).logits(), axis=-1)  # given the others
+        p = jax.nn.softmax(noisy.denoise(inputs).logits(), axis=-1)  # given the others
         t = jnp.broadcast_to(inputs.t, inputs.tokens.shape)[..., None]
-        noise = process.schedule.one_minus_alpha(t) / LAW.symbols
-        noised = process.schedule.alpha(t) * law + noise
+        noise = process.schedule.one_minus_alpha(t) / DATA.symbols
+        noised = process.schedule.alpha(t) * p + noise
         here = jnp.take_along_axis(noised, inputs.tokens[..., None], -1)
         return DenseLogits(jnp.log(noised) - jnp.log(here))
 
     return log_ratios
 
 
-def test_the_true_score_is_a_ratio_of_row_laws():
+def test_the_true_score_is_a_ratio_of_row_distributions():
     """The network above, against p_t of whole rows."""
     process = GRAPHS["uniform"][0](LogLinear(eps=1e-3))
-    noisy = NoisyLaw(LAW, process)
+    noisy = NoisedDistribution(DATA, process)
     z = noisy.noised[(noisy.noised != MASK).all(1)]
     for t in (0.05, 0.5, 0.95):
-        p = (LAW.p @ noisy.row_law(t)).reshape((STATES,) * LAW.length)
+        p = (DATA.p @ noisy.row_transition(t)).reshape((STATES,) * DATA.length)
         inputs = NetInput(tokens=jnp.asarray(z, jnp.int32), t=jnp.full((len(z), 1), t))
         ours = np.exp(np.asarray(true_denoise(process)(inputs).logits(), np.float64))
         for row, score in zip(z, ours, strict=True):
-            for i in range(LAW.length):
+            for i in range(DATA.length):
                 other = np.moveaxis(p, i, -1)[tuple(np.delete(row, i))]
                 np.testing.assert_allclose(score[i, :MASK], other[:MASK] / other[row[i]], rtol=1e-4)
 
 
 def enumerated(process, score, denoise, t):
     """E over x and z_t of the score entropy, nats per sequence, at each time."""
-    noisy = NoisyLaw(LAW, Uniform(schedule=process.schedule))
+    noisy = NoisedDistribution(DATA, Uniform(schedule=process.schedule))
     if isinstance(process, Masked):
-        x = np.repeat(LAW.sequences, len(LAW.hidings), axis=0)
-        hidden = np.tile(LAW.hidings, (len(LAW.sequences), 1))
+        x = np.repeat(DATA.sequences, len(DATA.hidings), axis=0)
+        hidden = np.tile(DATA.hidings, (len(DATA.sequences), 1))
         z = np.where(hidden, MASK, x)
         noised = np.asarray(process.schedule.one_minus_alpha(jnp.asarray(t, jnp.float32)))
         q = [np.prod(np.where(hidden, a, 1 - a), axis=1) for a in noised.astype(np.float64)]
-        joint = np.array(q) * np.repeat(LAW.p, len(LAW.hidings))
+        joint = np.array(q) * np.repeat(DATA.p, len(DATA.hidings))
     else:
         is_row = (noisy.noised != MASK).all(1)
-        z = np.tile(noisy.noised[is_row], (len(LAW.sequences), 1))
-        x = np.repeat(LAW.sequences, is_row.sum(), axis=0)
-        joint = np.array([(LAW.p[:, None] * noisy.row_law(a)[:, is_row]).ravel() for a in t])
+        z = np.tile(noisy.noised[is_row], (len(DATA.sequences), 1))
+        x = np.repeat(DATA.sequences, is_row.sum(), axis=0)
+        joint = np.array(
+            [(DATA.p[:, None] * noisy.row_transition(a)[:, is_row]).ravel() for a in t]
+        )
 
     def at(t):
         return score_noised(
-            LAW.batch(x),
+            DATA.batch(x),
             z_t=jnp.asarray(z, jnp.int32),
             t=jnp.full((len(x), 1), t),
             diffusion=Diffusion(process=process, parameterization=score, denoise=denoise),
@@ -110,15 +112,15 @@ def test_integral_is_the_information_that_noise_removes(graph, name):
     integral = (dt * enumerated(process, score, true_denoise(process), t)).sum()
     if graph == "absorbing":
         ends = process.schedule.one_minus_alpha(jnp.array([t_min, 1.0]))
-        first, last = (LAW.remaining(1 - float(a)) for a in ends)
+        first, last = (DATA.remaining(1 - float(a)) for a in ends)
     else:
-        noisy = NoisyLaw(LAW, process)
+        noisy = NoisedDistribution(DATA, process)
         first, last = noisy.remaining(t_min), noisy.remaining(1.0)
     assert integral == pytest.approx(last - first, abs=2e-4)
     # All of the entropy, but for what is left to say at t_min and what can be read at t = 1.
     if name == "log-linear, eps 0":
-        assert last == pytest.approx(LAW.entropy, abs=1e-9)
-        assert integral == pytest.approx(LAW.entropy, abs=0.02)
+        assert last == pytest.approx(DATA.entropy, abs=1e-9)
+        assert integral == pytest.approx(DATA.entropy, abs=0.02)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -136,13 +138,13 @@ def test_another_score_costs_more(graph):
     assert (worse > 1.001 * best).all()
 
 
-def test_a_score_that_is_a_law_costs_the_nelbo():
+def test_a_score_that_is_a_distribution_costs_the_nelbo():
     process, t = Masked(schedule=LogLinear(), mask_id=MASK), jnp.array([[0.02], [0.4], [0.97]])
     z_t = jnp.array([[MASK, 0], [MASK, MASK], [1, MASK]])
-    batch = LAW.batch(np.array([[2, 0], [1, 1], [1, 0]]))
+    batch = DATA.batch(np.array([[2, 0], [1, 1], [1, 0]]))
     logits = jax.random.normal(jax.random.key(0), (3, 2, STATES))
     subs = Subs(**FIELDS)
-    law = jnp.maximum(subs.log_p0(logits, z_t), -60.0)
+    log_p = jnp.maximum(subs.log_p0(logits, z_t), -60.0)
     ours = score_noised(
         batch,
         z_t=z_t,
@@ -150,7 +152,7 @@ def test_a_score_that_is_a_law_costs_the_nelbo():
         diffusion=Diffusion(
             process=process,
             parameterization=Score(**FIELDS),
-            denoise=lambda inputs, *, key=None: DenseLogits(law + np.log(STATES - 1)),
+            denoise=lambda inputs, *, key=None: DenseLogits(log_p + np.log(STATES - 1)),
         ),
     )
     theirs = score_masked(
@@ -176,13 +178,13 @@ def test_expected_loss_is_the_integral(graph):
     true = true_denoise(process)
     t, dt = nodes(t_min, 1.0)
     expected = (dt * enumerated(process, score, true, t)).sum() / (1 - t_min)
-    p = jnp.asarray(LAW.p, jnp.float32)
+    p = jnp.asarray(DATA.p, jnp.float32)
 
     @jax.jit
     def once(key):
-        rank = jax.random.choice(stream(key, "data"), len(LAW.p), (rows,), p=p)
-        batch = LAW.batch(np.zeros((rows, LAW.length)))
-        batch = type(batch)(**{**vars(batch), "tokens": jnp.asarray(LAW.sequences)[rank]})
+        rank = jax.random.choice(stream(key, "data"), len(DATA.p), (rows,), p=p)
+        batch = DATA.batch(np.zeros((rows, DATA.length)))
+        batch = type(batch)(**{**vars(batch), "tokens": jnp.asarray(DATA.sequences)[rank]})
         terms = ScoreEntropy(t_min=t_min)(
             stream(key, "loss"),
             batch,
@@ -197,14 +199,14 @@ def test_expected_loss_is_the_integral(graph):
 
 
 def distance(sampler, graph, rows=10000):
-    """Total variation between the law and the samples drawn with its true score."""
+    """Total variation between the distribution and the samples drawn with its true score."""
     make, score = GRAPHS[graph]
     process = make(LogLinear(eps=1e-4))
     draw = jax.jit(
         lambda keys: generate(
             keys,
-            jnp.zeros((rows, LAW.length), jnp.int32),
-            jnp.zeros((rows, LAW.length), bool),
+            jnp.zeros((rows, DATA.length), jnp.int32),
+            jnp.zeros((rows, DATA.length), bool),
             sampler=sampler,
             diffusion=Diffusion(
                 process=process, parameterization=score, denoise=true_denoise(process)
@@ -215,15 +217,15 @@ def distance(sampler, graph, rows=10000):
     tokens = np.asarray(samples.tokens)
     assert int(samples.nfe) == sampler.steps
     assert (tokens != MASK).all()
-    rank = tokens @ LAW.symbols ** np.arange(LAW.length)[::-1]
-    return np.abs(np.bincount(rank, minlength=len(LAW.p)) / rows - LAW.p).sum() / 2
+    rank = tokens @ DATA.symbols ** np.arange(DATA.length)[::-1]
+    return np.abs(np.bincount(rank, minlength=len(DATA.p)) / rows - DATA.p).sum() / 2
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("sampler", [Tweedie, Euler])
-def test_samples_tend_to_the_law(sampler, graph):
-    first, second = LAW.p.reshape(LAW.symbols, -1).sum(1), LAW.p.reshape(LAW.symbols, -1).sum(0)
-    independent = np.abs(np.outer(first, second).ravel() - LAW.p).sum() / 2
+def test_samples_tend_to_the_distribution(sampler, graph):
+    first, second = DATA.p.reshape(DATA.symbols, -1).sum(1), DATA.p.reshape(DATA.symbols, -1).sum(0)
+    independent = np.abs(np.outer(first, second).ravel() - DATA.p).sum() / 2
     assert independent > 0.12  # what one step alone would give
-    # 10,000 samples of nine rows lie about 0.011 from their own law.
+    # 10,000 samples of nine rows lie about 0.011 from their own distribution.
     assert distance(sampler(steps=32), graph) < 0.02

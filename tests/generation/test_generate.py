@@ -1,4 +1,4 @@
-"""The sampling loop and the ancestral sampler, against laws that are known exactly."""
+"""The sampling loop and the ancestral sampler, against distributions that are known exactly."""
 
 from dataclasses import replace
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracle import (
-    LAW,
     LENGTH,
     MASK,
+    P_DATA,
     PARTS,
     SEQUENCES,
     SYMBOLS,
@@ -35,20 +35,20 @@ from mdlm.types import DenseLogits, Prediction, Vocab
 
 
 @pytest.mark.parametrize("schedule", [LogLinear(), Cosine()])
-def test_samples_tend_to_the_law_as_steps_grow(key, schedule):
+def test_samples_tend_to_the_distribution_as_steps_grow(key, schedule):
     rows = 8_000
     process = Masked(schedule=schedule).with_vocab(VOCAB)
     off = [
-        distance(sample(key, rows, Ancestral(steps=steps), process=process).tokens, LAW)
+        distance(sample(key, rows, Ancestral(steps=steps), process=process).tokens, P_DATA)
         for steps in (1, 8, 64)
     ]
-    # Drawn all at once, the tokens are independent: the product of the law's marginals.
-    marginals = np.stack([LAW @ (SEQUENCES == v) for v in range(SYMBOLS)])
+    # Drawn all at once, the tokens are independent: the product of the distribution's marginals.
+    marginals = np.stack([P_DATA @ (SEQUENCES == v) for v in range(SYMBOLS)])
     product = np.prod([marginals[SEQUENCES[:, i], i] for i in range(LENGTH)], axis=0)
-    assert off[0] == pytest.approx(0.5 * np.abs(product - LAW).sum(), abs=0.015)
+    assert off[0] == pytest.approx(0.5 * np.abs(product - P_DATA).sum(), abs=0.015)
     assert off[0] > 3 * off[1] > 4 * off[2]
     # What is left at 64 steps: pairs of tokens revealed together, a few in a hundred rows.
-    assert off[2] < 2 * noise_floor(LAW, rows) + 0.02
+    assert off[2] < 2 * noise_floor(P_DATA, rows) + 0.02
 
 
 @pytest.mark.parametrize("grid", ["uniform", "cosine"])
@@ -85,11 +85,11 @@ def test_each_step_reveals_its_share(key, schedule, grid):
     assert (np.abs(share - p) <= 4 * np.sqrt(p * (1 - p) / (rows * length)) + 1e-6).all()
 
 
-def test_infilling_follows_the_conditional_law(key):
+def test_infilling_follows_the_conditional_distribution(key):
     rows = 8_000
     tokens, is_fixed = np.array([[7, 2, 7]]), np.array([[False, True, False]])
     samples = sample(key, rows, Ancestral(steps=128), tokens=tokens, is_fixed=is_fixed)
-    conditional = LAW * (SEQUENCES[:, 1] == 2)
+    conditional = P_DATA * (SEQUENCES[:, 1] == 2)
     conditional /= conditional.sum()
     assert distance(samples.tokens, conditional) < 2 * noise_floor(conditional, rows) + 0.01
 
@@ -143,9 +143,9 @@ def test_finish_resolves_what_the_schedule_leaves_masked(key, last):
 
     def denoise(inputs, *, key=None):
         """Independent tokens: symbol 1 with probability one half."""
-        return DenseLogits(jnp.broadcast_to(law, (*inputs.tokens.shape, VOCAB.size)))
+        return DenseLogits(jnp.broadcast_to(log_p, (*inputs.tokens.shape, VOCAB.size)))
 
-    law = jnp.log(jnp.asarray([[[0.3, 0.5, 0.2, 0.0]]]))
+    log_p = jnp.log(jnp.asarray([[[0.3, 0.5, 0.2, 0.0]]]))
     rows, steps = 4000, 16
     process = Masked(schedule=Unfinished()).with_vocab(VOCAB)
     sampler = Ancestral(steps=steps, last=last)
@@ -189,7 +189,7 @@ def test_nfe_is_the_number_of_steps_that_reveal(key):
     """One row: the network is called N (1 - (1 - 1/N)^L) times in the mean, alpha = 1 - t."""
     runs, steps, length = 2000, 8, 6
 
-    def uniform_law(inputs, *, key=None):
+    def uniform_distribution(inputs, *, key=None):
         return DenseLogits(jnp.zeros((*inputs.tokens.shape, VOCAB.size)))
 
     def one(key):
@@ -198,7 +198,7 @@ def test_nfe_is_the_number_of_steps_that_reveal(key):
             jnp.zeros((1, length), jnp.int32),
             jnp.zeros((1, length), bool),
             sampler=Ancestral(steps=steps),
-            diffusion=Diffusion(denoise=uniform_law, **PARTS),
+            diffusion=Diffusion(denoise=uniform_distribution, **PARTS),
         ).nfe
 
     called = np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys))(by_row(key, jnp.arange(runs))))
@@ -224,8 +224,8 @@ def test_nfe_counts_real_calls(key):
     assert int(nothing.nfe) == 0
 
 
-class SameLaw(Prediction):
-    """One law for every position, so that a large vocabulary takes no memory."""
+class SameDistribution(Prediction):
+    """One distribution for every position, so that a large vocabulary takes no memory."""
 
     def __init__(self, row):
         self.row = row
@@ -240,8 +240,8 @@ class SameLaw(Prediction):
         raise AssertionError("not used in sampling")
 
 
-def test_many_steps_do_not_thin_the_tail_of_the_law(key):
-    """Independent tokens: entropy and rare tokens are the law's, however many the steps."""
+def test_many_steps_do_not_thin_the_tail_of_the_distribution(key):
+    """Independent tokens: entropy and rare tokens are as given, however many the steps."""
     size, rows, length = 8193, 128, 32
     vocab = Vocab(size=size, mask_id=size - 1)
     p = 1 / np.arange(1, size)
@@ -254,7 +254,7 @@ def test_many_steps_do_not_thin_the_tail_of_the_law(key):
         Ancestral(steps=256),
         tokens=np.zeros(shape, np.int32),
         is_fixed=np.zeros(shape, bool),
-        denoise=lambda inputs, key=None: SameLaw(zipf),
+        denoise=lambda inputs, key=None: SameDistribution(zipf),
         process=Masked().with_vocab(vocab),
         parameterization=Subs().with_vocab(vocab),
     )
@@ -286,7 +286,7 @@ def test_temperature_zero_draws_nothing(key):
     greedy = Ancestral(steps=1, temperature=0.0)
     tokens = np.asarray(sample(key, 50, greedy).tokens)
     assert (tokens == tokens[0]).all()
-    marginals = np.stack([LAW @ (SEQUENCES == v) for v in range(SYMBOLS)])
+    marginals = np.stack([P_DATA @ (SEQUENCES == v) for v in range(SYMBOLS)])
     assert (tokens[0] == marginals.argmax(0)).all()
 
 

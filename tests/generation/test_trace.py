@@ -146,7 +146,7 @@ def test_steps_places_and_what_is_taken_back_are_told(key):
     assert found[9:] in ([], [(5, 7)])
 
 
-def test_confidence_is_the_law_s_probability_of_the_token(key):
+def test_confidence_is_the_distribution_s_probability_of_the_token(key):
     keys, (tokens, is_fixed) = by_row(key, jnp.arange(ROWS)), prompts()
     _, window = tracer(**parts(Ancestral(steps=4, temperature=0.5)))(keys, tokens, is_fixed)
     state = np.where(is_fixed, tokens, VOCAB.mask_id)
@@ -156,8 +156,8 @@ def test_confidence_is_the_law_s_probability_of_the_token(key):
         row, column, token = window.row[now], window.column[now], window.token[now]
         logits = np.array(denoise(NetInput(tokens=jnp.asarray(state))).array, np.float64)
         logits[..., VOCAB.mask_id] = -np.inf
-        law = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-        np.testing.assert_allclose(window.confidence[now], law[row, column, token], rtol=1e-4)
+        p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        np.testing.assert_allclose(window.confidence[now], p[row, column, token], rtol=1e-4)
         state[row, column] = token
     _, window = tracer(**SAMPLERS["takes back"])(keys, tokens, is_fixed)
     is_back = window.token == VOCAB.mask_id

@@ -174,8 +174,8 @@ def test_one_step_of_sampling(golden, values):
     step = PROCESS.reverse_probabilities(
         SUBS.log_p0(logits[:, -8:], z_t), z_t, t, t - jnp.float32(values["sample_bs8__dt"])
     )
-    # The stored law is that of a masked token wherever one is asked for; theirs at "nucleus0.9"
-    # leaves out the token that crosses p, which ours keeps (see `samplers.filters`).
+    # The stored distribution is that of a masked token wherever one is asked for; at "nucleus0.9"
+    # it leaves out the token that crosses p, which ours keeps (see `samplers.filters`).
     masked = np.asarray(z_t) == MASK
     assert masked.sum() == 7
     expected = values["sample_bs8__nucleus1.0__q_xs"]

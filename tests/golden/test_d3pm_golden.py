@@ -106,7 +106,7 @@ def test_reverse_step(golden):
     ]
     np.testing.assert_allclose(*given, rtol=1e-4, atol=1e-6)
     # Theirs writes 1 - alpha_s over the mask's p_m (alpha_s - alpha_t), which is neither the step
-    # of D3PM's bound nor that of a law without mass on the mask.
+    # of D3PM's bound nor that of a distribution without mass on the mask.
     p_mask = np.exp(np.asarray(log_p0, np.float64))[is_masked][:, mask_id]
     noised_s, noised_t = (
         np.broadcast_to(LogLinear().one_minus_alpha(a), z_t.shape)[is_masked] for a in (s, t)

@@ -148,9 +148,9 @@ def test_time_transitions(golden, p):
     log_p0 = Mean().with_vocab(Vocab(size=17, mask_id=16)).log_p0(logits, z_t)
     for i, (t, s) in enumerate(zip(data["t"], data["s"], strict=True)):
         times = [jnp.full((3, 1), a, jnp.float32) for a in (t, s)]
-        law = process.reverse_probabilities(log_p0, z_t, *times)
+        distribution = process.reverse_probabilities(log_p0, z_t, *times)
         expected = data[f"pu{p}/minp0/q_zs_given_zt"][i]
-        np.testing.assert_allclose(law, expected, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(distribution, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_steps_of_the_masked_baseline(golden):
@@ -158,11 +158,11 @@ def test_steps_of_the_masked_baseline(golden):
     z_t, logits = jnp.asarray(data["zt"]), jnp.asarray(data["logits"])
     log_p0 = Subs().with_vocab(vocab).log_p0(logits, z_t)
     process = Masked(schedule=LogLinear(eps=0.0)).with_vocab(vocab)
-    for i, law in enumerate(data["mdlm/probs"]):
+    for i, distribution in enumerate(data["mdlm/probs"]):
         t, s = (jnp.full((3, 1), a[i], jnp.float32) for a in (data["t"], data["s"]))
         ours = process.reverse_probabilities(log_p0, z_t, t, s)
         # They draw for tokens that stay as well.
-        np.testing.assert_allclose(ours[z_t == 16], law[z_t == 16], rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(ours[z_t == 16], distribution[z_t == 16], rtol=1e-4, atol=1e-7)
     np.testing.assert_array_equal(jnp.argmax(log_p0, axis=-1), data["mdlm/zs_final_step"])
 
 
@@ -173,13 +173,13 @@ def test_self_correction(golden, tau):
     z, logits = jnp.asarray(data["selfcorr/zt"]), jnp.asarray(data["logits"])
     log_p0 = Mean().with_vocab(Vocab(size=17, mask_id=16)).log_p0(logits, z)
     name = f"selfcorr/temp{tau}/"
-    law = filter_log_p(log_p0.reshape(-1, 17), temperature=float(tau), top_k=0, top_p=1.0).reshape(
-        log_p0.shape
-    )
-    np.testing.assert_allclose(jnp.exp(law), data[name + "p"], rtol=1e-4, atol=1e-7)
+    distribution = filter_log_p(
+        log_p0.reshape(-1, 17), temperature=float(tau), top_k=0, top_p=1.0
+    ).reshape(log_p0.shape)
+    np.testing.assert_allclose(jnp.exp(distribution), data[name + "p"], rtol=1e-4, atol=1e-7)
     proposed = jnp.asarray(data[name + "z_proposal"])
     for k in (1, 2, 4):
-        tokens = moved(z, proposed, law, jnp.ones(z.shape, bool), k)
+        tokens = moved(z, proposed, distribution, jnp.ones(z.shape, bool), k)
         np.testing.assert_array_equal(tokens, data[f"{name}k{k}/z_next"])
         accuracy = agreement(tokens, log_p0, jnp.ones(z.shape, bool)).mean()
         assert float(accuracy) == pytest.approx(float(data[f"{name}k{k}/acc"]), rel=1e-6)
@@ -273,5 +273,5 @@ def test_log_snr_transitions(golden, shift):
     for name in stored:
         t, s = (float(part[1:]) for part in name.split("/")[2].split("_"))
         times = [jnp.full((5, 1), (1 - a / 9) / 2, jnp.float32) for a in (t, s)]
-        law = process.reverse_probabilities(log_p0, z_t, *times)
-        np.testing.assert_allclose(law, data[name], rtol=1e-4, atol=1e-7, err_msg=name)
+        distribution = process.reverse_probabilities(log_p0, z_t, *times)
+        np.testing.assert_allclose(distribution, data[name], rtol=1e-4, atol=1e-7, err_msg=name)

@@ -53,8 +53,8 @@ def test_time_schedule(golden, mask_id, gamma, p):
         z, x, t = jnp.broadcast_arrays(
             jnp.arange(17)[None, None], clean[None, :, None], t[:, None, None]
         )
-        law = data[name + "q_zt_given_x"][:, clean]
-        np.testing.assert_allclose(process.probability(z, x, t), law, **EXACT)
+        distribution = data[name + "q_zt_given_x"][:, clean]
+        np.testing.assert_allclose(process.probability(z, x, t), distribution, **EXACT)
         s, t = jnp.asarray(data[name + "trans_s"]), jnp.asarray(data[name + "trans_t"])
         token, mask = process.renewal(s, t)
         kept = process.schedule.alpha(t) / process.schedule.alpha(s)

@@ -54,7 +54,7 @@ def test_reverse_probabilities(golden, update, schedule, network, place, mask_id
 
 @pytest.mark.parametrize("network", ["time", "notime"])
 def test_the_analytic_sampler_of_subs_is_the_ancestral_one(golden, network):
-    """Tweedie's step of the score that SUBS implies, at masks, is the reverse step of its law."""
+    """Tweedie's step of the score that SUBS implies, at masks, is its reverse step."""
     arrays = golden("mdlm_samplers.npz")
     case, mask_id, schedule = f"subs_{network}_last__", 66, LogLinear()
     z_t, t = jnp.asarray(arrays["x"], jnp.int32), jnp.asarray(arrays["t"])
@@ -72,7 +72,7 @@ def test_the_analytic_sampler_of_subs_is_the_ancestral_one(golden, network):
     )
 
 
-def test_what_is_masked_at_the_end_has_the_network_s_law(golden):
+def test_what_is_masked_at_the_end_has_the_network_s_distribution(golden):
     arrays = golden("mdlm_samplers.npz")
     z_t = jnp.asarray(arrays["x"], jnp.int32)
     logits = jnp.asarray(arrays["subs_notime__denoiser_logits"])

@@ -71,7 +71,7 @@ def close(ours, theirs, rtol=1e-3):
     np.testing.assert_allclose(ours[..., theirs.shape[-1] :], 0, atol=0)
 
 
-def law(weights, z_t):
+def normalised(weights, z_t):
     others, stay = (np.asarray(w, np.float64) for w in weights)
     p = others.copy()
     np.put_along_axis(p, np.asarray(z_t)[..., None], stay[..., None], -1)
@@ -109,7 +109,7 @@ def test_rates_and_steps(golden, case):
     process, x, t, log_score = scores(data, case)
     s = t - jnp.float32(data["step_size"])
     euler = Euler().weights(log_score, x, t, s, process=process)
-    close(law(euler, x), data[f"{case}__euler_probs"])
+    close(normalised(euler, x), data[f"{case}__euler_probs"])
     # Jumps of Euler are dt sigma' times the rates of their graph.
     rate = data[f"{case}__reverse_rate"].copy()
     np.put_along_axis(rate, np.asarray(x)[..., None], 0.0, -1)
@@ -117,7 +117,7 @@ def test_rates_and_steps(golden, case):
     d = rate.shape[-1]
     np.testing.assert_allclose(euler[0][..., :d], scale * rate, rtol=1e-3, atol=1e-7)
     tweedie = tweedie_weights(log_score, x, t, s, process=process)
-    close(law(tweedie, x), data[f"{case}__analytic_probs"])
+    close(normalised(tweedie, x), data[f"{case}__analytic_probs"])
 
 
 @pytest.mark.parametrize("case", GRAPHS)
@@ -128,13 +128,13 @@ def test_all_noise_undone(golden, case):
     undone = data[f"{case}__staggered_score"] * data[f"{case}__transp_transition"]
     if case.startswith("absorb"):
         undone = undone[..., :TOKENS]
-    close(law(clean_weights(log_score, x, t, process=process), x), undone)
+    close(normalised(clean_weights(log_score, x, t, process=process), x), undone)
     first = jnp.full((3, 1), 1e-5)  # their denoiser's time, with the same score
     stored = jnp.asarray(data[f"{case}__log_score"])
     if case.startswith("uniform"):
         stored = jnp.pad(stored, ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf)
     weights = clean_weights(stored, x, first, process=process)
-    close(law(weights, x), data[f"{case}__denoiser_probs"])
+    close(normalised(weights, x), data[f"{case}__denoiser_probs"])
 
 
 @pytest.mark.parametrize("noise", SCHEDULES)
@@ -226,7 +226,7 @@ def test_steps_of_the_mdlm_repository(golden, last):
         np.testing.assert_allclose(jnp.exp(log_score), data["sedd__score"], rtol=1e-4)
         weights = tweedie_weights(log_score, x, t, t - jnp.float32(data["dt"]), process=process)
     theirs = data["sedd__denoiser_probs" if last else "sedd__analytic_probs"]
-    close(law(weights, x), theirs, rtol=2e-3 if last else 1e-4)
+    close(normalised(weights, x), theirs, rtol=2e-3 if last else 1e-4)
 
 
 def test_trajectory_of_the_mdlm_repository(golden):

@@ -22,7 +22,9 @@ def test_gidd_s_transformer_is_our_dit(golden):
     """With 128 columns for 20 tokens, told t itself."""
     values = golden("gidd_dit_tiny.npz")
     tensors = {k.removeprefix("params/"): values[k] for k in values if k.startswith("params/")}
-    assert (tensors.pop("logit_bias") == 0).all()  # added to all logits alike: no law has it
+    assert (
+        tensors.pop("logit_bias") == 0
+    ).all()  # added to all logits alike: no distribution has it
     tensors = {k: v for k, v in tensors.items() if not k.startswith("rotary_emb")}
     network = DiT(width=16, depth=2, heads=2, cond_dim=8, dtype="float32")
     t = jnp.asarray(values["t"], jnp.float32)[:, None]

@@ -73,12 +73,12 @@ def test_berts_replacements(key):
     expected[VOCAB.mask_id], expected[6] = 0.5, 0.2 + 0.3 / 8
     assert np.abs(counts - expected).max() < 5 * 0.5 / np.sqrt(n)
     assert (counts > 0).all()
-    # Kept and random tokens are scored by the network's law, not carried over.
+    # Kept and random tokens are scored by the network's distribution, not carried over.
     np.testing.assert_allclose(np.asarray(terms.values)[chosen], 2 * np.log(8), rtol=1e-5)
 
 
 def test_what_and_which_are_not_tied_together(key):
-    """Random tokens have the same law at every place and in every row."""
+    """Random tokens have the same distribution at every place and in every row."""
     _, seen = run(MaskedLM(ratio=1.0, random=1.0), key)
     expected = B * L / 8
     counts = np.bincount(seen.reshape(-1), minlength=VOCAB.size)

@@ -89,14 +89,14 @@ def test_columns_that_are_no_state_do_not_matter(output, score):
     assert jnp.isfinite(slope).all() and (slope[..., ~is_state] == 0).all()
 
 
-def test_law_of_the_clean_token_is_the_score_s(output, z_t):
+def test_distribution_of_the_clean_token_is_the_score_s(output, z_t):
     log_p0 = np.asarray(ABSORBING.log_p0(output, z_t))
     np.testing.assert_array_equal(log_p0, Subs(**FIELDS).log_p0(output, z_t))
     score = np.exp(np.asarray(ABSORBING.log_score(output, z_t, SIGMA), np.float64))
     score[..., MASK] = 0
     is_masked = np.asarray(z_t) == MASK
-    law = score / score.sum(-1, keepdims=True)
-    np.testing.assert_allclose(np.exp(log_p0[is_masked]), law[is_masked], rtol=1e-4)
+    p = score / score.sum(-1, keepdims=True)
+    np.testing.assert_allclose(np.exp(log_p0[is_masked]), p[is_masked], rtol=1e-4)
     with pytest.raises(ValueError, match="uniform"):
         UNIFORM.log_p0(output, z_t)
 

@@ -1,6 +1,8 @@
 """Plans on paper against what is there: compiled steps, loaders' batches, counted positions."""
 
+import json
 import math
+import re
 from dataclasses import replace
 
 import jax
@@ -9,20 +11,24 @@ import numpy as np
 import pytest
 import tiny
 
-from mdlm.cli.plan import rows_of, words
+from mdlm.cli.plan import PLAN_HELP, finite, rows_of
+from mdlm.cli.plan_words import duration, words
 from mdlm.data.loader import TrainLoader
 from mdlm.data.packing import Packing, Pad, Wrap
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Training
 from mdlm.experiment.model import Model
+from mdlm.models.attention import dispatch
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.layers import compute_dtype
 from mdlm.objectives.autoregressive import Autoregressive
-from mdlm.parallel.mesh import MeshShape, on, platform
+from mdlm.parallel.mesh import MeshShape, device_kind, on, platform
+from mdlm.planning.compiling import Compiled, compile_for, first, wanted
 from mdlm.planning.memory import abstract_batch, given_bytes, kept_bytes, scored_share
-from mdlm.planning.plan import Compiled, compile_for, first, plan, wanted
-from mdlm.planning.topology import Topology
+from mdlm.planning.plan import plan
+from mdlm.planning.topology import SHAPES, Topology
+from mdlm.profiling.peak import CHIPS
 from mdlm.samplers.left_to_right import LeftToRight
 from mdlm.train.loop import in_training
 from mdlm.types import Vocab
@@ -127,6 +133,51 @@ def test_what_is_traced_is_for_the_devices_of_the_mesh(experiment):
     assert platform() == "cpu"
 
 
+def attentions(monkeypatch) -> list[str]:
+    """The implementation of every attention that is traced from here on."""
+    chosen, attend = [], dispatch._attend
+
+    def noted(name, *arguments):
+        chosen.append(name)
+        return attend(name, *arguments)
+
+    monkeypatch.setattr(dispatch, "_attend", noted)
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("topology", "implementation"),
+    [("gpu:8xH100", "cudnn"), ("gpu:8xRTX4090", "cudnn"), ("gpu:8xMI300X", "xla")]
+    + [("v4:2x2x2", "splash")],
+)
+def test_the_attention_is_that_of_the_devices(experiment, monkeypatch, topology, implementation):
+    """Of the plan's own program, with rows that every kernel takes."""
+    chosen = attentions(monkeypatch)
+    longer = replace(experiment, data=replace(experiment.data, packing=Wrap(length=128)))
+    there = Topology.parse(topology)
+    plan(Model(longer, VOCAB), there, None)
+    assert set(chosen) == {implementation}
+    with on(there.sizes(experiment.mesh)):
+        assert device_kind() == there.chip.kind
+        assert platform() == ("tpu" if implementation == "splash" else "gpu")
+
+
+@pytest.mark.parametrize("remat", ["auto", "none", "products"])
+def test_a_gpu_keeps_no_scores(experiment, remat):
+    """Of rows twice as long as before twice as much is kept, and of "auto" what "none" keeps."""
+
+    def kept(remat, length):
+        packing = Wrap(length=length)
+        network, data = replace(WIDE, remat=remat), replace(experiment.data, packing=packing)
+        model = Model(replace(experiment, network=network, data=data), VOCAB)
+        return kept_bytes(model, Topology.parse("gpu:8xH100").sizes(experiment.mesh), 4)
+
+    short, long, longer = (kept(remat, length) for length in (256, 512, 1024))
+    assert longer - long == pytest.approx(2 * (long - short), rel=1e-3)
+    if remat == "auto":
+        assert long == kept("none", 512)
+
+
 def test_what_is_kept(experiment):
     """Of twice the rows twice as much; of blocks their inputs, with products more, of all most."""
 
@@ -190,12 +241,67 @@ def test_a_step_that_did_not_fit(experiment):
         ("v4:2x2x1", 4, "v4"),
         ("gpu:8xH100", 8, "H100"),
         ("gpu:16xA100", 16, "A100"),
+        ("gpu:1xRTX5090", 1, "RTX5090"),
     ],
 )
 def test_topologies(text, chips, name):
     found = Topology.parse(text)
     assert (found.chips, found.name) == (chips, name)
     assert found.is_compiled_for == (name in ("v5e", "v5p", "v6e"))
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_every_chip_has_a_peak_and_a_place_in_the_help(name):
+    text = f"{name}:{SHAPES[name]}" if name in SHAPES else f"gpu:1x{name}"
+    assert Topology.parse(text).peak("bfloat16") > 0
+    assert re.search(rf"\b{name}\b", PLAN_HELP)
+
+
+def test_a_device_by_its_figures(experiment):
+    """Of any name with both figures; of a known one with the other figure of its datasheet."""
+    given = dict(memory=24 * 2.0**30, flops=165e12)
+    p = plan(Model(experiment, VOCAB), Topology.parse("gpu:8xOther", **given), None)
+    assert (p.chip, p.available, p.peak) == ("Other", *given.values())
+    assert p.traffic is None and "8 x Other" in words(p) and "8 x 165 TFLOP/s" in words(p)
+    assert json.loads(json.dumps(finite(p.as_json())))["link"] is None
+    smaller = Topology.parse("gpu:8xA100", memory=4e10)
+    assert smaller.chip.memory == 4e10 and smaller.peak("bfloat16") == 312e12
+    faster = Topology.parse("gpu:8xA100", flops=1e15)
+    assert faster.chip.memory == 8e10 and faster.peak("float32") == 1e15
+    for figure in given.items():
+        with pytest.raises(InputError, match="or of another name with --device-memory GIB and"):
+            Topology.parse("gpu:8xOther", **dict([figure]))
+        with pytest.raises(InputError, match="v5e:4x4: --device-memory and .* are for GPUs"):
+            Topology.parse("v5e:4x4", **dict([figure]))
+    with pytest.raises(InputError, match="unknown"):
+        Topology.parse("gpu:8xv5e", **given)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.00 us"),
+        (2.34e-5, "23.4 us"),
+        (5.09e-3, "5.09 ms"),
+        (0.1228, "122.8 ms"),
+        (0.000203 * 86400, "17.5 s"),
+        (100, "1.67 min"),
+        (16560, "4.60 h"),
+        (3.554 * 86400, "3.55 days"),
+        (1234.5 * 86400, "1,234.5 days"),
+    ],
+)
+def test_durations_have_the_unit_of_their_size(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_what_a_short_run_takes(experiment):
+    """Each duration in its own unit; hours and dollars are not rounded to 0."""
+    p = plan(Model(experiment, VOCAB), Topology.parse("gpu:8xL4"), None, price=1.0)
+    p = replace(p, steps=10, flops=10 * 8 * p.peak * p.mfu, compile_seconds=90.0)
+    text = words(p)
+    assert "in 1.50 min: fits" in text and "at 40% MFU          10.0 s  " in text
+    assert "at 40% MFU: 1.67 min, 0.222 chip-hours, $0.222 at $1" in text
 
 
 @pytest.mark.parametrize("text", ["v5e", "v5e:4", "v5p:4x4", "v9:2x2", "gpu:8xT4", "gpu:8xv5e", ""])

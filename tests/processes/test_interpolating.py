@@ -56,7 +56,7 @@ def log_p0(p=P_0):
         return jnp.asarray(np.broadcast_to(np.log(p), (B, L, V + 1)), jnp.float32)
 
 
-def token_law(process, t):
+def token_transition(process, t):
     """q(z | x), [x z], float32 times."""
     x, z = jnp.meshgrid(jnp.arange(V), jnp.arange(V), indexing="ij")
     return np.asarray(process.probability(z, x, jnp.full((V, V), t)), np.float64)
@@ -100,18 +100,18 @@ def test_what_makes_no_sense_is_refused():
 
 
 @processes
-def test_marginals_are_laws(process):
+def test_marginals_are_distributions(process):
     for t in (0.0, 1e-6, 0.3, 0.9, 1.0):
-        law = token_law(process, t)
-        np.testing.assert_allclose(law[TOKENS].sum(1), 1, rtol=1e-6)
-        assert (law >= 0).all()
-    np.testing.assert_array_equal(token_law(process, 0.0)[TOKENS][:, TOKENS], np.eye(5))
+        q = token_transition(process, t)
+        np.testing.assert_allclose(q[TOKENS].sum(1), 1, rtol=1e-6)
+        assert (q >= 0).all()
+    np.testing.assert_array_equal(token_transition(process, 0.0)[TOKENS][:, TOKENS], np.eye(5))
 
 
 @processes
 @pytest.mark.parametrize(("s", "t"), [(0.0, 0.5), (0.3, 0.31), (0.2, 0.9), (0.9, 1.0)])
 def test_steps_compose(process, s, t):
-    """q(z_t | x) is q(z_s | x) and a step from z_s; a step is a law."""
+    """q(z_t | x) is q(z_s | x) and a step from z_s; a step is a distribution."""
     token, mask = (np.asarray(a) for a in process.renewal(jnp.float32(s), jnp.float32(t)))
     alpha = [float(process.schedule.alpha(jnp.float32(a))) for a in (s, t)]
     noise = np.where(np.arange(V) == MASK, mask, token)
@@ -119,7 +119,7 @@ def test_steps_compose(process, s, t):
     assert (noise >= 0).all()
     np.testing.assert_allclose(step.sum(1), 1, rtol=1e-6)
     np.testing.assert_allclose(
-        token_law(process, s) @ step, token_law(process, t), rtol=3e-5, atol=1e-9
+        token_transition(process, s) @ step, token_transition(process, t), rtol=3e-5, atol=1e-9
     )
 
 
@@ -149,12 +149,12 @@ def test_float32_keeps_its_digits(process):
 
 
 @processes
-def test_corrupt_and_prior_follow_their_laws(key, process):
+def test_corrupt_and_prior_follow_their_distributions(key, process):
     x_0 = clean()
     z_t = process.corrupt(rows(key), x_0, times(0.4))
-    law = token_law(process, 0.4)
+    q = token_transition(process, 0.4)
     for token in (0, 4):
-        assert_frequencies(np.asarray(z_t)[np.asarray(x_0) == token], law[token])
+        assert_frequencies(np.asarray(z_t)[np.asarray(x_0) == token], q[token])
     prior = np.asarray(process.prior(rows(key), L))
     token, mask = (float(a) for a in process.noise(jnp.ones(())))
     at_noise = np.where(np.arange(V) == MASK, mask, token)
@@ -181,19 +181,19 @@ def test_reverse_draws_from_its_probabilities(key, process, z):
     if z == MASK and isinstance(process, Uniform):
         return
     z_t, t, s = jnp.full((B, L), z), times(0.8), times(0.55)
-    law = process.reverse_probabilities(log_p0(), z_t, t, s)
-    np.testing.assert_allclose(law.sum(-1), 1, rtol=1e-6)
+    distribution = process.reverse_probabilities(log_p0(), z_t, t, s)
+    np.testing.assert_allclose(distribution.sum(-1), 1, rtol=1e-6)
     z_s = process.reverse(rows(key), log_p0(), z_t, t, s)
-    assert_frequencies(z_s, np.asarray(law[0, 0], np.float64))
+    assert_frequencies(z_s, np.asarray(distribution[0, 0], np.float64))
     part = process.reverse(rows(key, 3), log_p0()[:3], z_t[:3], t[:3], s[:3])
     np.testing.assert_array_equal(part, z_s[:3])
 
 
 @processes
 def test_reverse_is_the_posterior_as_defined(process):
-    """The mixture over x of q(z_s | z_t, x), or the posterior with the law in place of x."""
+    """The mixture over x of q(z_s | z_t, x), or the posterior with p in place of x."""
     s, t = 0.35, 0.6
-    q_s, q_t = token_law(process, s), token_law(process, t)
+    q_s, q_t = token_transition(process, s), token_transition(process, t)
     kept = (q_t[0, 0] - q_t[1, 0]) / (q_s[0, 0] - q_s[1, 0])
     noise = np.where(
         np.arange(V) == MASK, q_t[0, MASK] - kept * q_s[0, MASK], q_t[1, 0] - kept * q_s[1, 0]
@@ -208,8 +208,8 @@ def test_reverse_is_the_posterior_as_defined(process):
         else:
             expected = step[:, z] * (p @ q_s) / (p @ q_t[:, z])
         z_t = jnp.full((B, L), z)
-        law = process.reverse_probabilities(log_p0(), z_t, times(t), times(s))[0, 0]
-        np.testing.assert_allclose(law, np.append(expected, 0), rtol=2e-5, atol=1e-7)
+        distribution = process.reverse_probabilities(log_p0(), z_t, times(t), times(s))[0, 0]
+        np.testing.assert_allclose(distribution, np.append(expected, 0), rtol=2e-5, atol=1e-7)
 
 
 @processes
@@ -220,9 +220,9 @@ def test_reverse_of_a_known_token_undoes_corrupt(key, process):
     there, back = (rows(jax.random.fold_in(key, i)) for i in range(2))
     z_t = process.corrupt(there, x_0, times(0.7))
     z_s = np.asarray(process.reverse(back, known, z_t, times(0.7), times(0.3)))
-    law = token_law(process, 0.3)
+    q = token_transition(process, 0.3)
     for token in (0, 4):
-        assert_frequencies(z_s[np.asarray(x_0) == token], law[token])
+        assert_frequencies(z_s[np.asarray(x_0) == token], q[token])
     ends = process.reverse(back, known, z_t, times(0.7), times(0.0))
     np.testing.assert_array_equal(ends, x_0)
 
@@ -231,9 +231,9 @@ def test_reverse_of_a_known_token_undoes_corrupt(key, process):
 def test_reverse_at_the_ends(key, process):
     prior = process.prior(rows(key), L)
     for s in (0.0, 0.5, 0.999999):
-        law = process.reverse_probabilities(log_p0(), prior, times(1.0), times(s))
-        assert jnp.isfinite(law).all()
-        np.testing.assert_allclose(law.sum(-1), 1, rtol=1e-5)
+        distribution = process.reverse_probabilities(log_p0(), prior, times(1.0), times(s))
+        assert jnp.isfinite(distribution).all()
+        np.testing.assert_allclose(distribution.sum(-1), 1, rtol=1e-5)
     z_0 = process.reverse(rows(key), log_p0(), prior, times(1.0), times(0.0))
     assert process.is_token(z_0).all()
     same = process.reverse(rows(key), log_p0(), prior, times(0.5), times(0.5))
@@ -243,8 +243,10 @@ def test_reverse_at_the_ends(key, process):
 def test_mass_on_no_token_is_dropped():
     process, p = PROCESSES["hybrid"], np.array([0.1, 0.1, 0.4, 0.0, 0.2, 0.0, 0.2])
     z_t = jnp.full((B, L), MASK)
-    law = process.reverse_probabilities(log_p0(p), z_t, times(0.9), times(0.0))
-    np.testing.assert_allclose(law[0, 0], [0.25, 0.25, 0, 0, 0.5, 0, 0], rtol=1e-6, atol=1e-7)
+    distribution = process.reverse_probabilities(log_p0(p), z_t, times(0.9), times(0.0))
+    np.testing.assert_allclose(
+        distribution[0, 0], [0.25, 0.25, 0, 0, 0.5, 0, 0], rtol=1e-6, atol=1e-7
+    )
 
 
 def test_the_two_readings_meet():
@@ -280,5 +282,7 @@ def test_any_schedule_serves(schedule):
 
 def test_parameterization_and_process_agree_on_tokens():
     output = jnp.zeros((1, V + 1))
-    law = jnp.exp(Mean().with_vocab(VOCAB).log_p0(output, jnp.zeros(1, jnp.int32)))
-    np.testing.assert_array_equal(law[0] > 0, PROCESSES["uniform"].is_token(jnp.arange(V + 1)))
+    distribution = jnp.exp(Mean().with_vocab(VOCAB).log_p0(output, jnp.zeros(1, jnp.int32)))
+    np.testing.assert_array_equal(
+        distribution[0] > 0, PROCESSES["uniform"].is_token(jnp.arange(V + 1))
+    )

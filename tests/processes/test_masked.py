@@ -211,8 +211,8 @@ def test_mass_on_the_mask_is_never_drawn(key):
     z_t = process.prior(rows(key), L)
     z_0 = process.reverse(rows(key), log_p0(p), z_t, times(0.9), times(0.0))
     assert_frequencies(np.bincount(np.ravel(z_0), minlength=V), [0.25, 0.25, 0, 0, 0.5, 0])
-    law = process.reverse_probabilities(log_p0(p), z_t, times(0.9), times(0.45))
-    np.testing.assert_allclose(law[0, 0], [0.125, 0.125, 0.5, 0, 0.25, 0], rtol=1e-6)
+    distribution = process.reverse_probabilities(log_p0(p), z_t, times(0.9), times(0.45))
+    np.testing.assert_allclose(distribution[0, 0], [0.125, 0.125, 0.5, 0, 0.25, 0], rtol=1e-6)
 
 
 @schedules
@@ -221,14 +221,18 @@ def test_reverse_draws_from_its_probabilities(key, schedule):
     z_t = process.prior(rows(key), L)
     t, s = times(0.8), times(0.55)
     z_s = process.reverse(rows(key), log_p0(), z_t, t, s)
-    law = process.reverse_probabilities(log_p0(), z_t, t, s)
-    np.testing.assert_allclose(law.sum(-1), 1, rtol=1e-6)
-    assert_frequencies(np.bincount(np.ravel(z_s), minlength=V), np.asarray(law[0, 0], np.float64))
+    distribution = process.reverse_probabilities(log_p0(), z_t, t, s)
+    np.testing.assert_allclose(distribution.sum(-1), 1, rtol=1e-6)
+    assert_frequencies(
+        np.bincount(np.ravel(z_s), minlength=V), np.asarray(distribution[0, 0], np.float64)
+    )
 
 
 def test_reverse_probabilities_of_a_clean_token_are_certain(key):
-    law = Masked(mask_id=MASK).reverse_probabilities(log_p0(), clean(), times(0.8), times(0.1))
-    np.testing.assert_array_equal(law, jax.nn.one_hot(clean(), V))
+    distribution = Masked(mask_id=MASK).reverse_probabilities(
+        log_p0(), clean(), times(0.8), times(0.1)
+    )
+    np.testing.assert_array_equal(distribution, jax.nn.one_hot(clean(), V))
 
 
 @schedules
@@ -252,9 +256,9 @@ def test_reverse_after_corrupt_of_an_unknown_token_keeps_the_marginals(key):
     z_t = process.corrupt(there, clean(), times(t))
     z_s = process.reverse(back, log_p0(), z_t, times(t), times(s))
     alpha = float(Cosine().alpha(jnp.float32(s)))
-    law = alpha * P_0
-    law[MASK] = 1 - alpha
-    assert_frequencies(np.bincount(np.ravel(z_s), minlength=V), law)
+    distribution = alpha * P_0
+    distribution[MASK] = 1 - alpha
+    assert_frequencies(np.bincount(np.ravel(z_s), minlength=V), distribution)
 
 
 def test_a_row_is_reversed_by_its_own_key(key):

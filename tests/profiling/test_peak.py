@@ -20,6 +20,14 @@ from mdlm.profiling.peak import datasheet, measured, peak_flops
         ("NVIDIA H200 NVL", 835e12, 418e12),
         ("NVIDIA A100-SXM4-80GB", 312e12, 156e12),
         ("NVIDIA A100-PCIE-40GB", 312e12, 156e12),
+        ("NVIDIA B200", 2250e12, 1100e12),
+        ("NVIDIA A10", 125e12, 62.5e12),
+        ("NVIDIA L4", 121e12, 60e12),
+        ("NVIDIA L40S", 362e12, 183e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12, 82.6e12),
+        ("NVIDIA GeForce RTX 5090", 209.5e12, 104.8e12),
+        ("NVIDIA RTX 6000 Ada Generation", 364e12, 182e12),
+        ("AMD Instinct MI300X", 1307.4e12, 653.7e12),
         ("TPU v4", 275e12, 275e12),
         ("TPU v5 lite", 197e12, 197e12),
         ("TPU v5", 459e12, 459e12),
@@ -30,13 +38,16 @@ from mdlm.profiling.peak import datasheet, measured, peak_flops
 def test_datasheets(kind, bfloat16, float32):
     assert datasheet(kind, "bfloat16").flops == datasheet(kind, "float16").flops == bfloat16
     found = datasheet(kind, "float32")
-    assert found.flops == float32 and ("TF32" in found.source) == ("NVIDIA" in kind)
+    assert found.flops == float32 and ("TF32" in found.source) == ("TPU" not in kind)
 
 
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [
-        ("NVIDIA GeForce RTX 5090", "bfloat16"),
+        ("NVIDIA GeForce RTX 5090 Laptop GPU", "bfloat16"),
+        ("NVIDIA GeForce RTX 4090 D", "bfloat16"),
+        ("NVIDIA A10G", "bfloat16"),
+        ("NVIDIA GB200", "bfloat16"),
         ("NVIDIA GH200 480GB", "bfloat16"),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bfloat16"),
         ("TPU v4 lite", "bfloat16"),

@@ -16,7 +16,7 @@ from mdlm.profiling import timeline
 from mdlm.profiling.profile import WARM_UP, Profile, Profiler, read
 from mdlm.profiling.timeline import Event, Instruction
 from mdlm.run import load
-from mdlm.train.loop import Profiled, Stepped
+from mdlm.train.events import Profiled, Stepped
 from mdlm.train.session import Session
 
 PAUSE = 60.0

@@ -1,4 +1,4 @@
-"""Sampling block after block, against laws that are known exactly."""
+"""Sampling block after block, against distributions that are known exactly."""
 
 import itertools
 
@@ -20,7 +20,7 @@ from mdlm.types import DenseLogits, Vocab
 SYMBOLS, LENGTH, MASK = 3, 3, 3
 VOCAB = Vocab(size=4, mask_id=MASK)
 SEQUENCES = np.array(list(itertools.product(range(SYMBOLS), repeat=LENGTH)))
-LAW = np.random.default_rng(0).dirichlet(np.full(len(SEQUENCES), 0.4))
+P_DATA = np.random.default_rng(0).dirichlet(np.full(len(SEQUENCES), 0.4))
 ONES = np.eye(VOCAB.size, dtype=np.float32)[SEQUENCES]
 
 
@@ -34,7 +34,7 @@ def network(block_size):
             seen = jnp.where((of == j)[None], inputs.tokens, MASK)
             seen = jnp.where((of < j)[None], inputs.clean, seen)
             agrees = (seen[:, None] == SEQUENCES[None]) | (seen[:, None] == MASK)
-            weight = jnp.where(agrees.all(-1), LAW[None].astype(np.float32), 0.0)
+            weight = jnp.where(agrees.all(-1), P_DATA[None].astype(np.float32), 0.0)
             p = jnp.einsum("bn,nlv->blv", weight, ONES)
             logits = jnp.where((of == j)[None, :, None], jnp.log(p), logits)
         return DenseLogits(logits)
@@ -68,31 +68,31 @@ def sample(key, rows, sampler, *, tokens=None, is_fixed=None, schedule=None, den
     )
 
 
-def off_by(tokens, law):
-    """Total variation between the samples and a law, in units of that of samples from it."""
+def off_by(tokens, p):
+    """Total variation of the samples from a distribution, in units of that of samples from it."""
     place = np.asarray(tokens) @ SYMBOLS ** np.arange(LENGTH - 1, -1, -1)
     found = np.bincount(place, minlength=len(SEQUENCES)) / len(place)
-    floor = 0.5 * np.sqrt(2 / np.pi * law * (1 - law) / len(place)).sum()
-    return 0.5 * np.abs(found - law).sum() / floor
+    floor = 0.5 * np.sqrt(2 / np.pi * p * (1 - p) / len(place)).sum()
+    return 0.5 * np.abs(found - p).sum() / floor
 
 
-def test_single_tokens_have_the_law(key):
+def test_single_tokens_have_the_distribution(key):
     """However few the steps: one token to a block is drawn knowing all before it."""
     for steps in (1, 3):
         samples = sample(key, 100_000, BlockByBlock(block_size=1, steps=steps))
-        assert off_by(samples.tokens, LAW) < 1.6
+        assert off_by(samples.tokens, P_DATA) < 1.6
 
 
 @pytest.mark.slow
-def test_one_block_tends_to_the_law(key):
+def test_one_block_tends_to_the_distribution(key):
     once = sample(key, 100_000, BlockByBlock(block_size=3, steps=1))
-    marginals = np.stack([LAW @ (SEQUENCES == v) for v in range(SYMBOLS)])
+    marginals = np.stack([P_DATA @ (SEQUENCES == v) for v in range(SYMBOLS)])
     product = np.prod([marginals[SEQUENCES[:, i], i] for i in range(LENGTH)], axis=0)
     assert off_by(once.tokens, product) < 1.6
-    assert off_by(once.tokens, LAW) > 20
+    assert off_by(once.tokens, P_DATA) > 20
     fine = sample(key, 100_000, BlockByBlock(block_size=3, steps=500))
     # Pairs revealed in one step are left: three in 500 rows, each as far off as `once` at most.
-    assert off_by(fine.tokens, LAW) < 1.6 + 3 / 500 * off_by(once.tokens, LAW)
+    assert off_by(fine.tokens, P_DATA) < 1.6 + 3 / 500 * off_by(once.tokens, P_DATA)
 
 
 @pytest.mark.parametrize("schedule", [LogLinear(eps=0.0), Cosine()])
@@ -160,9 +160,9 @@ def test_fixed_tokens_stay_and_condition_what_follows(key):
     samples = sample(
         key, 50_000, BlockByBlock(block_size=1, steps=2), tokens=tokens, is_fixed=is_fixed
     )
-    law = np.where(SEQUENCES[:, 0] == 2, LAW, 0)
+    p = np.where(SEQUENCES[:, 0] == 2, P_DATA, 0)
     assert (np.asarray(samples.tokens)[:, 0] == 2).all()
-    assert off_by(samples.tokens, law / law.sum()) < 1.6
+    assert off_by(samples.tokens, p / p.sum()) < 1.6
     nothing = sample(
         key, 2, BlockByBlock(block_size=3), tokens=tokens, is_fixed=np.ones((1, 3), bool)
     )

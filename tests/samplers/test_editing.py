@@ -16,9 +16,11 @@ from mdlm.schedules.base import Schedule
 from mdlm.types import DenseLogits
 
 
-def table(*laws):
-    """A network whose law of position i is `laws[number of masks in the row][i]`."""
-    padded = np.stack([np.pad(np.log(law), ((0, 0), (0, 1)), constant_values=50.0) for law in laws])
+def table(*distributions):
+    """A network: `distributions[number of masks in the row][i]` is that of position i."""
+    padded = np.stack(
+        [np.pad(np.log(p), ((0, 0), (0, 1)), constant_values=50.0) for p in distributions]
+    )
 
     def denoise(inputs, *, key=None):
         masks = (inputs.tokens == MASK).sum(-1)
@@ -68,9 +70,9 @@ def test_masks_are_written_and_tokens_edited():
 
 @pytest.mark.slow
 def test_time_is_told_as_the_share_of_open_positions_that_is_masked():
-    law = [UNSURE] * 4
+    p = [UNSURE] * 4
     seen, _, _ = watched(
-        table(law, law, law, law, law),
+        table(p, p, p, p, p),
         Editing(),
         length=4,
         tokens=[1, 0, 0, 0],
@@ -91,12 +93,12 @@ def test_one_mask_at_least_is_written_in_each_step():
 
 @pytest.mark.slow
 def test_thresholds_are_what_they_say():
-    law = [[0.8, 0.1, 0.1], [0.85, 0.1, 0.05], [0.9, 0.05, 0.05]]
-    first, _, _ = watched(table(law, law, law, law), Editing(write_above=0.84), length=3)
+    p = [[0.8, 0.1, 0.1], [0.85, 0.1, 0.05], [0.9, 0.05, 0.05]]
+    first, _, _ = watched(table(p, p, p, p), Editing(write_above=0.84), length=3)
     assert list(first[1][0]) == [3, 0, 0]
     other = [[0.1, 0.8, 0.1], [0.1, 0.85, 0.05], [0.05, 0.9, 0.05]]
     sampler = Editing(write_above=0.0, edit_above=0.84)
-    _, tokens, _ = watched(table(other, law, law, law), sampler, length=3)
+    _, tokens, _ = watched(table(other, p, p, p), sampler, length=3)
     assert list(tokens) == [0, 1, 1]
 
 

@@ -1,4 +1,4 @@
-"""First hitting against laws that are known exactly."""
+"""First hitting against distributions that are known exactly."""
 
 from dataclasses import replace
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracle import (
-    LAW,
     LENGTH,
     MASK,
+    P_DATA,
     PARTS,
     SEQUENCES,
     SYMBOLS,
@@ -58,12 +58,12 @@ def recorded(rows, length, value, largest, *, sampler, key, schedule=None, is_fi
 
 
 @pytest.mark.parametrize("schedule", [LogLinear(eps=0.0), Cosine(), OneMinusSine(eps=0.01)])
-def test_one_by_one_it_draws_the_law(key, schedule):
+def test_one_by_one_it_draws_the_distribution(key, schedule):
     rows = 20_000
     process = Masked(schedule=schedule).with_vocab(VOCAB)
     samples = sample(key, rows, FirstHitting(), process=process)
     assert (np.asarray(samples.tokens) != MASK).all()
-    assert distance(samples.tokens, LAW) < 2 * noise_floor(LAW, rows)
+    assert distance(samples.tokens, P_DATA) < 2 * noise_floor(P_DATA, rows)
     assert int(samples.nfe) == LENGTH
 
 
@@ -71,10 +71,10 @@ def test_one_by_one_it_draws_the_law(key, schedule):
 def test_all_at_once_it_draws_the_product_of_the_marginals(key):
     rows = 20_000
     samples = sample(key, rows, FirstHitting(per_call=LENGTH))
-    marginals = np.stack([LAW @ (SEQUENCES == v) for v in range(SYMBOLS)])
+    marginals = np.stack([P_DATA @ (SEQUENCES == v) for v in range(SYMBOLS)])
     product = np.prod([marginals[SEQUENCES[:, i], i] for i in range(LENGTH)], axis=0)
     assert distance(samples.tokens, product) < 2 * noise_floor(product, rows)
-    assert distance(samples.tokens, LAW) > 10 * noise_floor(LAW, rows)
+    assert distance(samples.tokens, P_DATA) > 10 * noise_floor(P_DATA, rows)
     assert int(samples.nfe) == 1
 
 
@@ -85,7 +85,7 @@ def test_ancestral_tends_to_it_as_steps_grow(key):
     off = [distance(sample(key, rows, Ancestral(steps=n)).tokens, hits) for n in (1, 8, 200)]
     assert off[0] > 3 * off[1] > 4 * off[2]
     # Pairs revealed in one step are left: three in 200 rows, each as far off as all at once.
-    assert off[2] < 2 * np.sqrt(2) * noise_floor(LAW, rows) + 3 / 200 * off[0]
+    assert off[2] < 2 * np.sqrt(2) * noise_floor(P_DATA, rows) + 3 / 200 * off[0]
 
 
 BINS = 2000
@@ -142,7 +142,7 @@ def test_prompts_stay_and_condition_what_follows(key, left_first):
     tokens, is_fixed = np.array([[7, 2, 7]]), np.array([[False, True, False]])
     sampler = FirstHitting(left_first=left_first)
     samples = sample(key, rows, sampler, tokens=tokens, is_fixed=is_fixed)
-    conditional = LAW * (SEQUENCES[:, 1] == 2)
+    conditional = P_DATA * (SEQUENCES[:, 1] == 2)
     conditional /= conditional.sum()
     assert (np.asarray(samples.tokens)[:, 1] == 2).all()
     assert distance(samples.tokens, conditional) < 2 * noise_floor(conditional, rows)
@@ -187,14 +187,14 @@ def test_left_first_levels(left_first):
 
 
 @pytest.mark.slow
-def test_left_first_is_plain_at_0_and_keeps_the_law(key):
+def test_left_first_is_plain_at_0_and_keeps_the_distribution(key):
     u = jnp.asarray(np.random.default_rng(4).random((3, 4)), jnp.float32)
     np.testing.assert_array_equal(levels(u, 0.0), u)
     np.testing.assert_allclose(levels(u, 1e-6), u, atol=1e-5)
     rows = 20_000
     for left_first in (0.4, 0.95):
         samples = sample(key, rows, FirstHitting(left_first=left_first))
-        assert distance(samples.tokens, LAW) < 2 * noise_floor(LAW, rows)
+        assert distance(samples.tokens, P_DATA) < 2 * noise_floor(P_DATA, rows)
 
 
 @pytest.mark.slow

@@ -15,9 +15,9 @@ ROWS = 4000
 MARKOV = HiddenMarkov(length=10, symbols=4, states=3)
 
 
-def probability(law, tokens):
+def probability(data, tokens):
     """p(tokens), by the forward recursion in float64."""
-    first, moves, emits = law.model
+    first, moves, emits = data.model
     state = first * emits[:, tokens[0]]
     for token in tokens[1:]:
         state = (state @ moves) * emits[:, token]
@@ -25,12 +25,12 @@ def probability(law, tokens):
 
 
 def test_the_network_is_the_posterior():
-    law = HiddenMarkov(length=4, symbols=3, states=2, seed=3)
+    data = HiddenMarkov(length=4, symbols=3, states=2, seed=3)
     sequences = np.array(list(itertools.product(range(3), repeat=4)))
-    p = np.array([probability(law, row) for row in sequences])
+    p = np.array([probability(data, row) for row in sequences])
     assert p.sum() == pytest.approx(1)
     noised = np.array(list(itertools.product(range(4), repeat=4)))[::7]
-    answers = np.exp(law.denoise(NetInput(tokens=jnp.asarray(noised))).logits())
+    answers = np.exp(data.denoise(NetInput(tokens=jnp.asarray(noised))).logits())
     for z, answer in zip(noised, answers, strict=True):
         weight = p * ((sequences == z) | (z == 3)).all(-1)
         for place in np.flatnonzero(z == 3):
@@ -38,13 +38,13 @@ def test_the_network_is_the_posterior():
             np.testing.assert_allclose(answer[place, :3], truth, atol=1e-5)
     pairs = np.zeros((3, 3))
     np.add.at(pairs, (sequences[:, 1], sequences[:, 2]), p)
-    np.testing.assert_allclose(law.pairs, pairs, atol=1e-12)
+    np.testing.assert_allclose(data.pairs, pairs, atol=1e-12)
 
 
-@pytest.mark.parametrize("law", [MARKOV, Enumerated()], ids=["Markov", "enumerated"])
-def test_distances_are_measured_by_rows_of_the_law(law):
-    right, flat = law.draw(ROWS, seed=1), np.zeros((ROWS, law.length), int)
-    assert law.distance(right) < 0.05 < 0.5 < law.distance(flat)
+@pytest.mark.parametrize("data", [MARKOV, Enumerated()], ids=["Markov", "enumerated"])
+def test_distances_are_measured_by_rows_of_the_distribution(data):
+    right, flat = data.draw(ROWS, seed=1), np.zeros((ROWS, data.length), int)
+    assert data.distance(right) < 0.05 < 0.5 < data.distance(flat)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_distances_are_measured_by_rows_of_the_law(law):
         "PathPlanning(steps=10, eta=0.0, score='random')",
     ],
 )
-def test_samples_are_of_the_law(text):
-    """What is exact, or close to its limit: within a hundredth of what the law's own rows are."""
+def test_samples_are_of_the_distribution(text):
+    """What is exact, or close to its limit: within a hundredth of what its own rows are."""
     own = max(MARKOV.distance(MARKOV.draw(ROWS, seed=seed)) for seed in range(3))
     found = MARKOV.distance(np.asarray(sample(MARKOV, from_text(text, Sampler), ROWS).tokens))
     assert found < own + 0.01

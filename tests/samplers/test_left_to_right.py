@@ -22,7 +22,7 @@ TRANSITION = np.random.default_rng(0).dirichlet(np.full(4, 0.7), size=4)
 
 
 def chain(inputs, *, key=None):
-    """Position i: the law of token i given token i - 1 (nothing sensible at position 0)."""
+    """Position i: the distribution of token i given token i - 1 (at 0 nothing sensible)."""
     assert inputs.t is None
     log_p = jnp.log(jnp.asarray(np.pad(TRANSITION, ((0, 1), (0, 1))), jnp.float32))
     return DenseLogits(log_p[jnp.roll(inputs.tokens, 1, axis=1)].at[..., VOCAB.mask_id].set(9.0))

@@ -1,4 +1,4 @@
-"""Parallel decoding, against laws that are known exactly and a decoder without arrays."""
+"""Parallel decoding, against distributions that are known exactly and a decoder without arrays."""
 
 from dataclasses import replace
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracle import (
-    LAW,
     LENGTH,
     MASK,
+    P_DATA,
     PARTS,
     SEQUENCES,
     SYMBOLS,
@@ -42,40 +42,40 @@ from mdlm.types import DenseLogits, Vocab
 
 
 @pytest.mark.parametrize("order", ["random", "left", "margin", "entropy"])
-def test_one_by_one_orders_that_do_not_see_the_token_draw_the_law(key, order):
+def test_one_by_one_orders_that_do_not_see_the_token_draw_the_distribution(key, order):
     rows = 20_000
     samples = sample(key, rows, Parallel(order=order))
-    assert distance(samples.tokens, LAW) < 2 * noise_floor(LAW, rows)
+    assert distance(samples.tokens, P_DATA) < 2 * noise_floor(P_DATA, rows)
     assert int(samples.nfe) == LENGTH
 
 
 @pytest.mark.slow
-def test_by_confidence_samples_are_likelier_than_the_law(key):
+def test_by_confidence_samples_are_likelier_than_the_distribution(key):
     rows = 20_000
     samples = sample(key, rows, Parallel(order="confidence"))
-    assert distance(samples.tokens, LAW) > 5 * noise_floor(LAW, rows)
+    assert distance(samples.tokens, P_DATA) > 5 * noise_floor(P_DATA, rows)
     place = np.asarray(samples.tokens) @ SYMBOLS ** np.arange(LENGTH - 1, -1, -1)
-    drawn = np.log(LAW)[place]
-    assert drawn.mean() > LAW @ np.log(LAW) + 4 * drawn.std() / np.sqrt(rows)
+    drawn = np.log(P_DATA)[place]
+    assert drawn.mean() > P_DATA @ np.log(P_DATA) + 4 * drawn.std() / np.sqrt(rows)
 
 
 def test_all_at_once_draws_the_product_of_the_marginals(key):
     rows = 20_000
     samples = sample(key, rows, Parallel(rule=Threshold(tau=0.0)))
-    marginals = np.stack([LAW @ (SEQUENCES == v) for v in range(SYMBOLS)])
+    marginals = np.stack([P_DATA @ (SEQUENCES == v) for v in range(SYMBOLS)])
     product = np.prod([marginals[SEQUENCES[:, i], i] for i in range(LENGTH)], axis=0)
     assert distance(samples.tokens, product) < 2 * noise_floor(product, rows)
     assert int(samples.nfe) == 1
 
 
 def greedy(sequence, order, is_chosen):
-    """Decodes one sequence from the enumerated law: the likeliest token of each position."""
+    """Decodes one sequence of the enumerated distribution: the likeliest token of each place."""
     sequence, calls = list(sequence), 0
     while MASK in sequence:
         fits = np.all([(s == SEQUENCES[:, i]) | (s == MASK) for i, s in enumerate(sequence)], 0)
         found = []
         for i in [i for i, s in enumerate(sequence) if s == MASK]:
-            p = np.array([(LAW * fits * (SEQUENCES[:, i] == v)).sum() for v in range(SYMBOLS)])
+            p = np.array([(P_DATA * fits * (SEQUENCES[:, i] == v)).sum() for v in range(SYMBOLS)])
             p /= p.sum()
             score = {
                 "confidence": p.max(),
@@ -111,7 +111,7 @@ def test_temperature_0_is_greedy_decoding(key, order, rule, is_chosen):
     assert int(samples.nfe) == max(calls for _, calls in decoded)
 
 
-def test_scores_of_a_law():
+def test_scores_of_a_distribution():
     p = np.array([[0.5, 0.3, 0.2, 0.0], [0.4, 0.4, 0.1, 0.1], [0.0, 0.0, 1.0, 0.0]], np.float32)
     log_p, token = jnp.log(jnp.asarray(p)), jnp.zeros(3, jnp.int32)
     np.testing.assert_allclose(margin(log_p, token), [0.2, 0.0, 1.0], atol=1e-6)

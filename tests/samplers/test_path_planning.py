@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import LAW, LENGTH, MASK, PARTS, SYMBOLS, distance, noise_floor, posterior, sample
+from oracle import LENGTH, MASK, P_DATA, PARTS, SYMBOLS, distance, noise_floor, posterior, sample
 
 from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
@@ -36,8 +36,8 @@ def watched(key, sampler, denoise, length=10, rows=200):
 
 
 def independent(inputs, *, key=None):
-    law = jnp.log(jnp.array([0.2, 0.3, 0.5, 0.9]))
-    return DenseLogits(jnp.broadcast_to(law, (*inputs.tokens.shape, 4)))
+    log_p = jnp.log(jnp.array([0.2, 0.3, 0.5, 0.9]))
+    return DenseLogits(jnp.broadcast_to(log_p, (*inputs.tokens.shape, 4)))
 
 
 def by_position(inputs, *, key=None):
@@ -48,15 +48,15 @@ def by_position(inputs, *, key=None):
     return DenseLogits(jnp.broadcast_to(logits[None], (*inputs.tokens.shape, 4)))
 
 
-def test_random_order_one_by_one_has_the_very_law(key):
+def test_random_order_one_by_one_has_the_very_distribution(key):
     """eta = 0, random scores, as many steps as tokens: no two are drawn together."""
     rows = 4_000
     exact = PathPlanning(eta=0.0, score="random", steps=LENGTH)
     samples = sample(key, rows, exact)
-    assert distance(samples.tokens, LAW) < 1.4 * noise_floor(LAW, rows)
+    assert distance(samples.tokens, P_DATA) < 1.4 * noise_floor(P_DATA, rows)
     assert int(samples.nfe) == LENGTH
     at_once = sample(key, rows, PathPlanning(eta=0.0, score="random", steps=1))
-    assert distance(at_once.tokens, LAW) > 0.1
+    assert distance(at_once.tokens, P_DATA) > 0.1
 
 
 @pytest.mark.slow

@@ -21,8 +21,8 @@ from mdlm.samplers.loop import generate
 from mdlm.types import DenseLogits, Prediction, Vocab
 
 
-class SameLaw(Prediction):
-    """One law for every position, so that a large vocabulary takes no memory."""
+class SameDistribution(Prediction):
+    """One distribution for every position, so that a large vocabulary takes no memory."""
 
     def __init__(self, row):
         self.row = row
@@ -35,8 +35,8 @@ class SameLaw(Prediction):
         raise AssertionError("not used in sampling")
 
 
-def of_one_law(key, p, text, rows, length):
-    """Tokens that a sampler writes where every position has the law `p` (over all but the mask)."""
+def of_one_distribution(key, p, text, rows, length):
+    """Tokens that a sampler writes; every position has distribution `p` (the mask left out)."""
     vocab = Vocab(size=len(p) + 1, mask_id=len(p))
     row = jnp.asarray(np.append(np.log(p), 0.0), jnp.float32)
     shape = (1, length)
@@ -46,7 +46,7 @@ def of_one_law(key, p, text, rows, length):
         from_text(text, Sampler),
         tokens=np.zeros(shape, np.int32),
         is_fixed=np.zeros(shape, bool),
-        denoise=lambda inputs, key=None: SameLaw(row),
+        denoise=lambda inputs, key=None: SameDistribution(row),
         process=Masked().with_vocab(vocab),
         parameterization=Subs().with_vocab(vocab),
     )
@@ -59,7 +59,7 @@ def check_the_tail(key, rows):
     rare, length = 32768, 512
     p = np.full(rare + 1, 2.0**-22)
     p[7] = 1 - rare * 2.0**-22
-    tokens = of_one_law(key, p, "Ancestral(steps=256)", rows, length)
+    tokens = of_one_distribution(key, p, "Ancestral(steps=256)", rows, length)
     share = rare * 2.0**-22
     error = np.sqrt(share * (1 - share) / tokens.size)
     assert abs((tokens != 7).mean() - share) < 4 * error
@@ -87,10 +87,10 @@ def test_a_tail_of_rare_tokens_comes_at_its_rate_in_a_million_draws(key):
     ],
 )
 def test_entropy_does_not_fall_with_the_steps(key, text, steps):
-    """Independent tokens: their mean surprise is the law's entropy, however many the steps."""
+    """Independent tokens: their mean surprise is the entropy, however many the steps."""
     p = 1 / np.arange(1, 400)
     p /= p.sum()
-    tokens = of_one_law(key, p, text.format(steps), 256, 64)
+    tokens = of_one_distribution(key, p, text.format(steps), 256, 64)
     surprise, entropy = -np.log(p[tokens]), -(p * np.log(p)).sum()
     assert abs(surprise.mean() - entropy) < 4 * surprise.std() / np.sqrt(tokens.size)
 

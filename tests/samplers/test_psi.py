@@ -1,4 +1,4 @@
-"""Psi samplers: the same marginal laws as ancestral sampling, for any share of it."""
+"""Psi samplers: the same marginal distributions as ancestral sampling, for any share of it."""
 
 from dataclasses import replace
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracle import (
-    LAW,
     LENGTH,
     MASK,
+    P_DATA,
     PARTS,
     SYMBOLS,
     VOCAB,
@@ -39,12 +39,12 @@ MEAN = Mean().with_vocab(VOCAB)
 PAIR = np.random.default_rng(3).dirichlet(np.full(SYMBOLS**2, 0.5)).reshape(SYMBOLS, SYMBOLS)
 
 
-def uniform(law):
-    return Uniform(schedule=LogLinear(eps=0.0), posterior=law).with_vocab(VOCAB)
+def uniform(form):
+    return Uniform(schedule=LogLinear(eps=0.0), posterior=form).with_vocab(VOCAB)
 
 
 def reader(process):
-    """The network that knows PAIR: each token's law given the other, and its own if mixed over."""
+    """The network that knows PAIR: p of each token given the other, and its own if mixed over."""
 
     def denoise(inputs, *, key=None):
         clean = jnp.arange(SYMBOLS)
@@ -53,9 +53,13 @@ def reader(process):
         z = inputs.tokens[..., None]
         q = process.probability(*jnp.broadcast_arrays(z, clean[None, None], t)).reshape(shape)
         # r(x_0 of one) = sum over the other of PAIR q(z of the other | other)
-        law = jnp.asarray(PAIR, jnp.float32)
+        pair = jnp.asarray(PAIR, jnp.float32)
         others = jnp.stack(
-            [jnp.einsum("xy,by->bx", law, q[:, 1]), jnp.einsum("xy,bx->by", law, q[:, 0])], axis=1
+            [
+                jnp.einsum("xy,by->bx", pair, q[:, 1]),
+                jnp.einsum("xy,bx->by", pair, q[:, 0]),
+            ],
+            axis=1,
         )
         p = others * q if process.posterior == "mixture" else others
         return DenseLogits(jnp.pad(jnp.log(p), ((0, 0), (0, 0), (0, 1)), constant_values=50.0))
@@ -77,9 +81,9 @@ def drawn(key, sampler, process, rows, denoise=None, length=2):
     )
 
 
-def off(tokens, law=PAIR):
-    counts = np.bincount(np.asarray(tokens) @ [SYMBOLS, 1], minlength=law.size) / len(tokens)
-    return 0.5 * np.abs(counts - law.ravel()).sum()
+def off(tokens, p=PAIR):
+    counts = np.bincount(np.asarray(tokens) @ [SYMBOLS, 1], minlength=p.size) / len(tokens)
+    return 0.5 * np.abs(counts - p.ravel()).sum()
 
 
 @pytest.mark.parametrize("schedule", [LogLinear(eps=0.0), LogLinear(), Cosine()])
@@ -98,7 +102,7 @@ def test_masking_is_remasking_with_another_name(schedule):
         plan = Psi(kappa=1.0).exchange(state, t, s, process=process)
         np.testing.assert_allclose(plan.reveal, process.reveal_probability(t, s), rtol=1e-6)
         assert (plan.remove == 0).all()
-        # The mixture of the two laws, straight from its definition.
+        # The mixture of the two distributions, straight from its definition.
         plan = Psi(kappa=0.7).exchange(state, t, s, process=process)
         reveal = 0.7 * (alpha_s - alpha_t) / (1 - alpha_t) + 0.3 * alpha_s
         assert float(plan.reveal[0, 0]) == pytest.approx(reveal, abs=2e-6)
@@ -119,13 +123,14 @@ def test_masking_is_remasking_with_another_name(schedule):
 
 
 @pytest.mark.slow
-def test_masked_samples_tend_to_the_law(key):
+def test_masked_samples_tend_to_the_distribution(key):
     rows = 2_000
     far, near = (
-        distance(sample(key, rows, Psi(kappa=0.95, steps=steps)).tokens, LAW) for steps in (2, 32)
+        distance(sample(key, rows, Psi(kappa=0.95, steps=steps)).tokens, P_DATA)
+        for steps in (2, 32)
     )
     assert far > 2.5 * near
-    assert near < 2 * noise_floor(LAW, rows) + 0.02
+    assert near < 2 * noise_floor(P_DATA, rows) + 0.02
 
 
 def step_of(sampler, process, denoise):
@@ -164,13 +169,15 @@ def test_with_kappa_one_it_draws_what_reverse_draws(key, process):
 
 @pytest.mark.parametrize("coordinate", ["plug_in", "mixture"])
 @pytest.mark.parametrize("kappa", [0.0, 0.6])
-def test_one_token_steps_by_its_law(key, coordinate, kappa):
-    """Uniform noise: the transition is as defined, and the law of z_t kept."""
-    rows, law = 10_000, np.array([0.7, 0.2, 0.1])
+def test_one_token_steps_by_its_distribution(key, coordinate, kappa):
+    """Uniform noise: the transition is as defined, and the distribution of z_t kept."""
+    rows, distribution = 10_000, np.array([0.7, 0.2, 0.1])
     process = uniform(coordinate)
 
     def denoise(inputs, *, key=None):
-        p = jnp.broadcast_to(jnp.asarray(law, jnp.float32), (*inputs.tokens.shape, SYMBOLS))
+        p = jnp.broadcast_to(
+            jnp.asarray(distribution, jnp.float32), (*inputs.tokens.shape, SYMBOLS)
+        )
         if coordinate == "mixture":
             z, t = inputs.tokens[..., None], jnp.broadcast_to(inputs.t, inputs.tokens.shape)
             p = p * process.probability(
@@ -180,7 +187,7 @@ def test_one_token_steps_by_its_law(key, coordinate, kappa):
 
     sampler = Psi(kappa=kappa, steps=4)
     state, step = begun(sampler, process, key, rows, 1), step_of(sampler, process, denoise)
-    noised = lambda t: (1 - t) * law + t / SYMBOLS
+    noised = lambda t: (1 - t) * distribution + t / SYMBOLS
     given = lambda t: (1 - t) * np.eye(SYMBOLS) + t / SYMBOLS  # q(z_t | x_0), a row for each x_0
     for i, s in enumerate((0.75, 0.5, 0.25, 0.0)):
         t, before = s + 0.25, np.asarray(state.tokens)[:, 0]
@@ -193,7 +200,7 @@ def test_one_token_steps_by_its_law(key, coordinate, kappa):
         kept = (1 - t) / (1 - s)
         forward = kept * np.eye(SYMBOLS) + (1 - kept) / SYMBOLS
         back = (noised(s)[:, None] * forward / noised(t)).T
-        clean = (law[:, None] * given(t) / noised(t)).T
+        clean = (distribution[:, None] * given(t) / noised(t)).T
         expected = kappa * back + (1 - kappa) * clean @ given(s)
         for z in range(SYMBOLS):
             n = (before == z).sum()
@@ -203,7 +210,7 @@ def test_one_token_steps_by_its_law(key, coordinate, kappa):
 
 
 @pytest.mark.slow
-def test_uniform_samples_tend_to_the_law(key):
+def test_uniform_samples_tend_to_the_distribution(key):
     rows, process = 4_000, uniform("plug_in")
     near = off(drawn(key, Psi(kappa=0.95, steps=32), process, rows).tokens)
     independent = PAIR.sum(1, keepdims=True) * PAIR.sum(0, keepdims=True)
@@ -232,8 +239,8 @@ def test_masks_that_hybrid_noise_leaves_are_resolved(key, last):
     process = LogSNRHybrid(schedule=Unfinished(), shift=-50.0).with_vocab(VOCAB)
 
     def denoise(inputs, *, key=None):
-        law = jnp.log(jnp.array([0.3, 0.5, 0.2, 0.5]))
-        return DenseLogits(jnp.broadcast_to(law, (*inputs.tokens.shape, 4)))
+        log_p = jnp.log(jnp.array([0.3, 0.5, 0.2, 0.5]))
+        return DenseLogits(jnp.broadcast_to(log_p, (*inputs.tokens.shape, 4)))
 
     samples = drawn(key, Psi(steps=2, last=last), process, rows=2_000, denoise=denoise)
     tokens = np.asarray(samples.tokens)

@@ -1,4 +1,4 @@
-"""Samplers that take tokens back, against laws that are known exactly."""
+"""Samplers that take tokens back, against distributions that are known exactly."""
 
 import itertools
 from dataclasses import replace
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracle import (
-    LAW,
     LENGTH,
     MASK,
+    P_DATA,
     PARTS,
     SYMBOLS,
     distance,
@@ -56,12 +56,12 @@ def rates(sampler, schedule, t, s):
 
 
 STATES = np.array(list(itertools.product(range(SYMBOLS + 1), repeat=2)))
-PAIRS = LAW.reshape(SYMBOLS, SYMBOLS, SYMBOLS).sum(-1).ravel()  # of the first two tokens
+PAIRS = P_DATA.reshape(SYMBOLS, SYMBOLS, SYMBOLS).sum(-1).ravel()  # of the first two tokens
 CLEAN = STATES[(STATES < SYMBOLS).all(-1)]
 
 
-def noised_law(alpha):
-    """The law of z_t over `STATES`."""
+def noised_marginal(alpha):
+    """The distribution of z_t over `STATES`."""
     keeps, is_masked = STATES[None] == CLEAN[:, None], STATES[None] == MASK
     q = np.where(is_masked, 1 - alpha, np.where(keeps, alpha, 0.0)).prod(-1)
     return PAIRS @ q
@@ -93,36 +93,36 @@ def kernel(reveal, remove, independent):
 
 @pytest.mark.parametrize("schedule", [LogLinear(eps=0.0), LogLinear(), Cosine()])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_step_keeps_the_marginal_law(strategy, schedule):
+def test_a_step_keeps_the_marginal_distribution(strategy, schedule):
     for t, s in ((1.0, 0.9), (0.6, 0.5), (0.3, 0.29), (0.1, 0.0)):
         alpha_t, alpha_s, reveal, remove = rates(Remask(strategy=strategy), schedule, t, s)
         assert 0 <= remove <= 1 and 0 <= reveal <= 1
         assert remove > 0 or t == 1 or s == 0
-        after = noised_law(alpha_t) @ kernel(reveal, remove, independent=False)
-        np.testing.assert_allclose(after, noised_law(alpha_s), atol=2e-6)
+        after = noised_marginal(alpha_t) @ kernel(reveal, remove, independent=False)
+        np.testing.assert_allclose(after, noised_marginal(alpha_s), atol=2e-6)
 
 
-def test_the_loop_keeps_the_marginal_law():
+def test_the_loop_keeps_the_marginal_distribution():
     sampler, fine = RemaskLoop(eta=0.05), 2e-6
     for t, s in ((1.0, 0.9), (0.6, 0.5), (0.5, 0.4), (0.1, 0.04), (0.05, 0.02), (0.02, 0.0)):
         alpha_t, alpha_s, reveal, remove = rates(sampler, None, t, s)
-        after = noised_law(alpha_t) @ kernel(reveal, remove, independent=False)
-        np.testing.assert_allclose(after, noised_law(alpha_s), atol=fine)
+        after = noised_marginal(alpha_t) @ kernel(reveal, remove, independent=False)
+        np.testing.assert_allclose(after, noised_marginal(alpha_s), atol=fine)
     alpha_t, alpha_s, reveal, remove = rates(sampler, None, 0.5, 0.4)
     assert alpha_t == alpha_s == pytest.approx(0.9) and remove == pytest.approx(0.05)
     assert reveal == pytest.approx(0.05 * 0.9 / 0.1)
     assert rates(sampler, None, 1.0, 0.0)[:2] == [0.0, 1.0]
 
 
-def test_a_corrector_at_a_fixed_time_keeps_the_law_of_noised_rows():
+def test_a_corrector_at_a_fixed_time_keeps_the_distribution_of_noised_rows():
     """Drawing revealed tokens each by itself costs the square of what is revealed."""
     off = []
     for sigma in (0.04, 0.02):
         reveal = float(reveal_probability(*jnp.array([0.4, 0.4, 0.0, sigma])))
         assert reveal == pytest.approx(sigma * 0.6 / 0.4)
-        law = noised_law(0.6)
-        np.testing.assert_allclose(law @ kernel(reveal, sigma, False), law, atol=1e-6)
-        off.append(np.abs(law @ kernel(reveal, sigma, True) - law).sum())
+        p = noised_marginal(0.6)
+        np.testing.assert_allclose(p @ kernel(reveal, sigma, False), p, atol=1e-6)
+        off.append(np.abs(p @ kernel(reveal, sigma, True) - p).sum())
     assert off[0] > 1e-5 and off[0] / off[1] == pytest.approx(4, rel=0.1)
 
 
@@ -147,7 +147,7 @@ def test_published_formulas():
     np.testing.assert_allclose(largest_sigma(jnp.array([1, 0.5]), jnp.array([0.9, 0.0])), [1, 0])
 
 
-def test_without_removal_the_law_is_that_of_ancestral_sampling(key):
+def test_without_removal_the_distribution_is_that_of_ancestral_sampling(key):
     process = Masked(schedule=Cosine(), mask_id=MASK)
     for strategy in [*STRATEGIES, "confidence"]:
         for t, s in ((1.0, 0.9), (0.31, 0.3), (0.1, 0.0)):
@@ -158,8 +158,8 @@ def test_without_removal_the_law_is_that_of_ancestral_sampling(key):
     rows, steps = 4_000, 2
     theirs = np.asarray(sample(key, rows, Ancestral(steps=steps)).tokens)
     ours = sample(key, rows, Remask(eta=0.0, steps=steps))
-    assert distance(theirs, LAW) > 0.1  # at two steps that law is far from the data's
-    assert distance(ours.tokens, frequencies(theirs)) < 2 * noise_floor(LAW, rows)
+    assert distance(theirs, P_DATA) > 0.1  # at two steps that distribution is far from the data's
+    assert distance(ours.tokens, frequencies(theirs)) < 2 * noise_floor(P_DATA, rows)
 
 
 SAMPLERS = [
@@ -173,11 +173,11 @@ SAMPLERS = [
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: getattr(s, "strategy", "loop"))
-def test_samples_tend_to_the_law_as_steps_grow(key, sampler):
+def test_samples_tend_to_the_distribution_as_steps_grow(key, sampler):
     rows = 2_000
-    off = [distance(sample(key, rows, replace(sampler, steps=n)).tokens, LAW) for n in (2, 32)]
+    off = [distance(sample(key, rows, replace(sampler, steps=n)).tokens, P_DATA) for n in (2, 32)]
     assert off[0] > 2.5 * off[1]
-    assert off[1] < 2 * noise_floor(LAW, rows) + 0.02
+    assert off[1] < 2 * noise_floor(P_DATA, rows) + 0.02
 
 
 def watched(key, sampler, rows):
@@ -203,7 +203,7 @@ def watched(key, sampler, rows):
 
 
 def test_steps_remove_and_reveal_their_share(key):
-    """Counts of what changed between the calls, for independent tokens of one law."""
+    """Counts of what changed between the calls, for independent tokens of one distribution."""
     steps = 10
     seen, samples = watched(key, Remask(strategy="rescale", eta=0.3, steps=steps), rows=1_000)
     assert len(seen) == steps == int(samples.nfe)
@@ -224,7 +224,7 @@ def test_the_least_confident_go(key):
     expected = np.exp([-0.9, -0.2, -0.5])
     np.testing.assert_allclose(share[0], [*expected / expected.sum(), 0.0], rtol=1e-5)
     assert (share[1] == 0).all()
-    # Removals by symbol, against what the law's own probabilities make of each step's rows.
+    # Removals by symbol, against what p itself makes of each step's rows.
     steps = 12
     seen, _ = watched(key, Remask(strategy="confidence", steps=steps), rows=2_000)
     p = np.exp([0.0, 0.3, 0.6, -np.inf])
@@ -304,8 +304,8 @@ def test_what_the_schedule_leaves_masked_is_resolved(key, last):
     rows, steps = 1_000, 4
 
     def denoise(inputs, *, key=None):
-        law = jnp.log(jnp.asarray([[[0.3, 0.5, 0.2, 0.0]]]))
-        return DenseLogits(jnp.broadcast_to(law, (*inputs.tokens.shape, 4)))
+        log_p = jnp.log(jnp.asarray([[[0.3, 0.5, 0.2, 0.0]]]))
+        return DenseLogits(jnp.broadcast_to(log_p, (*inputs.tokens.shape, 4)))
 
     process = Masked(schedule=Unfinished(), mask_id=MASK)
     sampler = Remask(steps=steps, last=last)

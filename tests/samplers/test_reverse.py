@@ -24,7 +24,7 @@ SUBS = Subs(mask_id=MASK, vocab_size=4)
 
 
 def denoise(inputs, *, key=None):
-    """A network whose law of a token depends on how many are masked."""
+    """A network whose distribution of a token depends on how many are masked."""
     masked = (inputs.tokens == MASK).sum(-1)[:, None, None]
     logits = jnp.array([[[0.0, 1.0, -1.0, 9.0]]]) * jnp.where(masked > 1, 1.0, 0.3)
     return DenseLogits(jnp.broadcast_to(logits, (*inputs.tokens.shape, 4)))
@@ -51,11 +51,11 @@ def histogram(tokens):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_has_the_law_of_ancestral_sampling(steps):
+def test_has_the_distribution_of_ancestral_sampling(steps):
     ours, nfe = drawn(Reverse(steps=steps))
     theirs, _ = drawn(Ancestral(steps=steps))
     assert nfe == steps
-    # Two samples of 4,000 of one law on nine pairs: each share within 5 standard errors.
+    # Two samples of 4,000 of one distribution on nine pairs: each share within 5 standard errors.
     a, b = histogram(ours), histogram(theirs)
     error = np.sqrt((a * (1 - a) + b * (1 - b)) / len(ours))
     assert (np.abs(a - b) <= 5 * error + 1e-12).all()

@@ -23,31 +23,31 @@ GRAPHS = {
     "absorbing": (Masked(schedule=SCHEDULE, mask_id=MASK), Score(**FIELDS)),
     "uniform": (Uniform(schedule=SCHEDULE, **FIELDS), Score(graph="uniform", **FIELDS)),
 }
-LAW = jnp.array([0.5, 0.3, 0.0, 0.15, 0.05])  # of a clean token, whatever the others
+P_DATA = jnp.array([0.5, 0.3, 0.0, 0.15, 0.05])  # of a clean token, whatever the others
 
 
 def true_score(process, z_t, t):
-    """The log-score of independent tokens of law LAW, [b l v]."""
+    """The log-score of independent tokens of distribution P_DATA, [b l v]."""
     alpha, noised = (f(t)[..., None] for f in (SCHEDULE.alpha, SCHEDULE.one_minus_alpha))
     if isinstance(process, Masked):
-        p = jnp.where(jnp.arange(V)[None, None] == MASK, noised, alpha * LAW[None, None])
+        p = jnp.where(jnp.arange(V)[None, None] == MASK, noised, alpha * P_DATA[None, None])
     else:
         is_token = jnp.arange(V)[None, None] != MASK
-        p = alpha * LAW[None, None] + jnp.where(is_token, noised / (V - 1), 0.0)
+        p = alpha * P_DATA[None, None] + jnp.where(is_token, noised / (V - 1), 0.0)
     p = jnp.broadcast_to(p, (*z_t.shape, V))
     return jnp.log(p) - jnp.log(jnp.take_along_axis(p, z_t[..., None], -1))
 
 
 def forward(process, s, t):
-    """q(z_t | z_s), [z_s z_t], and q_s = sum of q(z_s | x) LAW(x); float64."""
+    """q(z_t | z_s), [z_s z_t], and q_s = sum of q(z_s | x) P_DATA(x); float64."""
     alpha_s, alpha_t = (float(SCHEDULE.alpha(jnp.float32(a))) for a in (s, t))
     noise = np.eye(V)[MASK] if isinstance(process, Masked) else (np.arange(V) != MASK) / (V - 1)
-    law = np.asarray(LAW, np.float64)
+    p = np.asarray(P_DATA, np.float64)
     kept = alpha_t / alpha_s
-    return (kept * np.eye(V) + (1 - kept) * noise), alpha_s * law + (1 - alpha_s) * noise
+    return (kept * np.eye(V) + (1 - kept) * noise), alpha_s * p + (1 - alpha_s) * noise
 
 
-def law_of(weights, z_t):
+def normalised(weights, z_t):
     others, stay = (np.asarray(w, np.float64) for w in weights)
     assert (others >= 0).all() and (stay >= 0).all()
     np.put_along_axis(others, np.asarray(z_t)[..., None], stay[..., None], -1)
@@ -65,10 +65,10 @@ def test_tweedie_with_the_true_score_is_bayes(graph, s, t):
     bayes = (joint / np.maximum(joint.sum(0), 1e-300))[:, np.array(states)].T
     at, until = jnp.full((1, 1), t), jnp.full((1, 1), s)
     log_score = true_score(process, z_t, at)
-    ours = law_of(tweedie_weights(log_score, z_t, at, until, process=process), z_t)
+    ours = normalised(tweedie_weights(log_score, z_t, at, until, process=process), z_t)
     np.testing.assert_allclose(ours[0], bayes, rtol=1e-3, atol=2e-5)
     if s == 0:
-        clean = law_of(clean_weights(log_score, z_t, at, process=process), z_t)
+        clean = normalised(clean_weights(log_score, z_t, at, process=process), z_t)
         np.testing.assert_allclose(clean[0], bayes, rtol=1e-3, atol=2e-5)
 
 
@@ -92,11 +92,11 @@ def test_a_wrong_score_gives_no_negative_weight(graph, sampler):
     z_t = jnp.array([[0, 1, 3, 4, MASK if graph == "absorbing" else 0]])
     t, s = jnp.full((1, 1), 0.9), jnp.full((1, 1), 0.2)
     log_score = true_score(process, z_t, t) + 5.0
-    p = law_of(sampler.weights(log_score, z_t, t, s, process=process), z_t)
+    p = normalised(sampler.weights(log_score, z_t, t, s, process=process), z_t)
     assert np.isfinite(p).all()
     if graph == "absorbing":
         assert p[0, 4, MASK] == 0  # more than all would jump
-        np.testing.assert_allclose(p[0, 4], LAW, rtol=1e-4)
+        np.testing.assert_allclose(p[0, 4], P_DATA, rtol=1e-4)
     else:
         uneven = jnp.where(jnp.arange(V)[None, None] == z_t[..., None], 0.0, -9.0)
         others, stay = tweedie_weights(uneven, z_t, t, s, process=process)
@@ -111,7 +111,7 @@ def drawn(sampler, graph, fixed=False, rows=4000, schedule=SCHEDULE):
         log_score = true_score(process, inputs.tokens, inputs.t)
         if graph == "uniform":
             return DenseLogits(log_score)
-        return DenseLogits(jnp.broadcast_to(jnp.log(LAW), log_score.shape) + np.log(V - 1))
+        return DenseLogits(jnp.broadcast_to(jnp.log(P_DATA), log_score.shape) + np.log(V - 1))
 
     tokens = jnp.ones((rows, 3), jnp.int32)
     is_fixed = jnp.broadcast_to(jnp.array([fixed, False, False]), (rows, 3))
@@ -136,7 +136,7 @@ def test_samples_and_fixed_tokens(graph, sampler):
     share = np.bincount(tokens[:, 1:].ravel(), minlength=V) / tokens[:, 1:].size
     assert share[MASK] == 0
     # 8000 draws: standard error 0.0056. Tweedie is exact for independent tokens, Euler near.
-    np.testing.assert_allclose(share, LAW, atol=0.025)
+    np.testing.assert_allclose(share, P_DATA, atol=0.025)
 
 
 def test_no_mask_is_left_by_a_schedule_that_is_not_clean_at_0():

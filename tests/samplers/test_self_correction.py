@@ -154,14 +154,14 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(key):
 
 def test_moves_and_agreement():
     tokens, proposed = jnp.array([[0, 1, 2]]), jnp.array([[1, 1, 0]])
-    law = jnp.log(jnp.array([[[0.4, 0.5, 0.1], [0.0, 1.0, 0.0], [0.3, 0.3, 0.4]]]))
+    log_p = jnp.log(jnp.array([[[0.4, 0.5, 0.1], [0.0, 1.0, 0.0], [0.3, 0.3, 0.4]]]))
     may_move = jnp.ones((1, 3), bool)
-    np.testing.assert_array_equal(moved(tokens, proposed, law, may_move, 1), [[1, 1, 2]])
-    np.testing.assert_array_equal(moved(tokens, proposed, law, may_move, 3), [[1, 1, 0]])
+    np.testing.assert_array_equal(moved(tokens, proposed, log_p, may_move, 1), [[1, 1, 2]])
+    np.testing.assert_array_equal(moved(tokens, proposed, log_p, may_move, 3), [[1, 1, 0]])
     may_move = jnp.array([[False, True, True]])
-    np.testing.assert_array_equal(moved(tokens, proposed, law, may_move, 1), [[0, 1, 0]])
-    assert agreement(tokens, law, jnp.ones((1, 3), bool)) == pytest.approx(2 / 3)
-    assert agreement(tokens, law, may_move) == 1
+    np.testing.assert_array_equal(moved(tokens, proposed, log_p, may_move, 1), [[0, 1, 0]])
+    assert agreement(tokens, log_p, jnp.ones((1, 3), bool)) == pytest.approx(2 / 3)
+    assert agreement(tokens, log_p, may_move) == 1
 
 
 def test_what_it_is_not_for_is_refused():

@@ -240,7 +240,7 @@ def test_run_folder_keeps_the_counts(text, tmp_path):
         text.with_suffix(".away").rename(text)
     assert sample.nfe >= 4 and sample.texts[0].text.startswith("the ")
     assert run.model.vocab.mask_id not in sample.texts[0].tokens
-    valid = next(e for e in session.folder.metrics() if e["kind"] == "valid")
+    valid = next(e for e in session.folder.log.metrics() if e["kind"] == "valid")
     assert np.isfinite(valid["nats per token"])
 
 

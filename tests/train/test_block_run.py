@@ -40,7 +40,7 @@ def test_what_is_reported_is_the_bound(run):
     assert not run.experiment.objective.reported().is_clipped
     metric = run.perplexity(Perplexity(passes=2))[0]
     assert "NELBO, blocks of 8, continuous time" in metric.protocol
-    lines = run.folder.metrics()
+    lines = run.folder.log.metrics()
     assert [line["nats per token"] for line in lines if line["kind"] == "valid"][-1] < np.log(256)
     exact = BlockNelbo(block_size=1, low=1.0)
     assert exact.reported() is exact

@@ -14,7 +14,8 @@ from mdlm.experiment.model import Model
 from mdlm.models.dit import DiT
 from mdlm.runs.folder import RunFolder
 from mdlm.train import loop
-from mdlm.train.loop import Began, Stepped, Trainer
+from mdlm.train.events import Began, Stepped
+from mdlm.train.loop import Trainer
 
 PAUSE = 0.15
 """Seconds a batch takes where the loader is slow; a step of the tiny network takes far less."""

@@ -25,8 +25,10 @@ from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
 from mdlm.times import balanced_order
 from mdlm.train import guard
+from mdlm.train.events import Spiked, Stopped
 from mdlm.train.guard import BINS, ENOUGH, WINDOW, Diverged, Guard
-from mdlm.train.loop import Spiked, Stopped, Trainer, in_training, restored
+from mdlm.train.loop import Trainer, in_training
+from mdlm.train.start import restored
 from mdlm.train.step import compile_step, create_state
 from mdlm.types import Batch, LossTerms, Vocab
 
@@ -249,7 +251,7 @@ def last(folder: Path, experiment, dataset) -> tuple[dict, dict]:
 
 
 def lines(folder: Path, kind: str) -> list[dict]:
-    return [entry for entry in RunFolder(folder).metrics() if entry["kind"] == kind]
+    return [entry for entry in RunFolder(folder).log.metrics() if entry["kind"] == kind]
 
 
 def test_counts_survive_a_stop(small, tmp_path):
@@ -373,7 +375,7 @@ def test_numbers_of_a_line_each_have_a_name_for_the_writers(tmp_path):
         def close(self): ...
 
     folder, writer = RunFolder(tmp_path), Kept()
-    folder.writers = (writer,)
-    folder.log("train", 1, {"loss": 1.0, "loss_by_time": [2.0, float("nan")]})
-    assert folder.metrics()[0]["loss_by_time"] == [2.0, None]
+    folder.log.writers = (writer,)
+    folder.log.add("train", 1, {"loss": 1.0, "loss_by_time": [2.0, float("nan")]})
+    assert folder.log.metrics()[0]["loss_by_time"] == [2.0, None]
     assert list(writer.values) == ["loss", "loss_by_time/0", "loss_by_time/1"]

@@ -130,7 +130,7 @@ def test_run_folder_keeps_the_powers(tmp_path, monkeypatch):
     )
     session = Session(experiment, tmp_path / "run", source=source, overrides=[])
     list(session.train())
-    valid = next(e for e in session.folder.metrics() if e["kind"] == "valid")
+    valid = next(e for e in session.folder.log.metrics() if e["kind"] == "valid")
     assert np.isfinite(valid["nats per token"])
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         size = session.model.vocab.size

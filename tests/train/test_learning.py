@@ -69,7 +69,7 @@ def test_learns_eight_sequences_and_generates_them(tmp_path):
     known = (np.asarray(samples.tokens)[:, None] == data[None]).all(-1)
     share = known.any(1).mean()
     # Jensen: the model gives the eight together at least exp(ln 8 - NELBO) of its mass. A bound
-    # that flatters, or a sampler that draws from another law, breaks this.
+    # that flatters, or a sampler that draws from another distribution, breaks this.
     promised = np.exp(np.log(8) - nelbo)
     assert share > promised - 3 * np.sqrt(promised * (1 - promised) / TEXTS)
     assert known.any(0).all()  # each of the eight came

@@ -20,7 +20,7 @@ from mdlm.parallel.mesh import MeshShape
 from mdlm.run import load
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
-from mdlm.train.loop import Began, Evaluated, Saved, Stepped, Stopped
+from mdlm.train.events import Began, Evaluated, Saved, Stepped, Stopped
 from mdlm.train.session import Session
 
 SETTINGS = Training(
@@ -116,9 +116,9 @@ def test_run_folder_holds_what_it_should(setup, tmp_path):
 def test_continuing_rewrites_the_log_after_the_checkpoint(setup, tmp_path):
     run = session(setup, tmp_path / "run", checkpoint_every=5)
     list(run.train())
-    before = [e["step"] for e in run.folder.metrics()]
-    run.folder.rewind(10)
-    assert max(e["step"] for e in run.folder.metrics()) == 10 < max(before)
+    before = [e["step"] for e in run.folder.log.metrics()]
+    run.folder.log.rewind(10)
+    assert max(e["step"] for e in run.folder.log.metrics()) == 10 < max(before)
 
 
 def test_another_configuration_is_refused(setup, tmp_path):
@@ -267,7 +267,7 @@ def test_continued_on_another_mesh_as_if_it_had_stayed(setup, tmp_path, on_devic
         assert isinstance(began, Began) and (began.devices, began.step) == (count, last - 6)
         assert part.step == last and part.folder.experiment().mesh == mesh
     lines = [
-        [line for line in folder.metrics() if line["kind"] in ("train", "valid")]
+        [line for line in folder.log.metrics() if line["kind"] in ("train", "valid")]
         for folder in (straight.folder, part.folder)
     ]
     assert [e["step"] for e in lines[0]] == [e["step"] for e in lines[1]]
@@ -390,15 +390,15 @@ def stopped(stop_before: str):
 def test_a_line_cut_off_and_samples_after_the_checkpoint_are_dropped(tmp_path):
     folder = RunFolder(tmp_path)
     for step in (5, 10, 15):
-        folder.log("train", step, {"loss": 1.0})
-        folder.add_samples(step, [f"text {step}", "=== step 99, sample 2 ===\nno heading"])
+        folder.log.add("train", step, {"loss": 1.0})
+        folder.log.add_samples(step, [f"text {step}", "=== step 99, sample 2 ===\nno heading"])
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"kind": "train", "step": 16, "lo')
-    assert [line["step"] for line in folder.metrics()] == [5, 10, 15]
-    folder.rewind(10)
-    assert [line["step"] for line in folder.metrics()] == [5, 10]
+    assert [line["step"] for line in folder.log.metrics()] == [5, 10, 15]
+    folder.log.rewind(10)
+    assert [line["step"] for line in folder.log.metrics()] == [5, 10]
     samples = (tmp_path / "samples.txt").read_text()
     assert samples.count("=== step 10, sample 1 ===\ntext 10\n") == 1 and "text 15" not in samples
     assert samples.count("no heading") == 2
-    folder.rewind(0)
-    assert folder.metrics() == [] and (tmp_path / "samples.txt").read_text() == ""
+    folder.log.rewind(0)
+    assert folder.log.metrics() == [] and (tmp_path / "samples.txt").read_text() == ""

@@ -11,7 +11,7 @@ from mdlm.data import TextFiles
 from mdlm.evals.scorer import Scorer
 from mdlm.experiment import Perplexity, Training
 from mdlm.runs.checkpoints import METRIC, Checkpoints
-from mdlm.train.loop import Evaluated
+from mdlm.train.events import Evaluated
 from mdlm.train.session import Session
 
 EVERY, STEPS = 5, 20
@@ -50,7 +50,9 @@ def trained(tmp_path, **files):
 
 
 def lines(session, kind) -> dict[int, float]:
-    return {e["step"]: e["nats per token"] for e in session.folder.metrics() if e["kind"] == kind}
+    return {
+        e["step"]: e["nats per token"] for e in session.folder.log.metrics() if e["kind"] == kind
+    }
 
 
 def test_the_validation_split_is_evaluated_and_selects_whatever_eval_scores(tmp_path):

@@ -9,6 +9,7 @@ stay, and the next call resumes after the last of them.
 import contextlib
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,19 @@ class Progressed:
     tokens: int
     bytes: int
     done: float | None
+
+    @classmethod
+    def of(
+        cls, split: str, record: SplitRecord, writer: ShardWriter, done: float | None
+    ) -> "Progressed":
+        """Adds the shard that is being written to those of the record."""
+        return cls(
+            split=split,
+            documents=record.total("documents") + writer.documents,
+            tokens=record.total("tokens") + writer.tokens,
+            bytes=record.total("bytes") + writer.bytes,
+            done=done,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +123,7 @@ def _write(
     manifest, writer = _known(folder), None
     assert manifest is not None
     record = manifest.splits[split]
-    dropped, position = dict(record.dropped), record.position
+    dropped, position = Counter(record.dropped), record.position
     pieces = source.pieces(split, start_of(position))
     size = min(CHUNK, shard_tokens)
     found = chunks(pieces, tokenizer.cut_before, position, size=size)
@@ -123,20 +137,13 @@ def _write(
     try:
         for chunk, encoded in pool.encode(found):
             position = chunk.position
-            for reason, count in chunk.dropped.items():
-                dropped[reason] = dropped.get(reason, 0) + count
+            dropped.update(chunk.dropped)
             if not chunk.texts:
                 continue
             if writer is None:
                 writer = ShardWriter(folder, f"{split}-{len(record.shards):05d}")
             writer.add(encoded, chunk.characters, tally.add(encoded, manifest.eos))
-            yield Progressed(
-                split=split,
-                documents=record.total("documents") + writer.documents,
-                tokens=record.total("tokens") + writer.tokens,
-                bytes=record.total("bytes") + writer.bytes,
-                done=chunk.done,
-            )
+            yield Progressed.of(split, record, writer, chunk.done)
             if writer.tokens >= shard_tokens:
                 shards = (*record.shards, writer.finish())
                 writer = None

@@ -5,6 +5,7 @@ So the shards written from them are the same too.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,9 @@ LIMIT = 2**26
 """Maximum characters of one document held in memory while no cut is possible."""
 NEAR = 16
 """Characters that must be known after a cut, since the pattern may look ahead."""
+
+Parts = list[tuple[Any, int, str]]
+"""Of a document: the position before each piece, the characters of it skipped, the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,28 @@ class Chunk:
     @property
     def characters(self) -> int:
         return sum(map(len, self.texts))
+
+
+class Draft:
+    """The chunk that is being filled."""
+
+    def __init__(self):
+        self.texts: list[str] = []
+        self.weight = 0  # a character counts 1, the end of a document 1
+        self.dropped: Counter[str] = Counter()
+        self.done: float | None = None
+
+    def add(self, text: str) -> None:
+        """Adds a document, or the part of one."""
+        self.texts.append(text)
+        self.weight += len(text) + 1
+
+    def finish(self, is_open: bool, position: Any) -> Chunk:
+        """Returns the chunk, which ends at `position`, and begins the next."""
+        texts, dropped = tuple(self.texts), dict(self.dropped)
+        self.texts, self.weight = [], 0
+        self.dropped.clear()
+        return Chunk(texts=texts, open=is_open, position=position, done=self.done, dropped=dropped)
 
 
 def start_of(position: Any) -> Any:
@@ -59,54 +85,60 @@ def chunks(
     than `limit` characters of a document would be held in memory without such a position.
     """
     before, skip = (None, 0) if position is None else (position["source"], position["skip"])
-    # Of the current document: position before each piece, characters of it skipped, the rest.
-    parts: list[tuple[Any, int, str]] = []
-    texts: list[str] = []
-    weight, dropped, searched, done = 0, {}, 0, None
-
-    def chunk(is_open: bool, position: Any) -> Chunk:
-        return Chunk(
-            texts=tuple(texts), open=is_open, position=position, done=done, dropped=dict(dropped)
-        )
-
+    parts: Parts = []
+    draft, searched = Draft(), 0
     for piece in pieces:
         skipped = min(skip, len(piece.text))
         if not skip:  # else they were counted with the part of the piece that is skipped
-            for reason, count in piece.dropped.items():
-                dropped[reason] = dropped.get(reason, 0) + count
+            draft.dropped.update(piece.dropped)
         skip -= skipped
         if piece.text or piece.ends:
             parts.append((before, skipped, piece.text[skipped:]))
-        before, done = piece.position, piece.done
-        while cut is not None and weight + sum(len(text) for _, _, text in parts) >= size:
-            text = parts[0][2] if len(parts) == 1 else "".join(text for _, _, text in parts)
-            found = cut.search(text, max(size - weight, searched, 1))
-            if not found or (not piece.ends and found.end() + NEAR > len(text)):
+        before, draft.done = piece.position, piece.done
+        while cut is not None and draft.weight + held_in(parts) >= size:
+            text = joined(parts)
+            at = certain_cut(text, cut, max(size - draft.weight, searched, 1), piece.ends)
+            if at is None:
                 searched = max(len(text) - NEAR, 0)
                 break
-            texts.append(text[: found.start()])
-            parts = after(parts, found.start())
-            yield chunk(True, {"source": parts[0][0], "skip": parts[0][1]})
-            texts, weight, dropped, searched = [], 0, {}, 0
-        held = sum(len(text) for _, _, text in parts)
-        if held > max(limit, size):
-            start = "".join(text for _, _, text in parts)[:40]
+            draft.add(text[:at])
+            parts, searched = after(parts, at), 0
+            yield draft.finish(True, {"source": parts[0][0], "skip": parts[0][1]})
+        if (held := held_in(parts)) > max(limit, size):
             raise InputError(
-                f"a document (at {start!r}) has {held:,} characters without a certain end of a "
-                f"word of the tokenizer, at most {limit:,} are allowed: split it into documents"
+                f"a document (at {joined(parts)[:40]!r}) has {held:,} characters without a certain "
+                f"end of a word of the tokenizer, at most {limit:,} are allowed: split it into "
+                "documents"
             )
         if piece.ends:
-            texts.append("".join(text for _, _, text in parts))
-            weight += len(texts[-1]) + 1
+            draft.add(joined(parts))
             parts, searched = [], 0
-            if weight >= size:
-                yield chunk(False, {"source": before, "skip": 0})
-                texts, weight, dropped = [], 0, {}
-    if texts or dropped:
-        yield chunk(False, {"source": before, "skip": 0})
+            if draft.weight >= size:
+                yield draft.finish(False, {"source": before, "skip": 0})
+    if draft.texts or draft.dropped:
+        yield draft.finish(False, {"source": before, "skip": 0})
 
 
-def after(parts: list[tuple[Any, int, str]], at: int) -> list[tuple[Any, int, str]]:
+def held_in(parts: Parts) -> int:
+    """Returns the number of characters of the parts."""
+    return sum(len(text) for _, _, text in parts)
+
+
+def joined(parts: Parts) -> str:
+    """Returns the text of the parts."""
+    return parts[0][2] if len(parts) == 1 else "".join(text for _, _, text in parts)
+
+
+def certain_cut(text: str, cut: re.Pattern[str], start: int, ends: bool) -> int | None:
+    """Returns the first match of `cut` from the character `start` on, None if there is none yet.
+
+    A match near the end counts only if the document `ends` there: more text could change it.
+    """
+    found = cut.search(text, start)
+    return found.start() if found and (ends or found.end() + NEAR <= len(text)) else None
+
+
+def after(parts: Parts, at: int) -> Parts:
     """Returns the parts of a document from its character `at` on."""
     for i, (before, skipped, text) in enumerate(parts):
         if at < len(text):

@@ -6,6 +6,7 @@ order (which keeps causality), and reordered back afterwards. Segments have no s
 become a `[b 1 l l]` bias in the dtype of the inputs, one for all heads.
 """
 
+import re
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from mdlm.models.attention.mask import AttentionMask
+from mdlm.parallel.mesh import device_kind
 
 
 def obstacle(q: Float[Array, "b l h d"], mask: AttentionMask, platform: str) -> str | None:
@@ -21,6 +23,8 @@ def obstacle(q: Float[Array, "b l h d"], mask: AttentionMask, platform: str) -> 
     length, width = q.shape[1], q.shape[3]
     if platform != "gpu":
         return f"it runs on NVIDIA GPUs, and the platform is {platform}"
+    if re.search("AMD|Radeon|Instinct", device_kind()):
+        return f"it runs on NVIDIA GPUs, and these are {device_kind()}"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it supports bfloat16 and float16, not {q.dtype}"
     if width % 8 or width > 128:

@@ -310,6 +310,20 @@ def test_cudnn_has_no_mask_for_halves(monkeypatch):
         attention(x, x, x, AttentionMask(halves=Halves(4, 2)), "cudnn")
 
 
+def test_cudnn_is_not_for_gpus_of_amd():
+    x = jnp.zeros((1, 128, 1, 64), jnp.bfloat16)
+    for kind, chosen in {"NVIDIA H200": "cudnn", "AMD Instinct MI300X": "xla"}.items():
+        device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
+        mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            assert choose(x, AttentionMask(), "auto") == chosen
+    with (
+        jax.sharding.use_abstract_mesh(mesh),
+        pytest.raises(InputError, match="NVIDIA GPUs, and these are AMD Instinct MI300X"),
+    ):
+        choose(x, AttentionMask(), "cudnn")
+
+
 @pytest.mark.parametrize("size", [0, 3, 16])
 def test_blocks_must_divide_the_length(size):
     with pytest.raises(ValueError, match=f"block_size={size} does not divide the length of 8"):

@@ -31,7 +31,7 @@ def test_the_token_that_crosses_is_kept_or_not(rule, p, count):
 
 
 @pytest.mark.parametrize("rule", ["reach", "below"])
-def test_top_p_is_the_sorted_definition_on_random_laws(rule):
+def test_top_p_is_the_sorted_definition_on_random_distributions(rule):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(40, 1000)).astype(np.float32) * 4
     log_p = jax.nn.log_softmax(jnp.asarray(logits))
@@ -80,14 +80,14 @@ def test_temperature():
 
 def test_each_row_has_its_own_temperature():
     temperatures = (0.0, 1e-40, 1e-30, 0.01, 0.5, 1.0, 2.0)
-    law = jax.nn.log_softmax(LOG_P[:1].at[:, 4].set(-jnp.inf))
-    rows = jnp.repeat(law, len(temperatures), axis=0)
+    log_p = jax.nn.log_softmax(LOG_P[:1].at[:, 4].set(-jnp.inf))
+    rows = jnp.repeat(log_p, len(temperatures), axis=0)
     result = temper(rows, jnp.array(temperatures)[:, None])
     for row, temperature in zip(np.exp(result), temperatures, strict=True):
         if temperature < 0.01:
             assert (row == [1, 0, 0, 0, 0]).all()
         else:
-            np.testing.assert_allclose(row, np.exp(temper(law, temperature))[0], 1e-5)
+            np.testing.assert_allclose(row, np.exp(temper(log_p, temperature))[0], 1e-5)
 
 
 def test_what_is_left_by_bans_is_renormalised():
@@ -102,7 +102,7 @@ def test_what_is_left_by_bans_is_renormalised():
 
 
 def test_the_order_is_temperature_then_top_k_then_top_p():
-    # At temperature 0.5 the law is proportional to (100, 16, 9, 4, 1); of its two likeliest
+    # At temperature 0.5 probabilities are proportional to (100, 16, 9, 4, 1); of the two likeliest
     # tokens the first holds 100/116 = 0.862, so top_p = 0.87 keeps both and 0.85 one.
     for top_p, count in ((0.87, 2), (0.85, 1)):
         result = filter_log_p(LOG_P, temperature=0.5, top_k=2, top_p=top_p)

@@ -1,4 +1,4 @@
-"""Guidance against an enumerated law of label and text, drawn in one step so that it is exact."""
+"""Guidance against an enumerated distribution of label and text, exact as drawn in one step."""
 
 from dataclasses import replace
 from itertools import product
@@ -64,7 +64,7 @@ def bayes(one_hot, t):
     return jnp.log(joint[:, 1] / joint.sum(-1))
 
 
-def law_at(place, label=None, first=None):
+def conditional_at(place, label=None, first=None):
     """p(x_place | label, x_0 = first) by enumeration; float64."""
     p = JOINT.sum(0) if label is None else JOINT[label]
     if first is not None:
@@ -94,15 +94,18 @@ def sample(sampler, rows=4000, label=None, first=None, denoise=network):
     return np.asarray(out.tokens), int(out.nfe)
 
 
-def assert_share(tokens, law):
+def assert_share(tokens, distribution):
     share = np.bincount(tokens, minlength=V)[:SYMBOLS] / len(tokens)
-    assert (np.abs(share - law) <= 4 * np.sqrt(law * (1 - law) / len(tokens)) + 1e-9).all()
+    assert (
+        np.abs(share - distribution)
+        <= 4 * np.sqrt(distribution * (1 - distribution) / len(tokens)) + 1e-9
+    ).all()
 
 
 @pytest.mark.parametrize(
     ("weight", "sampler"), [(0.0, Ancestral), (0.5, Reverse), (2.5, Ancestral)]
 )
-def test_labels_guide_to_the_enumerated_law(weight, sampler):
+def test_labels_guide_to_the_enumerated_distribution(weight, sampler):
     rows = 4000
     label = jnp.arange(rows) % LABELS
     guidance = ClassifierFree(weight=weight, without="label")
@@ -110,21 +113,21 @@ def test_labels_guide_to_the_enumerated_law(weight, sampler):
     assert nfe == (1 if weight in (0, 1) else 2)
     for kind in range(LABELS):
         for place in (1, 2):
-            told, untold = law_at(place, kind, first=1), law_at(place, first=1)
-            law = normal(told**weight * untold ** (1 - weight))
-            assert_share(tokens[np.asarray(label) == kind, place], law)
-    # The laws that are told apart above do differ.
-    assert np.abs(law_at(1, 0, first=1) - law_at(1, 1, first=1)).max() > 0.2
+            told, untold = conditional_at(place, kind, first=1), conditional_at(place, first=1)
+            distribution = normal(told**weight * untold ** (1 - weight))
+            assert_share(tokens[np.asarray(label) == kind, place], distribution)
+    # The distributions that are told apart above do differ.
+    assert np.abs(conditional_at(1, 0, first=1) - conditional_at(1, 1, first=1)).max() > 0.2
 
 
-def test_the_prompt_guides_to_the_enumerated_law():
+def test_the_prompt_guides_to_the_enumerated_distribution():
     guidance = ClassifierFree(weight=2.0, without="prompt")
     tokens, nfe = sample(Ancestral(steps=1, guidance=guidance), first=2)
     assert (tokens[:, 0] == 2).all() and nfe == 2
     for place in (1, 2):
-        law = normal(law_at(place, first=2) ** 2 / law_at(place))
-        assert_share(tokens[:, place], law)
-        assert np.abs(law - law_at(place, first=2)).max() > 0.05
+        distribution = normal(conditional_at(place, first=2) ** 2 / conditional_at(place))
+        assert_share(tokens[:, place], distribution)
+        assert np.abs(distribution - conditional_at(place, first=2)).max() > 0.05
 
 
 def test_a_weight_of_one_changes_nothing_at_all():
@@ -149,19 +152,19 @@ def test_nfe_counts_real_calls():
 
 
 @pytest.mark.parametrize(("weight", "sampler"), [(1.0, Ancestral), (2.0, Reverse)])
-def test_a_classifier_guides_to_the_enumerated_law(weight, sampler):
+def test_a_classifier_guides_to_the_enumerated_distribution(weight, sampler):
     # Seven at a time: neither the pairs of a chunk nor the tokens of a vocabulary divide evenly.
     guidance = Classifier(log_p=bayes, weight=weight, batch=7)
     tokens, nfe = sample(sampler(steps=1, guidance=guidance), rows=3000, first=1)
     assert nfe == 1
     for place in (1, 2):
-        untold = law_at(place, first=1)
+        untold = conditional_at(place, first=1)
         joint = [JOINT[y] * (SEQUENCES[:, 0] == 1) for y in range(LABELS)]
         at = [p @ (SEQUENCES[:, place, None] == np.arange(SYMBOLS)) for p in joint]
-        law = normal(untold * (at[1] / (at[0] + at[1])) ** weight)
-        assert_share(tokens[:, place], law)
+        distribution = normal(untold * (at[1] / (at[0] + at[1])) ** weight)
+        assert_share(tokens[:, place], distribution)
         if weight == 1:
-            np.testing.assert_allclose(law, law_at(place, 1, first=1))
+            np.testing.assert_allclose(distribution, conditional_at(place, 1, first=1))
 
 
 def guided_logits(guidance, at=None, columns=V, t=((0.3,), (0.8,))):
@@ -242,7 +245,7 @@ def test_the_whole_of_a_bent_prediction_is_that_of_its_parts():
     assert tilted.whole.whole.logits(jnp.array([1])).shape == (1, 3)
 
 
-def test_a_token_that_either_law_rules_out_is_out():
+def test_a_token_that_either_distribution_rules_out_is_out():
     told = DenseLogits(jnp.log(jnp.array([[[0.5, 0.5, 0.0, 0.0]]])))
     untold = DenseLogits(jnp.log(jnp.array([[[0.5, 0.0, 0.5, 0.0]]])))
     for weight in (0.5, 2.0):

@@ -1,4 +1,4 @@
-"""What shapes the law of a written token, in all samplers: bans, hook, temperature, top-p."""
+"""What shapes a written token's distribution, in all samplers: bans, hook, temperature, top-p."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +45,7 @@ from mdlm.types import DenseLogits, Vocab
 MASK, V, LENGTH = 2, 6, 4
 FIELDS = {"mask_id": MASK, "vocab_size": V}
 VOCAB = Vocab(size=V, mask_id=MASK)
-LAW = np.array([0.4, 0.25, 0.0, 0.2, 0.1, 0.05])  # of each token, whatever the others
+P_DATA = np.array([0.4, 0.25, 0.0, 0.2, 0.1, 0.05])  # of each token, whatever the others
 CLEAN = LogLinear(eps=0.0)
 MASKED = (Masked(schedule=CLEAN, mask_id=MASK), Subs(**FIELDS))
 SCORES = (Masked(mask_id=MASK), Score(**FIELDS))
@@ -72,16 +72,16 @@ JUDGING = {
         Mean(**FIELDS),
     ),
 }
-"""Samplers that prefer likely tokens, so that shares are not the law's."""
+"""Samplers that prefer likely tokens, so that shares are not the distribution's."""
 
 
-def drawn(parts, rows=2000, law=LAW, first=None):
+def drawn(parts, rows=2000, p=P_DATA, first=None):
     """`rows` rows, the first token fixed where `first` says which it is."""
     sampler, process, parameterization = parts
     shift = np.log(V - 1) if isinstance(parameterization, Score) else 0.0
 
     def denoise(inputs, *, key=None):
-        logits = jnp.log(jnp.asarray(law, jnp.float32)) + shift
+        logits = jnp.log(jnp.asarray(p, jnp.float32)) + shift
         return DenseLogits(jnp.broadcast_to(logits, (*inputs.tokens.shape, V)))
 
     is_fixed = np.zeros((rows, LENGTH), bool)
@@ -102,11 +102,11 @@ def drawn(parts, rows=2000, law=LAW, first=None):
     return np.asarray(run(by_row(jax.random.key(0), jnp.arange(rows))))
 
 
-def assert_share(tokens, law):
-    """The tokens have the law, to 4 standard errors."""
+def assert_share(tokens, p):
+    """The tokens have the distribution, to 4 standard errors."""
     share = np.bincount(tokens.ravel(), minlength=V) / tokens.size
-    law = law / law.sum()
-    assert (np.abs(share - law) <= 4 * np.sqrt(law * (1 - law) / tokens.size)).all(), (share, law)
+    p = p / p.sum()
+    assert (np.abs(share - p) <= 4 * np.sqrt(p * (1 - p) / tokens.size)).all(), (share, p)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -114,7 +114,7 @@ def test_banned_tokens_are_never_drawn_and_the_others_keep_their_shares(name):
     sampler, *parts = SAMPLERS[name]
     tokens = drawn((replace(sampler, banned=(0, 4)), *parts), first=0)
     assert (tokens[:, 0] == 0).all()  # what is fixed stays, banned or not
-    assert_share(tokens[:, 1:], np.where([0, 1, 0, 1, 0, 1], LAW, 0))
+    assert_share(tokens[:, 1:], np.where([0, 1, 0, 1, 0, 1], P_DATA, 0))
 
 
 def test_no_sampler_is_left_out():
@@ -129,21 +129,21 @@ def test_samplers_that_judge_never_write_banned_tokens_either(name):
 
 
 def shaped(**fields):
-    """The law of a token, in a row of four that are all masks."""
+    """The distribution of a token, in a row of four that are all masks."""
     rows, none = jnp.full((1, LENGTH), MASK), jnp.zeros((1, LENGTH), bool)
-    law = jnp.log(jnp.asarray(LAW, jnp.float32))[None]
+    log_p = jnp.log(jnp.asarray(P_DATA, jnp.float32))[None]
     at = jnp.zeros(1, jnp.int32)
-    return np.exp(shape(Ancestral(**fields), law, at, rows, none, mask_id=MASK, size=V))[0]
+    return np.exp(shape(Ancestral(**fields), log_p, at, rows, none, mask_id=MASK, size=V))[0]
 
 
-def assert_law(law, expected):
-    np.testing.assert_allclose(law, expected / expected.sum(), rtol=1e-5, atol=1e-7)
+def assert_distribution(p, expected):
+    np.testing.assert_allclose(p, expected / expected.sum(), rtol=1e-5, atol=1e-7)
 
 
 def test_top_p_rules_by_name():
     """The likeliest three hold 0.85."""
-    assert_law(shaped(top_p=0.8), np.where(LAW >= 0.2, LAW, 0))
-    assert_law(shaped(top_p=0.8, top_p_rule="below"), np.where(LAW >= 0.25, LAW, 0))
+    assert_distribution(shaped(top_p=0.8), np.where(P_DATA >= 0.2, P_DATA, 0))
+    assert_distribution(shaped(top_p=0.8, top_p_rule="below"), np.where(P_DATA >= 0.25, P_DATA, 0))
 
 
 def test_the_last_step_s_likeliest_token_is_none_that_is_banned():
@@ -156,7 +156,7 @@ def test_the_last_step_s_likeliest_token_is_none_that_is_banned():
 
 def test_a_network_certain_of_a_banned_token():
     certain = np.eye(V)[0]
-    tokens = drawn((Ancestral(steps=1, banned=(0,)), *MASKED), law=certain)
+    tokens = drawn((Ancestral(steps=1, banned=(0,)), *MASKED), p=certain)
     assert_share(tokens, np.where([0, 1, 0, 1, 1, 1], 1.0, 0.0))
 
 
@@ -179,8 +179,8 @@ def test_the_hook_is_told_which_rows_it_shapes(name):
     assert (drawn(hooked(name, hook), rows=rows).reshape(-1) == choice).all()
 
 
-def test_the_hook_sees_what_is_written_and_the_law():
-    """Next to equal tokens are ruled out, for the others the law is that of the network."""
+def test_the_hook_sees_what_is_written_and_the_distribution():
+    """Next to equal tokens are ruled out, for the others it is the network's distribution."""
 
     def hook(log_p, at, tokens):
         left = tokens.reshape(-1)[at - 1]  # the first token is fixed
@@ -188,22 +188,22 @@ def test_the_hook_sees_what_is_written_and_the_law():
 
     tokens = drawn(hooked("left to right", hook), first=1)
     assert (tokens[:, 1:] != tokens[:, :-1]).all()
-    assert_share(tokens[:, 1], np.where(np.arange(V) == 1, 0, LAW))
+    assert_share(tokens[:, 1], np.where(np.arange(V) == 1, 0, P_DATA))
 
 
 def test_the_hook_comes_before_bans_and_temperature():
     fifth = np.arange(V) == 5
     raised = lambda log_p, at, tokens: log_p + 100.0 * jnp.asarray(fifth)[None]
-    assert_law(shaped(hook=raised, temperature=0.0), 1.0 * fifth)
-    assert_law(shaped(hook=raised, temperature=0.0, banned=(5,)), np.eye(V)[0])
+    assert_distribution(shaped(hook=raised, temperature=0.0), 1.0 * fifth)
+    assert_distribution(shaped(hook=raised, temperature=0.0, banned=(5,)), np.eye(V)[0])
     # At temperature 100 the hook's 100 nats are one.
-    expected = np.where(LAW > 0, LAW, 0) ** 0.01 * np.where(fifth, np.e, LAW > 0)
-    assert_law(shaped(hook=raised, temperature=100.0), expected)
+    expected = np.where(P_DATA > 0, P_DATA, 0) ** 0.01 * np.where(fifth, np.e, P_DATA > 0)
+    assert_distribution(shaped(hook=raised, temperature=100.0), expected)
 
 
 def test_the_hook_cannot_raise_the_mask():
     level = lambda log_p, at, tokens: jnp.zeros_like(log_p)
-    assert_law(shaped(hook=level), np.where(np.arange(V) == MASK, 0.0, 1.0))
+    assert_distribution(shaped(hook=level), np.where(np.arange(V) == MASK, 0.0, 1.0))
 
 
 def test_a_hook_must_keep_the_shape():
@@ -216,23 +216,23 @@ def test_the_temperature_follows_the_share_that_is_written():
     annealed = Annealed(first=2.0, last=0.5)
     tokens = drawn((LeftToRight(temperature=annealed), *MASKED), first=1, rows=4000)
     for place, temperature in ((1, 2.0), (2, 1.5), (3, 1.0)):
-        assert_share(tokens[:, place], np.where(LAW > 0, LAW, 0) ** (1 / temperature))
+        assert_share(tokens[:, place], np.where(P_DATA > 0, P_DATA, 0) ** (1 / temperature))
 
 
 @pytest.mark.parametrize("name", ["reverse", "tweedie"])
 def test_what_is_written_at_once_is_at_the_first_temperature(name):
     sampler, *parts = SAMPLERS[name]
     sampler = replace(sampler, steps=1, temperature=Annealed(first=0.5, last=5.0))
-    assert_share(drawn((sampler, *parts)), LAW**2)
+    assert_share(drawn((sampler, *parts)), P_DATA**2)
 
 
 def test_annealing_ends_at_the_last_temperature():
     shaping = Ancestral(temperature=Annealed(first=1.0, last=0.0))
     tokens = jnp.array([[0, MASK, MASK, 3], [MASK, 1, 1, 1]])
     is_fixed = jnp.array([[True, False, False, True], [True, False, False, False]])
-    law = jnp.log(jnp.broadcast_to(jnp.asarray(LAW, jnp.float32), (2, V)))
-    shaped = shape(shaping, law, jnp.array([1, 7]), tokens, is_fixed, mask_id=MASK, size=V)
-    np.testing.assert_allclose(np.exp(shaped), [LAW, np.eye(V)[0]], rtol=1e-5)
+    log_p = jnp.log(jnp.broadcast_to(jnp.asarray(P_DATA, jnp.float32), (2, V)))
+    shaped = shape(shaping, log_p, jnp.array([1, 7]), tokens, is_fixed, mask_id=MASK, size=V)
+    np.testing.assert_allclose(np.exp(shaped), [P_DATA, np.eye(V)[0]], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,44 +1,15 @@
-"""What all commands share: the `Command` class, groups of arguments, and `--name value` pairs."""
+"""Arguments that several commands share, and `--name value` pairs."""
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mdlm.cli.command import Changes
 from mdlm.errors import InputError
 
 if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.experiment.experiment import Experiment
-
-Changes = list[tuple[str, str]]
-"""Settings given as `--dotted.name value`, in the order of the command line."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """One command of `mdlm`, defined in a file of this folder and listed in `main.py`.
-
-    Args:
-        name: the word that the user types after `mdlm`.
-        help: one line for `mdlm --help`.
-        run: executes the command and returns the exit code.
-        epilog: examples and explanations, printed below the arguments in `--help`.
-        arguments: adds the command's own arguments to its parser.
-        takes_settings: whether `--dotted.name value` replaces settings of the experiment.
-        computes: whether the command runs JAX computations in this process.
-        many_processes: whether several processes may run the command together.
-    """
-
-    name: str
-    help: str
-    run: Callable[[argparse.Namespace, Changes], int]
-    epilog: str = ""
-    arguments: Callable[[argparse.ArgumentParser], None] = lambda sub: None
-    takes_settings: bool = False
-    computes: bool = True
-    many_processes: bool = False
-
 
 MANY_HELP = """\
 
@@ -148,7 +119,7 @@ def add_process_group(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
+def overrides(rest: Sequence[str]) -> Changes:
     """Splits `--a.b value` and `--a.b=value` into (name, value) pairs.
 
     Raises InputError if a word is neither.

@@ -1,7 +1,7 @@
-"""A random law on a few tokens and symbols, everything about it enumerated in float64.
+"""A random distribution on a few tokens and symbols, everything about it enumerated in float64.
 
-What the exact tests compare with: entropies and informations of the law, and its true posterior
-as a network. New schedules and objectives join the lists at the end and inherit the tests.
+What the exact tests compare with: its entropies and informations, and its true posterior as a
+network. New schedules and objectives join the lists at the end and inherit the tests.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from mdlm.types import Batch
 
 
 @dataclass(frozen=True)
-class Law(Enumerated):
+class Distribution(Enumerated):
     """The same, with entropies, informations and batches."""
 
     concentration: float = 0.5
@@ -80,7 +80,7 @@ SCHEDULES = {
     "change of variables, linear": ChangeOfVariables(base=LinearSigma()),
 }
 
-# Objectives whose expected bound is the law's entropy, where alpha(0) = 1 and alpha(1) = 0.
+# Objectives whose expected bound is the entropy, where alpha(0) = 1 and alpha(1) = 0.
 TIGHT = {
     "nelbo": Nelbo(),
     "nelbo, iid times": Nelbo(times=IID()),

@@ -1,0 +1,87 @@
+"""What a run logs as it goes: metrics.jsonl, samples.txt, and the writers that were asked for."""
+
+import json
+import math
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mdlm.runs.files import replaced
+from mdlm.runs.writers import Writer
+
+
+class Log:
+    """The metrics and samples of the run in `folder`. Without `writes` it only reads.
+
+    `writers` get each line of metrics too.
+    """
+
+    def __init__(self, folder: Path, *, writes: bool):
+        self.writes = writes
+        self.metrics_file, self.samples_file = folder / "metrics.jsonl", folder / "samples.txt"
+        self.started = time.time()
+        self.writers: tuple[Writer, ...] = ()
+
+    def add(self, kind: str, step: int, values: Mapping[str, float | list[float]]) -> None:
+        """Appends a line to metrics.jsonl: `{"kind", "step", "time", ...values}`.
+
+        Values that are not finite are written as null.
+        """
+        if self.writes:
+            line = {"kind": kind, "step": step, "time": round(time.time() - self.started, 2)}
+            said = {name: _in_json(value) for name, value in values.items()}
+            with open(self.metrics_file, "a") as file:
+                file.write(json.dumps({**line, **said}) + "\n")
+            single = _singly(values)
+            for writer in self.writers:
+                writer.log(kind, step, single)
+
+    def add_samples(self, step: int, texts: list[str]) -> None:
+        """Appends texts to samples.txt under a heading."""
+        if self.writes:
+            with open(self.samples_file, "a") as file:
+                for number, text in enumerate(texts, 1):
+                    file.write(f"=== step {step}, sample {number} ===\n{text}\n\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Returns the lines of metrics.jsonl, without an incomplete last line."""
+        text = self.metrics_file.read_text() if self.metrics_file.is_file() else ""
+        return [json.loads(line) for line in text.split("\n")[:-1]]
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines and samples after `step`, which a resumed run writes again."""
+        if self.writes and self.metrics_file.is_file():
+            kept = [entry for entry in self.metrics() if entry["step"] <= step]
+            self.started = time.time() - max((e["time"] for e in kept), default=0.0)
+            with replaced(self.metrics_file) as new:
+                new.write_text("".join(json.dumps(e) + "\n" for e in kept))
+        if self.writes and self.samples_file.is_file():
+            parts = re.split(r"(?m)^(?==== step \d+, sample 1 ===$)", self.samples_file.read_text())
+            steps = [int(part.split(",")[0].split()[-1]) if part else 0 for part in parts]
+            kept = [part for part, at in zip(parts, steps, strict=True) if at <= step]
+            with replaced(self.samples_file) as new:
+                new.write_text("".join(kept))
+
+    def close(self) -> None:
+        """Closes the writers."""
+        for writer in self.writers:
+            writer.close()
+
+
+def _in_json(value: float | list[float]) -> Any:
+    if isinstance(value, list):
+        return [_in_json(one) for one in value]
+    return value if math.isfinite(value) else None
+
+
+def _singly(values: Mapping[str, float | list[float]]) -> dict[str, float]:
+    """Returns each number under its own name: the i-th of a list as `name/i`."""
+    out: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            out |= {f"{name}/{i}": one for i, one in enumerate(value)}
+        else:
+            out[name] = value
+    return out
