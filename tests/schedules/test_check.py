@@ -64,7 +64,7 @@ def test_a_schedule_that_is_none_is_refused_when_composed(tmp_path, fault, words
 
 
 def test_schedules_of_the_package_are_schedules():
-    from law import SCHEDULES
+    from distribution import SCHEDULES
 
     vocab = Vocab(size=10, mask_id=9)
     counts = np.arange(10)
