@@ -29,7 +29,8 @@ def without_stores(data: Any) -> Any:
 def identity(experiment: Experiment) -> dict[str, Any]:
     """Returns the values that must not change when a run is resumed. Left out or set to their
     defaults are those that may: name, sampler, evaluation, mesh, train, stores, choices between
-    equal computations, and the optimizer's values (not its class, and not those on which its state depends)."""
+    equal computations, and the optimizer's values (not its class, and not those on which its state
+    depends)."""
     return _fixed({name: getattr(experiment, name) for name in FIXED})
 
 

@@ -28,7 +28,7 @@ def scored(experiment, mask=None):
     if mask is not None:
         rows = valid.rows.all()
         held = Held(dataclasses.replace(rows, loss_mask=mask(rows)))
-        held.placed, held.dropped = valid.rows.placed, valid.rows.dropped
+        vars(held).update(placed=valid.rows.placed, dropped=valid.rows.dropped)
         dataset.valid = dataclasses.replace(valid, rows=held)
     model = Model.on(experiment, dataset)
     scorer = Scorer(model, experiment.mesh.build(), dataset)
