@@ -6,6 +6,8 @@ mask if it has none. Training reads the text once, as a stream, and keeps none o
 """
 
 import abc
+import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from mdlm.data.tokens.tokenizer import Report, Tokenizer
 from mdlm.data.tokens.training import SPECIALS, count_words, reported, train, word_pieces
 from mdlm.errors import InputError
 from mdlm.vocab import Vocab
+
+log = logging.getLogger(__name__)
 
 USUAL = {
     "mask": ("[MASK]", "<mask>", "<|mask|>", "<|mdm_mask|>", "<MASK>"),
@@ -242,27 +246,32 @@ class Pretrained(TokenizerConfig):
     revision: str = "main"
 
     def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
-        backend = self._backend()
-        ids = backend.get_vocab(with_added_tokens=True)
-        if self._find(ids, "mask") is None:
-            backend.add_special_tokens([AddedToken("[MASK]", special=True)])
-            ids = backend.get_vocab(with_added_tokens=True)
+        backend = settled(self._backend(), self.name)
+        added = {token.content: i for i, token in backend.get_added_tokens_decoder().items()}
+        roles = {role: self._find(backend, added, role) for role in USUAL}
+        roles["mask"] = roles["mask"] or "[MASK]"
+        chosen = [AddedToken(name, special=True) for name in roles.values() if name is not None]
+        backend.add_special_tokens(chosen)  # as they are if they exist, or new ones
+        ids = {role: backend.token_to_id(name) for role, name in roles.items() if name is not None}
         vocab = Vocab(
-            size=max(ids.values()) + 1,  # ids may leave gaps
-            mask_id=ids[self._find(ids, "mask") or ""],
-            bos_id=ids.get(self._find(ids, "bos") or ""),
-            eos_id=ids.get(self._find(ids, "eos") or ""),
-            pad_id=ids.get(self._find(ids, "pad") or ""),
+            size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,  # ids may leave gaps
+            **{f"{role}_id": i for role, i in ids.items()},
         )
-        return Tokenizer(backend, vocab, made_by=to_text(self))
+        return Tokenizer(marked(backend, set(ids.values())), vocab, made_by=to_text(self))
 
-    def _find(self, ids: dict[str, int], role: str) -> str | None:
-        """Returns the token of a role: the chosen one, or the first usual one that exists."""
+    def _find(self, backend: tokenizers.Tokenizer, added: dict[str, int], role: str) -> str | None:
+        """Returns the token of a role: the chosen one, or the first usual special token."""
         chosen = getattr(self, role)
-        if chosen is not None and chosen not in ids:
+        if chosen is None:
+            return next((name for name in USUAL[role] if name in added), None)
+        if backend.token_to_id(chosen) is None:
             raise InputError(f"{role}={chosen!r} is not a token of {self.name}")
-        names = USUAL[role] if chosen is None else (chosen,)
-        return next((name for name in names if name in ids), None)
+        if chosen not in added and (chosen[0], chosen[-1]) not in (("<", ">"), ("[", "]")):
+            raise InputError(
+                f"{role}={chosen!r} is a piece of text of {self.name}: name a special token, "
+                f"such as {', '.join(list(added)[:8]) or '<NAME>'}"
+            )
+        return chosen
 
     def _backend(self) -> tokenizers.Tokenizer:
         path = Path(self.name).expanduser()
@@ -274,3 +283,26 @@ class Pretrained(TokenizerConfig):
         except Exception as error:  # the library raises bare Exceptions
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"tokenizer {self.name} cannot be loaded: {reason}") from error
+
+
+def settled(backend: tokenizers.Tokenizer, name: str) -> tokenizers.Tokenizer:
+    """Switches off all that makes the tokens of a text more, fewer or random, and says so."""
+    state, off = json.loads(backend.to_str()), []
+    if state["model"].get("dropout"):
+        off.append(f"its dropout of {state['model']['dropout']}")
+        state["model"]["dropout"] = None
+    off += [f"its {kind}" for kind in ("truncation", "padding") if state[kind]]
+    before = len(backend.encode("", add_special_tokens=True).ids)
+    off += ["the special tokens that it puts around each text"] if before else []
+    if off:
+        log.warning("tokenizer %s: switched off %s", name, ", ".join(off))
+    state |= {"truncation": None, "padding": None}
+    return tokenizers.Tokenizer.from_str(json.dumps(state))
+
+
+def marked(backend: tokenizers.Tokenizer, ids: set[int]) -> tokenizers.Tokenizer:
+    """Returns a tokenizer whose added tokens `ids` are marked special."""
+    state = json.loads(backend.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["special"] or token["id"] in ids
+    return tokenizers.Tokenizer.from_str(json.dumps(state))

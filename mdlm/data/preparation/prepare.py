@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mdlm.config.component_text import to_text
@@ -32,7 +32,7 @@ SHARD_TOKENS = 2**26
 TRAINING_CHUNK = 2**20
 """Approximate characters of a chunk of text when a tokenizer is trained."""
 WORDS = re.compile(r"(?<=\S) ")
-"""A space before which every trained tokenizer ends a word (`tokens.tokenizer.safe_cut`)."""
+"""A space before which every trained tokenizer ends a word (`tokens.cuts.safe_cut`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,12 @@ class Progressed:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The store is complete. `is_new`: shards were written by this call."""
+    """The store is complete. `is_new`: shards were written by this call. `unknown` has, by split,
+    the number of unknown tokens; it is empty if the tokenizer has no such token."""
 
     manifest: Manifest
     is_new: bool
+    unknown: dict[str, int] = field(default_factory=dict)
 
 
 def prepare(
@@ -93,7 +95,9 @@ def prepare(
         assert manifest is not None
         for split in splits:
             write_counts(folder, split, tallies[split].counts)
-    yield Prepared(manifest=manifest, is_new=bool(todo))
+    unk = tokenizer.unk_id
+    unknown = {} if unk is None else {s: int(tallies[s].counts[unk]) for s in splits}
+    yield Prepared(manifest=manifest, is_new=bool(todo), unknown=unknown)
 
 
 def _write(

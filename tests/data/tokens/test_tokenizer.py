@@ -180,11 +180,11 @@ def test_pretrained_with_a_mask_keeps_it(tmp_path):
 
 def test_pretrained_names_can_be_chosen(tmp_path):
     bert_like(tmp_path)
-    config = Pretrained(name=str(tmp_path), mask="mask", bos="the", eos="cat")
+    config = Pretrained(name=str(tmp_path), mask="[SEP]", bos="[PAD]", eos="[MASK]")
     tokenizer = config.build([])
-    assert (tokenizer.vocab.mask_id, tokenizer.vocab.bos_id, tokenizer.vocab.eos_id) == (10, 5, 6)
-    with pytest.raises(InputError, match="the text itself encodes to the mask token 'mask'"):
-        tokenizer.encode(["the mask"])
+    assert (tokenizer.vocab.mask_id, tokenizer.vocab.bos_id, tokenizer.vocab.eos_id) == (3, 0, 4)
+    with pytest.raises(InputError, match="mask='mask' is a piece of text of .*: name a special"):
+        Pretrained(name=str(tmp_path), mask="mask").build([])
     with pytest.raises(InputError, match=re.escape("eos='<end>' is not a token of")):
         Pretrained(name=str(tmp_path), eos="<end>").build([])
 
