@@ -148,12 +148,14 @@ class Dataset:
         return self.data.packing.protocol + self.losses(split)
 
     def losses(self, split: str) -> str:
-        """Returns which part of a split's text is in no row, and which is unknown tokens, as the
-        end of a description; it is empty if there is none."""
+        """Returns which part of a split's text is in no row, which is unknown tokens, and whether
+        it is one row only, as the end of a description; it is empty if nothing is to be said."""
         part: Split = getattr(self, split)
         words = ""
         if part.kept < 0.9995:
             words += f", rows hold {part.kept:.1%} of the text"
+        if len(part.rows) == 1:
+            words += ", one row"
         if part.unknown:
             name = self.tokenizer.backend.id_to_token(self.tokenizer.unk_id)
             words += f", {part.unknown:.2%} of the tokens are {name}"
@@ -168,6 +170,8 @@ class Dataset:
         return self._encoded(split) if self.store is None else self._stored(self.store, split)
 
     def _encoded(self, split: str) -> Split:
+        if split == "train":
+            self.data.source.check_apart()
         documents = self.data.source.documents(split)
         try:
             encoded = self.tokenizer.encode(documents, self._report, f"tokenizing {split}")

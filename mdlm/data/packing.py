@@ -138,7 +138,7 @@ class Wrap(Packing):
         if stream.total < inside:
             raise InputError(
                 f"the text has {stream.total} tokens, too few for one row of length={self.length} "
-                f"(must be at least {inside}): give more text or a smaller length"
+                f"(must be at least {inside}): give more text, or train with a smaller length"
             )
         return WrappedRows(
             stream,

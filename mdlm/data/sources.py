@@ -82,6 +82,17 @@ class TextFiles(Source):
             state.update(b"\1")
         return state.hexdigest()
 
+    def check_apart(self) -> None:
+        """Raises InputError if a file of the valid or test split is also a training file."""
+        train = {path.resolve() for path in matching_files(as_tuple(self.train))}
+        for split, names in (("valid", self.valid), ("test", self.test)):
+            for path in matching_files(as_tuple(names)):
+                if path.resolve() in train:
+                    raise InputError(
+                        f"{path} is a file of the {split} split and also a training file: "
+                        f"name training files without it (train={self.train!r})"
+                    )
+
     def _named(self, split: str) -> tuple[str, ...]:
         """Returns the patterns of a split that has its own files; none if a part is held out."""
         files = {"train": self.train, "valid": self.valid, "test": self.test}[split]

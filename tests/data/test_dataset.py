@@ -70,6 +70,9 @@ def test_a_protocol_says_what_the_rows_leave_out():
     kept = dataset.valid.kept
     assert 0.1 < kept < 0.9
     assert dataset.protocol("valid") == f"padded to rows of 16, rows hold {kept:.1%} of the text"
+    one = replace(data, source=FakeSource(copies=1), packing=Wrap(length=20)).load()
+    assert one.protocol("valid").endswith("in each") and len(one.valid.rows) == 2
+    assert replace(one.data, packing=Wrap(length=34)).load().protocol("valid").endswith(", one row")
     whole = replace(data, packing=Wrap(length=16)).load()
     assert whole.protocol("valid") == "wrapped rows of 16, BOS and EOS in each"
 

@@ -181,6 +181,7 @@ def _new(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifes
             f"{folder.url} has {others[0]} and no {NAME}, so it is not a token store: name an "
             "empty or a new folder"
         )
+    data.source.check_apart()
     splits = data.source.splits
     texts = training_text(data.source) if data.tokenizer.needs_text else ()
     tokenizer = data.tokenizer.build(texts, report)

@@ -79,11 +79,25 @@ def test_unknown_tokens_are_counted(source, tmp_path):
     words = tmp_path / "words.txt"
     words.write_text("the \u2603 fox")
     known = Pretrained(name=str(tmp_path / "store"))
-    source_2 = TextFiles(train=str(words), valid=str(words))
-    found = made(data_of(source_2, known), tmp_path / "other")
-    assert found.unknown == {"train": 1, "valid": 1}
+    alone = TextFiles(train=str(words), valid_fraction=0, test_fraction=0)
+    found = made(data_of(alone, known), tmp_path / "other")
+    assert found.unknown == {"train": 1}
     assert "25.00% of the tokens are unknown" in closing_words(found, "other", 1.0)
     assert made(data_of(source), tmp_path / "bytes").unknown == {}
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_held_out_file_among_the_training_files_is_refused(split, tmp_path, monkeypatch):
+    for name in ("part-a.txt", "part-b.txt"):
+        tiny.write_text(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    source = TextFiles(train="part-*.txt", **{split: str(tmp_path / "part-b.txt")})
+    data = data_of(source)
+    for work in (lambda: made(data, tmp_path / "store"), lambda: data.load().train):
+        with pytest.raises(InputError, match=f"part-b.txt is a file of the {split} split and also"):
+            work()
+    assert not (tmp_path / "store").exists()
+    assert getattr(data.load(), split).documents == 1
 
 
 def test_text_without_tokens_is_one_line(tmp_path):
@@ -333,7 +347,7 @@ def test_text_that_cannot_be_encoded_is_refused(source, tmp_path):
     backend = BPE(vocab_size=300).build(source.documents("train")).backend
     backend.save(str(file))
     data = data_of(source, Pretrained(name=str(file), mask="a"))
-    with pytest.raises(InputError, match="the text itself encodes to the mask token 'a'"):
+    with pytest.raises(InputError, match="mask='a' is a piece of text of"):
         made(data, store)
 
 
