@@ -19,9 +19,13 @@ if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
 
 def run(args: argparse.Namespace, _: list[tuple[str, str]]) -> int:
     from mdlm.config.component_text import from_text
+    from mdlm.data.text.utf8 import check_utf8
     from mdlm.run import load
     from mdlm.samplers import Sampler
 
+    given = [("--prompt", args.prompt), ("--infill", args.infill)]
+    for option, text in (*given, *(("--ban", text) for text in args.ban or ())):
+        check_utf8(text or "", option)
     if args.num < 1:
         raise InputError(f"--num {args.num}: must be at least 1")
     trace = None if args.trace is None else writable(args.trace)

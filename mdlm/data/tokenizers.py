@@ -8,6 +8,7 @@ mask if it has none. Training reads the text once, as a stream, and keeps none o
 import abc
 import json
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ USUAL = {
     "pad": ("[PAD]", "<pad>", "<|pad|>", "<|finetune_right_pad_id|>"),
 }
 """Usual names of special tokens, the preferred first."""
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+"""What a name on the hub looks like."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,14 +278,23 @@ class Pretrained(TokenizerConfig):
 
     def _backend(self) -> tokenizers.Tokenizer:
         path = Path(self.name).expanduser()
-        path = path / "tokenizer.json" if path.is_dir() else path
+        file = path / "tokenizer.json" if path.is_dir() else path
+        is_hub = HUB_NAME.fullmatch(self.name) and not file.is_file()
+        model = path if path.suffix == ".model" else path / "tokenizer.model"
+        if model.is_file() and not (path / "tokenizer.json").is_file():
+            raise InputError(
+                f"{model} is SentencePiece's file, no tokenizer.json: convert it with "
+                f"transformers' AutoTokenizer.from_pretrained({str(model.parent)!r})"
+                ".save_pretrained('NEW'), and name the folder NEW"
+            )
         try:
-            if path.suffix == ".json":
-                return tokenizers.Tokenizer.from_file(str(path))
-            return tokenizers.Tokenizer.from_pretrained(self.name, revision=self.revision)
+            if is_hub and path.suffix != ".json":
+                return tokenizers.Tokenizer.from_pretrained(self.name, revision=self.revision)
+            return tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exceptions
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"tokenizer {self.name} cannot be loaded: {reason}") from error
+            here = f" (the folder {path} here has no tokenizer.json)" if path.is_dir() else ""
+            raise InputError(f"tokenizer {self.name} cannot be loaded{here}: {reason}") from error
 
 
 def settled(backend: tokenizers.Tokenizer, name: str) -> tokenizers.Tokenizer:

@@ -57,6 +57,7 @@ class Source(abc.ABC):
     def check_apart(self) -> None:
         """Raises InputError if text of a held-out split is also training text, where that can be
         seen from its name."""
+        return None
 
     def _pieces(self, split: str, position: Any) -> Iterator[Piece]:
         """Yields the pieces of a split that is in `splits`; by default one per document."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Set
 
 import tokenizers
 
+from mdlm.data.text.utf8 import check_utf8
 from mdlm.errors import InputError
 
 SHOWN = 20
@@ -28,14 +29,18 @@ class Spelling:
         self._is_bpe = isinstance(encoder.model, tokenizers.models.BPE)
 
     def check(self, texts: Iterable[str]) -> None:
-        """Raises InputError, with the first character and its place, if BPE would drop one.
+        """Raises InputError, with the first character and its place, if BPE would drop one, or a
+        text is not UTF-8.
 
         Models of other kinds fail by themselves; then `refusal` tells where.
         """
-        if not self._is_bpe:
-            return
         for text in texts:
             new = set(text) - self._known
+            if any("\ud800" <= c <= "\udfff" for c in new):
+                check_utf8(text, f"the text {text[:SHOWN]!r}")
+            if not self._is_bpe:
+                self._known |= new
+                continue
             doubtful = {c for c in new if not (self.spells(c) and self.spells(c * 3))}
             self._known |= new - doubtful
             if doubtful and not self.spells(text):
