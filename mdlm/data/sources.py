@@ -9,7 +9,7 @@ import hashlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -148,6 +148,31 @@ class TextFiles(Source):
             text_field=self.text_field, separator=self.separator, undecodable=self.undecodable
         )
         return read_pieces(matching_files(patterns), form, position)
+
+
+READING = ("separator", "text_field", "undecodable", "clean")
+"""The settings of `TextFiles` that say how its files are read."""
+
+
+def other_files(
+    sources: Iterable[Source], files: tuple[str, ...], split: str, **settings: Any
+) -> TextFiles:
+    """Returns files as one split, read as the sources of a run read theirs.
+
+    `settings` replace some of `READING`. Raises InputError if the sources differ in another one.
+    """
+    for name in set(READING) - set(settings):
+        found = {getattr(source, name): None for source in sources if hasattr(source, name)}
+        if len(found) > 1:
+            values = " and ".join(f"{value!r}" for value in found)
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"the parts of this run have {name}={values}: say with {option} how to read "
+                f"{', '.join(files)}"
+            )
+        settings |= dict.fromkeys([name], *found) if found else {}
+    named = {} if split == "train" else {split: files}
+    return TextFiles(train=files, valid_fraction=0, test_fraction=0, **named, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,13 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import datasets
 import pytest
 
-from mdlm.data.sources import PythonReference, TextFiles
+from mdlm.data.sources import PythonReference, TextFiles, other_files
+from mdlm.data.text.cleaning import PTB
 from mdlm.data.text.hugging_face import HuggingFace
 from mdlm.data.text.splits import quoting_groups
 from mdlm.errors import InputError
@@ -275,3 +277,19 @@ def test_other_fields_of_a_line_are_not_read(tmp_path):
     deep = write(tmp_path / "b.jsonl", f'{{"x": {"[" * 99999}{"]" * 99999}, "text": "three"}}')
     with pytest.raises(InputError, match="b.jsonl:1: a field is nested too deeply.*than 'text'"):
         TextFiles(train=deep, valid=deep).documents("train")
+
+
+def test_other_files_are_read_as_those_of_a_run():
+    mine = TextFiles(train="a.txt", separator="|", text_field="body", clean=PTB())
+    assert other_files([mine], ("b.txt",), "valid") == TextFiles(
+        train=("b.txt",), valid=("b.txt",), valid_fraction=0, test_fraction=0,
+        separator="|", text_field="body", clean=PTB(),
+    )  # fmt: skip
+    found = other_files([mine], ("b.txt",), "train", separator=None, clean=None)
+    assert found.splits == ("train",) and found.separator is found.clean is None
+    hub = HuggingFace(path="x", text_field="body", clean=PTB())
+    assert other_files([hub], ("b.txt",), "test").text_field == "body"
+    assert other_files([mine, hub], ("b.txt",), "test").separator == "|"
+    with pytest.raises(InputError, match="text_field=.body. and .text.: say with --text-field"):
+        other_files([mine, replace(hub, text_field="text")], ("b.txt",), "test")
+    assert other_files([PythonReference()], ("b.txt",), "test").text_field == "text"
