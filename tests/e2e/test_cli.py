@@ -20,7 +20,7 @@ def environment() -> dict[str, str]:
 
 def mdlm(*words, cwd=None, timeout=300) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "mdlm", *map(str, words)],
+        [sys.executable, "-m", "mdlm", *(w if isinstance(w, bytes) else str(w) for w in words)],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -204,6 +204,10 @@ BAD_INPUT = [
     (("sample", "run", "--infill", "no blank"), "no [MASK]"),
     (("sample", "run", "--infill", "[MASK:99]"), "window of this model"),
     (("sample", "run", "--infill", "a[MASK:0]"), "a blank has 1 to"),
+    (("sample", "run", "--infill", "[MASK:3 not"), "'[MASK:3 not' is no blank"),
+    (("sample", "run", "--infill", "[MASK]", "--length", "3"), "--length: not allowed with --infill"),
+    (("sample", "run", "--infill", "[MASK]", "--stop-at-eos"), "--stop-at-eos: not allowed with"),
+    (("sample", "run", "--prompt", b"caf\xc3"), "--prompt is not UTF-8: byte 0xc3 at offset 3"),
     (("sample", "run", "--top-p", "1.5"), "top_p=1.5"),
     (("sample", "run", "--temperature", "warm"), "expected a number, or FIRST:LAST"),
     (("sample", "run", "--temperature", "1:-1"), "temperature.last=-1.0"),

@@ -117,6 +117,18 @@ class Tokenizer:
             raise self._spelling.refusal(texts)
         return ids
 
+    def encode_after(self, text: str) -> Int32[np.ndarray, "..."]:
+        """Returns the ids of a text that stands after other text: without what the tokenizer puts
+        in front of a text, such as a space. Raises InputError as `encode`."""
+        [alone] = self.encode([text])
+        try:
+            before, both = self.encode(["\n", f"\n{text}"])
+        except InputError:  # there is no token for a line break
+            return alone
+        n = len(before)
+        is_apart = np.array_equal(both[:n], before) and self.unk_id not in before.tolist()
+        return both[n:] if is_apart else alone
+
     def decode(
         self, ids: Sequence[int] | Integer[np.ndarray, " n"], keep_special: bool = False
     ) -> str:
