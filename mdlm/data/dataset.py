@@ -156,8 +156,8 @@ class Dataset:
             words += f", rows hold {part.kept:.1%} of the text"
         if len(part.rows) == 1:
             words += ", one row"
-        if part.unknown:
-            name = self.tokenizer.backend.id_to_token(self.tokenizer.unk_id)
+        if part.unk_id is not None and part.unknown:
+            name = self.tokenizer.backend.id_to_token(part.unk_id)
             words += f", {part.unknown:.2%} of the tokens are {name}"
         return words
 

@@ -6,8 +6,6 @@ mask if it has none. Training reads the text once, as a stream, and keeps none o
 """
 
 import abc
-import json
-import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,12 +16,11 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mdlm.config.component_text import to_text
+from mdlm.data.tokens.plain_text import marked, settled
 from mdlm.data.tokens.tokenizer import Report, Tokenizer
 from mdlm.data.tokens.training import SPECIALS, count_words, reported, train, word_pieces
 from mdlm.errors import InputError
 from mdlm.vocab import Vocab
-
-log = logging.getLogger(__name__)
 
 USUAL = {
     "mask": ("[MASK]", "<mask>", "<|mask|>", "<|mdm_mask|>", "<MASK>"),
@@ -255,10 +252,14 @@ class Pretrained(TokenizerConfig):
         roles["mask"] = roles["mask"] or "[MASK]"
         chosen = [AddedToken(name, special=True) for name in roles.values() if name is not None]
         backend.add_special_tokens(chosen)  # as they are if they exist, or new ones
-        ids = {role: backend.token_to_id(name) for role, name in roles.items() if name is not None}
+        every = backend.get_vocab(with_added_tokens=True)
+        ids = {role: every[name] for role, name in roles.items() if name is not None}
         vocab = Vocab(
-            size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,  # ids may leave gaps
-            **{f"{role}_id": i for role, i in ids.items()},
+            size=max(every.values()) + 1,  # ids may leave gaps
+            mask_id=ids["mask"],
+            bos_id=ids.get("bos"),
+            eos_id=ids.get("eos"),
+            pad_id=ids.get("pad"),
         )
         return Tokenizer(marked(backend, set(ids.values())), vocab, made_by=to_text(self))
 
@@ -295,26 +296,3 @@ class Pretrained(TokenizerConfig):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             here = f" (the folder {path} here has no tokenizer.json)" if path.is_dir() else ""
             raise InputError(f"tokenizer {self.name} cannot be loaded{here}: {reason}") from error
-
-
-def settled(backend: tokenizers.Tokenizer, name: str) -> tokenizers.Tokenizer:
-    """Switches off all that makes the tokens of a text more, fewer or random, and says so."""
-    state, off = json.loads(backend.to_str()), []
-    if state["model"].get("dropout"):
-        off.append(f"its dropout of {state['model']['dropout']}")
-        state["model"]["dropout"] = None
-    off += [f"its {kind}" for kind in ("truncation", "padding") if state[kind]]
-    before = len(backend.encode("", add_special_tokens=True).ids)
-    off += ["the special tokens that it puts around each text"] if before else []
-    if off:
-        log.warning("tokenizer %s: switched off %s", name, ", ".join(off))
-    state |= {"truncation": None, "padding": None}
-    return tokenizers.Tokenizer.from_str(json.dumps(state))
-
-
-def marked(backend: tokenizers.Tokenizer, ids: set[int]) -> tokenizers.Tokenizer:
-    """Returns a tokenizer whose added tokens `ids` are marked special."""
-    state = json.loads(backend.to_str())
-    for token in state["added_tokens"]:
-        token["special"] = token["special"] or token["id"] in ids
-    return tokenizers.Tokenizer.from_str(json.dumps(state))

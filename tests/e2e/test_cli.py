@@ -205,7 +205,10 @@ BAD_INPUT = [
     (("sample", "run", "--infill", "[MASK:99]"), "window of this model"),
     (("sample", "run", "--infill", "a[MASK:0]"), "a blank has 1 to"),
     (("sample", "run", "--infill", "[MASK:3 not"), "'[MASK:3 not' is no blank"),
-    (("sample", "run", "--infill", "[MASK]", "--length", "3"), "--length: not allowed with --infill"),
+    (
+        ("sample", "run", "--infill", "[MASK]", "--length", "3"),
+        "--length: not allowed with --infill",
+    ),
     (("sample", "run", "--infill", "[MASK]", "--stop-at-eos"), "--stop-at-eos: not allowed with"),
     (("sample", "run", "--prompt", b"caf\xc3"), "--prompt is not UTF-8: byte 0xc3 at offset 3"),
     (("sample", "run", "--top-p", "1.5"), "top_p=1.5"),

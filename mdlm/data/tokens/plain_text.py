@@ -5,13 +5,39 @@ For encoding, special tokens therefore get names that no text has. Their ids sta
 """
 
 import json
+import logging
 from collections.abc import Set
 from typing import Any
 
 import tokenizers
 
+log = logging.getLogger(__name__)
+
 UNSPELT = "\U0010fffe\U0010ffff"
 """Begins the names that special tokens have while text is encoded."""
+
+
+def settled(backend: tokenizers.Tokenizer, name: str) -> tokenizers.Tokenizer:
+    """Switches off all that makes the tokens of a text more, fewer or random, and says so."""
+    state, off = json.loads(backend.to_str()), []
+    if state["model"].get("dropout"):
+        off.append(f"its dropout of {state['model']['dropout']}")
+        state["model"]["dropout"] = None
+    off += [f"its {kind}" for kind in ("truncation", "padding") if state[kind]]
+    before = len(backend.encode("", add_special_tokens=True).ids)
+    off += ["the special tokens that it puts around each text"] if before else []
+    if off:
+        log.warning("tokenizer %s: switched off %s", name, ", ".join(off))
+    state |= {"truncation": None, "padding": None}
+    return tokenizers.Tokenizer.from_str(json.dumps(state))
+
+
+def marked(backend: tokenizers.Tokenizer, ids: Set[int]) -> tokenizers.Tokenizer:
+    """Returns a tokenizer whose added tokens `ids` are marked special."""
+    state = json.loads(backend.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["special"] or token["id"] in ids
+    return tokenizers.Tokenizer.from_str(json.dumps(state))
 
 
 def for_text(backend: tokenizers.Tokenizer, special: Set[int]) -> tokenizers.Tokenizer:
