@@ -38,7 +38,8 @@ from mdlm.types import ArrayTree, Batch
 TABLE_TOKENS = 2**24
 """Most tokens of a stored training split, in memory at once, that n-gram counts come from."""
 
-Evaluate = Callable[[int, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray, np.ndarray]]
+RowSums = tuple[np.ndarray, np.ndarray, np.ndarray]
+Evaluate = Callable[[int, dict[str, np.ndarray]], RowSums]
 """`(pass number, batch) -> (bound [b], count [b], text [b 2])`: sums over each row, in nats, in
 tokens, and in bytes and characters."""
 
@@ -103,7 +104,7 @@ class Scorer:
 
         here = rows_here(self.mesh, size)
 
-        def evaluate(number: int, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        def evaluate(number: int, batch: dict[str, np.ndarray]) -> RowSums:
             # Each process adds up the whole batch, and puts only its own rows on its devices.
             mine = {name: value[here] if value.ndim else value for name, value in batch.items()}
             there = Batch(**put_on_mesh(self.mesh, mine))

@@ -169,7 +169,7 @@ class Session:
         lines += [f"  {metric}" for metric in self.metrics]
         if self.generated:
             lines.append("a sample (more in samples.txt):")
-            lines += [f"  | {line}" for line in self.generated.texts[0].text.splitlines()]
+            lines += [f"  | {line}" for line in self.generated.texts[0].shown.splitlines()]
         lines.append(f"next: mdlm eval {self.folder.path}    mdlm sample {self.folder.path}")
         return "\n".join(lines)
 
@@ -203,8 +203,13 @@ class Session:
             self._generator = Generator(self.model, params, self.dataset.tokenizer, window)
         self._generator.params = params
         length = self.experiment.train.sample_length or self._generator.window.room
-        self.generated = self._generator.continue_from([""] * SAMPLES, length, seed=step)
-        self.folder.log.add_samples(step, [text.text for text in self.generated.texts])
+        self.generated = self._generator.continue_from(
+            [""] * SAMPLES,
+            length,
+            seed=step,
+            stop_at_eos=self.experiment.data.packing.is_one_document,
+        )
+        self.folder.log.add_samples(step, [text.shown for text in self.generated.texts])
 
     def _draw(self) -> None:
         if self.folder.writes:
