@@ -16,7 +16,7 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
         args.weights,
         experiment,
         Path(args.out),
-        source=located(args.experiment).read_text(),
+        source=located(args.experiment).read_text(encoding="utf-8"),
         overrides=changes,
         dtype=args.dtype,
     )

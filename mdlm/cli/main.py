@@ -14,12 +14,12 @@ stop with the same exit code.
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from pathlib import Path
 
 from mdlm.cli.arguments import overrides
 from mdlm.cli.command import Command
@@ -27,6 +27,7 @@ from mdlm.cli.malloc import keep_freed
 from mdlm.cluster import heartbeat, process_group
 from mdlm.cluster.launch import find_rank, joined
 from mdlm.errors import InputError
+from mdlm.files import cache_folder
 from mdlm.version import __version__
 
 FILES = (
@@ -85,6 +86,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever the locale; file names pass unchanged
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     commands = parser()
     if "_ARGCOMPLETE" in os.environ:  # called by the shell's completion; exits here
         import argcomplete
@@ -177,8 +181,11 @@ def _prepare_jax() -> None:
     keep_freed()
     import jax
 
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mdlm" / "jax"
-    jax.config.update("jax_compilation_cache_dir", os.environ.get("MDLM_CACHE", str(default)))
+    cache = os.environ.get("MDLM_CACHE") or cache_folder("jax")
+    if cache is None:
+        words = "no home folder: compiled programs are not kept; set MDLM_CACHE to a folder"
+        print(f"mdlm: {words}", file=sys.stderr)
+    jax.config.update("jax_compilation_cache_dir", None if cache is None else str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     if trace is not None and out.trace is not None:
         from mdlm.view.document import dumps
 
-        trace.write_text(dumps(out.trace))
+        trace.write_text(dumps(out.trace), encoding="utf-8")
         print(f"{trace}: {out.trace.steps} steps; next: mdlm view {trace}", file=sys.stderr)
     if args.json:
         names = ("nfe", "seconds", "tokens_per_second")

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
         session = Session(
             experiment,
             out,
-            source=located(args.experiment).read_text(),
+            source=located(args.experiment).read_text(encoding="utf-8"),
             overrides=changes,
             checkpoints=args.checkpoints,
             init_from=args.init_from,

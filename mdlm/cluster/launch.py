@@ -165,7 +165,7 @@ def joined(rank: Rank | None, *, timeout: int | None = None, advice: str = "") -
         return
     import jax
 
-    err = io.TextIOWrapper(io.FileIO(os.dup(2), "w"), line_buffering=True)
+    err = io.TextIOWrapper(io.FileIO(os.dup(2), "w"), line_buffering=True, encoding="utf-8")
     _redirect_standard_output(rank.index == 0)
     seconds = JOIN_TIMEOUT if timeout is None else timeout
     explain = partial(_explanation, rank=rank, seconds=seconds)
@@ -214,7 +214,9 @@ def _redirect_standard_output(is_main: bool) -> None:
     own on file descriptor 1."""
     sys.stdout.flush()
     out = os.dup(1) if is_main else os.devnull
-    sys.stdout = io.TextIOWrapper(io.FileIO(out, "w"), line_buffering=sys.stdout.isatty())
+    sys.stdout = io.TextIOWrapper(
+        io.FileIO(out, "w"), line_buffering=sys.stdout.isatty(), encoding="utf-8"
+    )
     with io.FileIO(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
 

@@ -6,6 +6,7 @@ mask if it has none. Training reads the text once, as a stream, and keeps none o
 """
 
 import abc
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,7 +266,7 @@ class Pretrained(TokenizerConfig):
         return next((name for name in names if name in ids), None)
 
     def _backend(self) -> tokenizers.Tokenizer:
-        path = Path(self.name).expanduser()
+        path = Path(os.path.expanduser(self.name))
         path = path / "tokenizer.json" if path.is_dir() else path
         try:
             if path.suffix == ".json":

@@ -52,7 +52,7 @@ def _executed(path: str | Path) -> dict[str, Any]:
     space: dict[str, Any] = {"__name__": "mdlm_experiment", "__file__": str(path)}
     try:
         with old_names():
-            exec(compile(path.read_text(), str(path), "exec"), space)
+            exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), space)
     except SyntaxError as error:
         raise InputError(f"{path}, line {error.lineno}: {error.msg}") from error
     except Exception as error:

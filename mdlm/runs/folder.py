@@ -30,9 +30,9 @@ from mdlm.errors import InputError
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import fingerprint, identity, identity_of
 from mdlm.experiment.loading import load_file
+from mdlm.files import replaced
 from mdlm.runs.checkpoint_paths import located, newest_in
 from mdlm.runs.environment import environment
-from mdlm.runs.files import replaced
 from mdlm.runs.log import Log
 
 COUNTS = "token_counts.npy"
@@ -116,7 +116,7 @@ class RunFolder:
         files = [self.path / "experiment.py", *sorted(self.path.glob("experiment-*.py"))]
         if self.exists and files[0].is_file():
             for file in files:
-                if file.read_text() == source:
+                if file.read_text(encoding="utf-8") == source:
                     return file.name
             name = f"experiment-{began:%Y%m%dT%H%M%S.%fZ}.py"
         else:
@@ -127,7 +127,7 @@ class RunFolder:
     def starts(self) -> list[dict[str, Any]]:
         """Returns the environment and the date of each start of the run, oldest first."""
         path = self.path / "env.json"
-        found = json.loads(path.read_text()) if path.is_file() else []
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
         # Version 0.1 kept only the environment of the last start, without a date.
         return found if isinstance(found, list) else [found]
 
@@ -153,7 +153,7 @@ class RunFolder:
         while not self.exists and time.monotonic() < until:  # a network disk may be slow to show it
             time.sleep(0.2)
         config = self.path / "config.json"
-        seen = config.read_text() if self.exists else None
+        seen = config.read_text(encoding="utf-8") if self.exists else None
 
         def judge(all_seen: list[str | None]) -> None:
             for number, one in enumerate(all_seen):
@@ -227,7 +227,7 @@ class RunFolder:
         """Returns the contents of config.json. Raises InputError if this is not a run folder."""
         if not self.exists:
             raise InputError(f"{self.path}: not a run folder (no config.json)")
-        return json.loads((self.path / "config.json").read_text())
+        return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
 
     def experiment(self) -> Experiment:
         """Returns the run's experiment, read from config.json without executing code; with `trust`,
@@ -266,7 +266,7 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         with replaced(self.path / name) as new:
-            new.write_text(text)
+            new.write_text(text, encoding="utf-8")
 
 
 def _few(found: list[str]) -> str:

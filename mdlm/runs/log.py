@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mdlm.runs.files import replaced
+from mdlm.files import replaced
 from mdlm.runs.writers import Writer
 
 
@@ -32,7 +32,7 @@ class Log:
         if self.writes:
             line = {"kind": kind, "step": step, "time": round(time.time() - self.started, 2)}
             said = {name: _in_json(value) for name, value in values.items()}
-            with open(self.metrics_file, "a") as file:
+            with open(self.metrics_file, "a", encoding="utf-8") as file:
                 file.write(json.dumps({**line, **said}) + "\n")
             single = _singly(values)
             for writer in self.writers:
@@ -41,13 +41,13 @@ class Log:
     def add_samples(self, step: int, texts: list[str]) -> None:
         """Appends texts to samples.txt under a heading."""
         if self.writes:
-            with open(self.samples_file, "a") as file:
+            with open(self.samples_file, "a", encoding="utf-8") as file:
                 for number, text in enumerate(texts, 1):
                     file.write(f"=== step {step}, sample {number} ===\n{text}\n\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Returns the lines of metrics.jsonl, without an incomplete last line."""
-        text = self.metrics_file.read_text() if self.metrics_file.is_file() else ""
+        text = self.metrics_file.read_text(encoding="utf-8") if self.metrics_file.is_file() else ""
         return [json.loads(line) for line in text.split("\n")[:-1]]
 
     def rewind(self, step: int) -> None:
@@ -56,13 +56,16 @@ class Log:
             kept = [entry for entry in self.metrics() if entry["step"] <= step]
             self.started = time.time() - max((e["time"] for e in kept), default=0.0)
             with replaced(self.metrics_file) as new:
-                new.write_text("".join(json.dumps(e) + "\n" for e in kept))
+                new.write_text("".join(json.dumps(e) + "\n" for e in kept), encoding="utf-8")
         if self.writes and self.samples_file.is_file():
-            parts = re.split(r"(?m)^(?==== step \d+, sample 1 ===$)", self.samples_file.read_text())
+            parts = re.split(
+                r"(?m)^(?==== step \d+, sample 1 ===$)",
+                self.samples_file.read_text(encoding="utf-8"),
+            )
             steps = [int(part.split(",")[0].split()[-1]) if part else 0 for part in parts]
             kept = [part for part, at in zip(parts, steps, strict=True) if at <= step]
             with replaced(self.samples_file) as new:
-                new.write_text("".join(kept))
+                new.write_text("".join(kept), encoding="utf-8")
 
     def close(self) -> None:
         """Closes the writers."""

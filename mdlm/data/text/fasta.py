@@ -6,6 +6,7 @@ or an interval of one, is a document of A, C, G, T and N, without line breaks.
 
 import gzip
 import hashlib
+import os
 import re
 import zlib
 from collections import defaultdict
@@ -208,7 +209,7 @@ def reverse_complement(bases: str) -> str:
 def read_intervals(path: Path) -> dict[str, list[Interval]]:
     """Returns the intervals of a BED file by record."""
     try:
-        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(os.path.expanduser(path)).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"{path} cannot be read: {reason}") from error

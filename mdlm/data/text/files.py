@@ -7,6 +7,7 @@ the position from which reading can be resumed.
 import glob
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ def matching_files(patterns: Iterable[str]) -> list[Path]:
     """
     found: list[Path] = []
     for pattern in patterns:
-        path = Path(pattern).expanduser()
+        path = Path(os.path.expanduser(pattern))  # no error without a home folder
         if path.is_dir():
             raise InputError(f"{pattern} is a folder: name its files, such as {pattern}/*.txt")
         if path.exists():

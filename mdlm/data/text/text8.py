@@ -1,5 +1,6 @@
 """text8: the first 100 million characters of a cleaned Wikipedia dump, a to z and space."""
 
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class Text8File(Source):
         return [data[start : start + SIZES[split]].decode("ascii")]
 
     def _read(self) -> bytes:
-        path = Path(self.path).expanduser()
+        path = Path(os.path.expanduser(self.path))
         try:
             if path.suffix != ".zip":
                 return path.read_bytes()

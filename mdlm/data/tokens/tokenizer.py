@@ -7,9 +7,7 @@ piece by piece, cut only where a cut cannot change a token.
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import tokenizers
 from jaxtyping import Int32, Integer
 
 from mdlm.errors import InputError
+from mdlm.files import replaced
 from mdlm.vocab import Vocab
 
 Report = Callable[[str, int, int], None]
@@ -160,14 +159,17 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in self.files().items():
-            replace_file(folder / name, text)
+            with replaced(folder / name) as new:
+                new.write_text(text, encoding="utf-8")
 
     @staticmethod
     def load(folder: str | Path) -> "Tokenizer":
         """Returns a saved tokenizer. Raises InputError if it is missing or damaged."""
         folder = Path(folder)
         try:
-            return Tokenizer.from_files({n: (folder / n).read_text("utf-8") for n in FILES})
+            return Tokenizer.from_files(
+                {n: (folder / n).read_text(encoding="utf-8") for n in FILES}
+            )
         except Exception as error:  # the library raises bare Exceptions
             raise InputError(f"{folder}: its tokenizer cannot be read: {error}") from error
 
@@ -223,11 +225,3 @@ def safe_cut(backend: tokenizers.Tokenizer) -> re.Pattern[str] | None:
     if (state["pre_tokenizer"] or {}).get("type") in ("ByteLevel", "BertPreTokenizer"):
         return re.compile(r"(?<=\S) ")
     return None
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Writes a file atomically: under a temporary name, which is then renamed."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(temporary, path)
