@@ -33,6 +33,7 @@ def _prepare_profile(steps: int) -> None:
 
 
 def run(args: argparse.Namespace, changes: Changes) -> int:
+    from mdlm.experiment.loading import source_of
     from mdlm.experiment.shipped import located
     from mdlm.train.session import Session
 
@@ -46,7 +47,8 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
         session = Session(
             experiment,
             out,
-            source=located(args.experiment).read_text(encoding="utf-8"),
+            source=source_of(args.experiment),
+            file=located(args.experiment),
             overrides=changes,
             checkpoints=args.checkpoints,
             init_from=args.init_from,

@@ -9,7 +9,7 @@ import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mdlm.data.text.files import NOT_UTF8, Form, Piece, gather, matching_files, read_pieces
 from mdlm.data.text.source import SPLITS, Source, as_tuple
@@ -37,6 +37,8 @@ class TextFiles(Source):
     bytes are not UTF-8, a line is not a JSON object or lacks the field, or there is no text. With
     `undecodable="drop"` documents that are not UTF-8 are left out and counted.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
 
     train: str | tuple[str, ...]
     valid: str | tuple[str, ...] | None = None

@@ -8,7 +8,7 @@ With several processes (see `mdlm.cluster.process_group`) each prepares the same
 itself; their arguments and their data are compared. Process 0 checks the folder and writes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -49,7 +49,8 @@ class Session:
     Args:
         experiment: what to train.
         out: the run folder; an earlier run of the same experiment there is resumed.
-        source: text of the experiment file, of which the folder keeps a copy.
+        source: text of the experiment file, of which the folder keeps a copy, if any.
+        file: where the experiment file lies, for code in it that asks.
         overrides: overrides of the experiment's values, recorded in config.json.
         checkpoints: a folder or URL to keep checkpoints in, if not in the run folder.
         init_from: a run folder whose EMA parameters training starts from.
@@ -65,8 +66,9 @@ class Session:
         experiment: Experiment,
         out: Path,
         *,
-        source: str,
-        overrides: list[tuple[str, str]],
+        source: str | None = None,
+        overrides: Sequence[tuple[str, str]] = (),
+        file: Path | None = None,
         checkpoints: str | None = None,
         init_from: str | None = None,
         tensorboard: bool = False,
@@ -94,7 +96,7 @@ class Session:
         self.initial = self._initial(init_from)
         if profile:
             profiles.check(profile, settings.steps - (self._steps_made() or 0))
-        self.folder.begin(source, overrides, experiment)
+        self.folder.begin(source, overrides, experiment, file)
         if self.folder.writes:
             self.dataset.tokenizer.save(self.folder.data)
             self.folder.save_counts(self.model.counts)

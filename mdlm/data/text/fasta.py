@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mdlm.data.text.files import Piece, matching_files
 from mdlm.data.text.source import SPLITS, Source, as_tuple
@@ -57,6 +57,8 @@ class Fasta(Source):
     Reading raises InputError if a file is not FASTA or BED, a letter stands for no base, a record
     occurs twice or has no bases, or an interval is of an unknown record or beyond its end.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("files", "intervals")
 
     files: str | tuple[str, ...]
     intervals: str | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mdlm.data.text import hub_stream
 from mdlm.data.text.files import Piece, gather
@@ -26,6 +26,8 @@ class HuggingFace(Source):
     With `streaming`, rows are read over the network and not kept on disk; a lost connection is
     resumed (`hub_stream.stream`). Folders written by `save_to_disk` are always read from disk.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str
     config: str | None = None

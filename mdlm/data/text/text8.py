@@ -4,6 +4,7 @@ import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from mdlm.data.text.source import SPLITS, Source
 from mdlm.errors import InputError
@@ -20,6 +21,8 @@ class Text8File(Source):
     Each split is one document. Reading it raises InputError if the file has another size or other
     characters, for example after an interrupted download.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str = "text8"
 
