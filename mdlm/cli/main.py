@@ -20,7 +20,9 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from pathlib import Path
 
+import mdlm
 from mdlm.cli.arguments import overrides
 from mdlm.cli.command import Command
 from mdlm.cli.malloc import keep_freed
@@ -52,6 +54,9 @@ COMMANDS: dict[str, Command] = {
     for command in (import_module(f"mdlm.cli.{file}").COMMAND for file in FILES)
 }
 
+VERSION = f"mdlm {__version__} (mdlm-jax, in {Path(mdlm.__file__).parent})"
+"""Says which program this is: the public index has another one of that name."""
+
 PROCESS_ARGUMENTS = ("coordinator", "processes", "process", "join_timeout")
 """Arguments about the group of processes and the rank of this one in it."""
 
@@ -65,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
         "`mdlm COMMAND --help` explains a command, with examples.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=16),
     )
-    main.add_argument("--version", action="version", version=f"mdlm {__version__}")
+    main.add_argument("--version", action="version", version=VERSION)
     main.add_argument(
         "--traceback", action="store_true", help="print the Python traceback of an error"
     )

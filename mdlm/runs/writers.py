@@ -23,7 +23,7 @@ class TensorBoard:
         try:
             from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise InputError("--tensorboard needs: pip install 'mdlm[tensorboard]'") from error
+            raise InputError("--tensorboard needs: pip install tensorboardX") from error
         self.writer = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, kind: str, step: int, values: dict[str, float]) -> None:
@@ -41,7 +41,7 @@ class WeightsAndBiases:
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise InputError("--wandb needs: pip install 'mdlm[wandb]'") from error
+            raise InputError("--wandb needs: pip install wandb") from error
         name = str(folder).replace("/", "-")
         self.run: Any = wandb.init(
             project=project, id=name, name=name, resume="allow", config=describe(experiment)
