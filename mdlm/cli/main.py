@@ -14,6 +14,7 @@ stop with the same exit code.
 
 import argparse
 import contextlib
+import difflib
 import io
 import os
 import sys
@@ -28,6 +29,7 @@ from mdlm.cli.command import Command
 from mdlm.cli.malloc import keep_freed
 from mdlm.cluster import heartbeat, process_group
 from mdlm.cluster.launch import find_rank, joined
+from mdlm.config.components import nearest
 from mdlm.errors import InputError
 from mdlm.files import cache_folder
 from mdlm.version import __version__
@@ -61,9 +63,22 @@ PROCESS_ARGUMENTS = ("coordinator", "processes", "process", "join_timeout")
 """Arguments about the group of processes and the rank of this one in it."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser for which `--top_p` is `--top-p`."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        known = self._option_string_actions
+        words = list(sys.argv[1:] if args is None else args)
+        for i, word in enumerate(words):
+            name, equals, value = word.partition("=")
+            if name not in known and name.replace("_", "-") in known:
+                words[i] = name.replace("_", "-") + equals + value
+        return super().parse_known_args(words, namespace)
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; it stores the name of the chosen one in `command`."""
-    main = argparse.ArgumentParser(
+    main = _Parser(
         prog="mdlm",
         description="Masked diffusion language models: train, evaluate, generate. "
         "First steps: `mdlm experiments`, `mdlm train quickstart`, `mdlm sample runs/quickstart`. "
@@ -99,14 +114,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import argcomplete
 
         argcomplete.autocomplete(commands)
-    args, rest = commands.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    first = next((word for word in words if not word.startswith("-")), None)
+    if first is not None and first not in COMMANDS:
+        return _failed(f"{first}: no such command{nearest(first, COMMANDS)}", 2)
+    args, rest = commands.parse_known_args(words)
     command = COMMANDS[args.command]
     try:
         changes = [*getattr(args, "components", ()), *overrides(rest)]
         if changes and not command.takes_settings:
             raise InputError(
-                f"--{changes[0][0]}: mdlm {args.command} has no such option; "
-                f"see mdlm {args.command} --help"
+                f"--{changes[0][0]}: mdlm {args.command} has no such option"
+                f"{_nearest_option(changes[0][0], args)}; see mdlm {args.command} --help"
             )
         if command.computes:
             _prepare_jax()
@@ -127,6 +146,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(f"{where}{error.strerror or error}", 2)
     except KeyboardInterrupt:
         return _failed("interrupted", 130)
+
+
+def _nearest_option(name: str, args: argparse.Namespace) -> str:
+    """The end of a message about an unknown option: the nearest one of the command, if any."""
+    known = [option.replace("_", "-") for option in vars(args)]
+    found = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.6)
+    return f"; did you mean --{found[0]}?" if found else ""
 
 
 @contextlib.contextmanager

@@ -252,9 +252,12 @@ def _quoted(text: str) -> str:
 
 def _number(text: str) -> float:
     try:
-        return float(text.replace("_", ""))
+        number = float(text.replace("_", ""))
     except ValueError as error:
         raise _Unfit from error
+    if math.isnan(number):  # which every comparison with a bound lets pass
+        raise _Unfit
+    return number
 
 
 def _whole(text: str) -> int:

@@ -136,7 +136,8 @@ class PythonReference(Source):
     part of `compound`), so topics that share 12 consecutive words form a group that stays in one
     split: no 12 consecutive words of a held-out split occur in another. A group larger than half a
     held-out split stays in train; the others are distributed, largest first, so that each fraction
-    (of characters) is met and every split has long and short topics.
+    of the characters (`valid_fraction`, `test_fraction`) is met and every split has long and short
+    topics.
 
     The text differs a little between versions of Python; `name` includes the version.
     """

@@ -84,6 +84,7 @@ class Training:
 class Experiment:
     """One run: data, process, network, objective, optimizer, sampler, and the mesh it runs on.
 
+    `name` is the default name of the run folder. `seed` decides everything that is random.
     `time_condition` is what the network is conditioned on: no noise level ("none", as in the
     released MDLM models), the time itself ("t"), "sigma" = -log alpha, or the log-SNR ("log_snr").
     """

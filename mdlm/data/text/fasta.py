@@ -38,7 +38,7 @@ SPLIT_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Fasta(Source):
-    """Genomes from FASTA files (`.fa`, `.fasta`, `.fna`, each also with `.gz`).
+    """Genomes from FASTA files, named by `files` (`.fa`, `.fasta`, `.fna`, each also with `.gz`).
 
     `intervals` is a BED file with the columns record, start (from 0), end (excluded) and,
     optionally, split (train, valid or validation, test). Then only the intervals are read, each as

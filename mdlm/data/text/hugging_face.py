@@ -18,10 +18,12 @@ ROWS = 1000
 class HuggingFace(Source):
     """A data set of the Hugging Face hub, or a folder: Parquet and the like, or `save_to_disk`.
 
-    `data_dir` selects a folder inside the data set. `train`, `valid` and `test` are the data set's
-    own names of its splits (None: no such split). With `held_out_documents` the valid split is
-    that many documents from the end of train, as is usual for OpenWebText (the last 100,000), or
-    from its start; `valid` is then ignored.
+    `path` is its name or folder, `config` its part, `revision` a branch, tag or commit of the hub,
+    and `text_field` the column of the text. `data_dir` selects a folder inside the data set.
+    `train`, `valid` and `test` are the data set's own names of its splits (None: no such split).
+    With `held_out_documents` the valid split is that many documents from the end of train, as is
+    usual for OpenWebText (the last 100,000), or from its start (`held_out_at`); `valid` is then
+    ignored.
 
     With `streaming`, rows are read over the network and not kept on disk; a lost connection is
     resumed (`hub_stream.stream`). Folders written by `save_to_disk` are always read from disk.

@@ -18,8 +18,8 @@ SYMBOLS = b"abcdefghijklmnopqrstuvwxyz "
 class Text8File(Source):
     """The file `text8`, or `text8.zip` with it inside (http://mattmahoney.net/dc/text8.zip).
 
-    Each split is one document. Reading it raises InputError if the file has another size or other
-    characters, for example after an interrupted download.
+    `path` is where it lies. Each split is one document. Reading it raises InputError if the file
+    has another size or other characters, for example after an interrupted download.
     """
 
     paths: ClassVar[tuple[str, ...]] = ("path",)
