@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | COMPONENTS
     | {"experiment", "evals", "generation", "runs", "train", "interop", "planning", "view", "run"},
     "__main__": {"cli"},
-    "__init__": {"run"},
+    "__init__": {"run", "train"},
 }
 
 

@@ -8,6 +8,7 @@ With several processes (see `mdlm.cluster.process_group`) each prepares the same
 itself; their arguments and their data are compared. Process 0 checks the folder and writes.
 """
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,8 @@ from pathlib import Path
 import jax
 
 from mdlm.cluster import process_group
+from mdlm.config import records
+from mdlm.config.components import UnknownComponent
 from mdlm.config.records import describe
 from mdlm.data.dataset import Dataset
 from mdlm.errors import InputError
@@ -77,6 +80,7 @@ class Session:
         trust: bool = False,
         report: Callable[[str, int, int], None] | None = None,
     ):
+        check_recordable(experiment, with_file=bool(source))
         self.experiment, self.profile = experiment, profile
         self.folder = RunFolder(out, checkpoints, trust=trust)
         settings = experiment.train
@@ -149,7 +153,8 @@ class Session:
         if self.generated:
             lines.append("a sample (more in samples.txt):")
             lines += [f"  | {line}" for line in self.generated.texts[0].text.splitlines()]
-        lines.append(f"next: mdlm eval {self.folder.path}    mdlm sample {self.folder.path}")
+        folder = shlex.quote(str(self.folder.path))
+        lines.append(f"next: mdlm eval {folder}    mdlm sample {folder}")
         return "\n".join(lines)
 
     def _steps_made(self) -> int | None:
@@ -192,6 +197,23 @@ class Session:
             title = f"{self.experiment.name} ({self.folder.path})"
             path = self.folder.path / "curves.png"
             curves.draw(self.folder.log.metrics(), path, title, self.references)
+
+
+def check_recordable(experiment: Experiment, *, with_file: bool) -> None:
+    """Raises InputError if a run of the experiment could not be opened again.
+
+    `with_file`: the run folder keeps an experiment file, which may define components of its own.
+    """
+    record = records.record(experiment)
+    if with_file:
+        return
+    try:
+        records.read(record, Experiment, "experiment")
+    except UnknownComponent as error:
+        raise InputError(
+            f"{error}, so a run of it could not be opened: train from an experiment file that"
+            ' defines it (mdlm.train("FILE.py")), or declare it in a package (CONTRIBUTING.md)'
+        ) from error
 
 
 def configuration(experiment: Experiment) -> dict[str, object]:
