@@ -76,7 +76,8 @@ def to_text(value: Any, *, lenient: bool = False) -> str:
     part is written with `repr`, and the text cannot be read back.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        if not (lenient or type(value).__dataclass_params__.frozen):
+        made: Any = type(value)
+        if not (lenient or made.__dataclass_params__.frozen):
             raise InputError(
                 f"{type(value).__name__}(...) is not frozen, so no run can record it; {FIT}"
             )

@@ -57,6 +57,7 @@ def starts_of(path: Path) -> list[dict[str, Any]]:
 
     Raises InputError if it is damaged.
     """
-    found = json_of(path, list, dict) if path.is_file() else []
-    # Version 0.1 kept only the environment of the last start, without a date.
-    return [start for start in found if isinstance(start, dict)] if type(found) is list else [found]
+    found: Any = json_of(path, list, dict) if path.is_file() else []
+    if isinstance(found, dict):  # version 0.1 kept only the last start, without a date
+        return [found]
+    return [start for start in found if isinstance(start, dict)]

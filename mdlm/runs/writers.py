@@ -1,5 +1,6 @@
 """Writers of metrics besides metrics.jsonl, on request: TensorBoard and Weights & Biases."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,6 +53,16 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self.run.finish()
+
+
+def check_packages(tensorboard: bool, wandb: str | None) -> None:
+    """Raises InputError if the package of a requested writer is not installed."""
+    for option, asked, package in (
+        ("--tensorboard", tensorboard, "tensorboardX"),
+        ("--wandb", wandb, "wandb"),
+    ):
+        if asked and importlib.util.find_spec(package) is None:
+            raise InputError(f"{option} needs: pip install {package}")
 
 
 def writers(

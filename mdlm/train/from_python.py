@@ -40,9 +40,9 @@ def train(
     else:
         source, file = source_of(experiment), located(experiment)
         experiment = load_file(file)
-    experiment = apply(experiment, changes)
-    folder = Path(out or f"runs/{experiment.name}")
-    session = Session(experiment, folder, source=source, file=file, overrides=changes, **options)
+    chosen: Experiment = apply(experiment, changes)
+    folder = Path(out or f"runs/{chosen.name}")
+    session = Session(chosen, folder, source=source, file=file, overrides=changes, **options)
     for event in session.train():
         on_event(event)
     return folder

@@ -36,7 +36,7 @@ from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
 from mdlm.runs.parameters import restore_parameters
 from mdlm.runs.weights import Weights
-from mdlm.runs.writers import writers
+from mdlm.runs.writers import check_packages, writers
 from mdlm.train.events import Evaluated, Event, Saved
 from mdlm.train.loop import Trainer
 from mdlm.types import ArrayTree
@@ -81,6 +81,9 @@ class Session:
         report: Callable[[str, int, int], None] | None = None,
     ):
         check_recordable(experiment, with_file=bool(source))
+        check_packages(tensorboard, wandb)
+        if init_from is not None:
+            RunFolder(init_from).config()  # raises if it is not a run
         self.experiment, self.profile = experiment, profile
         self.folder = RunFolder(out, checkpoints, trust=trust)
         settings = experiment.train
@@ -167,10 +170,8 @@ class Session:
         this run folder if it has no training state. None otherwise."""
         abstract = self.model.abstract_params(self.mesh)
         if init_from is not None:
-            other = RunFolder(init_from)
-            other.config()  # raises if it is not a run
             # The other run may lack parameters that this run's process learns.
-            return restore_parameters(other, abstract, some=True)[1]
+            return restore_parameters(RunFolder(init_from), abstract, some=True)[1]
         weights = Weights.of(self.folder.path)
         if weights is None or self._steps_made() is not None:
             return None

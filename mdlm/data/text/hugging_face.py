@@ -95,10 +95,13 @@ class HuggingFace(Source):
 
     def _open(self, read: Callable[[], Any]) -> Any:
         """Returns `read()`. Raises InputError, in one line, if the library fails."""
+        away = None if Path(self.path).exists() else hub_stream.hub_trouble()
         try:
             return read()
         except Exception as error:  # the library raises many kinds of errors
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if away is not None:
+                reason = f"the hub does not answer ({away}); name a folder with a copy of it"
             raise InputError(f"{self.name} cannot be read: {reason}") from error
 
     def _rows(self, split: str, streaming: bool = False) -> Any:
