@@ -195,6 +195,7 @@ def _initialize(rank: Rank, seconds: float) -> None:
     import jax
 
     until = time.monotonic() + seconds
+    reach_directly(rank.coordinator)
     if rank.index:
         _wait_for_coordinator(rank, seconds)
     jax.distributed.initialize(
@@ -207,6 +208,13 @@ def _initialize(rank: Rank, seconds: float) -> None:
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
         shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
     )
+
+
+def reach_directly(address: str) -> None:
+    """Tells the runtime, which reads `http_proxy`, to ask no proxy for the coordinator."""
+    known = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""
+    host = address.rpartition(":")[0].strip("[]")
+    os.environ["no_grpc_proxy"] = ",".join(filter(None, (known, host)))
 
 
 def _redirect_standard_output(is_main: bool) -> None:

@@ -81,8 +81,8 @@ def hub_trouble() -> str | None:
 
     If not, the libraries read what they have kept, and do not try again and again.
     """
-    import datasets
     import huggingface_hub
+    from datasets import config
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE:
@@ -90,7 +90,7 @@ def hub_trouble() -> str | None:
             huggingface_hub.utils.get_session().head(constants.ENDPOINT, timeout=ANSWER)
             return None
         except Exception as error:  # of whatever library asks
-            constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+            constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
             return (str(error).strip() or type(error).__name__).splitlines()[0]
     return "HF_HUB_OFFLINE is set"
 
