@@ -5,13 +5,22 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH := $(VENV)/.installed-bench
 
+# .venv is made anew where its Python is missing, too old, or not that of PYTHON=... where it is given.
+RECENT := import sys; sys.exit(sys.version_info < (3, 11))
+NUMBER := import sys; print(*sys.version_info[:2])
+FITS = $(BIN)/python -c '$(RECENT)' 2>/dev/null && { test '$(origin PYTHON)' != 'command line' || \
+	test "$$($(BIN)/python -c '$(NUMBER)')" = "$$($(PYTHON) -c '$(NUMBER)')"; }
+$(shell $(FITS) || rm -f $(STAMP) $(BENCH))
+
 .PHONY: help install quickstart test test-all test-newest bench bench-install lint format clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(FITS) || $(PYTHON) -c '$(RECENT)' || { \
+	echo "$(PYTHON): Python 3.11 or newer is needed; name one: make install PYTHON=python3.12" >&2; exit 1; }
+	@$(FITS) || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 

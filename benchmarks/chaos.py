@@ -137,7 +137,7 @@ def moment(life: Life, aim: str, rng: random.Random, paces: Paces) -> Callable[[
 
 def last_line(folder: Path) -> int:
     log = folder / "run" / "metrics.jsonl"
-    lines = log.read_text().splitlines() if log.is_file() else []
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     return json.loads(lines[-1])["step"] if lines else 0
 
 
@@ -153,12 +153,12 @@ def saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         jax.tree_util.keystr(name): np.asarray(leaf)
         for name, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
-    return arrays, json.loads((path / "data" / "metadata").read_text())
+    return arrays, json.loads((path / "data" / "metadata").read_text(encoding="utf-8"))
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
     """The lines of the log without the fields that describe the machine."""
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(s).items() if k not in TIMED} for s in lines]
 
 

@@ -61,7 +61,9 @@ def train(ground: Ground, method: str, seed: int, settings: Sequence[str], core:
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {core})
         try:
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+            )
         finally:
             os.sched_setaffinity(0, before)
         return done.stdout
@@ -69,7 +71,7 @@ def train(ground: Ground, method: str, seed: int, settings: Sequence[str], core:
     file = ground.experiments / f"{method}.py"
     mdlm("train", str(file), "--out", str(folder), "--seed", str(seed), *settings)
     scores = mdlm("eval", str(folder), "--split", "valid", "--json")
-    (folder / "eval.json").write_text(scores)
+    (folder / "eval.json").write_text(scores, encoding="utf-8")
     print(f"{folder} {json.loads(scores)[0]['value']:.4f} nats per token", flush=True)
 
 
@@ -79,11 +81,14 @@ def results(ground: Ground) -> dict[str, list[dict[str, Any]]]:
     runs = {(method, run["seed"]): run for method, kept in known.items() for run in kept}
     for path in sorted(ground.out.glob("*/eval.json")):
         method, _, seed = path.parent.name.rpartition("-")
-        lines = [json.loads(s) for s in (path.parent / "metrics.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(s)
+            for s in (path.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
         runs[method, int(seed)] = {
             "seed": int(seed),
-            "score": json.loads(path.read_text())[0],
+            "score": json.loads(path.read_text(encoding="utf-8"))[0],
             "speed": float(np.median(speeds[2:] or speeds)) if speeds else None,
             "curve": [
                 (line["step"], line["nats per token"]) for line in lines if line["kind"] == "valid"
@@ -97,7 +102,7 @@ def results(ground: Ground) -> dict[str, list[dict[str, Any]]]:
 
 def recorded() -> dict[str, dict[str, list[dict[str, Any]]]]:
     """The results that earlier reports kept."""
-    return json.loads(RECORD.read_text()) if RECORD.is_file() else {}
+    return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
 
 
 def mean(runs: list[dict[str, Any]]) -> float:
@@ -182,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = {ground.out.name: results(ground) for ground in (TEXT, BOOKS)}
         for ground in (TEXT, BOOKS):
             table(ground, found[ground.out.name])
-        RECORD.write_text(json.dumps(found) + "\n")
+        RECORD.write_text(json.dumps(found) + "\n", encoding="utf-8")
         draw(found[TEXT.out.name])
         return 0
     if (args.text is None) == (args.books is None):

@@ -130,7 +130,7 @@ def alternate(
 def _busy() -> tuple[float, float] | None:
     """Core seconds since some moment: used by other processes, and available."""
     try:
-        first = Path("/proc/stat").read_text().splitlines()[0]
+        first = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0]
     except OSError:
         return None
     # user nice system idle iowait irq softirq steal, in ticks (proc(5)).
@@ -219,7 +219,7 @@ def report(
     written = {"title": title, **more, "rows": list(rows), "environment": environment()}
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(written, indent=1) + "\n")
+    out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
     shown = [{k: v for k, v in row.items() if not isinstance(v, (list, dict))} for row in rows]
     headings = list(dict.fromkeys(heading for row in shown for heading in row))

@@ -104,7 +104,10 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"--stop {args.stop}: must be above 0 and below --steps {args.steps}")
     settings = {"steps": args.steps, "batch_size": args.batch, "log_every": 1, "eval_every": 0}
     changes = [*overrides(rest), *((f"train.{k}", str(v)) for k, v in settings.items())]
-    experiment, source = load_file(args.experiment), Path(args.experiment).read_text()
+    experiment, source = (
+        load_file(args.experiment),
+        Path(args.experiment).read_text(encoding="utf-8"),
+    )
 
     def begin(out: Path) -> Session:
         return Session(apply(experiment, changes), out, source=source, overrides=changes)

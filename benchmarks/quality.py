@@ -130,7 +130,7 @@ def train(recipe: str, dataset, args: argparse.Namespace, seed: int, ratio: floa
         print(f"{folder.path}: exists already", flush=True)
         return
     if not folder.exists:
-        folder.begin(EXPERIMENT.read_text(), [], e)
+        folder.begin(EXPERIMENT.read_text(encoding="utf-8"), [], e)
     model, mesh = Model.on(e, dataset), e.mesh.build()
     trainer = Trainer(model, mesh, e.optimizer.build(steps), dataset, folder)
     curve = []
@@ -159,13 +159,15 @@ def train(recipe: str, dataset, args: argparse.Namespace, seed: int, ratio: floa
         "curve": curve,
         "jax": jax.__version__,
     }
-    (folder.path / "quality.json").write_text(json.dumps(result, indent=1) + "\n")
+    (folder.path / "quality.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"{folder.path} {metric}", flush=True)
 
 
 def results() -> list[Mapping[str, Any]]:
     """The results of all runs, sorted by minutes and then by NELBO."""
-    found = [json.loads(path.read_text()) for path in sorted(OUT.glob("*/quality.json"))]
+    found = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(OUT.glob("*/quality.json"))
+    ]
     return sorted(found, key=lambda r: (r["minutes"], r["nelbo"]))
 
 

@@ -103,7 +103,7 @@ def run(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             flush=True,
         )
     if args.json:
-        with open(args.json, "w") as file:
+        with open(args.json, "w", encoding="utf-8") as file:
             json.dump(rows, file, indent=1)
     return rows
 

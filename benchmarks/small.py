@@ -37,8 +37,8 @@ def prepare(folder: Path) -> None:
     folder.mkdir(parents=True)
     rng = random.Random(0)
     text = "\n".join(" ".join(rng.choices(WORDS, k=12)) for _ in range(200))
-    (folder / "text.txt").write_text(text + "\n")
-    (folder / NAME).write_text(EXPERIMENT)
+    (folder / "text.txt").write_text(text + "\n", encoding="utf-8")
+    (folder / NAME).write_text(EXPERIMENT, encoding="utf-8")
 
 
 def words(**training: int | float) -> list[str]:

@@ -77,7 +77,7 @@ def long_functions(package: Path = PACKAGE) -> dict[str, int]:
     """Lines of the functions that have more than `LONG`, by file and name."""
     found = {}
     for path in sorted(package.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 if lines > LONG:
@@ -245,6 +245,7 @@ def python(*words: str, cwd: Path) -> str:
         env={**os.environ, **there},
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     if done.returncode:
         raise RuntimeError(f"python {' '.join(words)} failed:\n{done.stderr}")
@@ -255,8 +256,10 @@ def walks() -> dict[str, dict[str, list[str]]]:
     """Trains a tiny run and runs the three walks; returns the files entered and imported."""
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder)
-        (there / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 50)
-        (there / "tiny.py").write_text(EXPERIMENT)
+        (there / "text.txt").write_text(
+            "the quick brown fox jumps over the lazy dog\n" * 50, encoding="utf-8"
+        )
+        (there / "tiny.py").write_text(EXPERIMENT, encoding="utf-8")
         python("-m", "mdlm", "train", "tiny.py", "--out", "run", cwd=there)
         walk = lambda name: python("-m", "benchmarks.structure", "--walk", name, "run", cwd=there)
         return {name: json.loads(walk(name).splitlines()[-1]) for name in WALKS}

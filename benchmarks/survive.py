@@ -56,7 +56,7 @@ class Found:
 def curve(folder: Path) -> Curve:
     """The training losses logged so far, by step."""
     log = folder / "run" / "metrics.jsonl"
-    text = log.read_text() if log.is_file() else ""
+    text = log.read_text(encoding="utf-8") if log.is_file() else ""
     lines = [json.loads(line) for line in text.split("\n")[:-1]]
     return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
 

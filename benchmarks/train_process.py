@@ -54,7 +54,7 @@ class Life:
             "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={self.devices}",
         }
-        with open(self.folder / self.name, "w") as said:
+        with open(self.folder / self.name, "w", encoding="utf-8") as said:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "mdlm", "train", *self.words, "--out", "run"],
                 cwd=self.folder,
@@ -65,7 +65,7 @@ class Life:
 
     @property
     def said(self) -> str:
-        return (self.folder / self.name).read_text()
+        return (self.folder / self.name).read_text(encoding="utf-8")
 
     def look(self) -> None:
         """Checks whether training has begun."""

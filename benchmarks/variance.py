@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not results:
         parser.error("none of these runs draws noise; name runs of diffusion models")
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     report(results, args.rows, args.pairs)
     return 0
 

@@ -180,7 +180,7 @@ def program_of(args: argparse.Namespace, changes: list) -> dict[str, Any]:
     Raises InputError if the arguments name none.
     """
     if args.reuse is not None:
-        result = json.loads(args.reuse.read_text())
+        result = json.loads(args.reuse.read_text(encoding="utf-8"))
         args.fsdp, args.tensor = result["fsdp"], result["tensor"]
         return result["compiled"]
     if args.small is None or args.experiment is None or args.vocab is None:
@@ -194,7 +194,10 @@ def main(arguments: Sequence[str] | None) -> None:
     jax.config.update("jax_platforms", "cpu")
     args, rest = parser().parse_known_args(arguments)
     if args.draw:
-        draw(Path(args.draw[0]), [json.loads(Path(file).read_text()) for file in args.draw[1:]])
+        draw(
+            Path(args.draw[0]),
+            [json.loads(Path(file).read_text(encoding="utf-8")) for file in args.draw[1:]],
+        )
         return
     changes = overrides(rest)
     program = program_of(args, changes)
@@ -232,7 +235,7 @@ def main(arguments: Sequence[str] | None) -> None:
     print(table(result))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1))
+        args.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
 def at(place: Slices, exchanges: list[Exchange], work: float, rows: int) -> dict[str, Any]:

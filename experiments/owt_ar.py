@@ -3,8 +3,8 @@
     mdlm prepare experiments/owt_ar.py      # once, for owt_small too: writes data/openwebtext
     mdlm train experiments/owt_ar.py
 
-Data, network size, optimizer and protocol are those of `owt_small.py`. Half as many steps, 0.5M,
-train on the same number of tokens: the loss counts every position, not the masked half only.
+Data: those of `owt_small.py`, as are network size, optimizer and protocol. Half as many steps,
+0.5M, train on the same number of tokens: the loss counts every position, not only the masked half.
 Hardware: 8 GPUs of 80 GB, about three days; 162M parameters.
 Expected, *published* (valid perplexity): 17.54 (arXiv:2406.07524, table 2).
 """

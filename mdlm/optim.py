@@ -6,6 +6,7 @@ fraction over the last fraction `cooldown` of the run ("wsd": warm-up, stable, d
 """
 
 import abc
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +24,10 @@ __all__ = ["AdamW", "Muon", "Optimizer"]
 class Optimizer(abc.ABC):
     """A learning rate by step, clipping by the gradient's global norm, and an update rule.
 
-    `clip_norm=0` turns clipping off. Weight decay acts on matrices, not on biases and norms.
+    `learning_rate` is the peak of the learning rate. `schedule` is its course after the warm-up.
+    `clip_norm=0` turns clipping off. `weight_decay` is the rate at which matrices decay, not biases
+    and norms. `b1` and `b2` are the decays of AdamW's first and second moments, and `eps` is added
+    to the root of the second.
     `momentum_dtype` is the dtype of first moments: "bfloat16" saves 2 of the 20 bytes of a
     parameter (itself, its gradient, its EMA, the two moments of AdamW). Second moments stay
     float32, because bfloat16 would round their slow changes away.
@@ -42,13 +46,13 @@ class Optimizer(abc.ABC):
     momentum_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate={self.learning_rate}: must be above 0")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate}: must be a number above 0")
         if not 0 <= self.final <= 1 or not 0 <= self.cooldown <= 1:
             raise ValueError(
                 f"final={self.final}, cooldown={self.cooldown}: each must be between 0 and 1"
             )
-        if self.warmup_steps < 0 or self.weight_decay < 0 or self.clip_norm < 0:
+        if not (self.warmup_steps >= 0 and self.weight_decay >= 0 and self.clip_norm >= 0):
             raise ValueError("warmup_steps, weight_decay and clip_norm: each must be at least 0")
 
     def rate(self, steps: int) -> optax.Schedule:
@@ -99,7 +103,8 @@ class AdamW(Optimizer):
 class Muon(Optimizer):
     """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for all else.
 
-    Muon orthogonalises the momentum of each hidden matrix before applying it, layer by layer.
+    Muon orthogonalises the momentum of each hidden matrix before applying it, layer by layer;
+    `momentum` is the decay of that momentum.
     AdamW updates embedding, head, modulation, biases and norms, at `adam_rate` times
     `learning_rate`: Muon's learning rate is much larger than AdamW's.
     """

@@ -16,6 +16,7 @@ import jax
 from mdlm.cluster import process_group
 from mdlm.data.dataset import Dataset, TextData
 from mdlm.data.mixture import Mixture
+from mdlm.data.places import placed
 from mdlm.errors import InputError
 from mdlm.evals.nll import Metric
 from mdlm.evals.scorer import Report, Scorer, check_same_data
@@ -96,8 +97,10 @@ class Run:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The run's data. Splits are read when they are first used."""
-        return self.experiment.data.load(self.folder.data)
+        """The run's data. Splits are read when they are first used. Relative paths that lead to
+        nothing here are looked for where the run was started."""
+        data, folder = self.experiment.data, self.folder.started_in
+        return (data if folder is None else placed(data, folder)).load(self.folder.data)
 
     def perplexity(
         self,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "mdlm"
 
-BASE = {"types", "errors", "vocab", "keys", "draws", "version", "names"}
+BASE = {"types", "errors", "files", "vocab", "keys", "draws", "version", "names"}
 DEVICES = {"cluster", "parallel", "profiling"}
 NOISE = {"schedules", "times"}
 METHODS = {"processes", "parameterizations", "diffusion", "objectives", "samplers"}
@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | COMPONENTS
     | {"experiment", "evals", "generation", "runs", "train", "interop", "planning", "view", "run"},
     "__main__": {"cli"},
-    "__init__": {"run"},
+    "__init__": {"run", "train"},
 }
 
 
@@ -70,7 +70,7 @@ def test_imports_point_down():
 
 def test_only_the_upper_layers_touch_disk():
     """`open`, `read_text` and the like appear only where files are someone's business."""
-    allowed = {"data", "runs", "interop", "cli", "experiment", "profiling"}
+    allowed = {"files", "data", "runs", "interop", "cli", "experiment", "profiling"}
     touching = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "mkdir"}
     wrong = []
     for path in sorted(ROOT.rglob("*.py")):

@@ -1,6 +1,7 @@
 """What an installation holds: built from a copy of this tree, with the setuptools that is here."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,8 +40,11 @@ def built(tree: Path, out: Path, what: str) -> Path:
 
 def python(code: str, *, cwd: Path, site: Path) -> str:
     """What Python prints where `site` is a folder of installed packages."""
-    # This checkout, which the environment of the tests has on its path, is not among them.
-    without = f"import sys; sys.path[:] = [p for p in sys.path if p != {str(ROOT)!r}]"
+    # The checkout that the environment of the tests has on its path is not among them.
+    without = (
+        "import os, sys; sys.path[:] = [p for p in sys.path"
+        " if not os.path.isfile(os.path.join(p, 'mdlm', '__init__.py'))]"
+    )
     code = f"{without}; import site; site.addsitedir({str(site)!r}); {code}"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
@@ -69,6 +73,28 @@ def test_a_wheel_has_the_experiments_and_the_types(tree, tmp_path):
     assert files(wheel / "mdlm", "*.py") - modules == {
         f"experiments/{name}" for name in files(ROOT / "experiments", "*.py")
     }
+
+
+def test_the_distribution_has_a_name_of_our_own(tree, tmp_path):
+    (info,) = built(tree, tmp_path, "wheel").glob("*.dist-info")
+    assert info.name.startswith("mdlm_jax-")
+
+
+def test_no_text_tells_to_install_the_other_program_of_that_name():
+    """`mdlm` of the public index is not ours: messages name the clone, or the missing library."""
+    wrong = re.compile(r"\b(?:install|add|uvx|run) (?:-\S+ )*['\"]?mdlm(?![\w/-]|\.\w)")
+    texts = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile")]
+    for folder in ("mdlm", "docs", "experiments", "benchmarks"):
+        texts += [p for e in ("py", "md", "pyi") for p in (ROOT / folder).rglob(f"*.{e}")]
+    assert wrong.search("pip install 'mdlm[tpu]'") and wrong.search("pip install mdlm")
+    assert not wrong.search("pip install -e '.[tpu]'")
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in texts
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if wrong.search(line) or re.search(r"mdlm\[(tpu|cuda|wandb|tensorboard|dev|bench)", line)
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_a_source_archive_has_the_experiments(tree, tmp_path):

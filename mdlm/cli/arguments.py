@@ -1,6 +1,7 @@
 """Arguments that several commands share, and `--name value` pairs."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,11 @@ def experiment_of(args: argparse.Namespace, changes: Changes) -> "Experiment":
     from mdlm.experiment.loading import load_file
 
     return apply(load_file(args.experiment), changes)
+
+
+def typed(words: Sequence[str]) -> str:
+    """Returns a command of `mdlm` as it is typed in a shell; `words` are those after `mdlm`."""
+    return shlex.join(["mdlm", *words])
 
 
 def add_experiment(sub: argparse.ArgumentParser) -> None:

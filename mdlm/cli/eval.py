@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run
@@ -15,20 +16,17 @@ from mdlm.errors import InputError
 if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.data.dataset import TextData
     from mdlm.experiment.experiment import Experiment
+    from mdlm.objectives import Objective
 
 
 def run(args: argparse.Namespace, _: Changes) -> int:
-    from mdlm.config.component_text import from_text
-    from mdlm.objectives import Objective
     from mdlm.run import load
 
+    objective, settings = _checked(args), _reading(args)
     run = load(args.run_folder, step=args.step, trust=args.trust_experiment)
     if run.remark and process_group.is_main():
         print(f"mdlm: {run.remark}", file=sys.stderr)
     how, data = run.experiment.evaluation, None
-    if args.passes is not None and args.passes < 1:
-        raise InputError(f"--passes {args.passes}: must be at least 1")
-    settings = _reading(args)
     if args.on:
         data, split = _well_known(args, run.experiment)
         how = replace(how, split=split, ngrams=False)
@@ -41,9 +39,8 @@ def run(args: argparse.Namespace, _: Changes) -> int:
         passes=how.passes if args.passes is None else args.passes,
         batch_size=how.batch_size if args.batch_size is None else args.batch_size,
     )
-    if args.objective is not None:
-        title = f"--objective {args.objective}"
-        how = replace(how, objective=from_text(args.objective, Objective, title))
+    if objective is not None:
+        how = replace(how, objective=objective)
     with Progress(quiet=not process_group.is_main()) as progress:
         metrics = run.perplexity(how, data=data, report=progress.bar("evaluating", "rows"))
     if args.json:
@@ -89,23 +86,36 @@ def _files(
     return TextData(source=source, tokenizer=mine.tokenizer, packing=mine.packing)
 
 
-def _well_known(args: argparse.Namespace, run: "Experiment") -> "tuple[TextData, str]":
-    """Returns the data set that `--on` names, and its split.
+def _checked(args: argparse.Namespace) -> "Objective | None":
+    """Checks what can be checked before the run is opened; returns the objective asked for.
 
-    Raises InputError if other options do not go with `--on`.
+    Raises InputError if an option is wrong, or does not go with another.
     """
-    from mdlm.evals.zero_shot import zero_shot
+    from mdlm.config.component_text import from_text
+    from mdlm.data.text.files import matching_files
+    from mdlm.evals.zero_shot import check_name
+    from mdlm.objectives import Objective
 
-    if args.split:
+    if args.passes is not None and args.passes < 1:
+        raise InputError(f"--passes {args.passes}: must be at least 1")
+    if args.on and args.split:
         raise InputError(
             f"--split {args.split}: not allowed with --on, which uses that data set's own split"
         )
-    if len(args.data or ()) > 1:
-        raise InputError(
-            f"--data {' '.join(args.data)}: with --on, give one folder with a copy of that data set"
-        )
-    path = args.data[0] if args.data else None
-    return zero_shot(args.on, run.data.tokenizer, run.data.packing, path)
+    if args.on:
+        check_name(args.on)
+    if args.data and not (args.on and len(args.data) == 1 and Path(args.data[0]).is_dir()):
+        matching_files(args.data)
+    if args.objective is None:
+        return None
+    return from_text(args.objective, Objective, f"--objective {args.objective}")
+
+
+def _well_known(args: argparse.Namespace, run: "Experiment") -> "tuple[TextData, str]":
+    """Returns the data set that `--on` names, and its split."""
+    from mdlm.evals.zero_shot import zero_shot
+
+    return zero_shot(args.on, run.data.tokenizer, run.data.packing, tuple(args.data or ()))
 
 
 EVAL_HELP = """\
@@ -117,6 +127,7 @@ examples:
   mdlm eval runs/owt_small --data letters.jsonl --text-field body
   mdlm eval runs/owt_small --on wikitext2
   mdlm eval runs/owt_small --on ptb --data copies/ptb      from a local copy, without the hub
+  mdlm eval runs/owt_small --on ptb --data ptb.valid.txt   a file of that split, cleaned likewise
 
 The result is a bound on the negative log-likelihood under the run's EMA parameters, on the split
 that its experiment names unless an option chooses another text. Files of --data are read as the run

@@ -8,7 +8,7 @@ from mdlm.cli.command import Changes, Command
 
 
 def run(args: argparse.Namespace, changes: Changes) -> int:
-    from mdlm.experiment.shipped import located
+    from mdlm.experiment.loading import source_of
     from mdlm.interop.importing import import_weights
 
     experiment = experiment_of(args, changes)
@@ -16,7 +16,7 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
         args.weights,
         experiment,
         Path(args.out),
-        source=located(args.experiment).read_text(),
+        source=source_of(args.experiment),
         overrides=changes,
         dtype=args.dtype,
     )

@@ -14,6 +14,8 @@ stop with the same exit code.
 
 import argparse
 import contextlib
+import difflib
+import io
 import os
 import sys
 import traceback
@@ -21,12 +23,15 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
+import mdlm
 from mdlm.cli.arguments import overrides
 from mdlm.cli.command import Command
 from mdlm.cli.malloc import keep_freed
 from mdlm.cluster import heartbeat, process_group
 from mdlm.cluster.launch import find_rank, joined
+from mdlm.config.components import nearest
 from mdlm.errors import InputError
+from mdlm.files import cache_folder
 from mdlm.version import __version__
 
 FILES = (
@@ -51,20 +56,36 @@ COMMANDS: dict[str, Command] = {
     for command in (import_module(f"mdlm.cli.{file}").COMMAND for file in FILES)
 }
 
+VERSION = f"mdlm {__version__} (mdlm-jax, in {Path(mdlm.__file__).parent})"
+"""Says which program this is: the public index has another one of that name."""
+
 PROCESS_ARGUMENTS = ("coordinator", "processes", "process", "join_timeout")
 """Arguments about the group of processes and the rank of this one in it."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser for which `--top_p` is `--top-p`."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        known = self._option_string_actions
+        words = list(sys.argv[1:] if args is None else args)
+        for i, word in enumerate(words):
+            name, equals, value = word.partition("=")
+            if name not in known and name.replace("_", "-") in known:
+                words[i] = name.replace("_", "-") + equals + value
+        return super().parse_known_args(words, namespace)
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; it stores the name of the chosen one in `command`."""
-    main = argparse.ArgumentParser(
+    main = _Parser(
         prog="mdlm",
         description="Masked diffusion language models: train, evaluate, generate. "
         "First steps: `mdlm experiments`, `mdlm train quickstart`, `mdlm sample runs/quickstart`. "
         "`mdlm COMMAND --help` explains a command, with examples.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=16),
     )
-    main.add_argument("--version", action="version", version=f"mdlm {__version__}")
+    main.add_argument("--version", action="version", version=VERSION)
     main.add_argument(
         "--traceback", action="store_true", help="print the Python traceback of an error"
     )
@@ -85,19 +106,26 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever the locale; file names pass unchanged
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     commands = parser()
     if "_ARGCOMPLETE" in os.environ:  # called by the shell's completion; exits here
         import argcomplete
 
         argcomplete.autocomplete(commands)
-    args, rest = commands.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    first = next((word for word in words if not word.startswith("-")), None)
+    if first is not None and first not in COMMANDS:
+        return _failed(f"{first}: no such command{nearest(first, COMMANDS)}", 2)
+    args, rest = commands.parse_known_args(words)
     command = COMMANDS[args.command]
     try:
         changes = [*getattr(args, "components", ()), *overrides(rest)]
         if changes and not command.takes_settings:
             raise InputError(
-                f"--{changes[0][0]}: mdlm {args.command} has no such option; "
-                f"see mdlm {args.command} --help"
+                f"--{changes[0][0]}: mdlm {args.command} has no such option"
+                f"{_nearest_option(changes[0][0], args)}; see mdlm {args.command} --help"
             )
         if command.computes:
             _prepare_jax()
@@ -118,6 +146,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(f"{where}{error.strerror or error}", 2)
     except KeyboardInterrupt:
         return _failed("interrupted", 130)
+
+
+def _nearest_option(name: str, args: argparse.Namespace) -> str:
+    """The end of a message about an unknown option: the nearest one of the command, if any."""
+    known = [option.replace("_", "-") for option in vars(args)]
+    found = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.6)
+    return f"; did you mean --{found[0]}?" if found else ""
 
 
 @contextlib.contextmanager
@@ -177,8 +212,11 @@ def _prepare_jax() -> None:
     keep_freed()
     import jax
 
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mdlm" / "jax"
-    jax.config.update("jax_compilation_cache_dir", os.environ.get("MDLM_CACHE", str(default)))
+    cache = os.environ.get("MDLM_CACHE") or cache_folder("jax")
+    if cache is None:
+        words = "no home folder: compiled programs are not kept; set MDLM_CACHE to a folder"
+        print(f"mdlm: {words}", file=sys.stderr)
+    jax.config.update("jax_compilation_cache_dir", None if cache is None else str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

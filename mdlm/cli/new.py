@@ -15,8 +15,8 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     path = writable(args.name.removesuffix(".py") + ".py")
     if path.exists():
         raise InputError(f"{path}: exists already; choose another name, or edit that file")
-    text = renamed(located(args.like).read_text(), path.stem)
-    path.write_text(text.replace(f"experiments/{args.like}.py", str(path)))
+    text = renamed(located(args.like).read_text(encoding="utf-8"), path.stem)
+    path.write_text(text.replace(f"experiments/{args.like}.py", str(path)), encoding="utf-8")
     word = shlex.quote(str(path))
     print(f"{path}: a copy of {args.like}, to edit (`mdlm settings {word}` lists its settings)")
     print(f"next: mdlm train {word}")

@@ -227,7 +227,7 @@ of a figure "with sparsity") of bfloat16 with sums in float32. The two options a
 figures of a GPU that is known: --device-memory 40 is for the smaller A100.
 
 For v5e, v5p and v6e the training step is compiled with the TPU compiler, which needs no TPU
-(pip install 'mdlm[tpu]') and takes half a minute to some minutes; memory and collectives are then
+(pip install 'jax[tpu]') and takes half a minute to some minutes; memory and collectives are then
 those of the compiled program. For v4 and GPUs, or with --estimate, memory is estimated. Time and
 cost are computed from the FLOPs of the model, the chips' peak, and the MFU (model FLOP utilisation,
 the fraction of the peak) that you expect; they are not measured."""

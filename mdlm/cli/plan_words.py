@@ -32,7 +32,7 @@ def words(p: Plan) -> str:
     elif p.method != "estimated" and p.refused is None:
         lines.append(
             "collectives: unknown, because this jax cannot read programs of this libtpu: "
-            "pip install 'mdlm[tpu]' installs the libtpu that fits it"
+            "pip install 'jax[tpu]' installs the libtpu that fits it"
         )
     hours = p.days * 24 * p.chips
     money = "" if p.dollars is None else f", ${number(p.dollars)} at ${p.price:g} a chip-hour"

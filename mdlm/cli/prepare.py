@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mdlm.cli.arguments import add_experiment
+from mdlm.cli.arguments import add_experiment, typed
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.errors import InputError
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
                 else:
                     progress.share(f"preparing {event.split}", event.done, speed.words(event))
     except Stopped as stopped:
-        again = " ".join(["mdlm", *sys.argv[1:]])
+        again = typed(sys.argv[1:])
         print(f"mdlm: stopped; {kept(store)}; to continue: {again}", file=sys.stderr)
         return 128 + stopped.signal
     assert finished is not None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run, writable
+from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run, typed, writable
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.cluster import process_group
@@ -43,8 +43,9 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     if trace is not None and out.trace is not None:
         from mdlm.view.document import dumps
 
-        trace.write_text(dumps(out.trace))
-        print(f"{trace}: {out.trace.steps} steps; next: mdlm view {trace}", file=sys.stderr)
+        trace.write_text(dumps(out.trace), encoding="utf-8")
+        again = typed(["view", str(trace)])
+        print(f"{trace}: {out.trace.steps} steps; next: {again}", file=sys.stderr)
     if args.json:
         names = ("nfe", "seconds", "tokens_per_second")
         summary = {name: getattr(out, name) for name in names}

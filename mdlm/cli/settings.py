@@ -1,9 +1,16 @@
 """`mdlm settings`."""
 
 import argparse
+import dataclasses
+import functools
+import textwrap
+from typing import TYPE_CHECKING, Any
 
 from mdlm.cli.arguments import add_experiment, experiment_of
 from mdlm.cli.command import Changes, Command
+
+if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
+    from mdlm.experiment.experiment import Experiment
 
 
 def run(args: argparse.Namespace, changes: Changes) -> int:
@@ -11,9 +18,22 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
     from mdlm.config.field_types import expected
     from mdlm.config.overrides import names
 
-    for name, kind, value in names(experiment_of(args, changes)):
+    experiment = experiment_of(args, changes)
+    for name, kind, value in names(experiment):
         print(f"--{name:32s} {to_text(value, lenient=True):24}  {expected(kind, brief=True)}")
+        if said := said_of(experiment, name, value):
+            print(textwrap.indent(textwrap.fill(said, 92), "        "))
     return 0
+
+
+def said_of(experiment: "Experiment", name: str, value: Any) -> str:
+    """Returns a sentence about the setting of a dotted name: on its component, if it is one."""
+    from mdlm.config.catalogue import sentence_of, sentence_on
+
+    if dataclasses.is_dataclass(value):
+        return sentence_of(value)
+    *path, field = name.split(".")
+    return sentence_on(type(functools.reduce(getattr, path, experiment)), field)
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
@@ -25,8 +45,8 @@ examples:
   mdlm settings quickstart
   mdlm settings quickstart --network "DiT(width=256)"     with that network
 
-Each line has a setting's dotted name, its value, and the values that it accepts. Any of them can be
-changed in `mdlm train`: mdlm train quickstart --train.steps 2000"""
+Each line has a setting's dotted name, its value, and the values that it accepts; below it stands
+what it means. Any of them can be changed: mdlm train quickstart --train.steps 2000"""
 
 
 COMMAND = Command(

@@ -5,10 +5,10 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mdlm.cli.arguments import add_experiment, add_process_group, add_trust, experiment_of
+from mdlm.cli.arguments import add_experiment, add_process_group, add_trust, experiment_of, typed
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.cluster import heartbeat, process_group
@@ -33,6 +33,7 @@ def _prepare_profile(steps: int) -> None:
 
 
 def run(args: argparse.Namespace, changes: Changes) -> int:
+    from mdlm.experiment.loading import source_of
     from mdlm.experiment.shipped import located
     from mdlm.train.session import Session
 
@@ -46,7 +47,8 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
         session = Session(
             experiment,
             out,
-            source=located(args.experiment).read_text(),
+            source=source_of(args.experiment),
+            file=located(args.experiment),
             overrides=changes,
             checkpoints=args.checkpoints,
             init_from=args.init_from,
@@ -64,12 +66,20 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
             progress.show(event)
     if stop.signal is not None and not session.finished:
         if process_group.is_main():
-            again = " ".join(["mdlm", *sys.argv[1:]])
-            words = f"stopped at step {session.step}, saved; to continue: {again}"
-            print(f"mdlm: {words}", file=sys.stderr)
+            print(f"mdlm: {stopped(session.step, sys.argv[1:])}", file=sys.stderr)
         return 128 + stop.signal
     print(session.closing_words())
     return 0
+
+
+def stopped(step: int, words: Sequence[str]) -> str:
+    """Returns what is said of a run that was stopped: last, a command that can be pasted."""
+    said, group = f"stopped at step {step}, saved", process_group.current()
+    if group is not None:
+        is_told = any(word.startswith("--process") for word in words)
+        own = ", each with its own --process" if is_told else ""
+        said += f"; start all {group.count} processes again{own}"
+    return f"{said}; to continue: {typed(words)}"
 
 
 @contextlib.contextmanager

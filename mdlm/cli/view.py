@@ -21,7 +21,7 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     if args.html is not None:
         from mdlm.view.page import page
 
-        writable(args.html).write_text(page(trace, row=args.row, fps=args.fps), "utf-8")
+        writable(args.html).write_text(page(trace, row=args.row, fps=args.fps), encoding="utf-8")
         print(f"{args.html}: {trace.steps} steps of {len(trace.rows)} texts; open it in a browser")
     if args.gif is not None:
         from mdlm.view.gif import gif

@@ -165,7 +165,7 @@ def joined(rank: Rank | None, *, timeout: int | None = None, advice: str = "") -
         return
     import jax
 
-    err = io.TextIOWrapper(io.FileIO(os.dup(2), "w"), line_buffering=True)
+    err = io.TextIOWrapper(io.FileIO(os.dup(2), "w"), line_buffering=True, encoding="utf-8")
     _redirect_standard_output(rank.index == 0)
     seconds = JOIN_TIMEOUT if timeout is None else timeout
     explain = partial(_explanation, rank=rank, seconds=seconds)
@@ -195,6 +195,7 @@ def _initialize(rank: Rank, seconds: float) -> None:
     import jax
 
     until = time.monotonic() + seconds
+    reach_directly(rank.coordinator)
     if rank.index:
         _wait_for_coordinator(rank, seconds)
     jax.distributed.initialize(
@@ -209,12 +210,21 @@ def _initialize(rank: Rank, seconds: float) -> None:
     )
 
 
+def reach_directly(address: str) -> None:
+    """Tells the runtime, which reads `http_proxy`, to ask no proxy for the coordinator."""
+    known = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""
+    host = address.rpartition(":")[0].strip("[]")
+    os.environ["no_grpc_proxy"] = ",".join(filter(None, (known, host)))
+
+
 def _redirect_standard_output(is_main: bool) -> None:
     """Leaves standard output to process 0, and there to Python: the runtime prints lines of its
     own on file descriptor 1."""
     sys.stdout.flush()
     out = os.dup(1) if is_main else os.devnull
-    sys.stdout = io.TextIOWrapper(io.FileIO(out, "w"), line_buffering=sys.stdout.isatty())
+    sys.stdout = io.TextIOWrapper(
+        io.FileIO(out, "w"), line_buffering=sys.stdout.isatty(), encoding="utf-8"
+    )
     with io.FileIO(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
 

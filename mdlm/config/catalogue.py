@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+import re
 import textwrap
 from typing import Any
 
@@ -50,7 +51,34 @@ def described(*wanted: type) -> str:
         shared = ", ".join(_field(field) for field in dataclasses.fields(first))
         name = first.__name__.lower()
         lines.append(f"every {name} also has, unless listed above: {shared}")
+        for field in dataclasses.fields(first):
+            about = f"    {field.name}: {sentence_on(first, field.name)}"
+            lines.append(textwrap.fill(about, 96, subsequent_indent="        "))
     return "\n".join(lines).rstrip("\n")
+
+
+def sentence_on(kind: type, name: str) -> str:
+    """Returns the sentence about a field in the docstrings of a class, its bases and their files.
+
+    That is its entry under `Args:`, else the first sentence with its name in backquotes, else "".
+    """
+    for one in kind.__mro__:
+        if not dataclasses.is_dataclass(one):
+            continue
+        own = inspect.cleandoc(one.__doc__ or "")
+        if entry := re.search(rf"^ +{name}: (.*(?:\n {{8,}}.*)*)", own, re.MULTILINE):
+            return " ".join(entry[1].split())
+        for text in (own, inspect.getdoc(inspect.getmodule(one)) or ""):
+            for sentence in re.split(r"\n\n|(?<=[.:])\s+(?=[A-Z`])", text):
+                if re.search(rf"`[^`]*\b{name}\b[^`]*`", sentence):
+                    return " ".join(sentence.split())
+    return ""
+
+
+def sentence_of(component: Any) -> str:
+    """Returns the first sentence about a component's class: that of its docstring or file."""
+    text = _first_paragraph(type(component), [])
+    return re.split(r"(?<=\.)\s", text, maxsplit=1)[0]
 
 
 def _names(face: str) -> list[str]:
@@ -62,12 +90,16 @@ def _is_common(field: dataclasses.Field, common: dict[str, Any]) -> bool:
 
 
 def _about(kind: type, listed: list[type]) -> str:
+    first = _first_paragraph(kind, listed)
+    return textwrap.fill(first, 96, initial_indent="    ", subsequent_indent="    ")
+
+
+def _first_paragraph(kind: type, listed: list[type]) -> str:
     """The first paragraph of the docstring of its file, or of the class if the file has several."""
     module: Any = inspect.getmodule(kind)
     several = [other for other in listed if other.__module__ == kind.__module__]
     text = inspect.getdoc(module if len(several) == 1 else kind) or ""
-    first = " ".join(text.split("\n\n")[0].split())
-    return textwrap.fill(first, 96, initial_indent="    ", subsequent_indent="    ")
+    return " ".join(text.split("\n\n")[0].split())
 
 
 def _field(field: dataclasses.Field) -> str:

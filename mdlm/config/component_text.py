@@ -37,6 +37,11 @@ from mdlm.config.field_types import (
 )
 from mdlm.errors import InputError
 
+FIT = (
+    "a component is a frozen dataclass, @dataclass(frozen=True, kw_only=True), and its fields hold"
+    " numbers, texts, true or false, None, components, and tuples of these"
+)
+"""What a component must be: the end of messages."""
 YES, NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
@@ -71,6 +76,11 @@ def to_text(value: Any, *, lenient: bool = False) -> str:
     part is written with `repr`, and the text cannot be read back.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        made: Any = type(value)
+        if not (lenient or made.__dataclass_params__.frozen):
+            raise InputError(
+                f"{type(value).__name__}(...) is not frozen, so no run can record it; {FIT}"
+            )
         texts = to_texts(value, lenient=lenient)
         return f"{name_of(type(value))}({', '.join(f'{k}={v}' for k, v in texts.items())})"
     if isinstance(value, (tuple, list)):
@@ -83,7 +93,9 @@ def to_text(value: Any, *, lenient: bool = False) -> str:
     if lenient or isinstance(value, (bool, int, float, str, NOTHING)):
         return repr(value)
     what = f"the function {value.__name__}" if inspect.isroutine(value) else repr(value)
-    raise InputError(f"{_one_line(what)} cannot be written as text, so no run can record it")
+    raise InputError(
+        f"{_one_line(what)[:80]} cannot be written as text, so no run can record it; {FIT}"
+    )
 
 
 def to_texts(component: Any, *, lenient: bool = False) -> dict[str, str]:
@@ -91,12 +103,19 @@ def to_texts(component: Any, *, lenient: bool = False) -> dict[str, str]:
     texts = {}
     for field in dataclasses.fields(component):
         value = getattr(component, field.name)
-        if field.init and value != default_of(field):
+        if field.init and not _is_equal(value, default_of(field)):
             try:
                 texts[field.name] = to_text(value, lenient=lenient)
             except InputError as error:
                 raise InputError(f"{field.name}: {error}") from error
     return texts
+
+
+def _is_equal(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)
+    except Exception:  # arrays, and other values whose comparison is no truth value
+        return False
 
 
 class _Unfit(Exception):
@@ -252,9 +271,12 @@ def _quoted(text: str) -> str:
 
 def _number(text: str) -> float:
     try:
-        return float(text.replace("_", ""))
+        number = float(text.replace("_", ""))
     except ValueError as error:
         raise _Unfit from error
+    if math.isnan(number):  # which every comparison with a bound lets pass
+        raise _Unfit
+    return number
 
 
 def _whole(text: str) -> int:

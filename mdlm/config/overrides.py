@@ -17,13 +17,15 @@ from mdlm.errors import InputError
 
 
 def apply(root, assignments: Sequence[tuple[str, str]]):
-    """Returns `root` with each `(dotted name, text)` assigned, in order.
+    """Returns `root` with each `(dotted name, text)` assigned, in order. In names, dashes are
+    underscores.
 
     Raises InputError if a name does not exist, a text is no value of its type, or the values
     contradict each other.
     """
     draft = _Draft(root)
     for name, text in assignments:
+        name = name.replace("-", "_")
         draft.assign(root, name.split("."), name, text)
     return draft.finished()
 
@@ -81,7 +83,14 @@ class _Draft:
 
 def _no_such(root: Any, whole: str) -> InputError:
     known = [name for name, _, _ in names(root)]
-    near = difflib.get_close_matches(whole, known, n=1, cutoff=0.5)
-    near = near or [name for name in known if name.endswith("." + whole.split(".")[-1])][:1]
+    last = whole.split(".")[-1]
+    lasts = {name.split(".")[-1]: name for name in reversed(known)}  # the first of each
+    first_letters = lambda one: "".join(part[:1] for part in one.split("_"))
+    initials = {first_letters(one): name for one, name in lasts.items() if "_" in one}
+    near = difflib.get_close_matches(whole, known, n=1, cutoff=0.5) or [
+        found[one]
+        for found in (lasts, initials)
+        for one in difflib.get_close_matches(last, found, n=1, cutoff=0.75)
+    ]
     hint = f"; did you mean --{near[0]}?" if near else ""
     return InputError(f"--{whole}: the experiment has no such setting{hint}")

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mdlm.data.text.files import Form, Piece, gather, matching_files, read_pieces
 from mdlm.data.text.source import SPLITS, Source, as_tuple
@@ -45,6 +45,8 @@ class TextFiles(Source):
     no text. With `undecodable="drop"` documents that are not UTF-8, or null, are left out and
     counted. Files without text are left out and counted if others have text.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
 
     train: str | tuple[str, ...]
     valid: str | tuple[str, ...] | None = None
@@ -183,7 +185,8 @@ class PythonReference(Source):
     part of `compound`), so topics that share 12 consecutive words form a group that stays in one
     split: no 12 consecutive words of a held-out split occur in another. A group larger than half a
     held-out split stays in train; the others are distributed, largest first, so that each fraction
-    (of characters) is met and every split has long and short topics.
+    of the characters (`valid_fraction`, `test_fraction`) is met and every split has long and short
+    topics.
 
     The text differs a little between versions of Python; `name` includes the version.
     """

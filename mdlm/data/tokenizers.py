@@ -6,6 +6,7 @@ mask if it has none. Training reads the text once, as a stream, and keeps none o
 """
 
 import abc
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ class Bytes(TokenizerConfig):
 class Characters(TokenizerConfig):
     """The characters of the training text in the order of code points, then the special tokens.
 
-    Encoding raises InputError if a character does not occur in the training text.
+    Encoding raises InputError if a character does not occur in the training text. With `lowercase`
+    the text is read in lower case.
     """
 
     needs_text: ClassVar[bool] = True
@@ -233,6 +235,7 @@ class Dna(TokenizerConfig):
 class Pretrained(TokenizerConfig):
     """A published tokenizer: a `tokenizer.json`, a folder with one, or a name on the hub.
 
+    `name` is that file, folder or name; `revision` a branch, tag or commit of the hub.
     If it has no mask token, `[MASK]` is appended as the last id, as for GPT-2. Special tokens are
     found by their usual names (`<|endoftext|>`, `[CLS]`, `</s>`, ...); `mask`, `bos`, `eos`, `pad`
     choose others. `build` raises InputError if a token or the tokenizer does not exist.
@@ -278,7 +281,7 @@ class Pretrained(TokenizerConfig):
         return chosen
 
     def _backend(self) -> tokenizers.Tokenizer:
-        path = Path(self.name).expanduser()
+        path = Path(os.path.expanduser(self.name))
         file = path / "tokenizer.json" if path.is_dir() else path
         is_hub = HUB_NAME.fullmatch(self.name) and not file.is_file()
         model = path if path.suffix == ".model" else path / "tokenizer.model"

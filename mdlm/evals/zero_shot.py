@@ -8,10 +8,13 @@ their ends, trained on OpenWebText.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from mdlm.data import recipes
 from mdlm.data.dataset import TextData
 from mdlm.data.packing import Packing, Wrap
+from mdlm.data.sources import TextFiles
+from mdlm.data.text.source import Source
 from mdlm.data.tokenizers import TokenizerConfig
 from mdlm.errors import InputError
 
@@ -40,16 +43,25 @@ TEXTS = {
 }
 
 
+def check_name(name: str) -> None:
+    """Raises InputError if there is no text of that name."""
+    if name not in TEXTS:
+        raise InputError(f"--on {name}: allowed are {', '.join(TEXTS)}")
+
+
 def zero_shot(
-    name: str, tokenizer: TokenizerConfig, packing: Packing, path: str | None = None
+    name: str, tokenizer: TokenizerConfig, packing: Packing, paths: tuple[str, ...] = ()
 ) -> tuple[TextData, str]:
     """Returns the text of a name, with a run's tokenizer and row length, and the split to evaluate.
 
-    `path` is a folder with a copy of the data set. Raises InputError if the name is unknown.
+    `paths` are a folder with a copy of the data set, or files of its split, which are cleaned as
+    the data set is; none for the hub. Raises InputError if the name is unknown.
     """
-    if name not in TEXTS:
-        raise InputError(f"--on {name}: allowed are {', '.join(TEXTS)}")
+    check_name(name)
     chosen = TEXTS[name]
-    source = chosen.recipe(path).source
+    is_files = bool(paths) and not Path(paths[0]).is_dir()
+    source: Source = chosen.recipe(None if is_files or not paths else paths[0]).source
+    if is_files:
+        source = TextFiles(train=paths, valid=paths, test=paths, clean=source.clean)
     rows = Wrap(length=packing.length, row_specials=packing.frame[0], eos=False)
     return TextData(source=source, tokenizer=tokenizer, packing=rows), chosen.split

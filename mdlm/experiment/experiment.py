@@ -8,6 +8,7 @@ only from people you would run code from. Its values can be overridden by dotted
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mdlm.config.field_types import expected, hints_of, is_kind, options
 from mdlm.data.dataset import TextData
 from mdlm.data.mixture import Mixture
 from mdlm.errors import InputError
@@ -84,6 +85,7 @@ class Training:
 class Experiment:
     """One run: data, process, network, objective, optimizer, sampler, and the mesh it runs on.
 
+    `name` is the default name of the run folder. `seed` decides everything that is random.
     `time_condition` is what the network is conditioned on: no noise level ("none", as in the
     released MDLM models), the time itself ("t"), "sigma" = -log alpha, or the log-SNR ("log_snr").
     """
@@ -103,7 +105,17 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self):
+        refuse_others(self)
         refuse_nonsense(self)
+
+
+def refuse_others(e: Experiment) -> None:
+    """Raises InputError if a part of the experiment is no component of its kind."""
+    for name, declared in hints_of(Experiment).items():
+        kinds = tuple(kind for kind in options(declared) if is_kind(kind))
+        value = getattr(e, name)
+        if kinds and not isinstance(value, kinds):
+            raise InputError(f"{name}={value!r:.80}: expected {expected(declared)}")
 
 
 def refuse_nonsense(e: Experiment) -> None:

@@ -1,12 +1,16 @@
 """Executes experiment files.
 
 An experiment file is Python that defines `experiment = Experiment(...)`. Execute one only from
-people you would run code from.
+people you would run code from. Modules beside it can be imported, as by `python FILE`, except that
+installed packages come first.
 """
 
+import sys
+import tokenize
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mdlm.data.dataset import TextData
@@ -15,13 +19,20 @@ from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.old_names import old_names
 from mdlm.experiment.shipped import located
 
+MODULE = "mdlm_experiment"
+"""The module that an experiment file becomes. The last one executed is found under this name."""
+_folders: list[str] = []
+"""The folder of the last one, where it was added to the path."""
 
-def load_file(path: str | Path) -> Experiment:
+
+def load_file(path: str | Path, *, copy_of: str | Path | None = None) -> Experiment:
     """Executes an experiment file, given as its path or its name, and returns its `experiment`.
 
-    Raises InputError, naming the line, if the file is missing, raises, or defines no experiment.
+    `copy_of` is the file that it is a copy of: where that folder still exists, `__file__` and
+    modules beside the file are there. Raises InputError, naming the line, if the file is missing,
+    raises, or defines no experiment.
     """
-    experiment = _executed(path).get("experiment")
+    experiment = _executed(path, copy_of).get("experiment")
     if not isinstance(experiment, Experiment):
         raise InputError(f"{path}: defines no `experiment = Experiment(...)`")
     return experiment
@@ -46,19 +57,50 @@ class DataOnly:
     data: TextData
 
 
-def _executed(path: str | Path) -> dict[str, Any]:
-    """Executes a Python file; returns the names it defines."""
+def source_of(path: str | Path) -> str:
+    """Returns the text of an experiment file, given as its path or its name.
+
+    Raises InputError if it is missing, or cannot be decoded.
+    """
     path = located(path)
-    space: dict[str, Any] = {"__name__": "mdlm_experiment", "__file__": str(path)}
+    try:
+        with tokenize.open(path) as file:  # UTF-8, or as the file's first lines say
+            return file.read()
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
+
+
+def _executed(path: str | Path, copy_of: str | Path | None = None) -> dict[str, Any]:
+    """Executes a Python file; returns the names it defines."""
+    path, source = located(path), source_of(path)
+    home = path if copy_of is None or not Path(copy_of).parent.is_dir() else Path(copy_of)
+    module = ModuleType(MODULE)
+    module.__file__ = str(home.absolute())
+    _look_beside(home.absolute())
+    sys.modules[MODULE] = module  # where annotations that are text are looked up
     try:
         with old_names():
-            exec(compile(path.read_text(), str(path), "exec"), space)
+            exec(compile(source, str(path), "exec"), vars(module))
     except SyntaxError as error:
-        raise InputError(f"{path}, line {error.lineno}: {error.msg}") from error
+        raise InputError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     except Exception as error:
         lines = [
             f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
         ]
         where = f", line {lines[-1]}" if lines else ""
         raise InputError(f"{path}{where}: {type(error).__name__}: {error}") from error
-    return space
+    return vars(module)
+
+
+def _look_beside(file: Path) -> None:
+    """Lets modules beside an experiment file be imported; those of another folder no longer."""
+    folder = str(file.parent)
+    for old in [old for old in _folders if old != folder]:
+        _folders.remove(old)
+        sys.path.remove(old)
+        for name, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", None) or "").startswith(f"{old}/"):
+                del sys.modules[name]
+    if folder not in sys.path:
+        sys.path.append(folder)
+        _folders.append(folder)

@@ -28,7 +28,7 @@ def names() -> list[str]:
 
 def summary(name: str) -> str:
     """Returns the first line of an experiment's docstring."""
-    text = (folder() / f"{name}.py").read_text()
+    text = (folder() / f"{name}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
 
 

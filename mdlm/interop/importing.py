@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 
+from mdlm.config import records
 from mdlm.data.dataset import TextData
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Experiment
@@ -44,13 +45,14 @@ def import_weights(
             f"network={type(network).__name__}(...): weights can be imported for DiT and"
             " CausalTransformer"
         )
+    records.record(experiment)  # raises if it cannot be recorded
+    tensors = mdlm_torch.read(weights, dtype)  # before text is read, or the hub is asked
     data = experiment.data
     if isinstance(data, TextData) and not data.tokenizer.needs_text:
         # The text is not needed, so neither is its store.
         data = replace(data, store=None)
     tokenizer = data.load(None).tokenizer
     model = Model(experiment, tokenizer.vocab)
-    tensors = mdlm_torch.read(weights, dtype)
     params = {"network": mdlm_torch.stacked(tensors, network, model.vocab_size)}
     # The file lacks the parameters of a process that learns: they start as in training.
     start = stream(jax.random.key(experiment.seed), "init")

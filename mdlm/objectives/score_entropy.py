@@ -40,7 +40,7 @@ from mdlm.types import ArrayTree, Batch, LossTerms
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreEntropy(Objective):
-    """Trains and reports the denoising score entropy, in nats, t uniform on [t_min, 1].
+    """Trains and reports the denoising score entropy, in nats, t uniform on `[t_min, 1]`.
 
     As published, the integral is not rescaled to all of [0, 1], and neither the prior term nor the
     reconstruction is added: `bound` is the score entropy alone.

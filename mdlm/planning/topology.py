@@ -96,7 +96,7 @@ class Topology:
         """Raises InputError if libtpu is not installed."""
         if importlib.util.find_spec("libtpu") is None:
             raise InputError(
-                f"--topology {self.text}: needs the TPU compiler: pip install 'mdlm[tpu]'"
+                f"--topology {self.text}: needs the TPU compiler: pip install 'jax[tpu]'"
             )
 
     @property

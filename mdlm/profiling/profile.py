@@ -234,8 +234,8 @@ class Profiler:
         data = jax.profiler.ProfileData.from_file(str(written[-1]))
         module = text.partition("HloModule ")[2].partition(",")[0]
         found = read(timeline.events(data), module, timeline.instructions(text), self.steps)
-        (self.folder / "profile.txt").write_text(f"{found}\n")
-        (self.folder / "profile.json").write_text(found.to_json() + "\n")
+        (self.folder / "profile.txt").write_text(f"{found}\n", encoding="utf-8")
+        (self.folder / "profile.json").write_text(found.to_json() + "\n", encoding="utf-8")
         return found
 
     def close(self) -> None:

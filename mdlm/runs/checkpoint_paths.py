@@ -18,8 +18,16 @@ OPENED_BY = {"gs": "gcsfs", "s3": "s3fs"}
 def located(where: str | os.PathLike[str]) -> epath.Path:
     """Returns the absolute path of a folder of this machine, or a URL (`gs://...`) as it is.
 
-    Raises InputError if checkpoints cannot be kept under URLs of this scheme.
+    Raises InputError if checkpoints cannot be kept under URLs of this scheme, or if the name is not
+    UTF-8, which the libraries that write there need.
     """
+    try:
+        str(where).encode()
+    except UnicodeEncodeError as error:
+        shown = str(where).encode(errors="replace").decode()
+        raise InputError(
+            f"{shown}: this name is not UTF-8 here: choose another, or set PYTHONUTF8=1"
+        ) from error
     scheme, mark, _ = str(where).partition("://")
     if not mark:
         return epath.Path(where).absolute()
@@ -37,7 +45,9 @@ def newest_in(folder: epath.Path) -> tuple[int, dict[str, Any]] | None:
     reach(folder)
     for step in reversed(steps_in(folder)):
         try:
-            return step, json.loads((folder / str(step) / "data" / "metadata").read_text())
+            return step, json.loads(
+                (folder / str(step) / "data" / "metadata").read_text(encoding="utf-8")
+            )
         except FileNotFoundError:
             continue  # being written, or being deleted
         except ValueError:

@@ -191,7 +191,9 @@ class Checkpoints:
         """Returns the newest step with damaged metrics; orbax reads those of all checkpoints."""
         for step in reversed(steps_in(self.folder)):
             try:
-                json.loads((self.folder / str(step) / "metrics" / "metrics").read_text())
+                json.loads(
+                    (self.folder / str(step) / "metrics" / "metrics").read_text(encoding="utf-8")
+                )
             except FileNotFoundError:
                 continue
             except ValueError:

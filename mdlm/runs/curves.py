@@ -40,7 +40,8 @@ def draw(
     timed = [(e["step"], e["tokens_per_second"]) for e in train if "tokens_per_second" in e]
     if timed:
         speed.plot(*zip(*timed, strict=True), color=GREY)
-    loss.set_title(title, loc="left", fontsize=11)
+    shown = title.encode(errors="replace").decode()  # of a file name that is not UTF-8
+    loss.set_title(shown, loc="left", fontsize=11, parse_math=False)
     if loss.get_legend_handles_labels()[0]:
         loss.legend(frameon=False)
     for axes, label in ((loss, "nats per token"), (rate, "learning rate"), (speed, "tokens/s")):

@@ -35,7 +35,12 @@ def _git() -> dict[str, Any] | None:
     def ask(*words: str) -> str:
         here = Path(__file__).parent
         return subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", str(here), *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+            encoding="utf-8",
         ).stdout.strip()
 
     try:

@@ -26,17 +26,19 @@ from jaxtyping import Int
 
 from mdlm.cluster import process_group
 from mdlm.config import records
-from mdlm.config.components import classes_in
+from mdlm.config.components import UnknownComponent, classes_in
 from mdlm.config.field_types import default_of
 from mdlm.config.overrides import apply
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import fingerprint, identity, identity_of
 from mdlm.experiment.loading import load_file
+from mdlm.files import replaced
 from mdlm.runs.checkpoint_paths import located, newest_in
 from mdlm.runs.environment import environment
-from mdlm.runs.files import replaced
 from mdlm.runs.log import Log
+from mdlm.runs.reading import config_of, starts_of
+from mdlm.version import __version__
 
 COUNTS = "token_counts.npy"
 BEGINNING = ".begun"
@@ -105,9 +107,10 @@ class RunFolder:
 
     def begin(
         self,
-        source: str,
-        overrides: list[tuple[str, str]],
+        source: str | None,
+        overrides: Sequence[tuple[str, str]],
         experiment: Experiment,
+        file: Path | None = None,
         copy: Callable[[], None] = lambda: None,
         *,
         step: int = 0,
@@ -115,6 +118,7 @@ class RunFolder:
     ) -> None:
         """Writes the experiment's copy, its values and the environment. Call `check` before.
 
+        `source` is the text of the experiment file, None if there is none; `file` is where it lies.
         A resumed run keeps its first copy, and its new environment is added to env.json, with the
         values that `changed` at `step`. `copy` fills the folder with what the run begins from.
         """
@@ -127,15 +131,19 @@ class RunFolder:
         if not self.exists:
             (self.path / BEGINNING).touch()
         began = datetime.now(UTC)
-        kept = self._copy(source, began)
-        start = {"started": began.isoformat(timespec="seconds"), "experiment": kept}
+        start = {
+            "started": began.isoformat(timespec="seconds"),
+            "experiment": None if source is None else self._copy(source, began),
+            "file": None if file is None else str(file.absolute()),
+            "folder": str(Path.cwd()),
+        }
         if changed:
-            start |= {"step": step, "changed": changed}
+            start |= {"step": step, "changed": list(changed)}
         earlier = self.starts() if self.exists else []
         self._write("env.json", json.dumps([*earlier, {**start, **environment()}], indent=1) + "\n")
         config = {
             "fingerprint": fingerprint(experiment),
-            "overrides": overrides,
+            "overrides": list(overrides),
             "checkpoints": elsewhere,
             "experiment": records.record(experiment),
         }
@@ -149,7 +157,7 @@ class RunFolder:
         files = [self.path / "experiment.py", *sorted(self.path.glob("experiment-*.py"))]
         if self.exists and files[0].is_file():
             for file in files:
-                if file.read_text() == source:
+                if file.read_text(encoding="utf-8") == source:
                     return file.name
             name = f"experiment-{began:%Y%m%dT%H%M%S.%fZ}.py"
         else:
@@ -159,10 +167,16 @@ class RunFolder:
 
     def starts(self) -> list[dict[str, Any]]:
         """Returns the environment and the date of each start of the run, oldest first."""
-        path = self.path / "env.json"
-        found = json.loads(path.read_text()) if path.is_file() else []
-        # Version 0.1 kept only the environment of the last start, without a date.
-        return found if isinstance(found, list) else [found]
+        return starts_of(self.path / "env.json")
+
+    @property
+    def started_in(self) -> Path | None:
+        """The working folder of the run's first start, None if it is not recorded."""
+        found = self._first("folder")
+        return None if found is None else Path(found)
+
+    def _first(self, name: str) -> str | None:
+        return next((start[name] for start in self.starts() if start.get(name)), None)
 
     def agreed(self, experiment: Experiment) -> bool:
         """Returns whether the folder holds a run to resume, after `check` on process 0.
@@ -186,7 +200,7 @@ class RunFolder:
         while not self.exists and time.monotonic() < until:  # a network disk may be slow to show it
             time.sleep(0.2)
         config = self.path / "config.json"
-        seen = config.read_text() if self.exists else None
+        seen = config.read_text(encoding="utf-8") if self.exists else None
 
         def judge(all_seen: list[str | None]) -> None:
             for number, one in enumerate(all_seen):
@@ -255,13 +269,16 @@ class RunFolder:
     def counts(self) -> Int[np.ndarray, " v"] | None:
         """Returns the saved token counts, None if there are none."""
         path = self.data / COUNTS
-        return np.load(path) if path.is_file() else None
+        try:
+            return np.load(path) if path.is_file() else None
+        except (ValueError, EOFError, OSError) as error:
+            raise InputError(f"{path}: damaged ({error}); restore it from a copy") from error
 
     def config(self) -> dict[str, Any]:
         """Returns the contents of config.json. Raises InputError if this is not a run folder."""
         if not self.exists:
             raise InputError(f"{self.path}: not a run folder (no config.json)")
-        return json.loads((self.path / "config.json").read_text())
+        return config_of(self.path / "config.json")
 
     def experiment(self) -> Experiment:
         """Returns the run's experiment, read from config.json without executing code; with `trust`,
@@ -271,7 +288,8 @@ class RunFolder:
         """
         config, copy = self.config(), self.path / "experiment.py"
         if self.trust:
-            return apply(load_file(copy), [(name, text) for name, text in config["overrides"]])
+            experiment = load_file(copy, copy_of=self._first("file"))
+            return apply(experiment, [(name, text) for name, text in config["overrides"]])
         with self._described():
             return records.read(config["experiment"], Experiment, self._title)
 
@@ -291,16 +309,23 @@ class RunFolder:
         """Adds what the user can do to errors about config.json."""
         try:
             yield
-        except InputError as error:
+        except UnknownComponent as error:
             raise InputError(
                 f"{error}. Install the package that has the missing component, or give"
                 f" --trust-experiment (in Python, trust=True): it executes the run's own copy,"
                 f" {self.path / 'experiment.py'}"
             ) from error
+        except InputError as error:
+            made = [start.get("mdlm", __version__) for start in self.starts()][-1:]
+            if made in ([], [__version__]):
+                raise
+            raise InputError(
+                f"{error}. The run is of mdlm {made[0]}, this is {__version__}: use that version"
+            ) from error
 
     def _write(self, name: str, text: str) -> None:
         with replaced(self.path / name) as new:
-            new.write_text(text)
+            new.write_text(text, encoding="utf-8")
 
 
 def _few(found: list[str]) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mdlm.runs.files import replaced
+from mdlm.errors import InputError
+from mdlm.files import replaced
 from mdlm.runs.writers import Writer
 
 
@@ -32,7 +33,7 @@ class Log:
         if self.writes:
             line = {"kind": kind, "step": step, "time": round(time.time() - self.started, 2)}
             said = {name: _in_json(value) for name, value in values.items()}
-            with open(self.metrics_file, "a") as file:
+            with open(self.metrics_file, "a", encoding="utf-8") as file:
                 file.write(json.dumps({**line, **said}) + "\n")
             single = _singly(values)
             for writer in self.writers:
@@ -41,14 +42,26 @@ class Log:
     def add_samples(self, step: int, texts: list[str]) -> None:
         """Appends texts to samples.txt under a heading."""
         if self.writes:
-            with open(self.samples_file, "a") as file:
+            with open(self.samples_file, "a", encoding="utf-8") as file:
                 for number, text in enumerate(texts, 1):
                     file.write(f"=== step {step}, sample {number} ===\n{text}\n\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Returns the lines of metrics.jsonl, without an incomplete last line."""
-        text = self.metrics_file.read_text() if self.metrics_file.is_file() else ""
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        """Returns the lines of metrics.jsonl, without an incomplete last line.
+
+        Raises InputError if a line is damaged.
+        """
+        file = self.metrics_file
+        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        return [self._entry(line, n) for n, line in enumerate(text.split("\n")[:-1], 1)]
+
+    def _entry(self, line: str, number: int) -> dict[str, Any]:
+        try:
+            entry = json.loads(line)
+            return {**entry, "step": int(entry["step"]), "time": float(entry["time"])}
+        except (ValueError, TypeError, KeyError) as error:
+            where = f"{self.metrics_file}, line {number}"
+            raise InputError(f"{where}: damaged; remove the line, or the file") from error
 
     def rewind(self, step: int) -> None:
         """Drops the lines and samples after `step`, which a resumed run writes again."""
@@ -56,13 +69,16 @@ class Log:
             kept = [entry for entry in self.metrics() if entry["step"] <= step]
             self.started = time.time() - max((e["time"] for e in kept), default=0.0)
             with replaced(self.metrics_file) as new:
-                new.write_text("".join(json.dumps(e) + "\n" for e in kept))
+                new.write_text("".join(json.dumps(e) + "\n" for e in kept), encoding="utf-8")
         if self.writes and self.samples_file.is_file():
-            parts = re.split(r"(?m)^(?==== step \d+, sample 1 ===$)", self.samples_file.read_text())
-            steps = [int(part.split(",")[0].split()[-1]) if part else 0 for part in parts]
+            # A text may hold half a character, and lines may have been added by hand.
+            text = self.samples_file.read_text(encoding="utf-8", errors="surrogateescape")
+            parts = re.split(r"(?m)^(?==== step \d+, sample 1 ===$)", text)
+            heads = [re.match(r"=== step (\d+), sample 1 ===", part) for part in parts]
+            steps = [int(head[1]) if head else 0 for head in heads]
             kept = [part for part, at in zip(parts, steps, strict=True) if at <= step]
             with replaced(self.samples_file) as new:
-                new.write_text("".join(kept))
+                new.write_text("".join(kept), encoding="utf-8", errors="surrogateescape")
 
     def close(self) -> None:
         """Closes the writers."""

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mdlm.errors import InputError
-from mdlm.runs.files import replaced
+from mdlm.files import replaced
 from mdlm.types import ArrayTree
 
 NAME = "weights.safetensors"

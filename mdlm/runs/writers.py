@@ -1,5 +1,6 @@
 """Writers of metrics besides metrics.jsonl, on request: TensorBoard and Weights & Biases."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ class TensorBoard:
         try:
             from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise InputError("--tensorboard needs: pip install 'mdlm[tensorboard]'") from error
+            raise InputError("--tensorboard needs: pip install tensorboardX") from error
         self.writer = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, kind: str, step: int, values: dict[str, float]) -> None:
@@ -41,7 +42,7 @@ class WeightsAndBiases:
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise InputError("--wandb needs: pip install 'mdlm[wandb]'") from error
+            raise InputError("--wandb needs: pip install wandb") from error
         name = str(folder).replace("/", "-")
         self.run: Any = wandb.init(
             project=project, id=name, name=name, resume="allow", config=describe(experiment)
@@ -52,6 +53,16 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self.run.finish()
+
+
+def check_packages(tensorboard: bool, wandb: str | None) -> None:
+    """Raises InputError if the package of a requested writer is not installed."""
+    for option, asked, package in (
+        ("--tensorboard", tensorboard, "tensorboardX"),
+        ("--wandb", wandb, "wandb"),
+    ):
+        if asked and importlib.util.find_spec(package) is None:
+            raise InputError(f"{option} needs: pip install {package}")
 
 
 def writers(

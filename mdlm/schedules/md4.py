@@ -34,7 +34,7 @@ def relative_gap(
 
 @dataclass(frozen=True, kw_only=True)
 class Polynomial(Schedule):
-    """alpha = eps + (1 - 2 eps)(1 - t^power); power 1 is MD4's "linear"."""
+    """alpha = eps + (1 - 2 eps)(1 - t^power); `power` 1 is MD4's "linear". `eps` bounds alpha."""
 
     power: float
     eps: float = 0.0

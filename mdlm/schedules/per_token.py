@@ -178,11 +178,11 @@ STEEPEST = 0.95
 class Spindle(PerToken):
     """DiffusionBERT's schedule: rare, informative tokens are masked first, frequent ones last.
 
-    `strength` is the paper's lambda; 0 is alpha = 1 - t for all. H_k is the information of token
-    k in the training split, in nats, with 1 added to each count so that it is finite for unseen
-    tokens. The paper's mean of H is over the tokens of the same sentence. A sentence's other
-    tokens are not a function of (t, x_0), and in generation they are not known, so here the mean
-    is over the training split: the entropy of its unigram distribution.
+    `strength` is the paper's lambda; 0 is alpha = 1 - t for all. `bend` is made of the counts.
+    H_k is the information of token k in the training split, in nats, with 1 added to each count so
+    that it is finite for unseen tokens. The paper's mean of H is over the tokens of the same
+    sentence. A sentence's other tokens are not a function of (t, x_0), and in generation they are
+    not known, so here the mean is over the training split: the entropy of its unigram distribution.
 
     H~ has no lower bound: alpha of the most frequent tokens would rise above 1 and fall again.
     The paper's code clips alpha (and uses log(1 + count) / its maximum, minus the sentence's

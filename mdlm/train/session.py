@@ -8,7 +8,8 @@ With several processes (see `mdlm.cluster.process_group`) each prepares the same
 itself; their arguments and their data are compared. Process 0 checks the folder and writes.
 """
 
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,8 @@ from pathlib import Path
 import jax
 
 from mdlm.cluster import process_group
+from mdlm.config import records
+from mdlm.config.components import UnknownComponent
 from mdlm.config.records import describe
 from mdlm.data.dataset import Dataset
 from mdlm.errors import InputError
@@ -33,7 +36,7 @@ from mdlm.runs import curves
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
 from mdlm.runs.weights import Weights
-from mdlm.runs.writers import writers
+from mdlm.runs.writers import check_packages, writers
 from mdlm.train.events import Evaluated, Event, Saved
 from mdlm.train.loop import Trainer
 from mdlm.train.origin import Origin
@@ -51,7 +54,8 @@ class Session:
     Args:
         experiment: what to train.
         out: the run folder; an earlier run of the same experiment there is resumed.
-        source: text of the experiment file, of which the folder keeps a copy.
+        source: text of the experiment file, of which the folder keeps a copy, if any.
+        file: where the experiment file lies, for code in it that asks.
         overrides: overrides of the experiment's values, recorded in config.json.
         checkpoints: a folder or URL to keep checkpoints in, if not in the run folder.
         init_from: a run folder whose EMA parameters training starts from.
@@ -70,8 +74,9 @@ class Session:
         experiment: Experiment,
         out: Path,
         *,
-        source: str,
-        overrides: list[tuple[str, str]],
+        source: str | None = None,
+        overrides: Sequence[tuple[str, str]] = (),
+        file: Path | None = None,
         checkpoints: str | None = None,
         init_from: str | None = None,
         fork: str | None = None,
@@ -82,6 +87,10 @@ class Session:
         trust: bool = False,
         report: Callable[[str, int, int], None] | None = None,
     ):
+        check_recordable(experiment, with_file=bool(source))
+        check_packages(tensorboard, wandb)
+        if init_from is not None:
+            RunFolder(init_from).config()  # raises if it is not a run
         self.experiment, self.profile = experiment, profile
         self.folder = RunFolder(out, checkpoints, trust=trust)
         settings = experiment.train
@@ -115,8 +124,9 @@ class Session:
             self._take_parameters(origin)
         if profile:
             profiles.check(profile, settings.steps - (made or 0))
-        changed = self.changed
-        self.folder.begin(source, overrides, experiment, copy, step=made or 0, changed=changed)
+        self.folder.begin(
+            source, overrides, experiment, file, copy, step=made or 0, changed=self.changed
+        )
         if self.folder.writes:
             self.dataset.tokenizer.save(self.folder.data)
             self.folder.save_counts(self.model.counts)
@@ -170,7 +180,8 @@ class Session:
         if self.generated:
             lines.append("a sample (more in samples.txt):")
             lines += [f"  | {line}" for line in self.generated.texts[0].shown.splitlines()]
-        lines.append(f"next: mdlm eval {self.folder.path}    mdlm sample {self.folder.path}")
+        folder = shlex.quote(str(self.folder.path))
+        lines.append(f"next: mdlm eval {folder}    mdlm sample {folder}")
         return "\n".join(lines)
 
     def _steps_made(self) -> int | None:
@@ -216,6 +227,23 @@ class Session:
             title = f"{self.experiment.name} ({self.folder.path})"
             path = self.folder.path / "curves.png"
             curves.draw(self.folder.log.metrics(), path, title, self.references)
+
+
+def check_recordable(experiment: Experiment, *, with_file: bool) -> None:
+    """Raises InputError if a run of the experiment could not be opened again.
+
+    `with_file`: the run folder keeps an experiment file, which may define components of its own.
+    """
+    record = records.record(experiment)
+    if with_file:
+        return
+    try:
+        records.read(record, Experiment, "experiment")
+    except UnknownComponent as error:
+        raise InputError(
+            f"{error}, so a run of it could not be opened: train from an experiment file that"
+            ' defines it (mdlm.train("FILE.py")), or declare it in a package (CONTRIBUTING.md)'
+        ) from error
 
 
 def configuration(experiment: Experiment) -> dict[str, object]:

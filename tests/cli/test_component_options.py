@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from mdlm.cli.main import main, parser
+from mdlm.cli.settings import said_of
+from mdlm.config.overrides import names
+from mdlm.experiment import load_file, shipped
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 QUICK = str(EXPERIMENTS / "quickstart.py")
@@ -29,13 +32,48 @@ def test_a_number_is_which_process_and_anything_else_the_noise(words, number, co
 def test_settings_take_components_and_list_them(capsys):
     words = ["--process", "Masked(schedule=Cosine)", "--network", "DiT(width=64, depth=2, heads=2)"]
     assert main(["settings", QUICK, *words]) == 0
-    found = {
-        line.split()[0]: line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()
-    }
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--")]
+    found = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
     assert found["--process"].startswith("Masked(schedule=Cosine())")
     assert found["--process.schedule"].startswith("Cosine()")
     assert found["--network.width"].startswith("64")
     assert found["--network"].endswith("Network")
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_every_setting_has_a_sentence(name):
+    experiment = load_file(name)
+    missing = [n for n, _, value in names(experiment) if not said_of(experiment, n, value)]
+    assert not missing
+
+
+def test_every_kind_of_component_is_listed_with_sentences(capsys):
+    for kind in ("networks", "schedules", "objectives", "sources", "samplers"):
+        assert main(["components", kind]) == 0
+    assert main(["samplers"]) == 0
+    said = capsys.readouterr().out
+    assert "    top_p: " in said and "    temperature: " in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tran", "quickstart"], "tran: no such command; did you mean train?"),
+        (["zzz"], "zzz: no such command; choose one of experiments, new,"),
+        (
+            ["sample", "x", "--topp", "1"],
+            "--topp: mdlm sample has no such option; did you mean --top-p?",
+        ),
+        (["sample", "x", "--top_p", "1"], "x: not a run folder"),
+        (
+            ["sample", "x", "--top_p=1", "--no_such", "3"],
+            "--no_such: mdlm sample has no such option;",
+        ),
+    ],
+)
+def test_the_nearest_command_or_option_is_named(words, message, capsys):
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith(f"mdlm: {message}")
 
 
 def test_a_plan_takes_components(capsys):

@@ -1,7 +1,10 @@
 """The rank of a process: from flags, from the environment, or a single process."""
 
+import os
+
 import pytest
 
+from mdlm.cluster import launch
 from mdlm.cluster.launch import Rank, find_rank
 from mdlm.errors import InputError
 
@@ -19,8 +22,6 @@ SLURM = {
 @pytest.fixture
 def single(monkeypatch):
     """An environment without variables of other processes."""
-    import os
-
     for name in list(os.environ):
         if name.startswith(("SLURM_", "OMPI_", "JAX_COORDINATOR", "KUBERNETES_", "CUDA_VISIBLE")):
             monkeypatch.delenv(name)
@@ -124,3 +125,19 @@ def test_one_task_of_slurm_is_single(single, changes):
     for name, value in {**SLURM, **changes}.items():
         single.setenv(name, value)
     assert find_rank(None, None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("there", "then"),
+    [
+        ({}, "node0"),
+        ({"no_proxy": "a.org"}, "a.org,node0"),
+        ({"no_proxy": "a.org", "no_grpc_proxy": "b.org"}, "b.org,node0"),
+    ],
+)
+def test_no_proxy_is_asked_for_the_coordinator(monkeypatch, there, then):
+    """gRPC, which the runtime speaks, would connect to it through `http_proxy`."""
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.setenv(name, there.get(name, ""))
+    launch.reach_directly("node0:1234")
+    assert os.environ["no_grpc_proxy"] == then

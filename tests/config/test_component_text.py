@@ -191,7 +191,8 @@ def test_defaults_of_its_own_are_told():
     (editing,) = [line for line in lines if line.startswith("Editing(")]
     (ancestral,) = [line for line in lines if line.startswith("Ancestral(")]
     assert "temperature=0.0" in editing and "temperature" not in ancestral
-    assert "temperature=1.0" in lines[-1]
+    (shared,) = [line for line in lines if line.startswith("every sampler also has")]
+    assert "temperature=1.0" in shared
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def test_values_are_read_as_their_type(name, text, value):
         ("inner.rat", "1", "did you mean --inner.rate?"),
         ("rate", "1", "did you mean --inner.rate?"),
         ("steps.more", "1", "no such setting"),
+        ("inner.rate", "nan", "expected a number"),
         ("steps", "ten", "expected a whole number"),
         ("steps", "1.5", "expected a whole number"),
         ("on", "maybe", "expected true or false"),
@@ -83,6 +84,26 @@ def test_mistakes_are_named(name, text, message):
     with pytest.raises(InputError, match=message.replace("?", r"\?")) as caught:
         apply(Outer(), [(name, text)])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("lr", "optimizer.learning_rate"),
+        ("wd", "optimizer.weight_decay"),
+        ("batch-size", "train.batch_size"),
+        ("lerning_rate", "optimizer.learning_rate"),
+    ],
+)
+def test_what_others_call_a_setting_is_answered_with_ours(name, near):
+    with pytest.raises(InputError, match=rf"did you mean --{near}\?"):
+        apply(tiny.experiment(Path("text.txt")), [(name, "1")])
+
+
+def test_dashes_are_underscores():
+    experiment = tiny.experiment(Path("text.txt"))
+    found = apply(experiment, [("train.batch-size", "4"), ("optimizer.learning-rate", "0.5")])
+    assert found.train.batch_size == 4 and found.optimizer.learning_rate == 0.5
 
 
 def test_later_overrides_win():

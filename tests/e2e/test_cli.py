@@ -52,7 +52,8 @@ def work(tmp_path_factory):
 
 
 def test_version_and_help():
-    assert re.fullmatch(r"mdlm \d+\.\d+\.\d+\n", mdlm("--version").stdout)
+    said = mdlm("--version").stdout  # and which program it is: there is another one of that name
+    assert re.fullmatch(r"mdlm \d+\.\d+\.\d+ \(mdlm-jax, in /.*mdlm\)\n", said)
     text = mdlm("train", "--help").stdout
     assert "--train.steps 2000" in text and "resume an interrupted run" in text
 

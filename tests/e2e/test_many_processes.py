@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -132,7 +133,13 @@ def test_two_processes_train_stop_and_go_on(work):
     assert code == other_code == 143, (err[-2000:], other_err[-2000:])
     assert out == other_out == "" and "saving, then stopping" in other_err
     step = max(int(p.name) for p in (work / "stopped" / "checkpoints").iterdir() if p.is_dir())
-    assert f"mdlm: stopped at step {step}, saved; to continue: mdlm train tiny.py" in err
+    (line,) = [line for line in err.splitlines() if line.startswith("mdlm: stopped at")]
+    said, _, again = line.partition("; to continue: ")
+    assert said == (
+        f"mdlm: stopped at step {step}, saved; start all 2 processes again, each with its own"
+        " --process"
+    )
+    assert shlex.split(again)[:3] == ["mdlm", "train", "tiny.py"]
     many = Many((*words, *SPREAD, "--train.steps", step + 4), work)
     assert "next: mdlm eval stopped" in many.succeeded()
     steps = [entry["step"] for entry in metrics(work / "stopped")]

@@ -64,7 +64,7 @@ def test_refusals(file, capsys, monkeypatch):
         capsys, file, "--topology", "v7:2x2"
     )
     said = refused(capsys, file, "--topology", "v5e:2x2")
-    assert "needs the TPU compiler: pip install 'mdlm[tpu]'" in said
+    assert "needs the TPU compiler: pip install 'jax[tpu]'" in said
     said = refused(capsys, file, "--topology", "v5e:2x2", "--mesh.fsdp", "3")
     assert "mesh data=-1 fsdp=3 does not fit 4 devices" in said
     said = refused(capsys, file, "--topology", "v5e:2x2", "--mesh.tensor", "4", "--mesh.data", "1")
@@ -77,7 +77,7 @@ def test_refusals(file, capsys, monkeypatch):
 
 def test_help():
     text = mdlm("plan", "--help").stdout
-    assert "--topology v5e:4x4" in text and "pip install 'mdlm[tpu]'" in text
+    assert "--topology v5e:4x4" in text and "pip install 'jax[tpu]'" in text
 
 
 def test_where_the_vocabulary_is_known_from(tmp_path):

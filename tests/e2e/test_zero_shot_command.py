@@ -56,6 +56,9 @@ def test_well_known_texts(work):
         "no EOS between documents, "
     )
     assert found["n"] == len(" = Title =\n" + " a 1,000, b.\n" + "a 1,000, b.\n" * 8)
+    (work / "wiki.txt").write_text(" = Title = \n a 1 @,@ 000 , b . \n")
+    found = scored(work, "--on", "wikitext2", "--data", "wiki.txt")["bits per byte"]
+    assert "wiki.txt, cleaned by WikiText(), valid, " in found["protocol"]
     found = scored(work, "--on", "lambada", "--data", "passages")["bits per byte"]
     assert "cleaned by Lambada(), test, " in found["protocol"]
     assert found["n"] == len('\n"one two"\n' + ("three four five " * 20).strip())
@@ -78,7 +81,7 @@ def test_own_texts_and_the_store(work):
             "--on wikitext: allowed are ptb, wikitext2, wikitext103, lm1b",
         ),
         (["--on", "ptb", "--split", "test"], "--split test: not allowed with --on"),
-        (["--on", "ptb", "--data", "a", "b"], "--data a b: with --on, give one folder"),
+        (["--on", "ptb", "--data", "a", "b"], "file not found: a"),
         (["--on", "lm1b"], "data set dvruette/lm1b cannot be read"),  # the hub is out of reach
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from mdlm.config.overrides import names
 from mdlm.config.records import differences
 from mdlm.errors import InputError
 from mdlm.experiment.evaluation import Perplexity
@@ -163,6 +164,56 @@ def test_faulty_files_are_named_with_the_line(tmp_path, text, message):
         load_file(tmp_path / "e.py")
     with pytest.raises(InputError, match="no such file"):
         load_file(tmp_path / "missing.py")
+
+
+def test_a_module_beside_the_file_is_found(tmp_path):
+    """While the file is executed and later; each file finds those of its own folder."""
+    for name, width in (("one", 32), ("two", 64)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "widths_of_mine.py").write_text(f"WIDTH = {width}\n")
+        text = tiny.FILE.replace("width=32", "width=WIDTH").format(text="t.txt")
+        text = text.replace("from mdlm.optim", "from widths_of_mine import WIDTH\nfrom mdlm.optim")
+        (tmp_path / name / "mine.py").write_text(text)
+        assert load_file(tmp_path / name / "mine.py").network.width == width
+        assert __import__("widths_of_mine").WIDTH == width
+
+
+def test_a_file_knows_where_it_lies_also_as_a_copy(tmp_path, monkeypatch):
+    (tmp_path / "proj").mkdir()
+    text = "from pathlib import Path\n" + tiny.FILE.replace(
+        "{text!r}", 'str(Path(__file__).parent / "t.txt")'
+    )
+    for name in ("proj/mine.py", "copy.py"):
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    there, copy = load_file("proj/mine.py"), load_file("copy.py", copy_of="proj/mine.py")
+    assert there.data.source.train == str(tmp_path / "proj" / "t.txt")
+    assert copy == there
+    assert load_file("copy.py", copy_of="gone/mine.py").data.source.train == str(tmp_path / "t.txt")
+
+
+def test_annotations_of_own_components_may_be_text(tmp_path):
+    (tmp_path / "e.py").write_text(
+        "from __future__ import annotations\n"
+        + tiny.FILE.format(text="t.txt")
+        + "import dataclasses\n"
+        "@dataclasses.dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(DiT):\n    half: Wrap | None = None\n"
+        "experiment = dataclasses.replace(experiment, network=Mine(width=32, depth=1, heads=2))\n"
+    )
+    found = {name for name, _, _ in names(load_file(tmp_path / "e.py"))}
+    assert "network.half" in found
+
+
+def test_a_file_in_another_encoding_says_so_or_is_refused(tmp_path):
+    text = tiny.FILE.format(text="caf\u00e9.txt")
+    path = tmp_path / "e.py"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match="not UTF-8 text: .*; save it as UTF-8"):
+        load_file(path)
+    for lines, encoding in (("", "utf-8-sig"), ("# coding: latin-1\n", "latin-1")):
+        path.write_text(lines + text, encoding=encoding)
+        assert load_file(path).data.source.train == "caf\u00e9.txt"
 
 
 def test_mesh_and_batch_must_fit():

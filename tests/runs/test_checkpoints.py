@@ -267,3 +267,8 @@ def test_saved_on_one_mesh_restored_on_another(model, tmp_path):
             assert set(found) == {"step", "params", "opt_state", "ema", "watch"}
             jax.tree.map(np.testing.assert_array_equal, found, here)
             assert jax.tree.all(jax.tree.map(lambda a, d: a.sharding == d.sharding, found, due))
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused():
+    with pytest.raises(InputError, match="not UTF-8 here: choose another, or set PYTHONUTF8=1"):
+        located("runs/b\udcff")

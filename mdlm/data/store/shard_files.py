@@ -23,6 +23,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from mdlm.errors import InputError
+from mdlm.files import cache_folder
 
 PIECE = 2**20
 """Bytes of a piece of a remote file."""
@@ -112,11 +113,15 @@ class RemoteFiles(ShardFiles):
     def __init__(self, fs: Any, folder: str, url: str):
         super().__init__()
         self.fs, self.folder, self.url, self.piece = fs, folder, url, PIECE
+        cache = cache_folder("stores")
+        if cache is None:
+            raise InputError(f"{url}: no home folder to keep it in; set XDG_CACHE_HOME to a folder")
+        self.cache = cache
 
     def path(self, piece: Piece) -> Path:
         file, number = piece
         name = "whole" if number is None else f"{number:06d}-of-{self.piece}"
-        return cache_folder() / file.sha256 / name
+        return self.cache / file.sha256 / name
 
     def need(self, pieces: Iterable[Piece]) -> None:
         missing = [piece for piece in dict.fromkeys(pieces) if not self._is_there(piece)]
@@ -170,11 +175,6 @@ class RemoteFiles(ShardFiles):
                 f"{path.parent}: cannot write data fetched from {self.url} ({error}); "
                 "set XDG_CACHE_HOME to another folder"
             ) from error
-
-
-def cache_folder() -> Path:
-    """Returns the cache folder for pieces of remote files."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdlm" / "stores"
 
 
 def files_of(url: str) -> ShardFiles:

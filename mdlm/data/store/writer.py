@@ -78,7 +78,7 @@ class Folder:
         import fcntl
 
         self.local.mkdir(parents=True, exist_ok=True)
-        with (self.local / ".lock").open("w") as file:
+        with (self.local / ".lock").open("w", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

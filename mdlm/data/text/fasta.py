@@ -6,13 +6,14 @@ or an interval of one, is a document of A, C, G, T and N, without line breaks.
 
 import gzip
 import hashlib
+import os
 import re
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mdlm.data.text.files import Piece, matching_files
 from mdlm.data.text.source import SPLITS, Source, as_tuple
@@ -37,7 +38,7 @@ SPLIT_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Fasta(Source):
-    """Genomes from FASTA files (`.fa`, `.fasta`, `.fna`, each also with `.gz`).
+    """Genomes from FASTA files, named by `files` (`.fa`, `.fasta`, `.fna`, each also with `.gz`).
 
     `intervals` is a BED file with the columns record, start (from 0), end (excluded) and,
     optionally, split (train, valid or validation, test). Then only the intervals are read, each as
@@ -56,6 +57,8 @@ class Fasta(Source):
     Reading raises InputError if a file is not FASTA or BED, a letter stands for no base, a record
     occurs twice or has no bases, or an interval is of an unknown record or beyond its end.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("files", "intervals")
 
     files: str | tuple[str, ...]
     intervals: str | None = None
@@ -208,7 +211,7 @@ def reverse_complement(bases: str) -> str:
 def read_intervals(path: Path) -> dict[str, list[Interval]]:
     """Returns the intervals of a BED file by record."""
     try:
-        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(os.path.expanduser(path)).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"{path} cannot be read: {reason}") from error

@@ -7,6 +7,7 @@ the position from which reading can be resumed.
 import glob
 import gzip
 import json
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -56,7 +57,7 @@ def matching_files(patterns: Iterable[str]) -> list[Path]:
     """
     found: list[Path] = []
     for pattern in _whole_names(list(patterns)):
-        path = Path(pattern).expanduser()
+        path = Path(os.path.expanduser(pattern))  # no error without a home folder
         if path.is_dir():
             raise InputError(f"{pattern} is a folder: name its files, such as {pattern}/*.txt")
         matches = _matches(pattern)

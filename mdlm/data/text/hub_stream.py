@@ -4,6 +4,7 @@ The library's state of a stream is costly to copy, so it is saved only once in `
 row's position is the last saved state and the number of rows after it.
 """
 
+import functools
 import itertools
 import logging
 import time
@@ -16,6 +17,8 @@ STATE_EVERY = 1000
 """Rows between two saved states: at most so many are read again when a stream is resumed."""
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Seconds before each successive attempt to reconnect."""
+ANSWER = 5.0
+"""Seconds that the hub has to answer when it is first asked."""
 NETWORK = (
     "aiohttp", "botocore", "fsspec", "gcsfs", "http", "httpcore", "httpx", "huggingface_hub",
     "requests", "s3fs", "urllib3",
@@ -70,6 +73,26 @@ def stream(
             log.warning("%s: connection lost after row %d (%s)", name, row, reason)
             log.warning("attempt %d of %d to reconnect in %.0f s", failures, len(WAITS), wait)
             time.sleep(wait)
+
+
+@functools.cache
+def hub_trouble() -> str | None:
+    """Asks the hub once whether it can be reached; returns the reason if not, else None.
+
+    If not, the libraries read what they have kept, and do not try again and again.
+    """
+    import huggingface_hub
+    from datasets import config
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            huggingface_hub.utils.get_session().head(constants.ENDPOINT, timeout=ANSWER)
+            return None
+        except Exception as error:  # of whatever library asks
+            constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+            return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return "HF_HUB_OFFLINE is set"
 
 
 def may_pass(error: BaseException | None) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mdlm.data.text import hub_stream
 from mdlm.data.text.files import Piece, gather
@@ -18,14 +18,18 @@ ROWS = 1000
 class HuggingFace(Source):
     """A data set of the Hugging Face hub, or a folder: Parquet and the like, or `save_to_disk`.
 
-    `data_dir` selects a folder inside the data set. `train`, `valid` and `test` are the data set's
-    own names of its splits (None: no such split). With `held_out_documents` the valid split is
-    that many documents from the end of train, as is usual for OpenWebText (the last 100,000), or
-    from its start; `valid` is then ignored.
+    `path` is its name or folder, `config` its part, `revision` a branch, tag or commit of the hub,
+    and `text_field` the column of the text. `data_dir` selects a folder inside the data set.
+    `train`, `valid` and `test` are the data set's own names of its splits (None: no such split).
+    With `held_out_documents` the valid split is that many documents from the end of train, as is
+    usual for OpenWebText (the last 100,000), or from its start (`held_out_at`); `valid` is then
+    ignored.
 
     With `streaming`, rows are read over the network and not kept on disk; a lost connection is
     resumed (`hub_stream.stream`). Folders written by `save_to_disk` are always read from disk.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str
     config: str | None = None
@@ -91,10 +95,13 @@ class HuggingFace(Source):
 
     def _open(self, read: Callable[[], Any]) -> Any:
         """Returns `read()`. Raises InputError, in one line, if the library fails."""
+        away = None if Path(self.path).exists() else hub_stream.hub_trouble()
         try:
             return read()
         except Exception as error:  # the library raises many kinds of errors
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if away is not None:
+                reason = f"the hub does not answer ({away}); name a folder with a copy of it"
             raise InputError(f"{self.name} cannot be read: {reason}") from error
 
     def _rows(self, split: str, streaming: bool = False) -> Any:

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from mdlm.data.text.cleaning import Cleaning, cleaned
 from mdlm.data.text.files import Piece
@@ -14,7 +14,11 @@ SPLITS = ("train", "valid", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Source(abc.ABC):
-    """Documents by split. `clean` is applied to each document after the splits are made."""
+    """Documents by split. `clean` is applied to each document after the splits are made.
+
+    `paths` names the fields that hold files or folders, which may be relative."""
+
+    paths: ClassVar[tuple[str, ...]] = ()
 
     clean: Cleaning | None = None
 

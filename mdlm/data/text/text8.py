@@ -1,8 +1,10 @@
 """text8: the first 100 million characters of a cleaned Wikipedia dump, a to z and space."""
 
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from mdlm.data.text.source import SPLITS, Source
 from mdlm.errors import InputError
@@ -16,9 +18,11 @@ SYMBOLS = b"abcdefghijklmnopqrstuvwxyz "
 class Text8File(Source):
     """The file `text8`, or `text8.zip` with it inside (http://mattmahoney.net/dc/text8.zip).
 
-    Each split is one document. Reading it raises InputError if the file has another size or other
-    characters, for example after an interrupted download.
+    `path` is where it lies. Each split is one document. Reading it raises InputError if the file
+    has another size or other characters, for example after an interrupted download.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str = "text8"
 
@@ -47,7 +51,7 @@ class Text8File(Source):
         return [data[start : start + SIZES[split]].decode("ascii")]
 
     def _read(self) -> bytes:
-        path = Path(self.path).expanduser()
+        path = Path(os.path.expanduser(self.path))
         try:
             if path.suffix != ".zip":
                 return path.read_bytes()

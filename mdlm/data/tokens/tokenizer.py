@@ -7,8 +7,6 @@ piece by piece, cut only where a cut cannot change a token. Nothing of a text is
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from mdlm.data.tokens.cuts import safe_cut
 from mdlm.data.tokens.plain_text import for_text, unknown_id
 from mdlm.data.tokens.spelling import Spelling
 from mdlm.errors import InputError
+from mdlm.files import replaced
 from mdlm.vocab import Vocab
 
 Report = Callable[[str, int, int], None]
@@ -176,14 +175,17 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in self.files().items():
-            replace_file(folder / name, text)
+            with replaced(folder / name) as new:
+                new.write_text(text, encoding="utf-8")
 
     @staticmethod
     def load(folder: str | Path) -> "Tokenizer":
         """Returns a saved tokenizer. Raises InputError if it is missing or damaged."""
         folder = Path(folder)
         try:
-            return Tokenizer.from_files({n: (folder / n).read_text("utf-8") for n in FILES})
+            return Tokenizer.from_files(
+                {n: (folder / n).read_text(encoding="utf-8") for n in FILES}
+            )
         except Exception as error:  # the library raises bare Exceptions
             raise InputError(f"{folder}: its tokenizer cannot be read: {error}") from error
 
@@ -208,11 +210,3 @@ class Tokenizer:
             yield text[start : found.start()]
             start = found.start()
         yield text[start:]
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Writes a file atomically: under a temporary name, which is then renamed."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(temporary, path)
