@@ -146,7 +146,7 @@ class Dataset:
 
     def _encoded(self, split: str) -> Split:
         documents = self.data.source.documents(split)
-        encoded = self.tokenizer.encode(documents, self._report, f"tokenizing {split}")
+        encoded = self.tokenizer.encode(documents, self._report, f"tokenizing {split}, characters")
         try:
             rows = self.data.packing.of(encoded, self.vocab)
         except InputError as error:

@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Key
 
-from mdlm.cluster import process_group
+from mdlm.cluster import compiling, process_group
 from mdlm.data.dataset import Dataset, TextData
 from mdlm.data.loader import evaluation_batches
 from mdlm.data.mixture import Mixture
@@ -95,7 +95,7 @@ class Scorer:
             mine = {name: value[here] if value.ndim else value for name, value in batch.items()}
             inputs = params, jax.random.fold_in(key, number), Batch(**put_on_mesh(self.mesh, mine))
             if size not in self._compiled:
-                process_group.compile_together(self.evaluate, *inputs)
+                compiling.compile_together(self.evaluate, *inputs, what="the evaluation")
                 self._compiled.add(size)
             return jax.device_get(self.evaluate(*inputs))
 

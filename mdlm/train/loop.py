@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mdlm.cluster import process_group
+from mdlm.cluster import compiling, process_group
 from mdlm.data.dataset import Dataset
 from mdlm.data.loader import HostBatch, TrainLoader
 from mdlm.data.prefetch import Prefetcher
@@ -141,7 +141,8 @@ class Trainer:
         """Dispatches a step on the next batch; does not wait for the devices."""
         self.position, batch = next(self.batches)
         if self.metrics is None:
-            process_group.compile_together(self.train_step, self.state, batch)
+            compiling.compile_together(self.train_step, self.state, batch, what="the training step")
+            self.meter.skip()
         self.profiler.before(self.made, self.train_step, self.state, batch)
         self.state, self.metrics = self.train_step(self.state, batch)
         self.made += 1
