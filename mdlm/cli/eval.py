@@ -21,6 +21,7 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     from mdlm.config.component_text import from_text
     from mdlm.data.dataset import TextData
     from mdlm.data.sources import TextFiles
+    from mdlm.evals.nll import table
     from mdlm.objectives import Objective
     from mdlm.run import load
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace, _: Changes) -> int:
         print(json.dumps([vars(m) for m in metrics], indent=1))
     else:
         print(f"{args.run_folder}, step {run.step}")
-        print("\n".join(f"  {metric}" for metric in metrics))
+        print(table(metrics))
     return 0
 
 

@@ -8,6 +8,7 @@ With several processes (see `mdlm.cluster.process_group`) each prepares the same
 itself; their arguments and their data are compared. Process 0 checks the folder and writes.
 """
 
+import shlex
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +19,7 @@ from mdlm.cluster import process_group
 from mdlm.config.records import describe
 from mdlm.data.dataset import Dataset
 from mdlm.errors import InputError
-from mdlm.evals.nll import Metric
+from mdlm.evals.nll import Metric, table
 from mdlm.evals.scorer import check_same_data
 from mdlm.experiment.evaluation import split_in_training
 from mdlm.experiment.experiment import Experiment
@@ -143,11 +144,12 @@ class Session:
     def closing_words(self) -> str:
         """Returns the text to print at the end of a run: its folder, metrics, next commands."""
         lines = [f"{self.folder.path}: step {self.step}"]
-        lines += [f"  {metric}" for metric in self.metrics]
+        lines += [table(self.metrics)] if self.metrics else []
         if self.generated:
             lines.append("a sample (more in samples.txt):")
             lines += [f"  | {line}" for line in self.generated.texts[0].text.splitlines()]
-        lines.append(f"next: mdlm eval {self.folder.path}    mdlm sample {self.folder.path}")
+        path = shlex.quote(str(self.folder.path))
+        lines += [f"next: mdlm eval {path}", f"      mdlm sample {path}"]
         return "\n".join(lines)
 
     def _steps_made(self) -> int | None:
