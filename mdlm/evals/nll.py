@@ -36,6 +36,16 @@ class Metric:
         return table([self])
 
 
+def as_line(metrics: Sequence[Metric]) -> dict[str, float | str | None]:
+    """Returns metrics of one protocol for a line of metrics.jsonl: the value of each under its
+    name, the standard errors under `NAME stderr` and `NAME stderr_rows`, and the protocol."""
+    line: dict[str, float | str | None] = {}
+    for m in metrics:
+        line |= {m.name: m.value, f"{m.name} stderr": m.stderr}
+        line |= {f"{m.name} stderr_rows": m.stderr_rows, "protocol": m.protocol}
+    return line
+
+
 def table(metrics: Sequence[Metric]) -> str:
     """Returns metrics as text of at most 80 columns: each protocol once, above its numbers.
 

@@ -20,6 +20,7 @@ from mdlm.cluster import compiling, process_group
 from mdlm.data.dataset import Dataset
 from mdlm.data.loader import HostBatch, TrainLoader
 from mdlm.data.prefetch import Prefetcher
+from mdlm.evals.nll import as_line
 from mdlm.evals.scorer import Scorer
 from mdlm.experiment.evaluation import SELECTS, split_in_training
 from mdlm.experiment.identity import recorded
@@ -181,7 +182,7 @@ class Trainer:
         split = self.validation.split
         found = self.scorer.run(self.state["ema"], self.validation, self.settings.eval_rows)
         self.nelbo = found[0].value if split == SELECTS else None
-        self.folder.log.add(KINDS[split], self.made, {m.name: m.value for m in found})
+        self.folder.log.add(KINDS[split], self.made, as_line(found))
         return Evaluated(self.made, split, found)
 
     def save(self) -> Saved:

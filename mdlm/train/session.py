@@ -34,7 +34,7 @@ from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
 from mdlm.runs.parameters import restore_parameters
 from mdlm.runs.weights import Weights
-from mdlm.runs.writers import writers
+from mdlm.runs.writers import check_installed, writers
 from mdlm.train.events import Evaluated, Event, Saved
 from mdlm.train.loop import Trainer
 from mdlm.types import ArrayTree
@@ -81,6 +81,7 @@ class Session:
         settings = experiment.train
         asked = {"--checkpoints": checkpoints, "--init-from": init_from, "--profile": profile}
         process_group.check_same({**configuration(experiment), **asked}, "values")
+        process_group.broadcast(lambda: check_installed(tensorboard, wandb))
         self.mesh = experiment.mesh.build()
         check_batch(self.mesh, settings.batch_size, settings.accumulate)
         experiment.network.check_mesh(self.mesh, experiment.data.packing.length)
@@ -192,6 +193,7 @@ class Session:
             title = f"{self.experiment.name} ({self.folder.path})"
             path = self.folder.path / "curves.png"
             curves.draw(self.folder.log.metrics(), path, title, self.references)
+            self.folder.log.add_picture(self.step, path)
 
 
 def configuration(experiment: Experiment) -> dict[str, object]:
