@@ -156,7 +156,7 @@ class Run:
         top_p=0.9`. With `trace` the result also records each step.
         """
         generator = self.generator(replace(sampler or self.experiment.sampler, **settings))
-        return generator.continue_from(
+        out = generator.continue_from(
             [prompt] * num,
             generator.window.room if length is None else length,
             seed=seed,
@@ -165,6 +165,7 @@ class Run:
             trace=trace,
             report=report,
         )
+        return self._named(out, seed)
 
     def infill(
         self,
@@ -178,4 +179,11 @@ class Run:
     ) -> Generation:
         """Fills the blanks (`[MASK]`, `[MASK:n]`) of a text. Other arguments as in `generate`."""
         generator = self.generator(replace(sampler or self.experiment.sampler, **settings))
-        return generator.infill(text, num=num, seed=seed, trace=trace)
+        return self._named(generator.infill(text, num=num, seed=seed, trace=trace), seed)
+
+    def _named(self, out: Generation, seed: int) -> Generation:
+        """Returns the result with the run, its step and the seed in its trace, if it has one."""
+        if out.trace is None:
+            return out
+        origin = f"{self.folder.path}, step {self.step}, seed {seed}"
+        return replace(out, trace=replace(out.trace, origin=origin))
