@@ -42,7 +42,7 @@ class Progress:
             from mdlm.cli.bars import Bars
 
             console = Console(stderr=True)
-            self.tty = not console.is_dumb_terminal
+            self.tty = console.is_interactive
             self._bars = Bars(console)
         self._spoken = -PATIENCE
         self._steps = 0
