@@ -144,7 +144,7 @@ class Run:
         length: int | None = None,
         seed: int = 0,
         stride: int | None = None,
-        stop_at_eos: bool = False,
+        stop_at_eos: bool | None = None,
         trace: bool = False,
         report: Callable[[Any], None] | None = None,
         sampler: Sampler | None = None,
@@ -152,10 +152,14 @@ class Run:
     ) -> Generation:
         """Continues a prompt `num` times to `length` tokens (default: a row of the data).
 
+        Texts end at their EOS with `stop_at_eos`, by default if the rows of the run are documents.
+
         `settings` replace fields of the sampler (by default the experiment's), e.g. `steps=64,
         top_p=0.9`. With `trace` the result also records each step.
         """
         generator = self.generator(replace(sampler or self.experiment.sampler, **settings))
+        if stop_at_eos is None:
+            stop_at_eos = self.experiment.data.packing.is_one_document
         out = generator.continue_from(
             [prompt] * num,
             generator.window.room if length is None else length,

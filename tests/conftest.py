@@ -35,15 +35,16 @@ def pytest_addoption(parser):
     )
 
 
-def pytest_configure(config):
-    """In a part, programs are compiled quickly: most of its time is LLVM's, not that of tests.
+@pytest.fixture(autouse=True)
+def quick_compilation(request, monkeypatch):
+    """In a part, LLVM leaves its optimizations out, here and in processes that tests start.
 
-    LLVM's optimizations are left out then, here and in the processes that tests start. All tests
-    (`make test-all`) keep them.
+    Most of the time of a part is compilation. All tests (`make test-all`) keep them.
     """
-    if config.getoption("--part") is not None:
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-        jax.config.update("jax_disable_most_optimizations", True)
+    is_part = request.config.getoption("--part") is not None
+    quick = is_part and request.node.get_closest_marker("optimized") is None
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))
+    jax.config.update("jax_disable_most_optimizations", quick)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -8,6 +8,7 @@ import pytest
 from mdlm.draws import TILE, _pick, categorical
 from mdlm.keys import by_row
 
+pytestmark = pytest.mark.optimized
 draw = jax.jit(categorical)
 
 

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run
 from mdlm.cli.command import Changes, Command
@@ -19,8 +19,6 @@ if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
 
 def run(args: argparse.Namespace, _: Changes) -> int:
     from mdlm.config.component_text import from_text
-    from mdlm.data.dataset import TextData
-    from mdlm.data.sources import TextFiles
     from mdlm.evals.nll import table
     from mdlm.objectives import Objective
     from mdlm.run import load
@@ -31,17 +29,12 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     how, data = run.experiment.evaluation, None
     if args.passes is not None and args.passes < 1:
         raise InputError(f"--passes {args.passes}: must be at least 1")
+    settings = _reading(args)
     if args.on:
         data, split = _well_known(args, run.experiment)
         how = replace(how, split=split, ngrams=False)
     elif args.data:
-        files = tuple(args.data)
-        mine = run.experiment.data
-        data = TextData(
-            source=TextFiles(train=files, valid=files, test=files),
-            tokenizer=mine.tokenizer,
-            packing=mine.packing,
-        )
+        data = _files(args, run.experiment, args.split or how.split, settings)
         how = replace(how, ngrams=False)
     how = replace(
         how,
@@ -60,6 +53,41 @@ def run(args: argparse.Namespace, _: Changes) -> int:
         print(f"{args.run_folder}, step {run.step}")
         print(table(metrics))
     return 0
+
+
+def _reading(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the settings that say how files of `--data` are read, if other than in the run.
+
+    Raises InputError if there are such settings and no such files, or a value is not allowed.
+    """
+    from mdlm.config.component_text import from_text, hints_of
+    from mdlm.data.sources import READING, TextFiles
+
+    given = {name: value for name in READING if (value := getattr(args, name)) is not None}
+    settings = {}
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
+        if args.on or not args.data:
+            raise InputError(f"{option} {value}: allowed with --data FILE, without --on")
+        settings[name] = from_text(value, hints_of(TextFiles)[name], f"{option} {value}")
+    return settings
+
+
+def _files(
+    args: argparse.Namespace, run: "Experiment", split: str, settings: dict[str, Any]
+) -> "TextData":
+    """Returns the files of `--data` as data that are read as those of the run."""
+    from mdlm.data.dataset import TextData
+    from mdlm.data.mixture import Mixture
+    from mdlm.data.sources import other_files
+
+    mine = run.data
+    sources = [part.source for part in (mine.parts if isinstance(mine, Mixture) else (mine,))]
+    try:
+        source = other_files(sources, tuple(args.data), split, **settings)
+    except ValueError as error:
+        raise InputError(f"--data {' '.join(args.data)}: {error}") from error
+    return TextData(source=source, tokenizer=mine.tokenizer, packing=mine.packing)
 
 
 def _well_known(args: argparse.Namespace, run: "Experiment") -> "tuple[TextData, str]":
@@ -87,11 +115,13 @@ examples:
   mdlm eval runs/owt_small --split test --passes 8
   mdlm eval runs/owt_small --objective "DiscreteNelbo(steps=1000)"
   mdlm eval runs/owt_small --data letters.txt
+  mdlm eval runs/owt_small --data letters.jsonl --text-field body
   mdlm eval runs/owt_small --on wikitext2
   mdlm eval runs/owt_small --on ptb --data copies/ptb      from a local copy, without the hub
 
 The result is a bound on the negative log-likelihood under the run's EMA parameters, on the split
-that its experiment names unless an option chooses another text.
+that its experiment names unless an option chooses another text. Files of --data are read as the run
+reads its own: --separator, --text-field, --undecodable and --clean say otherwise.
 
 NAME is one of wikitext2, wikitext103, ptb, lm1b, lambada, ag_news, arxiv, pubmed. The text is
 cleaned as in the literature, joined, and cut into rows of the run's length (docs/data.md)."""
@@ -106,6 +136,18 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--data", metavar="FILE", nargs="+", help="evaluate on these text files instead"
     )
+    sub.add_argument(
+        "--separator", metavar="TEXT", help="--data: text between the documents of a .txt file"
+    )
+    sub.add_argument(
+        "--text-field", metavar="NAME", help="--data: field with the text, in .jsonl and .parquet"
+    )
+    sub.add_argument(
+        "--undecodable",
+        metavar="WHAT",
+        help="--data: refuse documents that are not UTF-8, or drop them",
+    )
+    sub.add_argument("--clean", metavar="TEXT", help='--data: cleaning, such as "PTB()", or none')
     sub.add_argument(
         "--on", metavar="NAME", help="evaluate on this public data set, for zero-shot perplexities"
     )

@@ -120,6 +120,8 @@ def closing_words(prepared: "Prepared", store: str, seconds: float) -> str:
         notes = [f"{count:,} dropped: {reason}" for reason, count in record.dropped.items()]
         if record.total("empty"):
             notes.append(f"{record.total('empty'):,} empty, kept")
+        if prepared.unknown.get(split):
+            notes.append(f"{prepared.unknown[split] / tokens:.2%} of the tokens are unknown")
         lines += [f"         {note}" for note in notes]
     after = "nothing" if manifest.eos is None else f"EOS ({manifest.eos})"
     lines.append(

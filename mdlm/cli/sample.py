@@ -21,8 +21,16 @@ if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
 
 
 def run(args: argparse.Namespace, _: Changes) -> int:
+    from mdlm.data.text.utf8 import check_utf8
     from mdlm.run import load
 
+    given = [("--prompt", args.prompt), ("--infill", args.infill)]
+    for option, text in (*given, *(("--ban", text) for text in args.ban or ())):
+        check_utf8(text or "", option)
+    unfit = {"--length": args.length, "--stride": args.stride, "--stop-at-eos": args.stop_at_eos}
+    for option, value in unfit.items():
+        if args.infill is not None and value is not None:
+            raise InputError(f"{option}: not allowed with --infill, whose text has its own length")
     if args.num < 1:
         raise InputError(f"--num {args.num}: must be at least 1")
     trace = None if args.trace is None else writable(args.trace)
@@ -45,7 +53,7 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     for number, text in enumerate(out.texts, 1):
         if len(out.texts) > 1:
             print(f"=== {number} ===")
-        print(text.text)
+        print(text.shown)
     print(f"({out})", file=sys.stderr)
     return 0
 
@@ -147,8 +155,10 @@ examples:
   mdlm sample runs/quickstart --num 2 --trace sample.trace
 
 In --infill, [MASK] is a blank of one token and [MASK:8] a blank of eight; the text between blanks
-is kept. A text longer than a row is written in windows, each conditioned on the end of the last.
-`mdlm samplers` lists the samplers and their settings. `mdlm view` replays a file of --trace.
+is kept to the letter. A text longer than a row is written in windows, each conditioned on the end
+of the last. Where a document ends, a line says so; control characters are shown as \\x1b. --json
+has each text as it is, and in pieces, one for each document. `mdlm samplers` lists the samplers and
+their settings. `mdlm view` replays a file of --trace.
 --top-p, --top-k and --temperature change the distribution of the samples."""
 
 
@@ -202,8 +212,9 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--stop-at-eos",
-        action="store_true",
-        help="end each text at its first end-of-sequence token",
+        action=argparse.BooleanOptionalAction,
+        help="end each text at its first end-of-sequence token (default: if the run's rows are "
+        "single documents)",
     )
     sub.add_argument(
         "--trace", metavar="FILE", help="write every sampling step to FILE, for `mdlm view`"

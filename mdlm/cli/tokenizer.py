@@ -97,9 +97,8 @@ def _closing_words(
         f"{out}: {there:,} tokens{fewer}",
         f"  {size / tokens:.2f} bytes per token on {size / 1e6:.1f} MB of {whose} text",
     ]
-    unknown = tokenizer.backend.token_to_id("[UNK]")
-    if unknown is not None:
-        missed = sum(int((ids == unknown).sum()) for ids in encoded)
+    if tokenizer.unk_id is not None:
+        missed = sum(int((ids == tokenizer.unk_id).sum()) for ids in encoded)
         lines.append(f"  {missed / tokens:.3%} of its tokens are [UNK]")
     sentences = (line.strip() for text in sample for line in text.splitlines())
     for sentence in islice((line for line in sentences if len(line) >= 40), 1):

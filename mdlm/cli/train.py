@@ -50,12 +50,16 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
             overrides=changes,
             checkpoints=args.checkpoints,
             init_from=args.init_from,
+            fork=args.fork,
+            new_tokenizer=args.new_tokenizer,
             tensorboard=args.tensorboard,
             wandb=args.wandb,
             profile=args.profile or 0,
             trust=args.trust_experiment,
             report=progress.stage,
         )
+        if session.changed and process_group.is_main():
+            print(f"mdlm: changed: {'; '.join(session.changed)}", file=sys.stderr)
         for event in session.train(should_stop=stop.now):
             progress.show(event)
     if stop.signal is not None and not session.finished:
@@ -99,14 +103,18 @@ examples:
 
 Options with dotted names change settings of the experiment; a component is given as text.
 `mdlm settings EXPERIMENT` lists the settings, `mdlm components` the components.
-To resume an interrupted run from its newest checkpoint, start the same command again. An
-experiment file is Python code, which this command executes.
+To resume an interrupted run from its newest checkpoint, start the same command again. Values of
+--train and --optimizer, the sampler, the evaluation and the mesh may change then; the changes are
+recorded in env.json. To change others, or to go back to an earlier checkpoint, fork the run:
+  mdlm train owt_small --fork runs/owt@40000 --out runs/slower --optimizer.learning_rate 1e-4
+An experiment file is Python code, which this command executes.
 
 exit codes:
   0    the run is finished
   2    wrong arguments or input
   3    too many steps in a row had a loss or gradient that is not finite (--train.max_skipped);
-       starting the run again unchanged will not help
+       starting the run again unchanged will not help: lower --optimizer.learning_rate, or
+       --fork the run from an earlier checkpoint
   4    another process of the run was lost
   130  stopped by Ctrl-C, after saving
   143  stopped by SIGTERM, after saving
@@ -138,7 +146,19 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--init-from",
         metavar="RUN",
-        help="start a new run from the EMA parameters of this run folder",
+        help="start a new run from the EMA parameters of this run folder, with its tokenizer",
+    )
+    sub.add_argument(
+        "--new-tokenizer",
+        action="store_true",
+        help="with --init-from: keep the experiment's tokenizer; tokens that both have start from "
+        "their parameters there, others afresh",
+    )
+    sub.add_argument(
+        "--fork",
+        metavar="RUN[@STEP]",
+        help="start a new run from the training state of a checkpoint of this run folder (default: "
+        "the newest), with its tokenizer; the settings may differ",
     )
     sub.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     sub.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases")

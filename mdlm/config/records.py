@@ -62,23 +62,25 @@ def is_same(text: str, component: Any, kind: type) -> bool:
         return False
 
 
-def differences(a: Any, b: Any, name: str = "") -> list[str]:
+def differences(
+    a: Any, b: Any, name: str = "", *, form: str = "{}: {} there, {} here"
+) -> list[str]:
     """Lists the fields in which two components, or dictionaries of them, differ: dotted name and
-    both values."""
+    both values, in `form`."""
     if dataclasses.is_dataclass(a) and type(a) is type(b):
         a, b = vars(a), vars(b)
     if isinstance(a, dict) and isinstance(b, dict):
         out = []
         for k in dict.fromkeys([*a, *b]):
-            out += differences(a.get(k), b.get(k), f"{name}.{k}" if name else k)
+            out += differences(a.get(k), b.get(k), f"{name}.{k}" if name else k, form=form)
         return out
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)) and len(a) == len(b):
         pairs = enumerate(zip(a, b, strict=True))
-        return [one for i, (x, y) in pairs for one in differences(x, y, f"{name}[{i}]")]
+        return [one for i, (x, y) in pairs for one in differences(x, y, f"{name}[{i}]", form=form)]
     if a == b:
         return []
     there, here = (to_text(value, lenient=True) for value in (a, b))
-    return [f"{name}: {there} there, {here} here"]
+    return [form.format(name, there, here)]
 
 
 def with_defaults(component: Any, names: tuple[str, ...]) -> Any:

@@ -40,6 +40,17 @@ class Split:
     text_bytes: int
     text_characters: int
     text_fingerprint: str
+    unk_id: int | None = None
+
+    @functools.cached_property
+    def unknown(self) -> float:
+        """The fraction of the tokens that count in the loss which are the unknown token."""
+        if self.unk_id is None:
+            return 0.0
+        found = sum(
+            int((some.tokens[some.loss_mask] == self.unk_id).sum()) for some in self.rows.chunks()
+        )
+        return found / max(self.tokens, 1)
 
     @functools.cached_property
     def tokens(self) -> int:
@@ -134,7 +145,21 @@ class Dataset:
 
     def protocol(self, split: str) -> str:
         """Returns a short description of how a split becomes rows, printed with a perplexity."""
-        return self.data.packing.protocol
+        return self.data.packing.protocol + self.losses(split)
+
+    def losses(self, split: str) -> str:
+        """Returns which part of a split's text is in no row, which is unknown tokens, and whether
+        it is one row only, as the end of a description; it is empty if nothing is to be said."""
+        part: Split = getattr(self, split)
+        words = ""
+        if part.kept < 0.9995:
+            words += f", rows hold {part.kept:.1%} of the text"
+        if len(part.rows) == 1:
+            words += ", one row"
+        if part.unk_id is not None and part.unknown:
+            name = self.tokenizer.backend.id_to_token(part.unk_id)
+            words += f", {part.unknown:.2%} of the tokens are {name}"
+        return words
 
     def _text_fingerprint(self, split: str) -> str:
         if self.store is not None:
@@ -145,9 +170,13 @@ class Dataset:
         return self._encoded(split) if self.store is None else self._stored(self.store, split)
 
     def _encoded(self, split: str) -> Split:
+        if split == "train":
+            self.data.source.check_apart()
         documents = self.data.source.documents(split)
-        encoded = self.tokenizer.encode(documents, self._report, f"tokenizing {split}, characters")
         try:
+            encoded = self.tokenizer.encode(
+                documents, self._report, f"tokenizing {split}, characters"
+            )
             rows = self.data.packing.of(encoded, self.vocab)
         except InputError as error:
             raise InputError(f"{self.data.source.name}, {split} split: {error}") from error
@@ -157,6 +186,7 @@ class Dataset:
             text_bytes=sum(len(text.encode()) for text in documents),
             text_characters=sum(map(len, documents)),
             text_fingerprint=text_fingerprint(documents),
+            unk_id=self.tokenizer.unk_id,
         )
 
     def _stored(self, store: Store, split: str) -> Split:
@@ -171,6 +201,7 @@ class Dataset:
             text_bytes=record.total("bytes"),
             text_characters=record.total("characters"),
             text_fingerprint=store.fingerprint(split),
+            unk_id=self.tokenizer.unk_id,
         )
 
 

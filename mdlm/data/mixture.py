@@ -175,4 +175,5 @@ class MixedDataset(Dataset):
             text_bytes=sum(part.text_bytes for part in parts),
             text_characters=sum(part.text_characters for part in parts),
             text_fingerprint=hashlib.sha256(fingerprints.encode()).hexdigest(),
+            unk_id=self.tokenizer.unk_id,
         )

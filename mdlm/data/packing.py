@@ -44,6 +44,11 @@ class Packing(abc.ABC):
         """Whether every row begins with BOS, and whether every (full) row ends with EOS."""
 
     @property
+    def is_one_document(self) -> bool:
+        """Whether a row is one document, so that a text is over at its EOS."""
+        return False
+
+    @property
     def hides_padding(self) -> bool:
         """Whether rows may have padding that attention leaves out, so that batches have
         `is_valid`."""
@@ -138,7 +143,7 @@ class Wrap(Packing):
         if stream.total < inside:
             raise InputError(
                 f"the text has {stream.total} tokens, too few for one row of length={self.length} "
-                f"(must be at least {inside}): give more text or a smaller length"
+                f"(must be at least {inside}): give more text, or train with a smaller length"
             )
         return WrappedRows(
             stream,
@@ -176,6 +181,10 @@ class Pad(Packing):
     @property
     def frame(self) -> tuple[bool, bool]:
         return self.specials, False
+
+    @property
+    def is_one_document(self) -> bool:
+        return self.specials
 
     @property
     def hides_padding(self) -> bool:

@@ -6,22 +6,29 @@ every host process and every later evaluation has the same splits.
 """
 
 import hashlib
+import re
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mdlm.data.text.files import NOT_UTF8, Form, Piece, gather, matching_files, read_pieces
+from mdlm.data.text.files import Form, Piece, gather, matching_files, read_pieces
 from mdlm.data.text.source import SPLITS, Source, as_tuple
 from mdlm.data.text.splits import check_fractions, held_out_topics, hold_out
 from mdlm.errors import InputError
+
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f"}
+ESCAPED = re.compile(r"\\([nrtf])")
+"""A control character as it is typed on a command line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFiles(Source):
     """Text files: `.txt` and `.jsonl`, either one also with `.gz`, and `.parquet`.
 
-    A `.txt` file is one document, or several with a `separator` (such as `"\\n\\n\\n"`). In a
+    A `.txt` file is one document, or several with a `separator` (such as `"\\n\\n\\n"`; a command
+    line may give it as `'\\n\\n\\n'`, with backslashes). In a
     `.jsonl` file, the `text_field` of the object in each line is a document, in a Parquet file that
     of each row. Names may be patterns (`books/*.txt.gz`), read in alphabetical order, relative to
     the working folder.
@@ -34,8 +41,9 @@ class TextFiles(Source):
     0 holds out nothing.
 
     Reading raises InputError if a file is missing, a pattern matches nothing, an ending is unknown,
-    bytes are not UTF-8, a line is not a JSON object or lacks the field, or there is no text. With
-    `undecodable="drop"` documents that are not UTF-8 are left out and counted.
+    bytes are not UTF-8, a line is not a JSON object or lacks the field, a text is null, or there is
+    no text. With `undecodable="drop"` documents that are not UTF-8, or null, are left out and
+    counted. Files without text are left out and counted if others have text.
     """
 
     train: str | tuple[str, ...]
@@ -53,6 +61,9 @@ class TextFiles(Source):
             raise ValueError("train is empty: name at least one file")
         if self.separator == "":
             raise ValueError("separator is empty: give the text between documents, or None")
+        if self.separator is not None:
+            typed = ESCAPED.sub(lambda found: ESCAPES[found[1]], self.separator)
+            object.__setattr__(self, "separator", typed)
         if self.undecodable not in ("refuse", "drop"):
             raise ValueError(f"undecodable={self.undecodable!r}: must be 'refuse' or 'drop'")
 
@@ -81,6 +92,17 @@ class TextFiles(Source):
                 state.update(f"{path.name}\0{path.stat().st_size}\0".encode())
             state.update(b"\1")
         return state.hexdigest()
+
+    def check_apart(self) -> None:
+        """Raises InputError if a file of the valid or test split is also a training file."""
+        train = {path.resolve() for path in matching_files(as_tuple(self.train))}
+        for split, names in (("valid", self.valid), ("test", self.test)):
+            for path in matching_files(as_tuple(names)):
+                if path.resolve() in train:
+                    raise InputError(
+                        f"{path} is a file of the {split} split and also a training file: "
+                        f"name training files without it (train={self.train!r})"
+                    )
 
     def _named(self, split: str) -> tuple[str, ...]:
         """Returns the patterns of a split that has its own files; none if a part is held out."""
@@ -116,14 +138,41 @@ class TextFiles(Source):
                 f"{self.name}: too little text to hold out a {split} split: "
                 f"give more text, or name files for it"
             )
-        dropped = sum(piece.dropped.get(NOT_UTF8, 0) for piece in pieces)
-        return documents, {NOT_UTF8: dropped} if dropped and split == "train" else {}
+        dropped: Counter[str] = Counter()
+        for piece in pieces:
+            dropped.update(piece.dropped)
+        return documents, dict(dropped) if split == "train" else {}
 
     def _read(self, patterns: tuple[str, ...], position: Any = None) -> Iterator[Piece]:
         form = Form(
             text_field=self.text_field, separator=self.separator, undecodable=self.undecodable
         )
         return read_pieces(matching_files(patterns), form, position)
+
+
+READING = ("separator", "text_field", "undecodable", "clean")
+"""The settings of `TextFiles` that say how its files are read."""
+
+
+def other_files(
+    sources: Iterable[Source], files: tuple[str, ...], split: str, **settings: Any
+) -> TextFiles:
+    """Returns files as one split, read as the sources of a run read theirs.
+
+    `settings` replace some of `READING`. Raises InputError if the sources differ in another one.
+    """
+    for name in set(READING) - set(settings):
+        found = {getattr(source, name): None for source in sources if hasattr(source, name)}
+        if len(found) > 1:
+            values = " and ".join(f"{value!r}" for value in found)
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"the parts of this run have {name}={values}: say with {option} how to read "
+                f"{', '.join(files)}"
+            )
+        settings |= dict.fromkeys([name], *found) if found else {}
+    named = {} if split == "train" else {split: files}
+    return TextFiles(train=files, valid_fraction=0, test_fraction=0, **named, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)

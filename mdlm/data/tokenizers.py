@@ -6,6 +6,7 @@ mask if it has none. Training reads the text once, as a stream, and keeps none o
 """
 
 import abc
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mdlm.config.component_text import to_text
+from mdlm.data.tokens.plain_text import marked, settled
 from mdlm.data.tokens.tokenizer import Report, Tokenizer
 from mdlm.data.tokens.training import SPECIALS, count_words, reported, train, word_pieces
 from mdlm.errors import InputError
@@ -28,6 +30,8 @@ USUAL = {
     "pad": ("[PAD]", "<pad>", "<|pad|>", "<|finetune_right_pad_id|>"),
 }
 """Usual names of special tokens, the preferred first."""
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+"""What a name on the hub looks like."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,35 +246,53 @@ class Pretrained(TokenizerConfig):
     revision: str = "main"
 
     def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
-        backend = self._backend()
-        ids = backend.get_vocab(with_added_tokens=True)
-        if self._find(ids, "mask") is None:
-            backend.add_special_tokens([AddedToken("[MASK]", special=True)])
-            ids = backend.get_vocab(with_added_tokens=True)
+        backend = settled(self._backend(), self.name)
+        added = {token.content: i for i, token in backend.get_added_tokens_decoder().items()}
+        roles = {role: self._find(backend, added, role) for role in USUAL}
+        roles["mask"] = roles["mask"] or "[MASK]"
+        chosen = [AddedToken(name, special=True) for name in roles.values() if name is not None]
+        backend.add_special_tokens(chosen)  # as they are if they exist, or new ones
+        every = backend.get_vocab(with_added_tokens=True)
+        ids = {role: every[name] for role, name in roles.items() if name is not None}
         vocab = Vocab(
-            size=max(ids.values()) + 1,  # ids may leave gaps
-            mask_id=ids[self._find(ids, "mask") or ""],
-            bos_id=ids.get(self._find(ids, "bos") or ""),
-            eos_id=ids.get(self._find(ids, "eos") or ""),
-            pad_id=ids.get(self._find(ids, "pad") or ""),
+            size=max(every.values()) + 1,  # ids may leave gaps
+            mask_id=ids["mask"],
+            bos_id=ids.get("bos"),
+            eos_id=ids.get("eos"),
+            pad_id=ids.get("pad"),
         )
-        return Tokenizer(backend, vocab, made_by=to_text(self))
+        return Tokenizer(marked(backend, set(ids.values())), vocab, made_by=to_text(self))
 
-    def _find(self, ids: dict[str, int], role: str) -> str | None:
-        """Returns the token of a role: the chosen one, or the first usual one that exists."""
+    def _find(self, backend: tokenizers.Tokenizer, added: dict[str, int], role: str) -> str | None:
+        """Returns the token of a role: the chosen one, or the first usual special token."""
         chosen = getattr(self, role)
-        if chosen is not None and chosen not in ids:
+        if chosen is None:
+            return next((name for name in USUAL[role] if name in added), None)
+        if backend.token_to_id(chosen) is None:
             raise InputError(f"{role}={chosen!r} is not a token of {self.name}")
-        names = USUAL[role] if chosen is None else (chosen,)
-        return next((name for name in names if name in ids), None)
+        if chosen not in added and (chosen[0], chosen[-1]) not in (("<", ">"), ("[", "]")):
+            raise InputError(
+                f"{role}={chosen!r} is a piece of text of {self.name}: name a special token, "
+                f"such as {', '.join(list(added)[:8]) or '<NAME>'}"
+            )
+        return chosen
 
     def _backend(self) -> tokenizers.Tokenizer:
         path = Path(self.name).expanduser()
-        path = path / "tokenizer.json" if path.is_dir() else path
+        file = path / "tokenizer.json" if path.is_dir() else path
+        is_hub = HUB_NAME.fullmatch(self.name) and not file.is_file()
+        model = path if path.suffix == ".model" else path / "tokenizer.model"
+        if model.is_file() and not (path / "tokenizer.json").is_file():
+            raise InputError(
+                f"{model} is SentencePiece's file, no tokenizer.json: convert it with "
+                f"transformers' AutoTokenizer.from_pretrained({str(model.parent)!r})"
+                ".save_pretrained('NEW'), and name the folder NEW"
+            )
         try:
-            if path.suffix == ".json":
-                return tokenizers.Tokenizer.from_file(str(path))
-            return tokenizers.Tokenizer.from_pretrained(self.name, revision=self.revision)
+            if is_hub and path.suffix != ".json":
+                return tokenizers.Tokenizer.from_pretrained(self.name, revision=self.revision)
+            return tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exceptions
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"tokenizer {self.name} cannot be loaded: {reason}") from error
+            here = f" (the folder {path} here has no tokenizer.json)" if path.is_dir() else ""
+            raise InputError(f"tokenizer {self.name} cannot be loaded{here}: {reason}") from error

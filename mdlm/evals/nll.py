@@ -16,6 +16,11 @@ from itertools import groupby
 
 import numpy as np
 
+from mdlm.errors import InputError
+
+SLACK = 1e-3
+"""Nats per token by which rounding may take a bound below 0."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -74,13 +79,19 @@ def summarise(
 ) -> list[Metric]:
     """Returns metrics from the sums by pass and row, both `[passes rows]`.
 
-    `units` has the size of the evaluated text by unit ("byte", "character").
+    `units` has the size of the evaluated text by unit ("byte", "character"). Raises InputError if
+    the sum is negative: it is then no bound.
     """
     tokens = int(count[0].sum())
     if tokens == 0:
         raise ValueError("no token to evaluate")
     passes = bound.sum(axis=1)
     nats = passes.mean()
+    if nats / tokens < -SLACK:
+        raise InputError(
+            f"the loss is {nats / tokens:.4g} nats per token, and a bound on a negative"
+            " log-likelihood of tokens is at least 0: the schedule, process or objective is wrong"
+        )
     noise = None if is_exact or len(passes) == 1 else passes.std(ddof=1) / math.sqrt(len(passes))
     by_row, row_tokens = bound.mean(axis=0), count[0]
     scored = row_tokens > 0

@@ -8,18 +8,21 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Key
+from jaxtyping import Float, Int, Key
 
 from mdlm.cluster import compiling, process_group
-from mdlm.data.dataset import Dataset, TextData
+from mdlm.data.dataset import Dataset, Split, TextData
 from mdlm.data.loader import evaluation_batches
 from mdlm.data.mixture import Mixture
+from mdlm.data.tokens.text_size import UNITS, TextSizes
 from mdlm.errors import InputError
 from mdlm.evals.ngrams import Baselines
 from mdlm.evals.nll import Metric, summarise
@@ -35,8 +38,10 @@ from mdlm.types import ArrayTree, Batch
 TABLE_TOKENS = 2**24
 """Most tokens of a stored training split, in memory at once, that n-gram counts come from."""
 
-Evaluate = Callable[[int, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
-"""`(pass number, batch) -> (bound [b], count [b])`: sums over each row, nats and tokens."""
+RowSums = tuple[np.ndarray, np.ndarray, np.ndarray]
+Evaluate = Callable[[int, dict[str, np.ndarray]], RowSums]
+"""`(pass number, batch) -> (bound [b], count [b], text [b 2])`: sums over each row, in nats, in
+tokens, and in bytes and characters."""
 
 Batches = Callable[[], Iterable[dict[str, np.ndarray]]]
 
@@ -61,6 +66,15 @@ def check_same_data(dataset: Dataset, splits: tuple[str, ...]) -> None:
         **{f"text of {name}": split.text_fingerprint for name, split in of.items()},
     }
     process_group.check_same(found, "data")
+
+
+class Sums(NamedTuple):
+    """Sums of an evaluation: `bound` (nats) and `count` (tokens scored) by pass and row, and the
+    size of the text that the scored tokens spell, in bytes and characters (`TextSizes`)."""
+
+    bound: Float[np.ndarray, "n b"]
+    count: Float[np.ndarray, "n b"]
+    text: Float[np.ndarray, " 2"]
 
 
 class Scorer:
@@ -90,10 +104,11 @@ class Scorer:
 
         here = rows_here(self.mesh, size)
 
-        def evaluate(number: int, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        def evaluate(number: int, batch: dict[str, np.ndarray]) -> RowSums:
             # Each process adds up the whole batch, and puts only its own rows on its devices.
             mine = {name: value[here] if value.ndim else value for name, value in batch.items()}
-            inputs = params, jax.random.fold_in(key, number), Batch(**put_on_mesh(self.mesh, mine))
+            there = Batch(**put_on_mesh(self.mesh, mine))
+            inputs = params, jax.random.fold_in(key, number), there, self.text_sizes.table
             if size not in self._compiled:
                 compiling.compile_together(self.evaluate, *inputs, what="the evaluation")
                 self._compiled.add(size)
@@ -103,7 +118,7 @@ class Scorer:
             return evaluation_batches(rows, size)
 
         n = len(rows)
-        bound, count = passes(
+        sums = passes(
             evaluate, batches, count=how.passes, rows=n, seed=experiment.seed, report=report
         )
         share = "" if whole else f", first {n} rows"
@@ -111,13 +126,31 @@ class Scorer:
         packing = self.dataset.protocol(how.split)
         words = objective.protocol_on(self.model.process)
         protocol = f"{text}{how.split}{share}, {packing}, {words}, EMA parameters"
-        units = {"byte": part.bytes, "character": part.characters} if whole else {}
         metrics = summarise(
-            bound, count, protocol=protocol, is_exact=objective.is_exact, units=units
+            sums.bound,
+            sums.count,
+            protocol=protocol,
+            is_exact=objective.is_exact,
+            units=self._units(part, sums.text) if whole else {},
         )
         if how.ngrams and whole:
             metrics += self.ngrams(how.split)
         return metrics
+
+    @cached_property
+    def text_sizes(self) -> TextSizes:
+        """The bytes and characters that each token spells."""
+        return TextSizes.of(self.dataset.tokenizer)
+
+    def _units(self, part: Split, text: Float[np.ndarray, " 2"]) -> dict[str, float]:
+        """Returns the size of the text that was scored, by unit, from what its tokens spell.
+
+        Where tokens do not spell the text exactly, it is their share of the text in the rows.
+        """
+        if not self.text_sizes.is_exact:
+            spelled = sum(self.text_sizes.total(rows.tokens) for rows in part.rows.chunks())
+            text = text / spelled * np.array([part.bytes, part.characters])
+        return {unit: float(n) for unit, n in zip(UNITS, text, strict=True) if n > 0}
 
     def clip_search(
         self, params: ArrayTree, *, batches: int, key: Key[Array, ""]
@@ -155,17 +188,20 @@ class Scorer:
         learnt = (train.first(n) if cut else train).all()
         tables = Baselines(learnt.tokens, learnt.loss_mask, self.model.vocab.size)
         nats: Counter[str] = Counter()
+        text = np.zeros(len(UNITS))
         for rows in part.rows.chunks():
             nats.update(tables.nats(rows.tokens, rows.loss_mask))
+            text += self.text_sizes.total(rows.tokens, rows.loss_mask)
+        units = self._units(part, text)
         out = []
         counted = f"first {n} rows of the training split" if cut else "training split"
         for name, total in nats.items():
             protocol = f"{split}, counts of the {counted}"
-            for unit, of in (
-                (f"{name} nats per token", part.tokens),
-                (f"{name} bits per byte", math.log(2) * part.bytes),
-            ):
-                out.append(Metric(unit, total / of, None, None, part.tokens, protocol))
+            per = {"nats per token": part.tokens}
+            if "byte" in units:
+                per["bits per byte"] = math.log(2) * units["byte"]
+            for unit, of in per.items():
+                out.append(Metric(f"{name} {unit}", total / of, None, None, part.tokens, protocol))
         return out
 
 
@@ -177,31 +213,36 @@ def passes(
     rows: int,
     seed: int,
     report: Report = lambda done, total: None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluates a split `count` times. Returns bounds (nats) and numbers of tokens evaluated, both
-    by pass and row, `[passes rows]`, float64."""
-    bound, tokens = np.zeros((count, rows)), np.zeros((count, rows))
+) -> Sums:
+    """Evaluates a split `count` times. Sums are float64; the text is that of the first pass."""
+    bound, tokens, text = np.zeros((count, rows)), np.zeros((count, rows)), np.zeros(len(UNITS))
     done = 0
     for number in range(count):
         deal = np.random.default_rng((seed, number)).permutation(rows).astype(np.int32)
         for batch in batches():
             row = np.asarray(batch["row"])
             filled = np.asarray(batch["loss_mask"]).any(axis=-1)
-            nats, scored = evaluate(number, {**batch, "row": deal[row]})
+            nats, scored, spelled = evaluate(number, {**batch, "row": deal[row]})
             bound[number, row[filled]] = nats[filled]
             tokens[number, row[filled]] = scored[filled]
+            if number == 0:
+                text += spelled[filled].sum(axis=0, dtype=np.float64)
             done += int(filled.sum())
             report(done, rows * count)
-    return bound, tokens
+    return Sums(bound, tokens, text)
 
 
-def compile_evaluation(model: Model, mesh: Mesh) -> Callable[..., tuple[Array, Array]]:
-    """Returns a jitted `(params, key, batch) -> (bound [b], count [b])`, sums over each row,
-    replicated on all hosts."""
+def compile_evaluation(model: Model, mesh: Mesh) -> Callable[..., tuple[Array, Array, Array]]:
+    """Returns a jitted `(params, key, batch, sizes [v 2]) -> (bound [b], count [b], text [b 2])`.
 
-    def evaluate(params, key, batch: Batch):
+    They are sums over each row, replicated on all hosts: nats, tokens scored, and the sizes of the
+    tokens scored.
+    """
+
+    def evaluate(params, key, batch: Batch, sizes: Int[Array, "v n"]):
         with on(mesh):
             terms = model.evaluate(params, key, batch)
-        return terms.bound.sum(axis=-1), terms.count.sum(axis=-1)
+        text = (terms.count[..., None] * sizes[batch.tokens]).sum(axis=-2)
+        return terms.bound.sum(axis=-1), terms.count.sum(axis=-1), text
 
     return jax.jit(evaluate, out_shardings=replicated(mesh))

@@ -10,13 +10,12 @@ from mdlm.config.component_text import to_text
 from mdlm.config.field_types import default_of
 from mdlm.config.records import read_fields, with_defaults
 from mdlm.data.mixture import Mixture
-from mdlm.experiment.experiment import Experiment, Training
+from mdlm.experiment.experiment import Experiment
 
-FREE = ("name", "sampler", "evaluation", "mesh")
+FREE = ("name", "sampler", "evaluation", "mesh", "train")
 FREE_NETWORK = ("attention", "remat", "logits_chunk")
-FREE_TRAINING = tuple(
-    f.name for f in dataclasses.fields(Training) if f.name not in ("batch_size", "ema_decay")
-)
+FIXED_OPTIMIZER = ("momentum_dtype", "weight_decay")
+"""Fields of an optimizer on which the form of its state depends."""
 FIXED = {f.name: f for f in dataclasses.fields(Experiment) if f.name not in FREE}
 
 
@@ -29,8 +28,9 @@ def without_stores(data: Any) -> Any:
 
 def identity(experiment: Experiment) -> dict[str, Any]:
     """Returns the values that must not change when a run is resumed. Left out or set to their
-    defaults are those that may: name, sampler, evaluation, mesh, stores, choices between equal
-    computations, and all of `train` but batch size and EMA decay."""
+    defaults are those that may: name, sampler, evaluation, mesh, train, stores, choices between
+    equal computations, and the optimizer's values (not its class, and not those on which its state
+    depends)."""
     return _fixed({name: getattr(experiment, name) for name in FIXED})
 
 
@@ -60,10 +60,16 @@ def fingerprint(experiment: Experiment) -> str:
 
 
 def _fixed(values: dict[str, Any]) -> dict[str, Any]:
-    free = {"network": FREE_NETWORK, "train": FREE_TRAINING}
-    for name, fields in free.items():
-        if dataclasses.is_dataclass(values[name]):
-            values[name] = with_defaults(values[name], fields)
+    if dataclasses.is_dataclass(values["network"]):
+        values["network"] = with_defaults(values["network"], FREE_NETWORK)
+    optimizer = values["optimizer"]
+    if dataclasses.is_dataclass(optimizer):
+        free = [
+            f.name
+            for f in dataclasses.fields(optimizer)
+            if f.name not in FIXED_OPTIMIZER and default_of(f) is not dataclasses.MISSING
+        ]
+        values["optimizer"] = with_defaults(optimizer, tuple(free))
     if dataclasses.is_dataclass(values["data"]):
         values["data"] = without_stores(values["data"])
     return values

@@ -10,6 +10,7 @@ from jaxtyping import Int, Key
 
 from mdlm.data.dataset import Dataset
 from mdlm.diffusion import Diffusion
+from mdlm.errors import InputError
 from mdlm.experiment.experiment import Experiment, refuse_blocks, refuse_part
 from mdlm.keys import stream
 from mdlm.models import network as networks
@@ -18,6 +19,7 @@ from mdlm.parallel.sharding import Path, Rest, parameter_sharding
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.samplers.base import Sampler
+from mdlm.schedules.check import fault_of
 from mdlm.types import ArrayTree, Batch, LossTerms, NetInput, Prediction, Vocab
 
 
@@ -26,7 +28,8 @@ class Model:
     """An experiment's components bound to a vocabulary; it is trained, evaluated and sampled.
 
     `counts` are the token counts of the training split, for processes that are built from them.
-    `process` is without its learned parameters, `bound_process` with them.
+    `process` is without its learned parameters, `bound_process` with them. Raises InputError if
+    its schedule is none (`schedules.check`).
     """
 
     experiment: Experiment
@@ -51,6 +54,9 @@ class Model:
             if self.counts is None:
                 raise ValueError("counts=None: this process is built from token counts")
             process = process.with_counts(self.counts)
+        fault = fault_of(process.schedule)
+        if fault is not None:
+            raise InputError(f"process.schedule={type(process.schedule).__name__}(): {fault}")
         for name, component in (
             ("process", process),
             ("parameterization", e.parameterization.with_vocab(self.vocab)),

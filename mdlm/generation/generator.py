@@ -1,12 +1,11 @@
 """From prompts to text: a model, its parameters and its tokenizer behind one object.
 
 A continuation slides a window over the text (see `generation.windows`). An infilling is one window
-in which all tokens but the blanks are fixed. A blank is written `[MASK]` (one token) or `[MASK:12]`
-(twelve). The network was trained on full rows only, so the positions after the end of an infilled
-text are sampled too, and dropped.
+in which all tokens but the blanks are fixed (see `generation.template`). The network was trained on
+full rows only, so the positions after the end of an infilled text are sampled too, and dropped.
 """
 
-import re
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,8 @@ from mdlm.errors import InputError
 from mdlm.experiment.model import Model, check_sampler
 from mdlm.generation.programs import Programs, mesh_of
 from mdlm.generation.prompts import check_prompt
+from mdlm.generation.template import Template
+from mdlm.generation.texts import Text, end_of, text_of
 from mdlm.generation.trace import Trace, WindowTrace, generate_traced, rows_of
 from mdlm.generation.windows import Run, WindowDone, Windows, generate_long
 from mdlm.keys import by_row, stream
@@ -32,15 +33,12 @@ from mdlm.samplers.base import Sampler
 from mdlm.samplers.state import Samples
 from mdlm.types import ArrayTree
 
-BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Text:
-    """One generated text, prompt included, and its tokens."""
-
-    text: str
-    tokens: tuple[int, ...]
+LEFT_TO_RIGHT = (
+    "this run's network goes from left to right: it fills a blank without looking at what follows "
+    "(its block); a network that attends to all of a row, such as DiT, does look"
+)
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ class Generator:
             raise InputError(
                 f"stride={stride}: must be in 1..{self.window.room}, the text of a window"
             )
-        eos = self.model.vocab.eos_id
+        eos = end_of(self.model.vocab)
         if stop_at_eos and eos is None:
             raise InputError("stop_at_eos=True: this tokenizer has no end-of-text token")
         ids = [row.tolist() for row in self.tokenizer.encode(list(prompts))]
@@ -150,17 +148,20 @@ class Generator:
         new = int(out.lengths.sum()) - sum(len(row) for row in ids)
         is_open = [np.arange(len(row)) >= len(known) for row, known in zip(rows, ids, strict=True)]
         record = self._trace(windows, out.begins, rows, is_open)
-        return Generation(self._texts(rows), new, out.nfe, out.windows, seconds, record)
+        texts = tuple(text_of(self.tokenizer, row) for row in rows)
+        return Generation(texts, new, out.nfe, out.windows, seconds, record)
 
     def infill(
         self, template: str, *, num: int = 1, seed: int = 0, trace: bool = False
     ) -> Generation:
-        """Fills the blanks of a text, `num` times.
+        """Fills the blanks of a text, `num` times. What is given stays to the letter.
 
-        Raises InputError if the text has no blank or does not fit the window.
+        A warning says if the network does not look at what follows a blank. Raises InputError if
+        the text has no blank or does not fit the window.
         """
-        ids, is_open = self._blanks(template)
         room, text = self.window.room, self.window.text
+        parsed = Template.parse(template, room)
+        ids, is_open = parsed.encode(self.tokenizer)
         if len(ids) > room:
             raise InputError(
                 f"the text has {len(ids)} tokens: must be at most {room}, the window of this model"
@@ -173,6 +174,8 @@ class Generator:
             if token is not None:
                 tokens[:, end], is_fixed[:, end] = token, True
         check_prompt(tokens, is_fixed, self.model.vocab)
+        if self.model.experiment.network.attends != "all" and not is_open[-1]:
+            log.warning(LEFT_TO_RIGHT)
         run, windows = self._runner(trace)
         began = self._now()
         out = run(self._keys(seed, num), tokens, is_fixed)
@@ -180,31 +183,9 @@ class Generator:
         seconds = self._now() - began
         begins = np.zeros((1, num), np.int32)
         record = self._trace(windows, begins, written, [is_open] * num)
-        return Generation(
-            self._texts(written), num * int(is_open.sum()), int(out.nfe), 1, seconds, record
-        )
-
-    def _blanks(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        ids: list[np.ndarray] = []
-        is_open: list[np.ndarray] = []
-        end, blanks = 0, list(BLANK.finditer(text))
-        if not blanks:
-            raise InputError("the text to infill has no [MASK] (one token) or [MASK:n] (n tokens)")
-        for blank in [*blanks, None]:
-            known = self.tokenizer.encode([text[end : blank.start() if blank else len(text)]])[0]
-            ids.append(known)
-            is_open.append(np.zeros(len(known), bool))
-            if blank:
-                n = int(blank.group(1) or 1)
-                if not 1 <= n <= self.window.room:
-                    raise InputError(
-                        f"{blank.group()}: a blank has 1 to {self.window.room} tokens, the window"
-                        " of this model"
-                    )
-                ids.append(np.zeros(n, np.int32))
-                is_open.append(np.ones(n, bool))
-                end = blank.end()
-        return np.concatenate(ids), np.concatenate(is_open)
+        texts = tuple(parsed.filled(self.tokenizer, row, is_open) for row in written)
+        new = num * int(is_open.sum())
+        return Generation(texts, new, int(out.nfe), 1, seconds, record)
 
     def _runner(self, trace: bool) -> tuple[Run, list[WindowTrace] | None]:
         """A function that generates a window, and the list to which it appends traces, if any."""
@@ -251,11 +232,6 @@ class Generator:
     def _keys(self, seed: int, rows: int) -> Key[Array, " b"]:
         key = stream(jax.random.key(seed), "sample")
         return by_row(key, jax.numpy.arange(rows))
-
-    def _texts(self, rows: list[np.ndarray]) -> tuple[Text, ...]:
-        return tuple(
-            Text(self.tokenizer.decode(row.tolist()), tuple(int(i) for i in row)) for row in rows
-        )
 
 
 def window_of(packing: Packing, model: Model) -> Windows:

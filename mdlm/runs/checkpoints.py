@@ -137,6 +137,10 @@ class Checkpoints:
             )
         return out["state"], out["data"]
 
+    def check(self, abstract: ArrayTree, step: int | None = None) -> None:
+        """Raises InputError if there is no such checkpoint, or it has arrays of other shapes."""
+        self._check_shapes(self._existing(step), abstract)
+
     def restore_part(self, abstract: ArrayTree, step: int | None = None) -> Any:
         """Returns only the entries of the state that are in `abstract`, e.g. `{"ema": ...}`."""
         step = self._existing(step)

@@ -12,9 +12,11 @@ A resume with a changed experiment file keeps the new text beside the first, as
 """
 
 import json
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from jaxtyping import Int
 from mdlm.cluster import process_group
 from mdlm.config import records
 from mdlm.config.components import classes_in
+from mdlm.config.field_types import default_of
 from mdlm.config.overrides import apply
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Experiment
@@ -84,10 +87,37 @@ class RunFolder:
     def data(self) -> Path:
         return self.path / "data"
 
-    def begin(self, source: str, overrides: list[tuple[str, str]], experiment: Experiment) -> None:
+    def changes(self, experiment: Experiment) -> list[str]:
+        """Lists the values that differ from those of the run's last start, both in each line.
+
+        None are listed if that start cannot be read: then it has a component that is not installed
+        here.
+        """
+        if not self.exists:
+            return []
+        try:
+            record, known = self.config()["experiment"], classes_in(experiment)
+            there = records.read_fields(record, Experiment, self._title, known)
+        except InputError:
+            return []
+        here = {f.name: getattr(experiment, f.name) for f in fields(experiment)}
+        defaults = {f.name: default_of(f) for f in fields(experiment)}
+        return records.differences({**defaults, **there}, here, form="{}: {} -> {}")
+
+    def begin(
+        self,
+        source: str,
+        overrides: list[tuple[str, str]],
+        experiment: Experiment,
+        copy: Callable[[], None] = lambda: None,
+        *,
+        step: int = 0,
+        changed: Sequence[str] = (),
+    ) -> None:
         """Writes the experiment's copy, its values and the environment. Call `check` before.
 
-        A resumed run keeps its first copy, and its new environment is added to env.json.
+        A resumed run keeps its first copy, and its new environment is added to env.json, with the
+        values that `changed` at `step`. `copy` fills the folder with what the run begins from.
         """
         records.record(experiment)  # raises on all processes if it cannot be written
         if not self.writes:
@@ -98,8 +128,10 @@ class RunFolder:
         if not self.exists:
             (self.path / BEGINNING).touch()
         began = datetime.now(UTC)
-        copy = self._copy(source, began)
-        start = {"started": began.isoformat(timespec="seconds"), "experiment": copy}
+        kept = self._copy(source, began)
+        start = {"started": began.isoformat(timespec="seconds"), "experiment": kept}
+        if changed:
+            start |= {"step": step, "changed": changed}
         earlier = self.starts() if self.exists else []
         self._write("env.json", json.dumps([*earlier, {**start, **environment()}], indent=1) + "\n")
         config = {
@@ -108,6 +140,7 @@ class RunFolder:
             "checkpoints": elsewhere,
             "experiment": records.record(experiment),
         }
+        copy()
         # Last, because its presence says that the folder is a run.
         self._write("config.json", json.dumps(config, indent=1) + "\n")
         (self.path / BEGINNING).unlink(missing_ok=True)
@@ -176,11 +209,12 @@ class RunFolder:
                     f"{self.path} exists and is not a run folder: choose a new or empty folder"
                 )
         else:
-            found = records.differences(self._identity(experiment), identity(experiment))
+            found = records.differences(self.identity(experiment), identity(experiment))
             if found:
                 raise InputError(
                     f"{self.path} holds a run of another configuration; {_few(found)}."
-                    " Choose another --out, or give the values of the first start"
+                    " Choose another --out, give the values of the first start, or begin a run"
+                    f" from its state: --fork {shlex.quote(str(self.path))} and another --out"
                 )
         if self.asked is not None:
             self._check_asked(self.asked, experiment)
@@ -246,7 +280,7 @@ class RunFolder:
     def _title(self) -> str:
         return str(self.path / "config.json")
 
-    def _identity(self, experiment: Experiment) -> dict[str, Any]:
+    def identity(self, experiment: Experiment) -> dict[str, Any]:
         """Returns the identity of the folder's run. Classes in `experiment` are not looked up."""
         if self.trust:
             return identity(self.experiment())

@@ -34,7 +34,8 @@ from mdlm.times import balanced_order
 from mdlm.train.events import Began, Evaluated, Event, Profiled, Saved, Spiked, Stepped, Stopped
 from mdlm.train.guard import Diverged, Guard, Spike
 from mdlm.train.meter import Meter
-from mdlm.train.start import restored, started_from
+from mdlm.train.origin import Carried, started_from
+from mdlm.train.start import restored
 from mdlm.train.step import State, abstract_state, compile_step, create_state
 from mdlm.types import ArrayTree, Batch
 
@@ -64,6 +65,7 @@ class Trainer:
         dataset: the training split and the split to evaluate.
         folder: the run folder, for checkpoints, log and profile.
         initial: parameters to start from, if the run has no checkpoint.
+        carried: the tokens that `initial` shares with the model, if its vocabulary is another.
         sample: called at each step at which samples are due.
         profile: number of steps to trace.
 
@@ -88,6 +90,7 @@ class Trainer:
         folder: RunFolder,
         *,
         initial: ArrayTree | None = None,
+        carried: Carried | None = None,
         sample: Sample | None = None,
         profile: int = 0,
     ):
@@ -96,7 +99,8 @@ class Trainer:
         check_batch(mesh, size, experiment.train.accumulate)
         self.settings = experiment.train
         self.model, self.mesh, self.tx, self.folder = model, mesh, tx, folder
-        self.initial, self.sample, self.profile = initial, sample, profile
+        self.initial, self.carried = initial, carried
+        self.sample, self.profile = sample, profile
         self.abstract = abstract_state(model, tx, mesh)
         self.train_step = compile_step(model, tx, mesh)
         self.scorer = Scorer(model, mesh, dataset)
@@ -206,7 +210,7 @@ class Trainer:
             key = jax.random.key(self.model.experiment.seed)
             self.state = create_state(self.model, self.tx, self.mesh, key)
             if self.initial is not None:
-                self.state = started_from(self.state, self.initial)
+                self.state = started_from(self.state, self.initial, self.carried)
         self.initial = None  # frees its memory
         self.made, self.position = int(self.state["step"]), data["position"]
         self.guard = Guard(self.settings, data)

@@ -10,6 +10,7 @@ itself; their arguments and their data are compared. Process 0 checks the folder
 
 import shlex
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -32,11 +33,12 @@ from mdlm.profiling import profile as profiles
 from mdlm.runs import curves
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
-from mdlm.runs.parameters import restore_parameters
 from mdlm.runs.weights import Weights
 from mdlm.runs.writers import check_installed, writers
 from mdlm.train.events import Evaluated, Event, Saved
 from mdlm.train.loop import Trainer
+from mdlm.train.origin import Origin
+from mdlm.train.step import abstract_state
 from mdlm.types import ArrayTree
 from mdlm.version import __version__
 
@@ -54,6 +56,9 @@ class Session:
         overrides: overrides of the experiment's values, recorded in config.json.
         checkpoints: a folder or URL to keep checkpoints in, if not in the run folder.
         init_from: a run folder whose EMA parameters training starts from.
+        fork: a run folder, or `RUN@STEP`, whose training state training starts from.
+        new_tokenizer: with `init_from`, keep this experiment's tokenizer; tokens that both have
+            start from their parameters there, other tokens afresh.
         tensorboard: also write TensorBoard events.
         wandb: project of Weights & Biases to log to as well.
         profile: steps to trace, see `mdlm.profiling.profile`; 0 for none.
@@ -70,6 +75,8 @@ class Session:
         overrides: list[tuple[str, str]],
         checkpoints: str | None = None,
         init_from: str | None = None,
+        fork: str | None = None,
+        new_tokenizer: bool = False,
         tensorboard: bool = False,
         wandb: str | None = None,
         profile: int = 0,
@@ -79,24 +86,39 @@ class Session:
         self.experiment, self.profile = experiment, profile
         self.folder = RunFolder(out, checkpoints, trust=trust)
         settings = experiment.train
-        asked = {"--checkpoints": checkpoints, "--init-from": init_from, "--profile": profile}
+        asked = {"--checkpoints": checkpoints, "--init-from": init_from, "--fork": fork}
+        asked |= {"--new-tokenizer": new_tokenizer, "--profile": profile}
         process_group.check_same({**configuration(experiment), **asked}, "values")
         process_group.broadcast(lambda: check_installed(tensorboard, wandb))
         self.mesh = experiment.mesh.build()
         check_batch(self.mesh, settings.batch_size, settings.accumulate)
         experiment.network.check_mesh(self.mesh, experiment.data.packing.length)
+        origin = Origin.of(init_from, fork, new_tokenizer)
         resumes = self.folder.agreed(experiment)
-        self.dataset: Dataset = experiment.data.load(self.folder.data if resumes else None, report)
+        self.changed = self.folder.changes(experiment) if resumes else []
+        if origin is not None and not resumes:
+            self.dataset: Dataset = origin.load(experiment.data, report)
+        else:
+            self.dataset = experiment.data.load(self.folder.data if resumes else None, report)
         self.model = Model.on(experiment, self.dataset)
         self.split = split_in_training(experiment.evaluation, self.dataset.splits)
         splits = ("train", self.split)
         for split in splits:
             getattr(self.dataset, split)  # reads and packs it; raises if the text is too short
         check_same_data(self.dataset, splits)
-        self.initial = self._initial(init_from)
+        made = self._steps_made()
+        self.initial, self.carried = None, None
+        copy: Callable[[], None] = lambda: None
+        if made is None and origin is not None and origin.option == "--fork":
+            tx = experiment.optimizer.build(settings.steps)
+            origin.check(abstract_state(self.model, tx, self.mesh), experiment)
+            copy = partial(origin.copy_state, self.folder, experiment)
+        elif made is None:
+            self._take_parameters(origin)
         if profile:
-            profiles.check(profile, settings.steps - (self._steps_made() or 0))
-        self.folder.begin(source, overrides, experiment)
+            profiles.check(profile, settings.steps - (made or 0))
+        changed = self.changed
+        self.folder.begin(source, overrides, experiment, copy, step=made or 0, changed=changed)
         if self.folder.writes:
             self.dataset.tokenizer.save(self.folder.data)
             self.folder.save_counts(self.model.counts)
@@ -123,6 +145,7 @@ class Session:
             self.dataset,
             self.folder,
             initial=initial,
+            carried=self.carried,
             sample=self._sample,
             profile=self.profile,
         )
@@ -148,7 +171,7 @@ class Session:
         lines += [table(self.metrics)] if self.metrics else []
         if self.generated:
             lines.append("a sample (more in samples.txt):")
-            lines += [f"  | {line}" for line in self.generated.texts[0].text.splitlines()]
+            lines += [f"  | {line}" for line in self.generated.texts[0].shown.splitlines()]
         path = shlex.quote(str(self.folder.path))
         lines += [f"next: mdlm eval {path}", f"      mdlm sample {path}"]
         return "\n".join(lines)
@@ -158,25 +181,23 @@ class Session:
         with Checkpoints(self.folder.checkpoints, read_only=True) as checkpoints:
             return checkpoints.latest
 
-    def _initial(self, init_from: str | None) -> ArrayTree | None:
-        """Returns the parameters to start from: those of the run `init_from`, or the weights of
-        this run folder if it has no training state. None otherwise."""
-        abstract = self.model.abstract_params(self.mesh)
-        if init_from is not None:
-            other = RunFolder(init_from)
-            other.config()  # raises if it is not a run
-            # The other run may lack parameters that this run's process learns.
-            return restore_parameters(other, abstract, some=True)[1]
+    def _take_parameters(self, origin: Origin | None) -> None:
+        """Reads the parameters to start from, if any: those of the origin, or the weights of this
+        run folder, which has no training state."""
+        if origin is not None:
+            self.carried = origin.carried(self.model, self.dataset.tokenizer)
+            self.initial = origin.parameters(self.model, self.mesh, self.carried)
+            return
         weights = Weights.of(self.folder.path)
-        if weights is None or self._steps_made() is not None:
-            return None
+        if weights is None:
+            return
         if weights.step:
             raise InputError(
                 f"{weights.path} has the weights of step {weights.step}, and there is no training"
                 f" state to resume; to start from them: --init-from {self.folder.path}, and another"
                 " --out"
             )
-        return weights.restore(abstract)
+        self.initial = weights.restore(self.model.abstract_params(self.mesh))
 
     def _sample(self, step: int, params: ArrayTree) -> None:
         params = within_reach(params)
@@ -185,8 +206,13 @@ class Session:
             self._generator = Generator(self.model, params, self.dataset.tokenizer, window)
         self._generator.params = params
         length = self.experiment.train.sample_length or self._generator.window.room
-        self.generated = self._generator.continue_from([""] * SAMPLES, length, seed=step)
-        self.folder.log.add_samples(step, [text.text for text in self.generated.texts])
+        self.generated = self._generator.continue_from(
+            [""] * SAMPLES,
+            length,
+            seed=step,
+            stop_at_eos=self.experiment.data.packing.is_one_document,
+        )
+        self.folder.log.add_samples(step, [text.shown for text in self.generated.texts])
 
     def _draw(self) -> None:
         if self.folder.writes:

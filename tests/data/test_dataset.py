@@ -9,7 +9,7 @@ from mdlm.data.dataset import TextData
 from mdlm.data.packing import Pad, Wrap
 from mdlm.data.sources import PythonReference
 from mdlm.data.text.source import Source
-from mdlm.data.tokenizers import BPE, Bytes, Characters
+from mdlm.data.tokenizers import BPE, Bytes, Characters, WordPiece
 from mdlm.errors import InputError
 
 READ = []
@@ -62,6 +62,31 @@ def test_counts_are_scaled_when_text_is_dropped(packing):
     shown = (~np.isin(valid.rows.all().tokens, special)).sum()  # a token of Bytes is a byte
     assert valid.bytes == pytest.approx(shown)
     assert valid.characters < valid.bytes < 30 * len("valid 10 the cat sat on the mat") + 30
+
+
+def test_a_protocol_says_what_the_rows_leave_out():
+    data = TextData(source=FakeSource(), tokenizer=Bytes(), packing=Pad(length=16))
+    dataset = data.load()
+    kept = dataset.valid.kept
+    assert 0.1 < kept < 0.9
+    assert dataset.protocol("valid") == f"padded to rows of 16, rows hold {kept:.1%} of the text"
+    one = replace(data, source=FakeSource(copies=1), packing=Wrap(length=20)).load()
+    assert one.protocol("valid").endswith("in each") and len(one.valid.rows) == 2
+    assert replace(one.data, packing=Wrap(length=34)).load().protocol("valid").endswith(", one row")
+    whole = replace(data, packing=Wrap(length=16)).load()
+    assert whole.protocol("valid") == "wrapped rows of 16, BOS and EOS in each"
+
+
+def test_a_protocol_counts_unknown_tokens(tmp_path):
+    texts = FakeSource(text="the cat \u2603 sat")
+    config = WordPiece(vocab_size=60)
+    config.build(["the cat sat on the mat valid train 0123456789"]).save(tmp_path)
+    data = TextData(source=texts, tokenizer=config, packing=Pad(length=300))
+    dataset = data.load(tmp_path)
+    rows = dataset.valid.rows.all()
+    share = (rows.tokens[rows.loss_mask] == dataset.tokenizer.unk_id).mean()
+    assert share > 0 and dataset.valid.unknown == share
+    assert dataset.protocol("valid").endswith(f", {share:.2%} of the tokens are [UNK]")
 
 
 def test_splits_are_read_when_used():

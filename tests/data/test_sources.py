@@ -2,11 +2,13 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import datasets
 import pytest
 
-from mdlm.data.sources import PythonReference, TextFiles
+from mdlm.data.sources import PythonReference, TextFiles, other_files
+from mdlm.data.text.cleaning import PTB
 from mdlm.data.text.hugging_face import HuggingFace
 from mdlm.data.text.splits import quoting_groups
 from mdlm.errors import InputError
@@ -240,3 +242,54 @@ def test_reference_splits_share_no_passage():
 def test_quoting_is_transitive():
     topics = {"a": "1 2 3", "b": "0 2 3 4", "c": "3 4 5", "d": "5 6", "e": "6"}
     assert quoting_groups(topics, words=2) == [("a", "b", "c"), ("d",), ("e",)]
+
+
+@pytest.mark.parametrize("typed", ["\n\n\n", "\\n\\n\\n"])
+def test_a_separator_may_be_typed_with_backslashes(typed, tmp_path):
+    name = write(tmp_path / "a.txt", "one\n\n\ntwo")
+    source = TextFiles(train=name, valid=name, separator=typed)
+    assert source.documents("train") == ["one", "two"]
+    assert source == TextFiles(train=name, valid=name, separator="\n\n\n")
+
+
+def test_names_with_commas_and_brackets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("v[1]", "v1x", "c,d"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "t.txt", folder)
+    write(tmp_path / "a,b.txt", "comma")
+    write(tmp_path / "c.txt", "c")
+    for train, texts in {
+        ("a", "b.txt"): ["comma"],  # as a command line divides them
+        ("c.txt", "a", "b.txt", "c", "d/*.txt"): ["c", "comma", "c,d"],
+        ("v[1]/*.txt",): ["v[1]"],
+        ("v[1]*/*.txt",): ["v1x"],
+    }.items():
+        assert TextFiles(train=train, valid="c.txt").documents("train") == texts
+    with pytest.raises(InputError, match="file not found: a$"):
+        TextFiles(train=("a", "c.txt"), valid="c.txt").documents("train")
+
+
+def test_other_fields_of_a_line_are_not_read(tmp_path):
+    lines = [f'{{"id": {"9" * 5000}, "text": "one"}}', '{"x": 1e999, "y": NaN, "text": "two"}']
+    name = write(tmp_path / "a.jsonl", "\n".join(lines))
+    assert TextFiles(train=name, valid=name).documents("train") == ["one", "two"]
+    deep = write(tmp_path / "b.jsonl", f'{{"x": {"[" * 99999}{"]" * 99999}, "text": "three"}}')
+    with pytest.raises(InputError, match="b.jsonl:1: a field is nested too deeply.*than 'text'"):
+        TextFiles(train=deep, valid=deep).documents("train")
+
+
+def test_other_files_are_read_as_those_of_a_run():
+    mine = TextFiles(train="a.txt", separator="|", text_field="body", clean=PTB())
+    assert other_files([mine], ("b.txt",), "valid") == TextFiles(
+        train=("b.txt",), valid=("b.txt",), valid_fraction=0, test_fraction=0,
+        separator="|", text_field="body", clean=PTB(),
+    )  # fmt: skip
+    found = other_files([mine], ("b.txt",), "train", separator=None, clean=None)
+    assert found.splits == ("train",) and found.separator is found.clean is None
+    hub = HuggingFace(path="x", text_field="body", clean=PTB())
+    assert other_files([hub], ("b.txt",), "test").text_field == "body"
+    assert other_files([mine, hub], ("b.txt",), "test").separator == "|"
+    with pytest.raises(InputError, match="text_field=.body. and .text.: say with --text-field"):
+        other_files([mine, replace(hub, text_field="text")], ("b.txt",), "test")
+    assert other_files([PythonReference()], ("b.txt",), "test").text_field == "text"

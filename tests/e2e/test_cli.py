@@ -20,7 +20,7 @@ def environment() -> dict[str, str]:
 
 def mdlm(*words, cwd=None, timeout=300) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "mdlm", *map(str, words)],
+        [sys.executable, "-m", "mdlm", *(w if isinstance(w, bytes) else str(w) for w in words)],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -82,6 +82,27 @@ def test_eval_reports_units_errors_and_protocol(work):
     assert again.stdout == out.stdout
     words = mdlm("eval", "run", "--data", "text.txt", cwd=work)
     assert words.returncode == 0 and "+-" in words.stdout and "perplexity" in words.stdout
+
+
+def test_other_files_are_read_as_the_run_reads(work):
+    """The same file has the same number, whether the experiment or an option names it."""
+    texts = (work / "text.txt").read_text().splitlines()
+    lines = [json.dumps({"body": text, "id": int("9" * 4000)}) for text in texts]
+    (work / "a.jsonl").write_text("\n".join(lines[40:]))
+    (work / "b.jsonl").write_text("\n".join([*lines[:40], '{"body": null}']))
+    (work / "b.txt").write_text("|".join(texts[:40]))
+    source = "TextFiles(train='a.jsonl', valid='b.jsonl', text_field='body', undecodable='drop')"
+    out = mdlm("train", "tiny.py", "--out", "json", "--data.source", source, cwd=work)
+    assert out.returncode == 0, out.stderr
+    values = []
+    for words in ((), ("--data", "b.jsonl"), ("--data", "b.txt", "--separator", "|")):
+        out = mdlm("eval", "json", "--json", *words, cwd=work)
+        assert out.returncode == 0, out.stderr
+        values.append([(m["value"], m["n"]) for m in json.loads(out.stdout)])
+    assert values[0] == values[1] == values[2]
+    assert "no field 'text'" in refused(
+        "eval", "json", "--data", "b.jsonl", "--text-field", "text", cwd=work
+    )
 
 
 def test_sample_prompts_infills_and_lengths(work):
@@ -176,6 +197,8 @@ BAD_INPUT = [
     (("eval", "nowhere"), "not a run folder"),
     (("eval", "run", "--step", "7"), "no checkpoint of step 7"),
     (("eval", "run", "--passes", "0"), "--passes 0: must be at least 1"),
+    (("eval", "run", "--separator", "|"), "--separator |: allowed with --data FILE"),
+    (("eval", "run", "--data", "text.txt", "--undecodable", "no"), "one of refuse, drop"),
     (("eval", "run", "--stpes", "3"), "no such option"),
     (("eval", "run", "--data", "no.txt"), "no.txt"),
     (("sample", "run", "--length", "0"), "length=0: must be at least 1"),
@@ -183,6 +206,13 @@ BAD_INPUT = [
     (("sample", "run", "--infill", "no blank"), "no [MASK]"),
     (("sample", "run", "--infill", "[MASK:99]"), "window of this model"),
     (("sample", "run", "--infill", "a[MASK:0]"), "a blank has 1 to"),
+    (("sample", "run", "--infill", "[MASK:3 not"), "'[MASK:3 not' is no blank"),
+    (
+        ("sample", "run", "--infill", "[MASK]", "--length", "3"),
+        "--length: not allowed with --infill",
+    ),
+    (("sample", "run", "--infill", "[MASK]", "--stop-at-eos"), "--stop-at-eos: not allowed with"),
+    (("sample", "run", "--prompt", b"caf\xc3"), "--prompt is not UTF-8: byte 0xc3 at offset 3"),
     (("sample", "run", "--top-p", "1.5"), "top_p=1.5"),
     (("sample", "run", "--temperature", "warm"), "expected a number, or FIRST:LAST"),
     (("sample", "run", "--temperature", "1:-1"), "temperature.last=-1.0"),

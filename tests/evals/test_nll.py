@@ -30,10 +30,11 @@ def test_every_token_is_scored_once_whatever_the_batch(batch_size):
     def score(number, batch):
         seen.append(batch["row"])
         count = batch["loss_mask"].sum(-1)
-        return batch["tokens"][:, 0] * count * (number + 1.0), count
+        text = np.stack([2 * count, count], axis=-1)
+        return batch["tokens"][:, 0] * count * (number + 1.0), count, text
 
     told = []
-    bound, count = passes(
+    bound, count, text = passes(
         score,
         lambda: evaluation_batches(Held(part), batch_size),
         count=2,
@@ -45,6 +46,7 @@ def test_every_token_is_scored_once_whatever_the_batch(batch_size):
     expected = np.arange(7) * part.loss_mask.sum(-1)
     np.testing.assert_array_equal(count, np.tile(part.loss_mask.sum(-1), (2, 1)))
     np.testing.assert_allclose(bound, [expected, 2 * expected])
+    np.testing.assert_array_equal(text, part.loss_mask.sum() * np.array([2, 1]))
 
 
 def test_strata_are_dealt_at_random_and_each_once():
@@ -53,7 +55,7 @@ def test_strata_are_dealt_at_random_and_each_once():
     def score(number, batch):
         used = batch["loss_mask"].any(-1)
         dealt[number].extend(batch["row"][used].tolist())
-        return np.zeros(len(used)), batch["loss_mask"].sum(-1)
+        return np.zeros(len(used)), batch["loss_mask"].sum(-1), np.zeros((len(used), 2))
 
     part = rows(64)
     passes(score, lambda: evaluation_batches(Held(part), 16), count=2, rows=64, seed=0)

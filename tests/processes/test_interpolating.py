@@ -151,7 +151,7 @@ def test_float32_keeps_its_digits(process):
 @processes
 def test_corrupt_and_prior_follow_their_distributions(key, process):
     x_0 = clean()
-    z_t = process.corrupt(rows(key), x_0, times(0.4))
+    z_t = jax.jit(process.corrupt)(rows(key), x_0, times(0.4))
     q = token_transition(process, 0.4)
     for token in (0, 4):
         assert_frequencies(np.asarray(z_t)[np.asarray(x_0) == token], q[token])
@@ -166,13 +166,13 @@ def test_corrupt_and_prior_follow_their_distributions(key, process):
 def test_corrupt_keeps_what_may_not_change_and_knows_its_rows(key):
     process, x_0 = PROCESSES["hybrid"], clean()
     may = jnp.arange(L)[None] % 2 == jnp.arange(B)[:, None] % 2
-    z_t = process.corrupt(rows(key), x_0, times(0.9), may)
+    z_t = jax.jit(process.corrupt)(rows(key), x_0, times(0.9), may)
     assert (jnp.where(may, x_0, z_t) == x_0).all() and (z_t != x_0).any()
     t = jnp.linspace(0.1, 0.9, B)[:, None]
-    whole = process.corrupt(rows(key), x_0, t)
-    part = process.corrupt(by_row(key, jnp.arange(1, 3)), x_0[1:3], t[1:3])
+    whole = jax.jit(process.corrupt)(rows(key), x_0, t)
+    part = jax.jit(process.corrupt)(by_row(key, jnp.arange(1, 3)), x_0[1:3], t[1:3])
     np.testing.assert_array_equal(part, whole[1:3])
-    assert (process.corrupt(rows(key), x_0, times(0.0)) == x_0).all()
+    assert (jax.jit(process.corrupt)(rows(key), x_0, times(0.0)) == x_0).all()
 
 
 @processes
@@ -181,11 +181,11 @@ def test_reverse_draws_from_its_probabilities(key, process, z):
     if z == MASK and isinstance(process, Uniform):
         return
     z_t, t, s = jnp.full((B, L), z), times(0.8), times(0.55)
-    distribution = process.reverse_probabilities(log_p0(), z_t, t, s)
+    distribution = jax.jit(process.reverse_probabilities)(log_p0(), z_t, t, s)
     np.testing.assert_allclose(distribution.sum(-1), 1, rtol=1e-6)
-    z_s = process.reverse(rows(key), log_p0(), z_t, t, s)
+    z_s = jax.jit(process.reverse)(rows(key), log_p0(), z_t, t, s)
     assert_frequencies(z_s, np.asarray(distribution[0, 0], np.float64))
-    part = process.reverse(rows(key, 3), log_p0()[:3], z_t[:3], t[:3], s[:3])
+    part = jax.jit(process.reverse)(rows(key, 3), log_p0()[:3], z_t[:3], t[:3], s[:3])
     np.testing.assert_array_equal(part, z_s[:3])
 
 
@@ -208,7 +208,9 @@ def test_reverse_is_the_posterior_as_defined(process):
         else:
             expected = step[:, z] * (p @ q_s) / (p @ q_t[:, z])
         z_t = jnp.full((B, L), z)
-        distribution = process.reverse_probabilities(log_p0(), z_t, times(t), times(s))[0, 0]
+        distribution = jax.jit(process.reverse_probabilities)(log_p0(), z_t, times(t), times(s))[
+            0, 0
+        ]
         np.testing.assert_allclose(distribution, np.append(expected, 0), rtol=2e-5, atol=1e-7)
 
 
@@ -218,12 +220,12 @@ def test_reverse_of_a_known_token_undoes_corrupt(key, process):
     x_0 = clean()
     known = jnp.where(jax.nn.one_hot(x_0, V + 1) == 1, 0.0, -jnp.inf)
     there, back = (rows(jax.random.fold_in(key, i)) for i in range(2))
-    z_t = process.corrupt(there, x_0, times(0.7))
-    z_s = np.asarray(process.reverse(back, known, z_t, times(0.7), times(0.3)))
+    z_t = jax.jit(process.corrupt)(there, x_0, times(0.7))
+    z_s = np.asarray(jax.jit(process.reverse)(back, known, z_t, times(0.7), times(0.3)))
     q = token_transition(process, 0.3)
     for token in (0, 4):
         assert_frequencies(z_s[np.asarray(x_0) == token], q[token])
-    ends = process.reverse(back, known, z_t, times(0.7), times(0.0))
+    ends = jax.jit(process.reverse)(back, known, z_t, times(0.7), times(0.0))
     np.testing.assert_array_equal(ends, x_0)
 
 
@@ -231,19 +233,19 @@ def test_reverse_of_a_known_token_undoes_corrupt(key, process):
 def test_reverse_at_the_ends(key, process):
     prior = process.prior(rows(key), L)
     for s in (0.0, 0.5, 0.999999):
-        distribution = process.reverse_probabilities(log_p0(), prior, times(1.0), times(s))
+        distribution = jax.jit(process.reverse_probabilities)(log_p0(), prior, times(1.0), times(s))
         assert jnp.isfinite(distribution).all()
         np.testing.assert_allclose(distribution.sum(-1), 1, rtol=1e-5)
-    z_0 = process.reverse(rows(key), log_p0(), prior, times(1.0), times(0.0))
+    z_0 = jax.jit(process.reverse)(rows(key), log_p0(), prior, times(1.0), times(0.0))
     assert process.is_token(z_0).all()
-    same = process.reverse(rows(key), log_p0(), prior, times(0.5), times(0.5))
+    same = jax.jit(process.reverse)(rows(key), log_p0(), prior, times(0.5), times(0.5))
     np.testing.assert_array_equal(same, prior)
 
 
 def test_mass_on_no_token_is_dropped():
     process, p = PROCESSES["hybrid"], np.array([0.1, 0.1, 0.4, 0.0, 0.2, 0.0, 0.2])
     z_t = jnp.full((B, L), MASK)
-    distribution = process.reverse_probabilities(log_p0(p), z_t, times(0.9), times(0.0))
+    distribution = jax.jit(process.reverse_probabilities)(log_p0(p), z_t, times(0.9), times(0.0))
     np.testing.assert_allclose(
         distribution[0, 0], [0.25, 0.25, 0, 0, 0.5, 0, 0], rtol=1e-6, atol=1e-7
     )

@@ -77,10 +77,10 @@ def test_prior_is_all_mask(key):
 @schedules
 def test_corrupt_at_the_ends(key, schedule):
     process, x_0 = Masked(schedule=schedule, mask_id=MASK), clean()
-    at_clean = process.corrupt(rows(key), x_0, times(0.0))
+    at_clean = jax.jit(process.corrupt)(rows(key), x_0, times(0.0))
     expected = 1 - float(schedule.alpha(jnp.zeros(())))
     assert_frequencies(count_masked(at_clean), [1 - expected, expected])
-    at_noise = process.corrupt(rows(key), x_0, times(1.0))
+    at_noise = jax.jit(process.corrupt)(rows(key), x_0, times(1.0))
     expected = float(schedule.alpha(jnp.ones(())))
     assert_frequencies(count_masked(at_noise)[::-1], [1 - expected, expected])
 
@@ -94,7 +94,7 @@ def count_masked(z):
 def test_corrupt_masks_at_the_schedules_rate(key, schedule):
     process, x_0 = Masked(schedule=schedule, mask_id=MASK), clean()
     t = jnp.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9])[:, None]
-    z_t = process.corrupt(rows(key), x_0, t)
+    z_t = jax.jit(process.corrupt)(rows(key), x_0, t)
     assert ((z_t == x_0) | (z_t == MASK)).all()
     for row, noised in zip(z_t, schedule.one_minus_alpha(t)[:, 0], strict=True):
         assert_frequencies(count_masked(row), [1 - noised, noised])
@@ -110,7 +110,7 @@ def test_corrupt_takes_one_time_per_token(key):
 def test_corrupt_leaves_what_may_not_change(key):
     process = Masked(schedule=LogLinear(eps=0.0), mask_id=MASK)
     may_change = jnp.arange(L)[None] % 3 == jnp.arange(B)[:, None] % 3
-    z_t = process.corrupt(rows(key), clean(), times(1.0), may_change)
+    z_t = jax.jit(process.corrupt)(rows(key), clean(), times(1.0), may_change)
     np.testing.assert_array_equal(z_t, jnp.where(may_change, MASK, clean()))
 
 
@@ -125,8 +125,8 @@ def test_the_rule_is_strict():
 
 def test_a_row_is_noised_by_its_own_key(key):
     process, t = Masked(mask_id=MASK), jnp.linspace(0.1, 0.9, 8)[:, None]
-    whole = process.corrupt(rows(key), clean(), t)
-    part = process.corrupt(by_row(key, jnp.arange(3, 6)), clean()[3:6], t[3:6])
+    whole = jax.jit(process.corrupt)(rows(key), clean(), t)
+    part = jax.jit(process.corrupt)(by_row(key, jnp.arange(3, 6)), clean()[3:6], t[3:6])
     np.testing.assert_array_equal(part, whole[3:6])
 
 
@@ -138,7 +138,7 @@ def test_schedules_that_look_at_the_token_see_it(key):
             return jnp.where(x_0 == 0, jnp.clip(1 - 2 * t, 0, 1), jnp.clip(2 - 2 * t, 0, 1))
 
     process = Masked(schedule=Ordered(), mask_id=MASK)
-    z_t = process.corrupt(rows(key), clean(), times(0.5))
+    z_t = jax.jit(process.corrupt)(rows(key), clean(), times(0.5))
     np.testing.assert_array_equal(z_t == MASK, clean() == 0)
 
 
@@ -185,21 +185,21 @@ def test_reverse_copies_what_is_not_masked(key):
 def test_reverse_to_zero_reveals_everything(key):
     process = Masked(mask_id=MASK)
     z_t = process.prior(rows(key), L)
-    z_0 = process.reverse(rows(key), log_p0(), z_t, times(1.0), times(0.0))
+    z_0 = jax.jit(process.reverse)(rows(key), log_p0(), z_t, times(1.0), times(0.0))
     assert np.isin(z_0, TOKENS).all()
 
 
 def test_reverse_without_a_step_reveals_nothing(key):
     process = Masked(mask_id=MASK)
     z_t = process.prior(rows(key), L)
-    z_s = process.reverse(rows(key), log_p0(), z_t, times(0.4), times(0.4))
+    z_s = jax.jit(process.reverse)(rows(key), log_p0(), z_t, times(0.4), times(0.4))
     assert (z_s == MASK).all()
 
 
 def test_reverse_takes_one_time_per_token(key):
     process = Masked(mask_id=MASK)
     s = jnp.tile(jnp.array([0.0, 0.6]), (B, L // 2))
-    z_s = process.reverse(
+    z_s = jax.jit(process.reverse)(
         rows(key), log_p0(), process.prior(rows(key), L), jnp.full((B, L), 0.6), s
     )
     assert (z_s[:, ::2] != MASK).all() and (z_s[:, 1::2] == MASK).all()
@@ -209,9 +209,9 @@ def test_mass_on_the_mask_is_never_drawn(key):
     """x_0 is never the mask, so such mass goes to the tokens in proportion."""
     process, p = Masked(mask_id=MASK), np.array([0.1, 0.1, 0.6, 0.0, 0.2, 0.0])
     z_t = process.prior(rows(key), L)
-    z_0 = process.reverse(rows(key), log_p0(p), z_t, times(0.9), times(0.0))
+    z_0 = jax.jit(process.reverse)(rows(key), log_p0(p), z_t, times(0.9), times(0.0))
     assert_frequencies(np.bincount(np.ravel(z_0), minlength=V), [0.25, 0.25, 0, 0, 0.5, 0])
-    distribution = process.reverse_probabilities(log_p0(p), z_t, times(0.9), times(0.45))
+    distribution = jax.jit(process.reverse_probabilities)(log_p0(p), z_t, times(0.9), times(0.45))
     np.testing.assert_allclose(distribution[0, 0], [0.125, 0.125, 0.5, 0, 0.25, 0], rtol=1e-6)
 
 
@@ -220,8 +220,8 @@ def test_reverse_draws_from_its_probabilities(key, schedule):
     process = Masked(schedule=schedule, mask_id=MASK)
     z_t = process.prior(rows(key), L)
     t, s = times(0.8), times(0.55)
-    z_s = process.reverse(rows(key), log_p0(), z_t, t, s)
-    distribution = process.reverse_probabilities(log_p0(), z_t, t, s)
+    z_s = jax.jit(process.reverse)(rows(key), log_p0(), z_t, t, s)
+    distribution = jax.jit(process.reverse_probabilities)(log_p0(), z_t, t, s)
     np.testing.assert_allclose(distribution.sum(-1), 1, rtol=1e-6)
     assert_frequencies(
         np.bincount(np.ravel(z_s), minlength=V), np.asarray(distribution[0, 0], np.float64)
@@ -242,8 +242,8 @@ def test_reverse_after_corrupt_is_corrupt(key, schedule, t, s):
     process, x_0 = Masked(schedule=schedule, mask_id=MASK), clean()
     known = jnp.where(jax.nn.one_hot(x_0, V) == 1, 0.0, -jnp.inf)
     there, back = (rows(jax.random.fold_in(key, i)) for i in range(2))
-    z_t = process.corrupt(there, x_0, times(t))
-    z_s = process.reverse(back, known, z_t, times(t), times(s))
+    z_t = jax.jit(process.corrupt)(there, x_0, times(t))
+    z_s = jax.jit(process.reverse)(back, known, z_t, times(t), times(s))
     assert ((z_s == x_0) | (z_s == MASK)).all()
     noised = float(schedule.one_minus_alpha(jnp.float32(s)))
     for token in TOKENS:
@@ -253,8 +253,8 @@ def test_reverse_after_corrupt_is_corrupt(key, schedule, t, s):
 def test_reverse_after_corrupt_of_an_unknown_token_keeps_the_marginals(key):
     process, (t, s) = Masked(schedule=Cosine(), mask_id=MASK), (0.8, 0.4)
     there, back = (rows(jax.random.fold_in(key, i)) for i in range(2))
-    z_t = process.corrupt(there, clean(), times(t))
-    z_s = process.reverse(back, log_p0(), z_t, times(t), times(s))
+    z_t = jax.jit(process.corrupt)(there, clean(), times(t))
+    z_s = jax.jit(process.reverse)(back, log_p0(), z_t, times(t), times(s))
     alpha = float(Cosine().alpha(jnp.float32(s)))
     distribution = alpha * P_0
     distribution[MASK] = 1 - alpha
@@ -264,8 +264,8 @@ def test_reverse_after_corrupt_of_an_unknown_token_keeps_the_marginals(key):
 def test_a_row_is_reversed_by_its_own_key(key):
     process, s = Masked(mask_id=MASK), jnp.linspace(0.1, 0.8, 8)[:, None]
     z_t = jnp.full((B, L), MASK)
-    whole = process.reverse(rows(key), log_p0(), z_t, times(0.9), s)
-    part = process.reverse(
+    whole = jax.jit(process.reverse)(rows(key), log_p0(), z_t, times(0.9), s)
+    part = jax.jit(process.reverse)(
         by_row(key, jnp.arange(3, 6)), log_p0(b=3), z_t[3:6], times(0.9, 3), s[3:6]
     )
     np.testing.assert_array_equal(part, whole[3:6])
@@ -276,7 +276,7 @@ def test_positions_draw_independently(key):
     """Neighbours agree as often as independent draws of P_0 do."""
     process = Masked(mask_id=MASK)
     z_t = jnp.full((B, L), MASK)
-    z_0 = process.reverse(rows(key), log_p0(), z_t, times(1.0), times(0.0))
+    z_0 = jax.jit(process.reverse)(rows(key), log_p0(), z_t, times(1.0), times(0.0))
     agree = int((z_0[:, ::2] == z_0[:, 1::2]).sum())
     p = (P_0**2).sum()
     assert_frequencies(np.array([agree, B * L // 2 - agree]), [p, 1 - p])

@@ -323,6 +323,7 @@ def test_mfu_is_left_out_where_no_peak_is_known(tmp_path, monkeypatch):
     assert not any("mfu" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_while_it_is_traced_ends_the_trace(tmp_path):
     stop = [False]
     for event in session(tmp_path, "run", profile=6).train(lambda: stop[0]):
@@ -332,6 +333,7 @@ def test_a_run_stopped_while_it_is_traced_ends_the_trace(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_more_steps_than_are_left_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match="--profile -1: must be at least 1"):
         session(tmp_path, "run", profile=-1)

@@ -272,11 +272,13 @@ def test_removed_tokens_have_no_confidence(key):
     is_fixed = np.zeros(rows, bool)
     is_fixed[:, 1] = True
     keys = by_row(key, jnp.arange(16))
-    state = sampler.init(keys, jnp.ones(rows, jnp.int32), jnp.asarray(is_fixed), diffusion)
+    init = jax.jit(lambda *given: sampler.init(*given, diffusion))
+    state = init(keys, jnp.ones(rows, jnp.int32), jnp.asarray(is_fixed))
+    advance = jax.jit(lambda state: sampler.step(state, diffusion))
     gone = 0
     for step in range(6):
         before = np.asarray(state.tokens)
-        state = sampler.step(state, diffusion)
+        state = advance(state)
         state = replace(state, step=state.step + 1)
         after, c = np.asarray(state.tokens), np.asarray(state.confidence)
         assert (c[after == MASK] == 0).all() and (c[after != MASK] > 0).all()

@@ -254,6 +254,7 @@ def lines(folder: Path, kind: str) -> list[dict]:
     return [entry for entry in RunFolder(folder).log.metrics() if entry["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_counts_survive_a_stop(small, tmp_path):
     _, dataset, marked = small
     experiment = marked(6, np.nan)
@@ -344,6 +345,7 @@ def test_a_spike_sends_the_run_back_past_its_batches(small, tmp_path):
     assert len(lines(tmp_path / "b", "rewind")) == 1
 
 
+@pytest.mark.slow
 def test_a_spike_is_noted_where_there_is_no_going_back(small, tmp_path):
     _, dataset, marked = small
     experiment = marked(12, 50.0, log_every=1, spike=20.0)

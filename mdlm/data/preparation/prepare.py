@@ -11,7 +11,7 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mdlm.config.component_text import to_text
@@ -33,7 +33,7 @@ SHARD_TOKENS = 2**26
 TRAINING_CHUNK = 2**20
 """Approximate characters of a chunk of text when a tokenizer is trained."""
 WORDS = re.compile(r"(?<=\S) ")
-"""A space before which every trained tokenizer ends a word (`tokens.tokenizer.safe_cut`)."""
+"""A space before which every trained tokenizer ends a word (`tokens.cuts.safe_cut`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +63,12 @@ class Progressed:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """The store is complete. `is_new`: shards were written by this call."""
+    """The store is complete. `is_new`: shards were written by this call. `unknown` has, by split,
+    the number of unknown tokens; it is empty if the tokenizer has no such token."""
 
     manifest: Manifest
     is_new: bool
+    unknown: dict[str, int] = field(default_factory=dict)
 
 
 def prepare(
@@ -107,7 +109,9 @@ def prepare(
         assert manifest is not None
         for split in splits:
             write_counts(folder, split, tallies[split].counts)
-    yield Prepared(manifest=manifest, is_new=bool(todo))
+    unk = tokenizer.unk_id
+    unknown = {} if unk is None else {s: int(tallies[s].counts[unk]) for s in splits}
+    yield Prepared(manifest=manifest, is_new=bool(todo), unknown=unknown)
 
 
 def _write(
@@ -184,6 +188,7 @@ def _new(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifes
             f"{folder.url} has {others[0]} and no {NAME}, so it is not a token store: name an "
             "empty or a new folder"
         )
+    data.source.check_apart()
     splits = data.source.splits
     texts = training_text(data.source) if data.tokenizer.needs_text else ()
     tokenizer = data.tokenizer.build(texts, report)

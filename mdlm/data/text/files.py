@@ -8,16 +8,17 @@ import glob
 import gzip
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mdlm.data.text.utf8 import NotUTF8, Opened, read_text
+from mdlm.data.text.utf8 import EmptyFile, NotUTF8, Opened, read_text
 from mdlm.errors import InputError
 
-NOT_UTF8 = "not UTF-8"
-"""The reason under which documents that cannot be decoded are counted."""
+NOT_UTF8, NULL, EMPTY = "not UTF-8", "null instead of text", "a file without text"
+"""The reasons under which documents or files that are left out are counted."""
 BATCH = 1024
 """Rows of a Parquet file held in memory at a time."""
 
@@ -54,21 +55,40 @@ def matching_files(patterns: Iterable[str]) -> list[Path]:
     Raises InputError if a pattern names a folder or matches no file.
     """
     found: list[Path] = []
-    for pattern in patterns:
+    for pattern in _whole_names(list(patterns)):
         path = Path(pattern).expanduser()
         if path.is_dir():
             raise InputError(f"{pattern} is a folder: name its files, such as {pattern}/*.txt")
-        if path.exists():
-            found.append(path)
-            continue
-        if not glob.has_magic(pattern):
+        matches = _matches(pattern)
+        if not matches and not glob.has_magic(pattern):
             raise InputError(f"file not found: {pattern}")
-        matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-        matches = [match for match in matches if match.is_file()]
         if not matches:
             raise InputError(f"no file matches {pattern}")
         found += matches
     return found
+
+
+def _matches(pattern: str) -> list[Path]:
+    """Returns the files of a pattern. Brackets stand for themselves if that alone finds files."""
+    path = Path(pattern).expanduser()
+    if path.exists():
+        return [path]
+    for name in (str(path), str(path).replace("[", "[[]")):
+        matches = sorted(Path(match) for match in glob.glob(name, recursive=True))
+        if matches := [match for match in matches if match.is_file()]:
+            return matches
+    return []
+
+
+def _whole_names(parts: list[str]) -> Iterator[str]:
+    """Yields the names; a name with a comma, which command lines divide, is put together again."""
+    start = 0
+    while start < len(parts):
+        stops = range(start + 1, len(parts) + 1)
+        found = (stop for stop in stops if _matches(",".join(parts[start:stop])))
+        stop = next(found, start + 1)
+        yield ",".join(parts[start:stop])
+        start = stop
 
 
 def gather(pieces: Iterable[Piece]) -> list[str]:
@@ -92,19 +112,26 @@ def read_pieces(paths: list[Path], form: Form, position: Any = None) -> Iterator
             )
     sizes = [path.stat().st_size for path in paths]
     first, inner = (0, {}) if position is None else (position["file"], position["at"])
-    anything = position is not None
+    anything, empty = position is not None, None
     for number, path in list(enumerate(paths))[first:]:
         before, size = sum(sizes[:number]), max(sizes[number], 1)
-        for found in _guarded(path, READERS[_ending(path)](path, form, inner)):
-            anything = anything or bool(found.text)
-            yield Piece(
-                text=found.text,
-                ends=found.ends,
-                position={"file": number, "at": found.at},
-                done=(before + found.share * size) / max(sum(sizes), 1),
-                dropped={NOT_UTF8: found.dropped} if found.dropped else {},
-            )
+        try:
+            for found in _guarded(path, READERS[_ending(path)](path, form, inner)):
+                anything = anything or bool(found.text)
+                yield Piece(
+                    text=found.text,
+                    ends=found.ends,
+                    position={"file": number, "at": found.at},
+                    done=(before + found.share * size) / max(sum(sizes), 1),
+                    dropped=found.dropped,
+                )
+        except EmptyFile as error:
+            empty = error
+            after = {"file": number + 1, "at": {}}
+            yield Piece(text="", ends=False, position=after, dropped={EMPTY: 1})
         inner = {}
+    if not anything and len(paths) == 1 and empty is not None:
+        raise empty
     if not anything:
         raise InputError(f"no text in {', '.join(map(str, paths))}")
 
@@ -117,7 +144,7 @@ class _Found:
     ends: bool
     at: dict[str, Any]
     share: float
-    dropped: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
 
 
 def _ending(path: Path) -> str:
@@ -140,21 +167,22 @@ def _guarded(path: Path, found: Iterator[_Found]) -> Iterator[_Found]:
 
 
 def _text(path: Path, form: Form, at: dict[str, Any]) -> Iterator[_Found]:
-    dropped = 0
+    dropped: Counter[str] = Counter()
     with Opened(path, at.get("byte", 0)) as file:
         for part in read_text(file, form.separator, at, drop=form.undecodable == "drop"):
             at = part.at
             if part.text is None:
-                dropped += 1
+                dropped[NOT_UTF8] += 1
                 continue
-            yield _Found(part.text, part.ends, at, file.share, dropped)
-            dropped = 0
+            yield _Found(part.text, part.ends, at, file.share, dict(dropped))
+            dropped.clear()
         if dropped:
-            yield _Found("", False, at, 1.0, dropped)
+            yield _Found("", False, at, 1.0, dict(dropped))
 
 
 def _json_lines(path: Path, form: Form, at: dict[str, Any]) -> Iterator[_Found]:
-    dropped, number = 0, at.get("line", 0)
+    dropped: Counter[str] = Counter()
+    number = at.get("line", 0)
     with Opened(path, at.get("byte", 0)) as file:
         offset = file.start
         for line in file.binary:
@@ -164,32 +192,49 @@ def _json_lines(path: Path, form: Form, at: dict[str, Any]) -> Iterator[_Found]:
                 if not text.strip():
                     continue
                 text = read_json_line(text, form.text_field, f"{path}:{number}")
-            except (NotUTF8, LoneSurrogate):
+            except (NotUTF8, LoneSurrogate, NullText) as error:
                 if form.undecodable != "drop":
                     raise
-                dropped += 1
+                dropped[NULL if isinstance(error, NullText) else NOT_UTF8] += 1
                 continue
-            yield _Found(text, True, {"byte": offset, "line": number}, file.share, dropped)
-            dropped = 0
+            yield _Found(text, True, {"byte": offset, "line": number}, file.share, dict(dropped))
+            dropped.clear()
         if dropped:
-            yield _Found("", False, {"byte": offset, "line": number}, 1.0, dropped)
+            yield _Found("", False, {"byte": offset, "line": number}, 1.0, dict(dropped))
 
 
 class LoneSurrogate(InputError):
     """A JSON text that cannot be encoded as UTF-8."""
 
 
+class NullText(InputError):
+    """A document that is null."""
+
+    def __init__(self, where: str, text_field: str):
+        super().__init__(
+            f"{where}: {text_field!r} is null, not text: take it out, or leave out such documents "
+            "with undecodable='drop'"
+        )
+
+
 def read_json_line(line: str, text_field: str, where: str) -> str:
     """Returns the text of one line of a `.jsonl` file; `where` is FILE:LINE, for errors."""
     try:
-        entry = json.loads(line)
+        entry = json.loads(line, parse_int=lambda digits: 0)  # however many digits: none is used
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise InputError(
+            f"{where}: a field is nested too deeply to be read: take out fields other than "
+            f"{text_field!r}"
+        ) from error
     if not isinstance(entry, dict):
         raise InputError(f"{where}: {type(entry).__name__}, must be a JSON object")
     if text_field not in entry:
         raise InputError(f"{where}: no field {text_field!r}, only {', '.join(sorted(entry))}")
     text = entry[text_field]
+    if text is None:
+        raise NullText(where, text_field)
     if not isinstance(text, str):
         raise InputError(f"{where}: {text_field!r} is {type(text).__name__}, not text")
     try:
@@ -203,7 +248,7 @@ def _parquet(path: Path, form: Form, at: dict[str, Any]) -> Iterator[_Found]:
     import pyarrow
     from pyarrow import parquet
 
-    name, dropped, row = form.text_field, 0, 0
+    name, dropped, row = form.text_field, Counter[str](), 0
     try:
         file = parquet.ParquetFile(path)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
@@ -212,7 +257,7 @@ def _parquet(path: Path, form: Form, at: dict[str, Any]) -> Iterator[_Found]:
     with file:
         total = file.metadata.num_rows
         if not total:
-            raise InputError(f"{path} is empty")
+            raise EmptyFile(f"{path} is empty")
         if name not in file.schema_arrow.names:
             there = ", ".join(file.schema_arrow.names)
             raise InputError(f"{path}: no field {name!r}, only {there}")
@@ -234,15 +279,20 @@ def _parquet(path: Path, form: Form, at: dict[str, Any]) -> Iterator[_Found]:
                                 f"{path}: {name!r} of row {row - 1} is not UTF-8 text: byte "
                                 f"0x{error.object[error.start]:02x} at offset {error.start}"
                             ) from error
-                        dropped += 1
+                        dropped[NOT_UTF8] += 1
+                        continue
+                    if text is None:
+                        if form.undecodable != "drop":
+                            raise NullText(f"{path}, row {row - 1}", name)
+                        dropped[NULL] += 1
                         continue
                     if not isinstance(text, str):
                         kind = type(text).__name__
                         raise InputError(f"{path}: {name!r} of row {row - 1} is {kind}, not text")
-                    yield _Found(text, True, {"row": row}, row / total, dropped)
-                    dropped = 0
+                    yield _Found(text, True, {"row": row}, row / total, dict(dropped))
+                    dropped.clear()
         if dropped:
-            yield _Found("", False, {"row": row}, 1.0, dropped)
+            yield _Found("", False, {"row": row}, 1.0, dict(dropped))
 
 
 READERS = {".txt": _text, ".jsonl": _json_lines, ".parquet": _parquet}

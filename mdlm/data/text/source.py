@@ -54,6 +54,11 @@ class Source(abc.ABC):
         """Returns an identifier of the current state of the text; None if the source has none."""
         return None
 
+    def check_apart(self) -> None:
+        """Raises InputError if text of a held-out split is also training text, where that can be
+        seen from its name."""
+        return None
+
     def _pieces(self, split: str, position: Any) -> Iterator[Piece]:
         """Yields the pieces of a split that is in `splits`; by default one per document."""
         documents = self._documents(split)

@@ -2,7 +2,9 @@
 
 import codecs
 import gzip
+import io
 import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +12,17 @@ from typing import IO, Any
 
 from mdlm.errors import InputError
 
+log = logging.getLogger(__name__)
+
 PIECE = 2**20
 """Characters of a document per piece."""
 CHUNK = 2**20
 """Bytes read at a time."""
 MARK = codecs.BOM_UTF8
+
+
+class EmptyFile(InputError):
+    """A file without text."""
 
 
 class NotUTF8(ValueError):
@@ -28,7 +36,8 @@ class NotUTF8(ValueError):
 class Opened:
     """A file's decompressed bytes from offset `at` on, without a byte order mark at the beginning.
 
-    Raises InputError if the file is empty.
+    Bytes behind the packed data of a `.gz` file are left out, and a warning says so. Raises
+    EmptyFile if the file is empty.
     """
 
     def __init__(self, path: Path, at: int):
@@ -38,12 +47,12 @@ class Opened:
         try:
             self._size = max(path.stat().st_size, 1)
             if path.suffix == ".gz":
-                self.binary = gzip.GzipFile(fileobj=self._raw)  # type: ignore[assignment]
+                self.binary = io.BufferedReader(_Unpacked(path, self._raw))
             if not at:
                 at = len(MARK) if self.binary.read(len(MARK)) == MARK else 0
                 self.binary.seek(at)
                 if not self.binary.read(1):
-                    raise InputError(f"{path} is empty")
+                    raise EmptyFile(f"{path} is empty")
             self.binary.seek(at)
         except BaseException:
             self._raw.close()
@@ -85,6 +94,56 @@ class Opened:
                     yield text
                 return
             yield text
+
+
+class _Unpacked(io.RawIOBase):
+    """The unpacked bytes of a gzip file, to the end of its last member."""
+
+    def __init__(self, path: Path, raw: IO[bytes]):
+        self._path, self._file, self._told = path, gzip.GzipFile(fileobj=raw), False
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        try:
+            data = self._file.read1(len(buffer))
+        except gzip.BadGzipFile as error:
+            # Only this one is raised between members; others mean that data are damaged.
+            if not str(error).startswith("Not a gzipped file") or not self._file.tell():
+                raise
+            if not self._told:
+                log.warning("%s: what follows the packed data is left out", self._path)
+            data, self._told = b"", True
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def check_utf8(text: str, what: str) -> None:
+    """Raises InputError if text from outside has a byte that is not UTF-8, or half a character.
+
+    `what` names the text in the message. Command lines keep such bytes as lone surrogates.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        at = len(text[: error.start].encode("utf-8", "surrogateescape"))
+        code = ord(text[error.start])
+        which = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"U+{code:04X}"
+        raise InputError(f"{what} is not UTF-8: {which} at offset {at}") from error
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 Encoding adds no special tokens, and text that spells one (`[MASK]`) is encoded as text, so clean
 text never contains the mask. The packing adds the special tokens of rows. Long texts are encoded
-piece by piece, cut only where a cut cannot change a token.
+piece by piece, cut only where a cut cannot change a token. Nothing of a text is dropped.
 """
 
 import hashlib
 import json
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,9 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int32, Integer
 
+from mdlm.data.tokens.cuts import safe_cut
+from mdlm.data.tokens.plain_text import for_text, unknown_id
+from mdlm.data.tokens.spelling import Spelling
 from mdlm.errors import InputError
 from mdlm.vocab import Vocab
 
@@ -36,7 +38,8 @@ class Tokenizer:
     """Encodes text to ids and decodes ids to text; `vocab` has the ids of the special tokens.
 
     `closed_alphabet`: only characters that are tokens can be encoded. `made_by` is the
-    configuration that built the tokenizer, as text.
+    configuration that built the tokenizer, as text. `unk_id` is the token of text that has none
+    of its own, None if there is no such token. `cut_before`: see `cuts.safe_cut`.
     """
 
     def __init__(
@@ -47,14 +50,16 @@ class Tokenizer:
         closed_alphabet: bool = False,
         made_by: str = "",
     ):
-        backend.encode_special_tokens = True
-        backend.no_truncation()
-        backend.no_padding()
+        roles = {vocab.mask_id, vocab.bos_id, vocab.eos_id, vocab.pad_id} - {None}
+        self._encoder = for_text(backend, roles)
         self.backend = backend
         self.vocab = vocab
         self.made_by = made_by
         self.alphabet = set(backend.get_vocab(with_added_tokens=False)) if closed_alphabet else None
-        self.cut_before = safe_cut(backend)
+        self.cut_before = safe_cut(self._encoder)
+        self.unk_id = unknown_id(backend)
+        self._roles = np.array(sorted(roles), np.int32)
+        self._spelling = Spelling(self._encoder, roles, self.alphabet)
 
     @property
     def mask_token(self) -> str:
@@ -80,18 +85,20 @@ class Tokenizer:
     ) -> list[Int32[np.ndarray, "..."]]:
         """Returns the ids of each text. `report` gets the characters done and their total.
 
-        Raises InputError if a character is not in a closed alphabet, or the text encodes to the
-        mask token.
+        Raises InputError, with the place, if a part of a text has no token.
         """
-        if self.alphabet is not None:
-            self._check_alphabet(texts, self.alphabet)
+        self._spelling.check(texts)
         total, done = sum(map(len, texts)), 0
         encoded: list[list[np.ndarray]] = [[] for _ in texts]
         pending: list[tuple[int, str]] = []
         size = 0
 
         def flush():
-            found = self.backend.encode_batch_fast([piece for _, piece in pending], False, False)
+            pieces = [piece for _, piece in pending]
+            try:
+                found = self._encoder.encode_batch_fast(pieces, False, False)
+            except Exception as error:  # the library raises bare Exceptions
+                raise self._spelling.refusal(texts) from error
             for (i, _), encoding in zip(pending, found, strict=True):
                 encoded[i].append(np.array(encoding.ids, np.int32))
             pending.clear()
@@ -110,12 +117,21 @@ class Tokenizer:
             report(message, total, total)
         empty = np.zeros(0, np.int32)
         ids = [np.concatenate(parts) if parts else empty for parts in encoded]
-        if any((part == self.vocab.mask_id).any() for part in ids):
-            raise InputError(
-                f"the text itself encodes to the mask token {self.mask_token!r}: "
-                "name another mask token"
-            )
+        if any(np.isin(part, self._roles).any() for part in ids):
+            raise self._spelling.refusal(texts)
         return ids
+
+    def encode_after(self, text: str) -> Int32[np.ndarray, "..."]:
+        """Returns the ids of a text that stands after other text: without what the tokenizer puts
+        in front of a text, such as a space. Raises InputError as `encode`."""
+        [alone] = self.encode([text])
+        try:
+            before, both = self.encode(["\n", f"\n{text}"])
+        except InputError:  # there is no token for a line break
+            return alone
+        n = len(before)
+        is_apart = np.array_equal(both[:n], before) and self.unk_id not in before.tolist()
+        return both[n:] if is_apart else alone
 
     def decode(
         self, ids: Sequence[int] | Integer[np.ndarray, " n"], keep_special: bool = False
@@ -196,37 +212,6 @@ class Tokenizer:
             yield text[start : found.start()]
             start = found.start()
         yield text[start:]
-
-    def _check_alphabet(self, texts: list[str], alphabet: set[str]) -> None:
-        normalizer = self.backend.normalizer
-        for text in texts:
-            unknown = set(normalizer.normalize_str(text) if normalizer else text) - alphabet
-            if unknown:
-                char = min(unknown)
-                remedy = (
-                    f"Characters(lowercase=True) reads it as {char.lower()!r}"
-                    if char.lower() in alphabet
-                    else "Bytes() and BPE() encode every character"
-                )
-                raise InputError(
-                    f"character {char!r} (U+{ord(char):04X}) is not in the tokenizer's alphabet of "
-                    f"{len(alphabet)} characters: {remedy}"
-                )
-
-
-def safe_cut(backend: tokenizers.Tokenizer) -> re.Pattern[str] | None:
-    """Returns a pattern before whose matches a text may be cut without changing its tokens.
-
-    The result is None if no such pattern is known. A vocabulary without merges has one token per
-    character. With GPT-2's or BERT's rule for words, no word continues from a visible character
-    to a space after it.
-    """
-    state = json.loads(backend.to_str())
-    if state["model"]["type"] == "BPE" and not state["model"]["merges"]:
-        return re.compile(r"(?s).")
-    if (state["pre_tokenizer"] or {}).get("type") in ("ByteLevel", "BertPreTokenizer"):
-        return re.compile(r"(?<=\S) ")
-    return None
 
 
 def replace_file(path: Path, text: str) -> None:

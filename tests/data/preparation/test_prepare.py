@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+from mdlm.cli.prepare import closing_words
 from mdlm.config.component_text import to_text
 from mdlm.data.dataset import TextData
 from mdlm.data.packing import Wrap
@@ -21,7 +22,7 @@ from mdlm.data.sources import TextFiles
 from mdlm.data.store import writer
 from mdlm.data.store.manifest import Manifest
 from mdlm.data.text.chunks import Chunk, Encoded
-from mdlm.data.tokenizers import BPE, Bytes, Characters, Pretrained
+from mdlm.data.tokenizers import BPE, Bytes, Characters, Pretrained, WordPiece
 from mdlm.data.tokens.tokenizer import Tokenizer
 from mdlm.errors import InputError
 
@@ -68,6 +69,51 @@ def stream_of(url, split) -> tuple[np.ndarray, np.ndarray]:
         ends.append(np.frombuffer(files[f"{shard.name}.ends"], "<u8").astype(np.int64) + before)
         before += shard.tokens
     return np.concatenate(tokens), np.concatenate(ends)
+
+
+def test_unknown_tokens_are_counted(source, tmp_path):
+    data = data_of(source, WordPiece(vocab_size=100))
+    prepared = made(data, tmp_path / "store")
+    tokens, _ = stream_of(tmp_path / "store", "train")
+    assert prepared.unknown["train"] == (tokens == 4).sum()
+    words = tmp_path / "words.txt"
+    words.write_text("the \u2603 fox")
+    known = Pretrained(name=str(tmp_path / "store"))
+    alone = TextFiles(train=str(words), valid_fraction=0, test_fraction=0)
+    found = made(data_of(alone, known), tmp_path / "other")
+    assert found.unknown == {"train": 1}
+    assert "25.00% of the tokens are unknown" in closing_words(found, "other", 1.0)
+    assert made(data_of(source), tmp_path / "bytes").unknown == {}
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_held_out_file_among_the_training_files_is_refused(split, tmp_path, monkeypatch):
+    for name in ("part-a.txt", "part-b.txt"):
+        tiny.write_text(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    source = TextFiles(train="part-*.txt", **{split: str(tmp_path / "part-b.txt")})
+    data = data_of(source)
+    for work in (lambda: made(data, tmp_path / "store"), lambda: data.load().train):
+        with pytest.raises(InputError, match=f"part-b.txt is a file of the {split} split and also"):
+            work()
+    assert not (tmp_path / "store").exists()
+    assert getattr(data.load(), split).documents == 1
+
+
+def test_text_without_tokens_is_one_line(tmp_path):
+    import tokenizers
+
+    vocab = {"[EOS]": 0, "[PAD]": 1, "[BOS]": 2, "the": 3}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab=vocab, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(["[EOS]", "[PAD]", "[BOS]"])
+    backend.save(str(tmp_path / "words.json"))
+    (tmp_path / "text.txt").write_text("the the fox")
+    source = TextFiles(train=str(tmp_path / "text.txt"), valid_fraction=0, test_fraction=0)
+    data = data_of(source, Pretrained(name=str(tmp_path / "words.json")))
+    for work in (lambda: made(data, tmp_path / "store"), lambda: data.load().train):
+        with pytest.raises(InputError, match="word 'fox' has no token.*character 8 of"):
+            work()
 
 
 @pytest.mark.parametrize("config", [Bytes(), BPE(vocab_size=300), Characters()])
@@ -301,7 +347,7 @@ def test_text_that_cannot_be_encoded_is_refused(source, tmp_path):
     backend = BPE(vocab_size=300).build(source.documents("train")).backend
     backend.save(str(file))
     data = data_of(source, Pretrained(name=str(file), mask="a"))
-    with pytest.raises(InputError, match="the text itself encodes to the mask token 'a'"):
+    with pytest.raises(InputError, match="mask='a' is a piece of text of"):
         made(data, store)
 
 

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from mdlm.data.sources import PythonReference, TextFiles
 from mdlm.data.text import files as reading
 from mdlm.data.text import hub_stream, hugging_face, utf8
-from mdlm.data.text.files import NOT_UTF8, gather
+from mdlm.data.text.files import EMPTY, NOT_UTF8, NULL, gather
 from mdlm.data.text.hugging_face import HuggingFace
 from mdlm.errors import InputError
 
@@ -173,6 +173,59 @@ def test_undecodable_documents_are_dropped_and_counted(tmp_path, monkeypatch):
     assert gather(pieces) == ["one", "two"] and pieces[1].dropped == {NOT_UTF8: 1}
     with pytest.raises(InputError, match=r"'text' of row 1 is not UTF-8 text: byte 0xff at off"):
         TextFiles(train=path, valid=path).documents("train")
+
+
+def test_null_texts_are_dropped_and_counted(tmp_path):
+    values = ["one", None, "two", None]
+    lines = "\n".join(json.dumps({"text": value}) for value in values)
+    for path in (
+        write(tmp_path / "a.jsonl", lines),
+        write_parquet(tmp_path / "a.parquet", values, pyarrow.string()),
+    ):
+        pieces = list(TextFiles(train=path, valid=path, undecodable="drop").pieces("train"))
+        assert gather(pieces) == ["one", "two"]
+        assert [p.dropped.get(NULL, 0) for p in pieces] == [0, 1, 1]
+        with pytest.raises(InputError, match="'text' is null, not text: .*undecodable='drop'"):
+            TextFiles(train=path, valid=path).documents("train")
+
+
+def test_files_without_text_among_others_are_counted(tmp_path):
+    names = [
+        write_parquet(tmp_path / "a.parquet", [], pyarrow.string()),
+        write_parquet(tmp_path / "b.parquet", ["b"]),
+        write(tmp_path / "c.txt", ""),
+        write(tmp_path / "d.jsonl", '{"text": "d"}'),
+        write(tmp_path / "e.jsonl.gz", ""),
+    ]
+    source = TextFiles(train=tuple(names), valid=names[1])
+    pieces = list(source.pieces("train"))
+    assert gather(pieces) == ["b", "d"]
+    assert sum(p.dropped.get(EMPTY, 0) for p in pieces) == 3
+    for k, piece in enumerate(pieces):
+        rest = list(source.pieces("train", piece.position))
+        assert [(p.text, p.dropped) for p in rest] == [(p.text, p.dropped) for p in pieces[k + 1 :]]
+    with pytest.raises(InputError, match="no text in .*c.txt"):
+        TextFiles(train=(names[0], names[2]), valid=names[1]).documents("train")
+
+
+@pytest.mark.parametrize("chunk", [3, 2**20])
+@pytest.mark.parametrize("ending", ["txt", "jsonl"])
+def test_what_follows_packed_data_is_left_out(ending, chunk, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(utf8, "CHUNK", chunk)
+    text = '{"text": "one"}\n{"text": "two"}'
+    path = tmp_path / f"a.{ending}.gz"
+    path.write_bytes(gzip.compress(text[:9].encode()) + gzip.compress(text[9:].encode()))
+    whole = TextFiles(train=str(path), valid=str(path)).documents("train")
+    assert caplog.messages == [] and len(whole) == (2 if ending == "jsonl" else 1)
+    packed = path.read_bytes()
+    path.write_bytes(packed + b"\r\n")
+    pieces = list(TextFiles(train=str(path), valid=str(path)).pieces("train"))
+    assert gather(pieces) == whole
+    assert "a." in caplog.text and "what follows the packed data is left out" in caplog.text
+    for damaged in (packed[:-1], packed[:-6] + b"x" + packed[-5:], b"\r\n" + packed):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="cannot be unpacked"):
+            TextFiles(train=str(path), valid=str(path)).documents("train")
 
 
 def test_parquet_that_cannot_be_read(tmp_path):

@@ -180,11 +180,11 @@ def test_pretrained_with_a_mask_keeps_it(tmp_path):
 
 def test_pretrained_names_can_be_chosen(tmp_path):
     bert_like(tmp_path)
-    config = Pretrained(name=str(tmp_path), mask="mask", bos="the", eos="cat")
+    config = Pretrained(name=str(tmp_path), mask="[SEP]", bos="[PAD]", eos="[MASK]")
     tokenizer = config.build([])
-    assert (tokenizer.vocab.mask_id, tokenizer.vocab.bos_id, tokenizer.vocab.eos_id) == (10, 5, 6)
-    with pytest.raises(InputError, match="the text itself encodes to the mask token 'mask'"):
-        tokenizer.encode(["the mask"])
+    assert (tokenizer.vocab.mask_id, tokenizer.vocab.bos_id, tokenizer.vocab.eos_id) == (3, 0, 4)
+    with pytest.raises(InputError, match="mask='mask' is a piece of text of .*: name a special"):
+        Pretrained(name=str(tmp_path), mask="mask").build([])
     with pytest.raises(InputError, match=re.escape("eos='<end>' is not a token of")):
         Pretrained(name=str(tmp_path), eos="<end>").build([])
 
@@ -198,6 +198,38 @@ def test_missing_pretrained(tmp_path, monkeypatch):
         Pretrained(name="gpt9").build([])
     with pytest.raises(InputError, match="cannot be loaded"):
         Pretrained(name=str(tmp_path)).build([])
+
+
+def test_a_folder_with_the_name_of_a_tokenizer_on_the_hub(tmp_path, monkeypatch):
+    asked = []
+
+    def hub(name, revision):
+        asked.append(name)
+        raise FileNotFoundError("no network")
+
+    monkeypatch.setattr(tokenizers.Tokenizer, "from_pretrained", hub)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    with pytest.raises(InputError, match=r"gpt2 cannot be loaded \(the folder gpt2 here has"):
+        Pretrained(name="gpt2").build([])
+    assert asked == ["gpt2"]
+    bert_like(tmp_path / "gpt2")
+    assert Pretrained(name="gpt2").build([]).vocab.size == 11
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "tokenizer.model").write_bytes(b"x")
+    for name in ("llama", "llama/tokenizer.model"):
+        with pytest.raises(InputError, match="tokenizer.model is SentencePiece's .* convert it"):
+            Pretrained(name=name).build([])
+    assert asked == ["gpt2"]
+
+
+def test_text_that_is_not_utf8():
+    for config in (Bytes(), Characters()):
+        tokenizer = config.build(["caf é"])
+        with pytest.raises(InputError, match="is not UTF-8: byte 0xc3 at offset 5$"):
+            tokenizer.encode(["é", "é af\udcc3"])
+    with pytest.raises(InputError, match=r"is not UTF-8: U\+D83C at offset 1$"):
+        tokenizer.encode(["c\ud83c"])
 
 
 @pytest.mark.parametrize("config", [Bytes(), Characters(), BPE(vocab_size=320)])

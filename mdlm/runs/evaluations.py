@@ -1,0 +1,59 @@
+"""The results of `mdlm eval`, kept in the run folder.
+
+Each line of evaluations.jsonl is a metric: `{"date", "step", "name", "value", "stderr",
+"stderr_rows", "n", "protocol", "versions"}`, with errors as in `evals.nll.Metric`.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mdlm.evals.nll import Metric
+from mdlm.version import __version__
+
+FILE = "evaluations.jsonl"
+
+
+def record(folder: Path, step: int, metrics: Sequence[Metric]) -> None:
+    """Appends metrics to the file. Raises OSError if the folder cannot be written to."""
+    common = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step": step,
+        "versions": {"mdlm": __version__, "jax": metadata.version("jax")},
+    }
+    lines = [json.dumps({**vars(metric), **common}) + "\n" for metric in metrics]
+    with open(folder / FILE, "a", encoding="utf-8") as file:
+        file.write("".join(lines))
+
+
+def earlier(folder: Path, metric: Metric) -> dict[str, Any] | None:
+    """Returns the newest line of the same metric with the same protocol, None if there is none.
+
+    Lines that cannot be read are passed over.
+    """
+    path = folder / FILE
+    lines = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
+    for line in reversed(lines):
+        try:
+            found = json.loads(line)
+            key = found["name"], found["protocol"]
+        except (ValueError, TypeError, KeyError):
+            continue
+        if key == (metric.name, metric.protocol):
+            return found
+    return None
+
+
+def beside(folder: Path, step: int, metrics: Sequence[Metric]) -> list[str]:
+    """Returns a line for each metric that was evaluated before, to print beside the new value."""
+    out = []
+    for metric in metrics:
+        old = earlier(folder, metric)
+        if old is not None:
+            at = "" if old["step"] == step else f", step {old['step']}"
+            noise = "" if old["stderr"] is None else f" +- {old['stderr']:.4f}"
+            out.append(f"{metric.name}: {old['value']:.4f}{noise} on {old['date'][:10]}{at}")
+    return out

@@ -1,0 +1,228 @@
+"""The run that a new run begins from: with its EMA parameters, or with its whole training state.
+
+Either way the tokens must mean the same, so the new run takes over the tokenizer. With another
+tokenizer, the parameters of each token that both have can be carried over.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from mdlm.config.component_text import to_text
+from mdlm.config.records import differences, is_same
+from mdlm.data.dataset import Dataset
+from mdlm.data.tokenizers import TokenizerConfig
+from mdlm.data.tokens.tokenizer import Report, Tokenizer
+from mdlm.errors import InputError
+from mdlm.experiment.experiment import Experiment
+from mdlm.experiment.identity import identity, recorded
+from mdlm.experiment.model import Model
+from mdlm.models import network as networks
+from mdlm.runs.checkpoints import METRIC, Checkpoints
+from mdlm.runs.folder import RunFolder
+from mdlm.runs.parameters import restore_parameters
+from mdlm.types import ArrayTree
+
+ROLES = ("mask_id", "bos_id", "eos_id", "pad_id")
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Parameters of a model with another vocabulary, and the tokens that both have.
+
+    `pairs` has their id and our id of each token, `axes` the axis of each array that counts tokens
+    (-1: none).
+    """
+
+    axes: ArrayTree
+    pairs: Int[np.ndarray, "n 2"]
+
+    def into(self, fresh: jax.Array, theirs: jax.Array, axis: int) -> jax.Array:
+        """Returns `fresh` with the values of `theirs` at the tokens that both have."""
+        if axis < 0:
+            return theirs
+        there, here = self.pairs.T
+        at = (slice(None),) * axis
+        return fresh.at[(*at, here)].set(theirs[(*at, there)].astype(fresh.dtype))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A run that another begins from.
+
+    Args:
+        option: the option that named it, for messages: `--init-from` or `--fork`.
+        run: its folder.
+        step: the step of its checkpoint; None is the newest.
+        new_tokenizer: keep the new run's own tokenizer, and carry over what both have.
+
+    Raises InputError if it is no run.
+    """
+
+    option: str
+    run: RunFolder
+    step: int | None = None
+    new_tokenizer: bool = False
+
+    def __post_init__(self):
+        self.run.config()  # raises if it is not a run
+        if self.new_tokenizer and self.option != "--init-from":
+            raise InputError("--new-tokenizer: goes with --init-from RUN only")
+
+    @classmethod
+    def of(cls, init_from: str | None, fork: str | None, new_tokenizer: bool) -> "Origin | None":
+        """Returns the origin that the options name, None if there is none."""
+        if init_from is not None and fork is not None:
+            raise InputError("--init-from and --fork: give one of them")
+        if fork is not None:
+            path, mark, step = fork.rpartition("@")
+            if mark and not step.isdecimal():
+                raise InputError(f"--fork {fork}: expected RUN or RUN@STEP")
+            run = RunFolder(path if mark else fork)
+            return cls("--fork", run, int(step) if mark else None, new_tokenizer)
+        if init_from is not None:
+            return cls("--init-from", RunFolder(init_from), None, new_tokenizer)
+        if new_tokenizer:
+            raise InputError("--new-tokenizer: goes with --init-from RUN only")
+        return None
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self.run.data)
+
+    def load(self, data: Any, report: Report | None = None) -> Dataset:
+        """Loads the data of the new run, with the tokenizer of this one.
+
+        Raises InputError if the new run has a tokenizer whose tokens differ.
+        """
+        ours = data.tokenizer
+        if not self.new_tokenizer and is_same(self.tokenizer.made_by, ours, TokenizerConfig):
+            return data.load(self.run.data, report)
+        dataset = data.load(None, report)
+        if self.new_tokenizer or dataset.tokenizer.fingerprint == self.tokenizer.fingerprint:
+            return dataset
+        raise InputError(
+            f"{self.option} {self.run.path}: its tokenizer is {self.tokenizer.made_by}, this"
+            f" experiment has {to_text(ours)}, so its embeddings would mean other tokens. Give"
+            f' --data.tokenizer "{self.tokenizer.made_by}" to take it over'
+            + (
+                ", or --new-tokenizer to keep the parameters of tokens that both have"
+                if self.option == "--init-from"
+                else ""
+            )
+        )
+
+    def carried(self, model: Model, tokenizer: Tokenizer) -> Carried | None:
+        """Returns what tells the tokens of this run from those of a model with another tokenizer;
+        None if the tokenizer is the same."""
+        if tokenizer.fingerprint == self.tokenizer.fingerprint:
+            return None
+        network, size = model.experiment.network, self.tokenizer.vocab.size
+        one, other = (networks.shapes(network, columns) for columns in (size, size + 1))
+
+        def axis(a: Any, b: Any) -> int:
+            found = [i for i, (x, y) in enumerate(zip(a.shape, b.shape, strict=True)) if x != y]
+            return found[0] if found else -1
+
+        axes = {"network": jax.tree.map(axis, one, other)}
+        return Carried(axes, pairs(self.tokenizer, tokenizer))
+
+    def parameters(self, model: Model, mesh: Mesh, carried: Carried | None) -> ArrayTree:
+        """Returns the EMA parameters. With `carried`, of the network only, for its own tokens."""
+        if carried is None:
+            # This run may lack parameters that the new run's process learns.
+            return restore_parameters(self.run, model.abstract_params(mesh), some=True)[1]
+        theirs = Model(model.experiment, self.tokenizer.vocab, self.run.counts())
+        abstract = {"network": theirs.abstract_params(mesh)["network"]}
+        return restore_parameters(self.run, abstract)[1]
+
+    def check(self, abstract: ArrayTree, experiment: Experiment) -> None:
+        """Raises InputError if the state to fork is missing, or of another network or optimizer."""
+        there, here = self.run.identity(experiment)["optimizer"], identity(experiment)["optimizer"]
+        found = differences(there, here, "optimizer")
+        if found:
+            raise InputError(
+                f"{self.option} {self.run.path}: its state is of another optimizer;"
+                f" {'; '.join(found)}"
+            )
+        with Checkpoints(self.run.checkpoints, read_only=True) as checkpoints:
+            checkpoints.check(abstract, self.step)
+
+    def copy_state(self, folder: RunFolder, experiment: Experiment) -> None:
+        """Copies the checkpoint to a new run's folder of checkpoints, as one of that run."""
+        with Checkpoints(self.run.checkpoints, read_only=True) as checkpoints:
+            step = checkpoints.latest if self.step is None else self.step
+        assert step is not None  # `check` refused a run without checkpoints
+        source, target = (f.checkpoints / str(step) for f in (self.run, folder))
+        # Orbax takes such a folder for the remains of a save, should this be interrupted.
+        copy = folder.checkpoints / f"{step}.orbax-checkpoint-tmp-fork"
+        if copy.exists():
+            copy.rmtree()
+        _copy(source, copy)
+        data = copy / "data" / "metadata"
+        values = {**json.loads(data.read_text()), "run": recorded(experiment), "rewinds": 0}
+        data.write_text(json.dumps(values))
+        metrics = copy / "metrics" / "metrics"
+        if metrics.exists():  # the best checkpoint is one of the new run
+            kept = {k: v for k, v in json.loads(metrics.read_text()).items() if k != METRIC}
+            metrics.write_text(json.dumps(kept))
+        copy.rename(target)
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+    """Copies a folder, from and to any storage."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_dir():
+            _copy(path, target / path.name)
+            continue
+        with path.open("rb") as old, (target / path.name).open("wb") as new:
+            shutil.copyfileobj(old, new, 2**24)
+
+
+def pairs(theirs: Tokenizer, ours: Tokenizer) -> Int[np.ndarray, "n 2"]:
+    """Returns their id and our id of each token that two tokenizers have, by name or by role."""
+    roles = [(getattr(theirs.vocab, role), getattr(ours.vocab, role)) for role in ROLES]
+    found = {here: there for there, here in roles if None not in (there, here)}
+    here_by_name = ours.backend.get_vocab(with_added_tokens=True)
+    taken = {i for i in vars(ours.vocab).values() if i is not None}
+    for name, there in theirs.backend.get_vocab(with_added_tokens=True).items():
+        here = here_by_name.get(name)
+        if here is not None and here not in taken:
+            found[here] = there
+    return np.array(sorted((there, here) for here, there in found.items()), np.int64)
+
+
+def started_from(
+    state: dict[str, Any], initial: ArrayTree, carried: Carried | None = None
+) -> dict[str, Any]:
+    """Returns a fresh state with the parameters of `initial` in place of its own. Components that
+    `initial` does not have keep theirs, and so do tokens that are not `carried`.
+
+    Raises InputError if names or shapes differ.
+    """
+    fresh = {name: state["params"][name] for name in initial}
+    if jax.tree.structure(fresh) != jax.tree.structure(initial):
+        raise InputError("--init-from: the parameters are of another kind of network")
+    if carried is not None:
+        initial = jax.tree.map(carried.into, fresh, initial, carried.axes)
+
+    def take(old: jax.Array, new: Any) -> jax.Array:
+        if old.shape != new.shape:
+            raise InputError(
+                f"--init-from: an array has shape {new.shape}, this experiment needs {old.shape}"
+            )
+        return jax.device_put(new.astype(old.dtype), old.sharding)
+
+    params = {**state["params"], **jax.tree.map(take, fresh, initial)}
+    # The step donates its input, so the EMA needs arrays of its own.
+    return {**state, "params": params, "ema": jax.tree.map(lambda a: jnp.copy(a), params)}
