@@ -163,7 +163,7 @@ class Run:
         generator = self.generator(replace(sampler or self.experiment.sampler, **settings))
         if stop_at_eos is None:
             stop_at_eos = self.experiment.data.packing.is_one_document
-        return generator.continue_from(
+        out = generator.continue_from(
             [prompt] * num,
             generator.window.room if length is None else length,
             seed=seed,
@@ -172,6 +172,7 @@ class Run:
             trace=trace,
             report=report,
         )
+        return self._named(out, seed)
 
     def infill(
         self,
@@ -185,4 +186,11 @@ class Run:
     ) -> Generation:
         """Fills the blanks (`[MASK]`, `[MASK:n]`) of a text. Other arguments as in `generate`."""
         generator = self.generator(replace(sampler or self.experiment.sampler, **settings))
-        return generator.infill(text, num=num, seed=seed, trace=trace)
+        return self._named(generator.infill(text, num=num, seed=seed, trace=trace), seed)
+
+    def _named(self, out: Generation, seed: int) -> Generation:
+        """Returns the result with the run, its step and the seed in its trace, if it has one."""
+        if out.trace is None:
+            return out
+        origin = f"{self.folder.path}, step {self.step}, seed {seed}"
+        return replace(out, trace=replace(out.trace, origin=origin))

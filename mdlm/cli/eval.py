@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
 
 
 def run(args: argparse.Namespace, _: Changes) -> int:
+    from mdlm.evals.nll import table
     from mdlm.run import load
 
     objective, settings = _checked(args), _reading(args)
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace, _: Changes) -> int:
         print(json.dumps([vars(m) for m in metrics], indent=1))
     else:
         print(f"{args.run_folder}, step {run.step}")
-        print("\n".join(f"  {metric}" for metric in metrics))
+        print(table(metrics))
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mdlm.cli.arguments import add_experiment, experiment_of
 from mdlm.cli.command import Changes, Command
+from mdlm.cli.progress import Progress
 from mdlm.errors import InputError
 from mdlm.vocab import Vocab
 
@@ -154,16 +155,17 @@ def compiled_apart(
     process = context.Process(
         target=_compile, args=(path, changes, vocab, topology, there), daemon=True
     )
-    print(f"compiling for {topology.text}: a minute or more", file=sys.stderr)
     process.start()
     there.close()
+    what = f"the training step for {topology.text} (a minute or more)"
     try:
-        if not here.poll(limit):
-            raise InputError(
-                f"compiling for {topology.text} took longer than --timeout {limit:g} s; raise "
-                "--timeout, --extrapolate-from a smaller slice, or --estimate"
-            )
-        answer = here.recv()
+        with Progress() as progress, progress.compiling(what):
+            if not here.poll(limit):
+                raise InputError(
+                    f"compiling for {topology.text} took longer than --timeout {limit:g} s; raise "
+                    "--timeout, --extrapolate-from a smaller slice, or --estimate"
+                )
+            answer = here.recv()
     except EOFError:
         process.join()
         raise InputError(

@@ -16,7 +16,13 @@ def run(args: argparse.Namespace, _: Changes) -> int:
 
     if not 0 < args.fps <= 50:
         raise InputError(f"--fps {args.fps:g}: must be above 0 and at most 50 steps per second")
-    trace = loads(Path(args.trace).read_bytes(), args.trace)
+    path = Path(args.trace)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise InputError(
+            f"{path}: {what}; give a file that `mdlm sample RUN --trace FILE` has written"
+        )
+    trace = loads(path.read_bytes(), args.trace)
     row = row_of(trace, args.row)
     if args.html is not None:
         from mdlm.view.page import page

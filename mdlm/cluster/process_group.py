@@ -116,17 +116,6 @@ def barrier() -> None:
     decide_together(None, lambda _: None)
 
 
-def compile_together(program: Any, *arguments: Any) -> None:
-    """Compiles a jitted program for these arguments; returns when all processes have done so.
-
-    A process that ran the program earlier would wait in it for the others, on CPUs for at most half
-    a minute.
-    """
-    if _group is not None:
-        program.lower(*arguments).compile()  # JAX caches it for the call that follows
-        barrier()
-
-
 def check_same(values: Mapping[str, Any], what: str) -> None:
     """Compares values (JSON, nested by name) between all processes.
 

@@ -45,6 +45,7 @@ def described(*wanted: type) -> str:
     lines = []
     for part in listed:
         own = [f for f in dataclasses.fields(part) if not _is_common(f, common)]
+        own.sort(key=lambda f: default_of(f) is not dataclasses.MISSING)  # required ones first
         said = f"{name_of(part)}({', '.join(map(_field, own))})"
         lines.append(f"{said}\n{_about(part, listed)}\n")
     if common:

@@ -174,7 +174,9 @@ class Dataset:
             self.data.source.check_apart()
         documents = self.data.source.documents(split)
         try:
-            encoded = self.tokenizer.encode(documents, self._report, f"tokenizing {split}")
+            encoded = self.tokenizer.encode(
+                documents, self._report, f"tokenizing {split}, characters"
+            )
             rows = self.data.packing.of(encoded, self.vocab)
         except InputError as error:
             raise InputError(f"{self.data.source.name}, {split} split: {error}") from error

@@ -1,1 +1,2 @@
 from .nll import Metric as Metric
+from .nll import table as table

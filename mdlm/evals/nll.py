@@ -9,7 +9,10 @@ comes from the choice of the split, not from the noise.
 """
 
 import math
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -35,9 +38,35 @@ class Metric:
     protocol: str
 
     def __str__(self) -> str:
-        mc = "" if self.stderr is None else f" +- {self.stderr:.4f} (noise)"
-        rows = "" if self.stderr_rows is None else f" +- {self.stderr_rows:.4f} (sequences)"
-        return f"{self.name:24s} {self.value:9.4f}{mc}{rows}   [{self.protocol}]"
+        return table([self])
+
+
+def as_line(metrics: Sequence[Metric]) -> dict[str, float | str | None]:
+    """Returns metrics of one protocol for a line of metrics.jsonl: the value of each under its
+    name, the standard errors under `NAME stderr` and `NAME stderr_rows`, and the protocol."""
+    line: dict[str, float | str | None] = {}
+    for m in metrics:
+        line |= {m.name: m.value, f"{m.name} stderr": m.stderr}
+        line |= {f"{m.name} stderr_rows": m.stderr_rows, "protocol": m.protocol}
+    return line
+
+
+def table(metrics: Sequence[Metric]) -> str:
+    """Returns metrics as text of at most 80 columns: each protocol once, above its numbers.
+
+    "+- noise" and "+- sequences" are the standard errors `stderr` and `stderr_rows`.
+    """
+    lines = []
+    for protocol, group in groupby(metrics, key=lambda metric: metric.protocol):
+        lines += textwrap.wrap(f"{protocol}:", 80)
+        rows = [(m.name, m.value, m.stderr, m.stderr_rows) for m in group]
+        if any(error is not None for _, _, *errors in rows for error in errors):
+            lines.append(f"{'+- noise':>50}{'+- sequences':>15}")
+        for name, *numbers in rows:
+            cells = ("" if x is None else f"{x:.4f}" for x in numbers)
+            value, noise, sequences = cells
+            lines.append(f"  {name:24s} {value:>12} {noise:>10}{sequences:>15}".rstrip())
+    return "\n".join(lines)
 
 
 def summarise(

@@ -18,7 +18,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, Key
 
-from mdlm.cluster import process_group
+from mdlm.cluster import compiling, process_group
 from mdlm.data.dataset import Dataset, Split, TextData
 from mdlm.data.loader import evaluation_batches
 from mdlm.data.mixture import Mixture
@@ -110,7 +110,7 @@ class Scorer:
             there = Batch(**put_on_mesh(self.mesh, mine))
             inputs = params, jax.random.fold_in(key, number), there, self.text_sizes.table
             if size not in self._compiled:
-                process_group.compile_together(self.evaluate, *inputs)
+                compiling.compile_together(self.evaluate, *inputs, what="the evaluation")
                 self._compiled.add(size)
             return jax.device_get(self.evaluate(*inputs))
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mdlm.cluster import process_group
+from mdlm.cluster import compiling, process_group
 from mdlm.experiment.model import Model
 from mdlm.parallel.mesh import replicated
 from mdlm.samplers.base import Sampler
@@ -44,10 +44,11 @@ class Programs:
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(values))
         if (name, shapes) not in self._compiled:
             began = time.perf_counter()
-            lowered = self._programs[name].lower(params, *values)
-            self._compiled[name, shapes] = lowered.compile()
-            if self._everywhere is not None:
-                process_group.barrier()  # no process runs it while others still compile
+            with compiling.announced("the sampler"):
+                lowered = self._programs[name].lower(params, *values)
+                self._compiled[name, shapes] = lowered.compile()
+                if self._everywhere is not None:
+                    process_group.barrier()  # no process runs it while others still compile
             self.compiling += time.perf_counter() - began
         return self._compiled[name, shapes](params, *values)
 

@@ -67,7 +67,8 @@ class Trace:
     """The history of a batch of texts. Step numbers continue from window to window.
 
     `pieces` maps every token that occurs, the mask included, to its text. `nfe[k]` counts the
-    network calls for the whole batch up to the end of step k.
+    network calls for the whole batch up to the end of step k. `origin` names the run, its step and
+    the seed: "runs/quickstart, step 1900, seed 0"; it is empty where they are not known.
     """
 
     sampler: str
@@ -75,6 +76,7 @@ class Trace:
     pieces: dict[int, str]
     nfe: Int[np.ndarray, " steps_and_1"]
     rows: tuple[RowTrace, ...]
+    origin: str = ""
 
     @property
     def steps(self) -> int:

@@ -63,16 +63,18 @@ def _loss(axes: Any, train: list[dict[str, Any]]) -> None:
 
 
 def _evaluations(axes: Any, entries: list[dict[str, Any]]) -> None:
-    """Plots the evaluations of each split."""
+    """Plots the evaluations of each split, with their standard errors where the lines have them."""
     for kind, name in EVALUATIONS.items():
         if lines := [e for e in entries if e["kind"] == kind]:
-            axes.plot(
+            axes.errorbar(
                 [e["step"] for e in lines],
                 np.array([e["nats per token"] for e in lines], float),
-                "o-",
+                np.array([e.get("nats per token stderr_rows") for e in lines], float),
+                fmt="o-",
                 color=ORANGE,
                 markersize=4,
-                label=f"{name}, EMA parameters",
+                capsize=3,
+                label=f"{name}, EMA parameters; standard error over sequences",
             )
 
 

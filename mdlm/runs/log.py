@@ -12,6 +12,9 @@ from mdlm.errors import InputError
 from mdlm.files import replaced
 from mdlm.runs.writers import Writer
 
+Value = float | list[float] | str | None
+"""What a line of metrics.jsonl has under a name."""
+
 
 class Log:
     """The metrics and samples of the run in `folder`. Without `writes` it only reads.
@@ -25,10 +28,10 @@ class Log:
         self.started = time.time()
         self.writers: tuple[Writer, ...] = ()
 
-    def add(self, kind: str, step: int, values: Mapping[str, float | list[float]]) -> None:
+    def add(self, kind: str, step: int, values: Mapping[str, Value]) -> None:
         """Appends a line to metrics.jsonl: `{"kind", "step", "time", ...values}`.
 
-        Values that are not finite are written as null.
+        Numbers that are not finite are written as null. Writers get the numbers only.
         """
         if self.writes:
             line = {"kind": kind, "step": step, "time": round(time.time() - self.started, 2)}
@@ -45,6 +48,13 @@ class Log:
             with open(self.samples_file, "a", encoding="utf-8") as file:
                 for number, text in enumerate(texts, 1):
                     file.write(f"=== step {step}, sample {number} ===\n{text}\n\n")
+            for writer in self.writers:
+                writer.add_samples(step, texts)
+
+    def add_picture(self, step: int, path: Path) -> None:
+        """Shows the picture at `path` to the writers."""
+        for writer in self.writers:
+            writer.add_picture(step, path)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Returns the lines of metrics.jsonl, without an incomplete last line.
@@ -86,18 +96,20 @@ class Log:
             writer.close()
 
 
-def _in_json(value: float | list[float]) -> Any:
+def _in_json(value: Value) -> Any:
     if isinstance(value, list):
         return [_in_json(one) for one in value]
+    if value is None or isinstance(value, str):
+        return value
     return value if math.isfinite(value) else None
 
 
-def _singly(values: Mapping[str, float | list[float]]) -> dict[str, float]:
+def _singly(values: Mapping[str, Value]) -> dict[str, float]:
     """Returns each number under its own name: the i-th of a list as `name/i`."""
     out: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, list):
             out |= {f"{name}/{i}": one for i, one in enumerate(value)}
-        else:
+        elif value is not None and not isinstance(value, str):
             out[name] = value
     return out

@@ -16,10 +16,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mdlm.cluster import process_group
+from mdlm.cluster import compiling, process_group
 from mdlm.data.dataset import Dataset
 from mdlm.data.loader import HostBatch, TrainLoader
 from mdlm.data.prefetch import Prefetcher
+from mdlm.evals.nll import as_line
 from mdlm.evals.scorer import Scorer
 from mdlm.experiment.evaluation import SELECTS, split_in_training
 from mdlm.experiment.identity import recorded
@@ -145,7 +146,8 @@ class Trainer:
         """Dispatches a step on the next batch; does not wait for the devices."""
         self.position, batch = next(self.batches)
         if self.metrics is None:
-            process_group.compile_together(self.train_step, self.state, batch)
+            compiling.compile_together(self.train_step, self.state, batch, what="the training step")
+            self.meter.skip()
         self.profiler.before(self.made, self.train_step, self.state, batch)
         self.state, self.metrics = self.train_step(self.state, batch)
         self.made += 1
@@ -184,7 +186,7 @@ class Trainer:
         split = self.validation.split
         found = self.scorer.run(self.state["ema"], self.validation, self.settings.eval_rows)
         self.nelbo = found[0].value if split == SELECTS else None
-        self.folder.log.add(KINDS[split], self.made, {m.name: m.value for m in found})
+        self.folder.log.add(KINDS[split], self.made, as_line(found))
         return Evaluated(self.made, split, found)
 
     def save(self) -> Saved:

@@ -22,7 +22,7 @@ from mdlm.config.components import UnknownComponent
 from mdlm.config.records import describe
 from mdlm.data.dataset import Dataset
 from mdlm.errors import InputError
-from mdlm.evals.nll import Metric
+from mdlm.evals.nll import Metric, table
 from mdlm.evals.scorer import check_same_data
 from mdlm.experiment.evaluation import split_in_training
 from mdlm.experiment.experiment import Experiment
@@ -88,19 +88,17 @@ class Session:
         report: Callable[[str, int, int], None] | None = None,
     ):
         check_recordable(experiment, with_file=bool(source))
-        check_packages(tensorboard, wandb)
-        if init_from is not None:
-            RunFolder(init_from).config()  # raises if it is not a run
+        origin = Origin.of(init_from, fork, new_tokenizer)
         self.experiment, self.profile = experiment, profile
         self.folder = RunFolder(out, checkpoints, trust=trust)
         settings = experiment.train
         asked = {"--checkpoints": checkpoints, "--init-from": init_from, "--fork": fork}
         asked |= {"--new-tokenizer": new_tokenizer, "--profile": profile}
         process_group.check_same({**configuration(experiment), **asked}, "values")
+        process_group.broadcast(lambda: check_packages(tensorboard, wandb))
         self.mesh = experiment.mesh.build()
         check_batch(self.mesh, settings.batch_size, settings.accumulate)
         experiment.network.check_mesh(self.mesh, experiment.data.packing.length)
-        origin = Origin.of(init_from, fork, new_tokenizer)
         resumes = self.folder.agreed(experiment)
         self.changed = self.folder.changes(experiment) if resumes else []
         if origin is not None and not resumes:
@@ -176,12 +174,12 @@ class Session:
     def closing_words(self) -> str:
         """Returns the text to print at the end of a run: its folder, metrics, next commands."""
         lines = [f"{self.folder.path}: step {self.step}"]
-        lines += [f"  {metric}" for metric in self.metrics]
+        lines += [table(self.metrics)] if self.metrics else []
         if self.generated:
             lines.append("a sample (more in samples.txt):")
             lines += [f"  | {line}" for line in self.generated.texts[0].shown.splitlines()]
-        folder = shlex.quote(str(self.folder.path))
-        lines.append(f"next: mdlm eval {folder}    mdlm sample {folder}")
+        path = shlex.quote(str(self.folder.path))
+        lines += [f"next: mdlm eval {path}", f"      mdlm sample {path}"]
         return "\n".join(lines)
 
     def _steps_made(self) -> int | None:
@@ -227,6 +225,7 @@ class Session:
             title = f"{self.experiment.name} ({self.folder.path})"
             path = self.folder.path / "curves.png"
             curves.draw(self.folder.log.metrics(), path, title, self.references)
+            self.folder.log.add_picture(self.step, path)
 
 
 def check_recordable(experiment: Experiment, *, with_file: bool) -> None:

@@ -21,6 +21,7 @@ from jax import Array
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Bool, Float, Int, Key
 
+from mdlm.cluster import compiling
 from mdlm.experiment.model import Model
 from mdlm.keys import stream
 from mdlm.parallel.mesh import ROWS, on, replicated, row_parts
@@ -58,7 +59,8 @@ def create_state(
 ) -> State:
     """Returns the initial state, created with its sharding on the mesh."""
     sharding = jax.tree.map(lambda a: a.sharding, abstract_state(model, tx, mesh))
-    return jax.jit(partial(init, model, tx), out_shardings=sharding)(key)
+    with compiling.announced("the initial state"):
+        return jax.jit(partial(init, model, tx), out_shardings=sharding)(key)
 
 
 def ema_decay(limit: float, updates: Int[Array, ""]) -> Float[Array, ""]:

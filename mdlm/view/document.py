@@ -1,13 +1,13 @@
 """The file format of a trace: one JSON document.
 
-    {"mdlm_trace": 1, "sampler": "Ancestral(...)", "mask": 259, "pieces": {"65": "A", ...},
-     "steps": 126, "nfe": [0, 1, ...], "rows": [{"start": [259, ...], "events": [[1, 17, 65, 0.8],
-     ...]}, ...]}
+    {"mdlm_trace": 1, "origin": "runs/quickstart, step 1900, seed 0", "sampler": "Ancestral(...)",
+     "mask": 259, "pieces": {"65": "A", ...}, "steps": 126, "nfe": [0, 1, ...],
+     "rows": [{"start": [259, ...], "events": [[1, 17, 65, 0.8], ...]}, ...]}
 
-A row is one sequence. `start` is its tokens before the first step, the mask at open positions. An
-event is a change of token: step (0 for tokens of the prior), position, token, and the probability
-that the network gave the token (0 for the mask). `nfe` counts the network calls up to the end of
-each step from 0 to `steps`.
+`origin` names the run, its step and the seed of the draws. A row is one sequence. `start` is its
+tokens before the first step, the mask at open positions. An event is a change of token: step (0 for
+tokens of the prior), position, token, and the probability that the network gave the token (0 for
+the mask). `nfe` counts the network calls up to the end of each step from 0 to `steps`.
 """
 
 import json
@@ -37,6 +37,7 @@ def dumps(trace: Trace) -> str:
     ]
     document = {
         "mdlm_trace": VERSION,
+        "origin": trace.origin,
         "sampler": trace.sampler,
         "mask": trace.mask_id,
         "pieces": {str(token): text for token, text in trace.pieces.items()},
@@ -81,7 +82,12 @@ def _read(document: dict[str, Any]) -> Trace:
     if not used <= pieces.keys():
         raise ValueError(f"pieces lacks the text of token {min(used - pieces.keys())}")
     return Trace(
-        sampler=str(document["sampler"]), mask_id=mask_id, pieces=pieces, nfe=nfe, rows=rows
+        sampler=str(document["sampler"]),
+        mask_id=mask_id,
+        pieces=pieces,
+        nfe=nfe,
+        rows=rows,
+        origin=str(document.get("origin", "")),  # older traces have none
     )
 
 

@@ -74,6 +74,14 @@ def test_samplers_of_a_run(ground, tmp_path, capsys):
         samplers.run([*words, "--samplers", "Nothing()"])
 
 
+def test_labels_of_curves_are_apart_and_in_order():
+    heights = np.array([0.1, 0.11, 0.5, 0.1])
+    placed = family.apart(heights, 0.1)
+    assert np.diff(np.sort(placed)).min() > 0.099
+    assert placed[2] == pytest.approx(0.5) and placed[1] > max(placed[0], placed[3])
+    assert placed[[0, 1, 3]].mean() == pytest.approx(heights[[0, 1, 3]].mean(), abs=0.01)
+
+
 def test_entropy_of_single_tokens():
     assert samplers.entropy(np.array([3, 3, 5, 5])) == pytest.approx(np.log(2))
     assert samplers.entropy(np.zeros(7, int)) == 0

@@ -117,6 +117,11 @@ def test_prepare_takes_components(tmp_path, capsys):
         (["settings", QUICK, "--network", "DiT(widht=3)"], "did you mean width?"),
         (["settings", QUICK, "--process", "Cosine()"], "expected Hybrid(...)"),
         (["settings", QUICK, "--objective", "Autoregressive()"], "needs a network that"),
+        (
+            ["view", str(EXPERIMENTS)],
+            "is a folder; give a file that `mdlm sample RUN",
+        ),
+        (["view", "nothing"], "nothing: no such file; give a file that"),
         (["components", "nothing"], "nothing: no kind of component"),
         (["eval", "run", "--process", "Masked()"], "--process: mdlm eval has no such option"),
     ],
@@ -132,5 +137,8 @@ def test_components_are_listed(capsys):
     assert "LogLinear" in capsys.readouterr().out
     assert main(["components", "schedules"]) == 0
     assert "Cosine(eps=0.001)\n    alpha = eps" in capsys.readouterr().out
+    assert main(["samplers"]) == 0
+    listed = capsys.readouterr().out
+    assert "BlockByBlock(block_size, steps=128" in listed  # required settings come first
     assert main(["samplers"]) == 0
     assert "Threshold(tau=0.9)" in capsys.readouterr().out

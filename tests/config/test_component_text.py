@@ -180,6 +180,8 @@ def test_every_component_is_described():
         text = described(kind)
         for part in fitting((kind,)):
             assert f"\n{part.__name__}(" in f"\n{text}"
+        for entry in text.split("\n\n"):  # whole sentences
+            assert entry.startswith("every ") or entry.rstrip().endswith((".", ")")), entry
     assert "steps=128" in described(Sampler)
     assert kind_called("Samplers") is Sampler and kind_called("process") is kinds()["process"]
     with pytest.raises(InputError, match="smplers: no kind of component; did you mean sampler"):

@@ -135,7 +135,7 @@ def test_progress_and_source_of_an_error():
     assert [message for message, _, _ in calls] == [
         "training the tokenizer",
         "training the tokenizer",
-        "tokenizing valid",
+        "tokenizing valid, characters",
     ]
     assert all(0 <= done <= total for _, done, total in calls)
     long = replace(data, packing=Wrap(length=99999))

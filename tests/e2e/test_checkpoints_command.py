@@ -12,6 +12,7 @@ import tiny
 
 pytestmark = pytest.mark.e2e
 
+PROGRESS = "device\\(s\\), step|^compil(ing|ed) "
 STEPS = ("--train.steps", "4", "--train.eval_every", "0", "--train.checkpoint_every", "2")
 
 
@@ -31,7 +32,7 @@ def refused(*words, cwd) -> str:
     """What a refused command says: one line on standard error, exit code 2."""
     out = mdlm(*words, cwd=cwd)
     assert out.returncode == 2 and out.stdout == "", out.stderr[-3000:]
-    lines = [s for s in out.stderr.strip().splitlines() if " device(s), step " not in s]
+    lines = [s for s in out.stderr.strip().splitlines() if not re.search(PROGRESS, s)]
     assert len(lines) == 1 and lines[0].startswith("mdlm: "), out.stderr[-3000:]
     return lines[0]
 

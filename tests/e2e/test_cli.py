@@ -130,6 +130,8 @@ def test_a_trace_is_recorded_and_shown(work):
     words = ("sample", "run", "--prompt", "the ", "--length", 40, "--num", 2, "--json")
     out = mdlm(*words, "--trace", "long.trace", cwd=work)
     assert out.returncode == 0 and "mdlm view long.trace" in out.stderr, out.stderr
+    trace = json.loads((work / "long.trace").read_text())
+    assert trace["origin"] == "run, step 20, seed 0"
     texts = json.loads(out.stdout)["texts"]
     found = json.loads((work / "long.trace").read_text())
     assert found["nfe"][-1] == json.loads(out.stdout)["nfe"] and len(found["rows"]) == 2

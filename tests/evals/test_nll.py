@@ -9,7 +9,7 @@ from held import Held
 from mdlm.data.loader import evaluation_batches
 from mdlm.data.rows.base import Rows
 from mdlm.evals.ngrams import Baselines
-from mdlm.evals.nll import summarise
+from mdlm.evals.nll import Metric, summarise, table
 from mdlm.evals.scorer import passes
 
 
@@ -124,3 +124,23 @@ def test_ngrams_against_a_direct_count():
     stationary = np.linalg.matrix_power(chain, 50)[0]
     entropy = -(stationary[:, None] * chain * np.log(np.maximum(chain, 1e-12))).sum()
     assert found["bigram"] / mask.sum() > 0.9 * entropy
+
+
+def test_a_table_has_each_protocol_once_and_fits_a_terminal():
+    protocol = "valid, wrapped rows of 1024, " + "NELBO without the reconstruction term, " * 3
+    found = [
+        Metric("nats per token", 4.1624, 0.0173, 0.0478, 100, protocol),
+        Metric("perplexity", 123456.7891, None, 3.0677, 100, protocol),
+        Metric("unigram nats per token", 5.9147, None, None, 100, "valid, counts"),
+    ]
+    text = table(found)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80 and text.count("wrapped rows") == 1
+    assert lines[-5:] == [
+        "                                          +- noise   +- sequences",
+        "  nats per token                 4.1624     0.0173         0.0478",
+        "  perplexity                123456.7891                    3.0677",
+        "valid, counts:",
+        "  unigram nats per token         5.9147",
+    ]
+    assert str(found[2]) == "\n".join(lines[-2:])

@@ -86,5 +86,5 @@ def test_the_progress_line_says_so_where_it_matters(share, words, capsys):
     progress._spoken = -100.0
     progress.show(Stepped(4, {"loss": 1.0, "tokens_per_second": 7.0, "data_wait": share}))
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("step 4/10: loss 1.000, 7 tokens/s")
+    assert line.startswith("step 4/10: smoothed loss 1.000, 7 tokens/s")
     assert (words in line) if words else ("waiting" not in line)

@@ -105,7 +105,11 @@ def test_run_folder_holds_what_it_should(setup, tmp_path):
     }
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [e["step"] for e in lines if e["kind"] == "train"] == [5, 10, 15, 20]
-    assert [e["step"] for e in lines if e["kind"] == "valid"] == [10, 20]
+    valid = [e for e in lines if e["kind"] == "valid"]
+    assert [e["step"] for e in valid] == [10, 20]
+    for line in valid:  # one pass: there is no error of the noise alone
+        assert line["nats per token stderr"] is None and line["nats per token stderr_rows"] > 0
+        assert "NELBO" in line["protocol"]
     assert all(np.isfinite(e["loss"]) for e in lines if e["kind"] == "train")
     assert (tmp_path / "run" / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert "step 20, sample 1" in (tmp_path / "run" / "samples.txt").read_text()

@@ -49,5 +49,6 @@ def trace() -> Trace:
         mask_id=MASK,
         pieces=PIECES,
         nfe=np.array([0, 1, 2, 3, 4, 5]),
+        origin="runs/<made>, step 7, seed 3",
         rows=(row([0] + [MASK] * 5, first), row([MASK, MASK], second)),
     )

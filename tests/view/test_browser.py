@@ -52,7 +52,9 @@ class Shown(HTMLParser):
 
 @pytest.fixture
 def browse(tmp_path):
-    def browse(fragment: str = "", *, then: str = "", dark: bool = False) -> Shown:
+    def browse(
+        fragment: str = "", *, then: str = "", dark: bool = False, width: int = 800
+    ) -> Shown:
         """The page at a fragment of its address, after a script that acts on it."""
         html = page(made_trace.trace(), fps=20)
         catch = "<script>addEventListener('error', e => document.title = e.message)</script>"
@@ -63,6 +65,7 @@ def browse(tmp_path):
             BROWSER,
             *("--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"),
             *("--virtual-time-budget=10000", f"--user-data-dir={tmp_path / 'profile'}"),
+            f"--window-size={width},600",
             *(["--force-dark-mode"] if dark else []),
             f"{(tmp_path / 'page.html').as_uri()}{fragment}",
         ]
@@ -169,3 +172,13 @@ def test_the_theme_follows_the_system_and_shades_are_painted(browse):
     assert dark == "rgb(20, 22, 26) rgb(23, 105, 179)"
     age = browse("#step=1&color=age", then=ask).ids["detail"]
     assert age == "rgb(255, 255, 255) rgb(195, 150, 242)"  # --a0
+
+
+@pytest.mark.parametrize("width, zoom", [(500, 1.5), (1000, 1.0)])
+def test_the_page_is_as_wide_as_the_screen(browse, width, zoom):
+    """Also on a telephone: a window cannot be as narrow, so what is in it is larger."""
+    wider = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    script = f"document.body.style.zoom = {zoom}; $('detail').textContent = 'by ' + ({wider});"
+    shown = browse(then=script, width=width)
+    assert shown.ids["detail"] == "by 0"
+    assert shown.ids["origin"] == "runs/<made>, step 7, seed 3"

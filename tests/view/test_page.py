@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import made_trace
 import pytest
@@ -17,6 +18,14 @@ def test_the_page_holds_the_trace_with_any_tokens():
     assert json.loads(block) == json.loads(dumps(trace))
     assert html.count("</script>") == 2 and "<b>&amp;" not in html
     assert '<body data-row="2" data-fps="12" ' in html
+
+
+def test_the_title_names_the_run_its_step_and_the_seed():
+    html = page(made_trace.trace())
+    title = "<title>runs/&lt;made&gt;, step 7, seed 3: denoising step by step</title>"
+    assert title in html
+    unknown = page(replace(made_trace.trace(), origin=""))
+    assert "<title>mdlm: denoising step by step</title>" in unknown
 
 
 def test_the_page_needs_no_other_file():

@@ -13,11 +13,8 @@ from mdlm.view.document import dumps, loads
 def test_a_trace_is_the_same_after_a_round_trip():
     trace = made_trace.trace()
     again = loads(dumps(trace).encode(), "x")
-    assert (again.sampler, again.mask_id, again.pieces) == (
-        trace.sampler,
-        trace.mask_id,
-        trace.pieces,
-    )
+    for name in ("sampler", "mask_id", "pieces", "origin"):
+        assert getattr(again, name) == getattr(trace, name)
     assert (again.nfe == trace.nfe).all() and len(again.rows) == 2
     for own, other in zip(trace.rows, again.rows, strict=True):
         for name, values in vars(own).items():
@@ -30,6 +27,12 @@ def test_the_format_is_the_documented_one():
     assert found["pieces"]["1"] == " cat" and found["nfe"] == [0, 1, 2, 3, 4, 5]
     assert found["rows"][0]["start"] == [0, 9, 9, 9, 9, 9]
     assert found["rows"][0]["events"][3] == [3, 1, 9, 0.0]
+
+
+def test_a_trace_without_its_origin_is_read():
+    document = json.loads(dumps(made_trace.trace()))
+    del document["origin"]
+    assert loads(json.dumps(document).encode(), "x").origin == ""
 
 
 def changed(**fields):

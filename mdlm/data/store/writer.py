@@ -189,7 +189,7 @@ def verify(folder: Folder, manifest: Manifest, split: str, report: Report | None
             tally.count(tokens)
             done += len(tokens)
             if report:
-                report(f"verifying {split} tokens", done, total)
+                report(f"verifying {split}, tokens", done, total)
         last = int(ends[-1]) if len(ends) else -tally.since
         tally.since = shard.tokens - last
     return tally

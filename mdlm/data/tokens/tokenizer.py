@@ -22,7 +22,8 @@ from mdlm.files import replaced
 from mdlm.vocab import Vocab
 
 Report = Callable[[str, int, int], None]
-"""Called with a message, the amount done, and the total."""
+"""Called with what is done and its unit (`tokenizing train, characters`), the amount done, and the
+total, 0 if it is unknown. Work that has no amounts has no unit."""
 
 PIECE = 2**16
 """Characters encoded at a time: the library needs about 100 bytes for each token it returns."""
@@ -76,7 +77,10 @@ class Tokenizer:
         return found
 
     def encode(
-        self, texts: list[str], report: Report | None = None, message: str = "tokenizing"
+        self,
+        texts: list[str],
+        report: Report | None = None,
+        message: str = "tokenizing, characters",
     ) -> list[Int32[np.ndarray, "..."]]:
         """Returns the ids of each text. `report` gets the characters done and their total.
 
