@@ -15,6 +15,7 @@ from mdlm.errors import InputError
 
 if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.data.dataset import TextData
+    from mdlm.evals.nll import Metric
     from mdlm.experiment.experiment import Experiment
     from mdlm.objectives import Objective
 
@@ -44,12 +45,27 @@ def run(args: argparse.Namespace, _: Changes) -> int:
         how = replace(how, objective=objective)
     with Progress(quiet=not process_group.is_main()) as progress:
         metrics = run.perplexity(how, data=data, report=progress.bar("evaluating", "rows"))
+    earlier = _kept(Path(args.run_folder), run.step, metrics) if process_group.is_main() else []
     if args.json:
         print(json.dumps([vars(m) for m in metrics], indent=1))
     else:
         print(f"{args.run_folder}, step {run.step}")
         print(table(metrics))
+        print("".join(f"  before: {line}\n" for line in earlier), end="")
     return 0
+
+
+def _kept(folder: Path, step: int, metrics: "list[Metric]") -> list[str]:
+    """Keeps the results in the run folder; returns earlier ones of the same protocols, as text."""
+    from mdlm.runs import evaluations
+
+    values = [vars(metric) for metric in metrics]
+    earlier = evaluations.beside(folder, step, values)
+    try:
+        evaluations.record(folder, step, values)
+    except OSError as error:
+        print(f"mdlm: the results are not kept in {folder}: {error.strerror}", file=sys.stderr)
+    return earlier
 
 
 def _reading(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,35 +1,34 @@
 """The results of `mdlm eval`, kept in the run folder.
 
-Each line of evaluations.jsonl is a metric: `{"date", "step", "name", "value", "stderr",
-"stderr_rows", "n", "protocol", "versions"}`, with errors as in `evals.nll.Metric`.
+Each line of evaluations.jsonl has the fields of a metric (`evals.nll.Metric`), a date, step and
+versions.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mdlm.evals.nll import Metric
 from mdlm.version import __version__
 
 FILE = "evaluations.jsonl"
 
 
-def record(folder: Path, step: int, metrics: Sequence[Metric]) -> None:
+def record(folder: Path, step: int, metrics: Sequence[Mapping[str, Any]]) -> None:
     """Appends metrics to the file. Raises OSError if the folder cannot be written to."""
     common = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
         "versions": {"mdlm": __version__, "jax": metadata.version("jax")},
     }
-    lines = [json.dumps({**vars(metric), **common}) + "\n" for metric in metrics]
+    lines = [json.dumps({**metric, **common}) + "\n" for metric in metrics]
     with open(folder / FILE, "a", encoding="utf-8") as file:
         file.write("".join(lines))
 
 
-def earlier(folder: Path, metric: Metric) -> dict[str, Any] | None:
+def earlier(folder: Path, metric: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the newest line of the same metric with the same protocol, None if there is none.
 
     Lines that cannot be read are passed over.
@@ -42,12 +41,12 @@ def earlier(folder: Path, metric: Metric) -> dict[str, Any] | None:
             key = found["name"], found["protocol"]
         except (ValueError, TypeError, KeyError):
             continue
-        if key == (metric.name, metric.protocol):
+        if key == (metric["name"], metric["protocol"]):
             return found
     return None
 
 
-def beside(folder: Path, step: int, metrics: Sequence[Metric]) -> list[str]:
+def beside(folder: Path, step: int, metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns a line for each metric that was evaluated before, to print beside the new value."""
     out = []
     for metric in metrics:
@@ -55,5 +54,5 @@ def beside(folder: Path, step: int, metrics: Sequence[Metric]) -> list[str]:
         if old is not None:
             at = "" if old["step"] == step else f", step {old['step']}"
             noise = "" if old["stderr"] is None else f" +- {old['stderr']:.4f}"
-            out.append(f"{metric.name}: {old['value']:.4f}{noise} on {old['date'][:10]}{at}")
+            out.append(f"{metric['name']}: {old['value']:.4f}{noise} on {old['date'][:10]}{at}")
     return out

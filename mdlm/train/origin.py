@@ -4,8 +4,6 @@ Either way the tokens must mean the same, so the new run takes over the tokenize
 tokenizer, the parameters of each token that both have can be carried over.
 """
 
-import json
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Int
 
@@ -27,7 +24,8 @@ from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import identity, recorded
 from mdlm.experiment.model import Model
 from mdlm.models import network as networks
-from mdlm.runs.checkpoints import METRIC, Checkpoints
+from mdlm.runs.checkpoints import Checkpoints
+from mdlm.runs.copies import copy_checkpoint
 from mdlm.runs.folder import RunFolder
 from mdlm.runs.parameters import restore_parameters
 from mdlm.types import ArrayTree
@@ -162,31 +160,7 @@ class Origin:
         with Checkpoints(self.run.checkpoints, read_only=True) as checkpoints:
             step = checkpoints.latest if self.step is None else self.step
         assert step is not None  # `check` refused a run without checkpoints
-        source, target = (f.checkpoints / str(step) for f in (self.run, folder))
-        # Orbax takes such a folder for the remains of a save, should this be interrupted.
-        copy = folder.checkpoints / f"{step}.orbax-checkpoint-tmp-fork"
-        if copy.exists():
-            copy.rmtree()
-        _copy(source, copy)
-        data = copy / "data" / "metadata"
-        values = {**json.loads(data.read_text()), "run": recorded(experiment), "rewinds": 0}
-        data.write_text(json.dumps(values))
-        metrics = copy / "metrics" / "metrics"
-        if metrics.exists():  # the best checkpoint is one of the new run
-            kept = {k: v for k, v in json.loads(metrics.read_text()).items() if k != METRIC}
-            metrics.write_text(json.dumps(kept))
-        copy.rename(target)
-
-
-def _copy(source: epath.Path, target: epath.Path) -> None:
-    """Copies a folder, from and to any storage."""
-    target.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if path.is_dir():
-            _copy(path, target / path.name)
-            continue
-        with path.open("rb") as old, (target / path.name).open("wb") as new:
-            shutil.copyfileobj(old, new, 2**24)
+        copy_checkpoint(self.run.checkpoints, folder.checkpoints, step, recorded(experiment))
 
 
 def pairs(theirs: Tokenizer, ours: Tokenizer) -> Int[np.ndarray, "n 2"]:
