@@ -1,10 +1,15 @@
-"""Files that are replaced as a whole, and the folder for what may be made again."""
+"""Files that are replaced as a whole, locks, and the folder for what may be made again."""
 
+import fcntl
 import os
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+
+from mdlm.errors import InputError
 
 
 @contextmanager
@@ -20,6 +25,46 @@ def replaced(path: Path) -> Iterator[Path]:
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+class Lock:
+    """A lock on a file against other processes, until `close`, or until this process ends.
+
+    The file says who holds it. Raises InputError, with that and the `task` ("being trained"), if
+    another process holds it. On a disk without locks nothing is locked.
+    """
+
+    def __init__(self, path: Path, task: str):
+        self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(self._file, 200).decode(errors="replace")
+            self.close()
+            raise InputError(
+                f"{path.parent}: is {task} by another process ({holder}): wait until it ends"
+            ) from error
+        except OSError:
+            return
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        os.ftruncate(self._file, 0)
+        words = f"process {os.getpid()} on {socket.gethostname()}, since {since}"
+        os.write(self._file, words.encode())
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def cache_folder(name: str) -> Path | None:

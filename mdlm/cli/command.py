@@ -21,6 +21,8 @@ class Command:
         takes_settings: whether `--dotted.name value` replaces settings of the experiment.
         computes: whether the command runs JAX computations in this process.
         many_processes: whether several processes may run the command together.
+        writes_files: whether the result is files, so that the command goes on when the reader of
+            its output goes away. Others end then, without an error.
     """
 
     name: str
@@ -31,3 +33,4 @@ class Command:
     takes_settings: bool = False
     computes: bool = True
     many_processes: bool = False
+    writes_files: bool = False

@@ -52,4 +52,5 @@ COMMAND = Command(
     arguments=arguments,
     run=run,
     takes_settings=True,
+    writes_files=True,
 )

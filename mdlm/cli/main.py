@@ -7,9 +7,9 @@ with the same command: process 0 prints and writes for all, the others print err
 
 Exit codes: 0 success; 2 wrong arguments or input; 3 the run diverged (its checkpoints are intact;
 starting it again unchanged will not help); 4 another process was lost (the same command, started
-for all processes, resumes from the newest checkpoint); 130 interrupted and 143 terminated
-(`mdlm train` has saved its state). When one process stops with an error or a signal, all the others
-stop with the same exit code.
+for all processes, resumes from the newest checkpoint); 129 its terminal was closed, 130 interrupted
+and 143 terminated (`mdlm train` has saved its state). When one process stops with an error or a
+signal, all the others stop with the same exit code.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import mdlm
 from mdlm.cli.arguments import overrides
 from mdlm.cli.command import Command
 from mdlm.cli.malloc import keep_freed
+from mdlm.cli.output import Outliving
 from mdlm.cluster import heartbeat, process_group
 from mdlm.cluster.launch import find_rank, joined
 from mdlm.config.components import nearest
@@ -127,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"--{changes[0][0]}: mdlm {args.command} has no such option"
                 f"{_nearest_option(changes[0][0], args)}; see mdlm {args.command} --help"
             )
+        if command.writes_files:
+            sys.stdout, sys.stderr = Outliving(sys.stdout), Outliving(sys.stderr)
         if command.computes:
             _prepare_jax()
         with _together(args):

@@ -70,4 +70,5 @@ COMMAND = Command(
     arguments=arguments,
     run=run,
     computes=False,
+    writes_files=True,
 )

@@ -157,4 +157,5 @@ COMMAND = Command(
     run=run,
     takes_settings=True,
     computes=False,
+    writes_files=True,
 )

@@ -54,6 +54,7 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
             init_from=args.init_from,
             fork=args.fork,
             new_tokenizer=args.new_tokenizer,
+            restart=args.restart,
             tensorboard=args.tensorboard,
             wandb=args.wandb,
             profile=args.profile or 0,
@@ -84,7 +85,10 @@ def stopped(step: int, words: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[heartbeat.Stop]:
-    """Lets Ctrl-C and SIGTERM ask the run to save and stop; a second signal ends it at once."""
+    """Lets Ctrl-C, SIGTERM and SIGHUP ask the run to save and stop; a second one ends it at once.
+
+    SIGHUP, which a closing terminal sends, stays ignored under `nohup`.
+    """
     stop = heartbeat.Stop()
 
     def ask(number, frame):
@@ -96,7 +100,10 @@ def _stop_signals() -> Iterator[heartbeat.Stop]:
             file=sys.stderr,
         )
 
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    old = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield stop
     finally:
@@ -126,6 +133,7 @@ exit codes:
        starting the run again unchanged will not help: lower --optimizer.learning_rate, or
        --fork the run from an earlier checkpoint
   4    another process of the run was lost
+  129  stopped by SIGHUP (the terminal was closed), after saving
   130  stopped by Ctrl-C, after saving
   143  stopped by SIGTERM, after saving
 
@@ -170,6 +178,11 @@ def arguments(sub: argparse.ArgumentParser) -> None:
         help="start a new run from the training state of a checkpoint of this run folder (default: "
         "the newest), with its tokenizer; the settings may differ",
     )
+    sub.add_argument(
+        "--restart",
+        action="store_true",
+        help="train from step 0 if the run's checkpoints are gone; its log is moved aside",
+    )
     sub.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     sub.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases")
     add_trust(sub)
@@ -190,4 +203,5 @@ COMMAND = Command(
     run=run,
     takes_settings=True,
     many_processes=True,
+    writes_files=True,
 )

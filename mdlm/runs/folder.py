@@ -38,6 +38,7 @@ from mdlm.files import replaced
 from mdlm.runs.checkpoint_paths import located, newest_in
 from mdlm.runs.environment import environment
 from mdlm.runs.log import Log
+from mdlm.runs.past import LOCK
 from mdlm.runs.reading import config_of, starts_of
 from mdlm.version import __version__
 
@@ -218,7 +219,8 @@ class RunFolder:
         or if the folder given by `--checkpoints` holds checkpoints of another run."""
         if not self.exists:
             begun = (self.path / BEGINNING).exists()  # an earlier start ended before config.json
-            if self.path.exists() and any(self.path.iterdir()) and not begun:
+            others = self.path.exists() and {path.name for path in self.path.iterdir()} - {LOCK}
+            if others and not begun:
                 raise InputError(
                     f"{self.path} exists and is not a run folder: choose a new or empty folder"
                 )

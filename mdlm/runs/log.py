@@ -1,16 +1,22 @@
 """What a run logs as it goes: metrics.jsonl, samples.txt, and the writers that were asked for."""
 
+import contextlib
 import json
+import logging
 import math
 import re
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mdlm.errors import InputError
 from mdlm.files import replaced
 from mdlm.runs.writers import Writer
+
+log = logging.getLogger(__name__)
 
 Value = float | list[float] | str | None
 """What a line of metrics.jsonl has under a name."""
@@ -40,7 +46,7 @@ class Log:
                 file.write(json.dumps({**line, **said}) + "\n")
             single = _singly(values)
             for writer in self.writers:
-                writer.log(kind, step, single)
+                _try(writer.log, kind, step, single)
 
     def add_samples(self, step: int, texts: list[str]) -> None:
         """Appends texts to samples.txt under a heading."""
@@ -49,12 +55,12 @@ class Log:
                 for number, text in enumerate(texts, 1):
                     file.write(f"=== step {step}, sample {number} ===\n{text}\n\n")
             for writer in self.writers:
-                writer.add_samples(step, texts)
+                _try(writer.add_samples, step, texts)
 
     def add_picture(self, step: int, path: Path) -> None:
         """Shows the picture at `path` to the writers."""
         for writer in self.writers:
-            writer.add_picture(step, path)
+            _try(writer.add_picture, step, path)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Returns the lines of metrics.jsonl, without an incomplete last line.
@@ -64,6 +70,24 @@ class Log:
         file = self.metrics_file
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         return [self._entry(line, n) for n, line in enumerate(text.split("\n")[:-1], 1)]
+
+    def _readable(self) -> list[dict[str, Any]]:
+        """Returns the lines that can be read. If others cannot, a copy of the file is kept."""
+        try:
+            return self.metrics()
+        except InputError as error:
+            warn_once("reading the log", error)
+        shutil.copyfile(self.metrics_file, self._aside(self.metrics_file))
+        lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").split("\n")
+        found = []
+        for number, line in enumerate(lines, 1):
+            with contextlib.suppress(InputError):
+                found.append(self._entry(line, number))
+        return found
+
+    @staticmethod
+    def _aside(file: Path) -> Path:
+        return file.with_name(f"{file.stem}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}{file.suffix}")
 
     def _entry(self, line: str, number: int) -> dict[str, Any]:
         try:
@@ -76,7 +100,7 @@ class Log:
     def rewind(self, step: int) -> None:
         """Drops the lines and samples after `step`, which a resumed run writes again."""
         if self.writes and self.metrics_file.is_file():
-            kept = [entry for entry in self.metrics() if entry["step"] <= step]
+            kept = [entry for entry in self._readable() if entry["step"] <= step]
             self.started = time.time() - max((e["time"] for e in kept), default=0.0)
             with replaced(self.metrics_file) as new:
                 new.write_text("".join(json.dumps(e) + "\n" for e in kept), encoding="utf-8")
@@ -90,10 +114,35 @@ class Log:
             with replaced(self.samples_file) as new:
                 new.write_text("".join(kept), encoding="utf-8", errors="surrogateescape")
 
+    def set_aside(self) -> None:
+        """Renames metrics.jsonl and samples.txt to names with the date."""
+        for file in (self.metrics_file, self.samples_file):
+            if file.is_file():
+                file.rename(self._aside(file))
+
     def close(self) -> None:
         """Closes the writers."""
         for writer in self.writers:
-            writer.close()
+            _try(writer.close)
+
+
+WARNED: set[str] = set()
+
+
+def _try(add: Callable[..., None], *values: Any) -> None:
+    """Calls a writer. An error of it is warned of once, and does not stop the run."""
+    try:
+        add(*values)
+    except Exception as error:  # each package raises its own kinds
+        warn_once(add.__qualname__, error)
+
+
+def warn_once(what: str, error: BaseException) -> None:
+    """Logs that a side output of a run failed, the first time that it does."""
+    if what not in WARNED:
+        WARNED.add(what)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        log.warning("%s failed, the run goes on: %s", what, reason)
 
 
 def _in_json(value: Value) -> Any:

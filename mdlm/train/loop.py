@@ -30,6 +30,7 @@ from mdlm.parallel.mesh import check_batch, put_on_mesh, rows_here
 from mdlm.profiling.profile import Profiler
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
+from mdlm.runs.past import note_saved
 from mdlm.times import balanced_order
 from mdlm.train.events import Began, Evaluated, Event, Profiled, Saved, Spiked, Stepped, Stopped
 from mdlm.train.guard import Diverged, Guard, Spike
@@ -136,6 +137,7 @@ class Trainer:
                 if self.saved != self.made:
                     yield self.save()
                 self.checkpoints.wait()
+                self._note_saved()
                 if self.made < settings.steps:
                     yield Stopped(self.made)
             finally:
@@ -197,8 +199,14 @@ class Trainer:
             **self.guard.memory,
         }
         self.checkpoints.save(self.made, self.state, data, self.nelbo)
+        if self.saved is not None:  # a save first waits for the one before it
+            self._note_saved()
         self.saved, self.nelbo = self.made, None
         return Saved(self.made)
+
+    def _note_saved(self) -> None:
+        if self.folder.writes:
+            note_saved(self.folder.path)
 
     def _begin(self) -> None:
         """Restores the newest checkpoint, or creates the state before the first step."""

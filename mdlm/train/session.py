@@ -28,6 +28,7 @@ from mdlm.experiment.evaluation import split_in_training
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import without_stores
 from mdlm.experiment.model import Model
+from mdlm.files import Lock
 from mdlm.generation.generator import Generation, Generator, window_of
 from mdlm.generation.programs import within_reach
 from mdlm.parallel.mesh import check_batch
@@ -35,6 +36,8 @@ from mdlm.profiling import profile as profiles
 from mdlm.runs import curves
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
+from mdlm.runs.log import warn_once
+from mdlm.runs.past import check_past, hold
 from mdlm.runs.weights import Weights
 from mdlm.runs.writers import check_packages, writers
 from mdlm.train.events import Evaluated, Event, Saved
@@ -62,6 +65,7 @@ class Session:
         fork: a run folder, or `RUN@STEP`, whose training state training starts from.
         new_tokenizer: with `init_from`, keep this experiment's tokenizer; tokens that both have
             start from their parameters there, other tokens afresh.
+        restart: begin again if the run's checkpoints are gone; the old log is moved aside.
         tensorboard: also write TensorBoard events.
         wandb: project of Weights & Biases to log to as well.
         profile: steps to trace, see `mdlm.profiling.profile`; 0 for none.
@@ -81,6 +85,7 @@ class Session:
         init_from: str | None = None,
         fork: str | None = None,
         new_tokenizer: bool = False,
+        restart: bool = False,
         tensorboard: bool = False,
         wandb: str | None = None,
         profile: int = 0,
@@ -120,8 +125,13 @@ class Session:
             copy = partial(origin.copy_state, self.folder, experiment)
         elif made is None:
             self._take_parameters(origin)
+        if made is None:
+            where, log = self.folder.checkpoints, self.folder.log
+            process_group.broadcast(partial(check_past, out, where, log, restart=restart))
         if profile:
             profiles.check(profile, settings.steps - (made or 0))
+        self._lock: Lock | None = None
+        process_group.broadcast(self._take_lock)
         self.folder.begin(
             source, overrides, experiment, file, copy, step=made or 0, changed=self.changed
         )
@@ -170,6 +180,8 @@ class Session:
             self._draw()
         finally:
             self.folder.log.close()
+            if self._lock is not None:
+                self._lock.close()
 
     def closing_words(self) -> str:
         """Returns the text to print at the end of a run: its folder, metrics, next commands."""
@@ -181,6 +193,9 @@ class Session:
         path = shlex.quote(str(self.folder.path))
         lines += [f"next: mdlm eval {path}", f"      mdlm sample {path}"]
         return "\n".join(lines)
+
+    def _take_lock(self) -> None:
+        self._lock = hold(self.folder.path)
 
     def _steps_made(self) -> int | None:
         """Step of the folder's newest checkpoint, None if it has none."""
@@ -224,7 +239,11 @@ class Session:
         if self.folder.writes:
             title = f"{self.experiment.name} ({self.folder.path})"
             path = self.folder.path / "curves.png"
-            curves.draw(self.folder.log.metrics(), path, title, self.references)
+            try:
+                curves.draw(self.folder.log.metrics(), path, title, self.references)
+            except Exception as error:  # a picture never ends a run
+                warn_once(f"drawing {path}", error)
+                return
             self.folder.log.add_picture(self.step, path)
 
 

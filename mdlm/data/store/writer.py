@@ -20,6 +20,7 @@ from mdlm.data.store.manifest import REMEDY, Manifest, Shard, SplitRecord, count
 from mdlm.data.text.chunks import Encoded
 from mdlm.data.tokens.tokenizer import Report
 from mdlm.errors import InputError
+from mdlm.files import Lock
 
 CHUNK = 2**22
 """Bytes read at a time."""
@@ -75,16 +76,8 @@ class Folder:
         if self.local is None:
             yield
             return
-        import fcntl
-
         self.local.mkdir(parents=True, exist_ok=True)
-        with (self.local / ".lock").open("w", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(
-                    f"{self.url}: another process is preparing it: wait until it ends"
-                ) from error
+        with Lock(self.local / ".lock", "being prepared"):
             try:
                 yield
             finally:

@@ -482,7 +482,7 @@ def test_second_writer_is_refused(source, tmp_path):
     data = data_of(source)
     events = prepare(data, str(tmp_path / "store"), workers=1, shard_tokens=SHARD)
     assert isinstance(next(events), Progressed)
-    with pytest.raises(InputError, match="another process is preparing it"):
+    with pytest.raises(InputError, match=r"being prepared by another process \(process \d+ on "):
         made(data, tmp_path / "store")
     events.close()
 
