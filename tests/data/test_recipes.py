@@ -215,7 +215,7 @@ def test_genome(tmp_path):
 def test_zero_shot_takes_the_tokens_and_rows_of_the_run(tmp_path):
     run = recipes.tinystories("nowhere", length=48, store="a store")
     path = saved(tmp_path / "lambada", test={"text": ["He sat"]})
-    data, split = zero_shot.zero_shot("lambada", run.tokenizer, run.packing, path)
+    data, split = zero_shot.zero_shot("lambada", run.tokenizer, run.packing, (path,))
     assert split == "test" and data.tokenizer == run.tokenizer and data.store is None
     assert data.packing == Wrap(length=48, eos=False)
     assert data.source.documents("test") == ["\nHe sat"]
