@@ -1,15 +1,48 @@
 """One writer of a run folder, and no new beginning where a run has a past."""
 
+import json
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from mdlm.errors import InputError
-from mdlm.files import Lock
+from mdlm.files import Lock, replaced
 from mdlm.runs.log import Log
+from mdlm.runs.reading import json_of
 
 LOCK = ".lock"
 """Name of a file that the process that trains the run has locked."""
 SAVED = ".saved"
 """Name of a file that says that a checkpoint of the run was completed."""
+
+
+TEXTS = "texts.json"
+"""Name of a file, beside the tokenizer, with a checksum of the text of each split."""
+
+
+def check_texts(folder: Path, found: Mapping[str, str]) -> None:
+    """Raises InputError if a text is another than at an earlier start of the run.
+
+    `found` has the checksums of texts by name. Names that are new are not compared.
+    """
+    for name, known in _texts(folder).items():
+        if found.get(name, known) != known:
+            raise InputError(
+                f"{folder.parent}: the text of {name} is another than when the run began: restore"
+                f" it, or begin a run from its state: --fork {shlex.quote(str(folder.parent))} and"
+                " another --out"
+            )
+
+
+def keep_texts(folder: Path, found: Mapping[str, str]) -> None:
+    """Keeps the checksums of texts in the run's folder of data."""
+    with replaced(folder / TEXTS) as new:
+        new.write_text(json.dumps({**_texts(folder), **found}, indent=1) + "\n", encoding="utf-8")
+
+
+def _texts(folder: Path) -> dict[str, str]:
+    path = folder / TEXTS
+    return json_of(path, dict) if path.is_file() else {}
 
 
 def hold(folder: Path) -> Lock:

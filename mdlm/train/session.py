@@ -37,7 +37,7 @@ from mdlm.runs import curves
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
 from mdlm.runs.log import warn_once
-from mdlm.runs.past import check_past, hold
+from mdlm.runs.past import check_past, check_texts, hold, keep_texts
 from mdlm.runs.weights import Weights
 from mdlm.runs.writers import check_packages, writers
 from mdlm.train.events import Evaluated, Event, Saved
@@ -116,6 +116,10 @@ class Session:
         for split in splits:
             getattr(self.dataset, split)  # reads and packs it; raises if the text is too short
         check_same_data(self.dataset, splits)
+        # A store has checksums of its own kind.
+        kind = "text" if self.dataset.store is None else "store"
+        texts = {f"{s} ({kind})": getattr(self.dataset, s).text_fingerprint for s in splits}
+        process_group.broadcast(partial(check_texts, self.folder.data, texts))
         made = self._steps_made()
         self.initial, self.carried = None, None
         copy: Callable[[], None] = lambda: None
@@ -137,6 +141,7 @@ class Session:
         )
         if self.folder.writes:
             self.dataset.tokenizer.save(self.folder.data)
+            keep_texts(self.folder.data, texts)
             self.folder.save_counts(self.model.counts)
             self.folder.log.writers = writers(self.folder.path, tensorboard, wandb, experiment)
         process_group.barrier()

@@ -124,6 +124,20 @@ def test_a_picture_that_cannot_be_drawn_stops_nothing(experiment, tmp_path, monk
     assert len(list(folder.path.glob("metrics-*.jsonl"))) == 1
 
 
+def test_a_run_goes_on_with_the_text_it_began_with(experiment, tmp_path):
+    train(experiment, tmp_path / "run")
+    longer = replace(experiment, train=replace(experiment.train, steps=3))
+    text = tmp_path / "text.txt"
+    before, log = text.read_text(), (tmp_path / "run" / "metrics.jsonl").read_text()
+    text.write_text(before.replace("e", "o"))  # of the same size
+    with pytest.raises(InputError, match=r"the text of train \(text\) is another.*--fork"):
+        train(longer, tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == log
+    text.write_text(before)
+    (tmp_path / "run" / "data" / "texts.json").unlink()  # a run of an older version has none
+    assert train(longer, tmp_path / "run").step == 3
+
+
 @pytest.mark.e2e
 def test_a_reader_that_goes_away_ends_nothing(tmp_path):
     text = tiny.write_text(tmp_path / "text.txt")

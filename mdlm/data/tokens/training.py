@@ -6,6 +6,8 @@ words and an alphabet in a fixed order.
 """
 
 import json
+import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -19,6 +21,32 @@ SPECIALS = ("[BOS]", "[EOS]", "[PAD]", "[MASK]")
 ALPHABET = 1000
 """Maximum number of characters in word pieces: the most frequent ones."""
 TRAINING = "training the tokenizer"
+LONGEST = 1000
+"""Characters after which a stretch without a space, or of spaces alone, is cut for learning. The
+time of learning grows with the square of the longest word, and no vocabulary has such pieces."""
+STRETCH = re.compile(rf"\S{{{LONGEST}}}|\s{{{LONGEST}}}")
+
+log = logging.getLogger(__name__)
+
+
+def bounded(texts: Iterable[str]) -> Iterator[str]:
+    """Yields the texts, cut within stretches of more than `LONGEST` characters without a break.
+
+    A warning says at the end how many cuts there were.
+    """
+    cuts = 0
+    for text in texts:
+        start = 0
+        for found in STRETCH.finditer(text):
+            yield text[start : found.end()]
+            start, cuts = found.end(), cuts + 1
+        yield text[start:]
+    if cuts:
+        log.warning(
+            "learning the tokenizer: %d stretches of %d characters without a break were cut",
+            cuts,
+            LONGEST,
+        )
 
 
 def reported(texts: Iterable[str], report: Report | None, message: str) -> Iterator[str]:
@@ -43,7 +71,7 @@ def train(
 
     def read() -> Iterator[str]:
         nonlocal is_empty
-        for text in reported(texts, report, "reading text for the tokenizer"):
+        for text in bounded(reported(texts, report, "reading text for the tokenizer")):
             is_empty = is_empty and not text
             yield text
         if report:
@@ -64,7 +92,7 @@ def count_words(
 ) -> Counter[str]:
     """Returns how often each word occurs. Raises InputError if there is no word."""
     between_spaces: Counter[str] = Counter()
-    for text in reported(texts, report, "reading text for the tokenizer"):
+    for text in bounded(reported(texts, report, "reading text for the tokenizer")):
         between_spaces.update(normalizer.normalize_str(text).split())
     words: Counter[str] = Counter()
     for chunk, n in between_spaces.items():

@@ -1,6 +1,7 @@
 """Tokenizers trained on a stream of text: WordPiece, and what BPE and Characters share."""
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from mdlm.data.tokenizers import BPE, Characters, Dna, Pretrained, WordPiece
 from mdlm.data.tokens import tokenizer as encoding
 from mdlm.data.tokens.tokenizer import Tokenizer
+from mdlm.data.tokens.training import bounded
 from mdlm.errors import InputError
 from mdlm.types import Vocab
 
@@ -116,3 +118,21 @@ def test_bases():
             tokenizer.encode([text])
     soft = Dna(soft_masked=True).build([])
     assert soft.vocab.size == 14 and soft.decode(soft.encode(["ACgtN"])[0]) == "ACgtN"
+
+
+@pytest.mark.parametrize("config", [BPE(vocab_size=300), WordPiece(vocab_size=120)])
+@pytest.mark.parametrize("filler", ["ab" * 200_000, " " * 400_000])
+def test_a_stretch_without_a_break_is_cut_for_learning(config, filler, caplog):
+    """Learning takes time quadratic in the longest word: whole, these would take minutes."""
+    began = time.process_time()
+    tokenizer = config.build([TEXTS[0], TEXTS[0] + filler + TEXTS[2]])
+    assert time.process_time() - began < 30
+    assert "400 stretches of 1000 characters without a break were cut" in caplog.text
+    assert tokenizer.vocab.size > 60
+
+
+def test_other_texts_are_learnt_whole(caplog):
+    texts = ["word " * 5000, "x" * 999 + " " + "y" * 999, ""]
+    assert list(bounded(texts)) == texts and not caplog.text
+    cut = list(bounded(["z" * 2500]))
+    assert [len(piece) for piece in cut] == [1000, 1000, 500] and "2 stretches" in caplog.text
