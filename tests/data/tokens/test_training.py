@@ -128,7 +128,7 @@ def test_a_stretch_without_a_break_is_cut_for_learning(config, filler, caplog):
     tokenizer = config.build([TEXTS[0], TEXTS[0] + filler + TEXTS[2]])
     assert time.process_time() - began < 30
     assert "400 stretches of 1000 characters without a break were cut" in caplog.text
-    assert tokenizer.vocab.size > 60
+    assert tokenizer.vocab.size > 50
 
 
 def test_other_texts_are_learnt_whole(caplog):
