@@ -27,7 +27,7 @@ import mdlm
 from mdlm.cli.arguments import overrides
 from mdlm.cli.command import Command
 from mdlm.cli.malloc import keep_freed
-from mdlm.cli.output import Outliving
+from mdlm.cli.output import outliving
 from mdlm.cluster import heartbeat, process_group
 from mdlm.cluster.launch import find_rank, joined
 from mdlm.config.components import nearest
@@ -128,11 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"--{changes[0][0]}: mdlm {args.command} has no such option"
                 f"{_nearest_option(changes[0][0], args)}; see mdlm {args.command} --help"
             )
-        if command.writes_files:
-            sys.stdout, sys.stderr = Outliving(sys.stdout), Outliving(sys.stderr)
         if command.computes:
             _prepare_jax()
-        with _together(args):
+        with outliving(command.writes_files), _together(args):
             return command.run(args, changes)
     except InputError as error:
         if args.traceback:

@@ -2,6 +2,9 @@
 
 import errno
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 GONE = (errno.EPIPE, errno.EIO)
@@ -32,3 +35,17 @@ class Outliving:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+@contextmanager
+def outliving(readers: bool) -> Iterator[None]:
+    """Lets standard output and error outlive their readers within the block, if `readers`."""
+    streams = sys.stdout, sys.stderr
+    if readers:
+        sys.stdout, sys.stderr = Outliving(sys.stdout), Outliving(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()  # here, for at exit an error of it would be one of the command
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = streams

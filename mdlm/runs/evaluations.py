@@ -34,7 +34,7 @@ def earlier(folder: Path, metric: Mapping[str, Any]) -> dict[str, Any] | None:
     Lines that cannot be read are passed over.
     """
     path = folder / FILE
-    lines = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     for line in reversed(lines):
         try:
             found = json.loads(line)
