@@ -34,8 +34,8 @@ def earlier(folder: Path, metric: Mapping[str, Any]) -> dict[str, Any] | None:
     Lines that cannot be read are passed over.
     """
     path = folder / FILE
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    for line in reversed(lines):
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in reversed(text.splitlines()):
         try:
             found = json.loads(line)
             key = found["name"], found["protocol"]
