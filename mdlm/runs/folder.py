@@ -5,6 +5,7 @@ config.json     its values, the overrides, fingerprint    samples.txt     text b
 env.json        versions, devices, git, of each start     curves.png      plots
 data/           the tokenizer, token counts               checkpoints/    training states
 weights.safetensors   parameters alone, where they were imported or written
+evaluations.jsonl     results of `mdlm eval`
 wandb_id        the run's id at Weights & Biases, if it is logged there
 
 A resume with a changed experiment file keeps the new text beside the first, as

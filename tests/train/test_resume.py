@@ -102,6 +102,8 @@ def test_run_folder_holds_what_it_should(setup, tmp_path):
         "curves.png",
         "checkpoints",
         "data",
+        ".lock",
+        ".saved",
     }
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [e["step"] for e in lines if e["kind"] == "train"] == [5, 10, 15, 20]
@@ -364,13 +366,14 @@ def test_folder_that_was_only_just_begun_is_begun_again(setup, tmp_path):
     with stopped(stop_before="config.json"), pytest.raises(KeyboardInterrupt):
         session(setup, out)
     left = {path.name for path in out.iterdir()}
-    assert left == {".begun", "experiment.py", "env.json"}
+    assert left == {".begun", ".lock", "experiment.py", "env.json"}
     session(setup, out)
     assert {path.name for path in out.iterdir()} == {
         "experiment.py",
         "env.json",
         "config.json",
         "data",
+        ".lock",
     }
     (out / "config.json").unlink()
     with pytest.raises(InputError, match="exists and is not a run folder"):
