@@ -22,7 +22,6 @@ from mdlm.data.preparation.worker import Setting
 from mdlm.data.store.manifest import NAME, Manifest, SplitRecord
 from mdlm.data.store.writer import Folder, ShardWriter, Tally, verify, write_counts
 from mdlm.data.text.chunks import CHUNK, chunks, start_of
-from mdlm.data.text.digest import DIGEST
 from mdlm.data.text.hub_stream import may_pass
 from mdlm.data.text.source import Source
 from mdlm.data.tokenizers import TokenizerConfig
@@ -171,27 +170,14 @@ def _begun(data: TextData, folder: Folder, report: Report | None) -> tuple[Manif
         return _new(data, folder, report)
     tokenizer = tokenizer_of(folder)
     _check(data, folder, manifest, tokenizer)
-    _check_version(data.source, folder, manifest)
+    if not all(record.complete for record in manifest.splits.values()):
+        version = data.source.version()
+        if version is not None and manifest.revision not in (None, version):
+            raise InputError(
+                f"{folder.url} was begun with another version of {data.source.name} (then "
+                f"{manifest.revision}, now {version}): restore that, or prepare another store"
+            )
     return manifest, tokenizer
-
-
-def _check_version(source: Source, folder: Folder, manifest: Manifest) -> None:
-    """Raises InputError if the store is of another state of its source.
-
-    A complete store of files is checked too; one of the hub is complete without the hub.
-    """
-    known = manifest.revision
-    complete = all(record.complete for record in manifest.splits.values())
-    if known is None or (complete and not known.startswith(DIGEST)):
-        return
-    version = source.version()
-    if version is None or version.startswith(DIGEST) != known.startswith(DIGEST):
-        return  # an older version kept names and sizes of files only
-    if version != known:
-        raise InputError(
-            f"{folder.url} was made of another state of {source.name} (then {known}, now"
-            f" {version}): restore that, or prepare another store"
-        )
 
 
 def _new(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifest, Tokenizer]:
