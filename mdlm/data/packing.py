@@ -18,7 +18,7 @@ from jaxtyping import Int32
 from mdlm.data.rows.base import RowSet
 from mdlm.data.rows.packed import PaddedRows, WrappedRows
 from mdlm.data.rows.token_stream import ArrayStream, TokenStream
-from mdlm.data.tokens.special_tokens import ends, padding, storage
+from mdlm.data.tokens.special_tokens import end_of, ends, padding, storage
 from mdlm.errors import InputError
 from mdlm.types import Vocab
 
@@ -192,7 +192,7 @@ class Pad(Packing):
 
     def separator(self, vocab: Vocab) -> int | None:
         """Returns EOS, so that one store serves all packings, although the rows leave it out."""
-        return vocab.bos_id if vocab.eos_id is None else vocab.eos_id
+        return end_of(vocab)
 
     def over(self, stream: TokenStream, vocab: Vocab) -> RowSet:
         if self.specials:

@@ -84,6 +84,7 @@ class Scorer:
         self.model, self.mesh, self.dataset = model, mesh, dataset
         self.evaluate = compile_evaluation(model, mesh)
         self._compiled: set[int] = set()
+        self._spelled: dict[str, np.ndarray] = {}
 
     def run(
         self,
@@ -131,7 +132,7 @@ class Scorer:
             sums.count,
             protocol=protocol,
             is_exact=objective.is_exact,
-            units=self._units(part, sums.text) if whole else {},
+            units=self._units(how.split, sums.text) if whole else {},
         )
         if how.ngrams and whole:
             metrics += self.ngrams(how.split)
@@ -142,14 +143,17 @@ class Scorer:
         """The bytes and characters that each token spells."""
         return TextSizes.of(self.dataset.tokenizer)
 
-    def _units(self, part: Split, text: Float[np.ndarray, " 2"]) -> dict[str, float]:
+    def _units(self, split: str, text: Float[np.ndarray, " 2"]) -> dict[str, float]:
         """Returns the size of the text that was scored, by unit, from what its tokens spell.
 
         Where tokens do not spell the text exactly, it is their share of the text in the rows.
         """
         if not self.text_sizes.is_exact:
-            spelled = sum(self.text_sizes.total(rows.tokens) for rows in part.rows.chunks())
-            text = text / spelled * np.array([part.bytes, part.characters])
+            part: Split = getattr(self.dataset, split)
+            if split not in self._spelled:  # every row is read, which validations need not repeat
+                totals = (self.text_sizes.total(rows.tokens) for rows in part.rows.chunks())
+                self._spelled[split] = np.sum(list(totals), axis=0)
+            text = text / self._spelled[split] * np.array([part.bytes, part.characters])
         return {unit: float(n) for unit, n in zip(UNITS, text, strict=True) if n > 0}
 
     def clip_search(
@@ -192,7 +196,7 @@ class Scorer:
         for rows in part.rows.chunks():
             nats.update(tables.nats(rows.tokens, rows.loss_mask))
             text += self.text_sizes.total(rows.tokens, rows.loss_mask)
-        units = self._units(part, text)
+        units = self._units(split, text)
         out = []
         counted = f"first {n} rows of the training split" if cut else "training split"
         for name, total in nats.items():

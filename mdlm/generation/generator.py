@@ -18,14 +18,14 @@ from jaxtyping import Key
 
 from mdlm.config.component_text import to_text
 from mdlm.data.packing import Packing
-from mdlm.data.tokens.special_tokens import ends
+from mdlm.data.tokens.special_tokens import end_of, ends
 from mdlm.data.tokens.tokenizer import Tokenizer
 from mdlm.errors import InputError
 from mdlm.experiment.model import Model, check_sampler
 from mdlm.generation.programs import Programs, mesh_of
 from mdlm.generation.prompts import check_prompt
 from mdlm.generation.template import Template
-from mdlm.generation.texts import Text, end_of, text_of
+from mdlm.generation.texts import Text, text_of
 from mdlm.generation.trace import Trace, WindowTrace, generate_traced, rows_of
 from mdlm.generation.windows import Run, WindowDone, Windows, generate_long
 from mdlm.keys import by_row, stream

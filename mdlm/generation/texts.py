@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mdlm.data.tokens.special_tokens import end_of
 from mdlm.data.tokens.tokenizer import Tokenizer
-from mdlm.vocab import Vocab
 
 END = "[end of document]"
 """The line that stands where a document ends."""
@@ -50,8 +50,3 @@ def documents(ids: np.ndarray, tokenizer: Tokenizer) -> list[np.ndarray]:
     """Returns the tokens divided after each end-of-text token, at least one part."""
     eos = end_of(tokenizer.vocab)
     return [ids] if eos is None else np.split(ids, np.flatnonzero(ids == eos) + 1)
-
-
-def end_of(vocab: Vocab) -> int | None:
-    """Returns the token that ends a document: EOS, or BOS if there is none; None without both."""
-    return vocab.bos_id if vocab.eos_id is None else vocab.eos_id

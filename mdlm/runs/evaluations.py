@@ -4,6 +4,7 @@ Each line of evaluations.jsonl has the fields of a metric (`evals.nll.Metric`), 
 versions.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -28,29 +29,22 @@ def record(folder: Path, step: int, metrics: Sequence[Mapping[str, Any]]) -> Non
         file.write("".join(lines))
 
 
-def earlier(folder: Path, metric: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the newest line of the same metric with the same protocol, None if there is none.
-
-    Lines that cannot be read are passed over.
-    """
-    path = folder / FILE
+def earlier(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Returns the newest line of each metric and protocol; those that cannot be read are left out."""
+    path, found = folder / FILE, {}
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    for line in reversed(text.splitlines()):
-        try:
-            found = json.loads(line)
-            key = found["name"], found["protocol"]
-        except (ValueError, TypeError, KeyError):
-            continue
-        if key == (metric["name"], metric["protocol"]):
-            return found
-    return None
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            values = json.loads(line)
+            found[values["name"], values["protocol"]] = values
+    return found
 
 
 def beside(folder: Path, step: int, metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns a line for each metric that was evaluated before, to print beside the new value."""
-    out = []
+    out, known = [], earlier(folder)
     for metric in metrics:
-        old = earlier(folder, metric)
+        old = known.get((metric["name"], metric["protocol"]))
         if old is not None:
             at = "" if old["step"] == step else f", step {old['step']}"
             noise = "" if old["stderr"] is None else f" +- {old['stderr']:.4f}"

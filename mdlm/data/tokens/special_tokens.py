@@ -12,12 +12,17 @@ def ends(vocab: Vocab) -> tuple[int, int]:
     Raises InputError if both are missing.
     """
     bos = vocab.eos_id if vocab.bos_id is None else vocab.bos_id
-    eos = vocab.bos_id if vocab.eos_id is None else vocab.eos_id
+    eos = end_of(vocab)
     if bos is None or eos is None:
         raise InputError(
             "the tokenizer has neither BOS nor EOS: name one, for example Pretrained(eos=...)"
         )
     return bos, eos
+
+
+def end_of(vocab: Vocab) -> int | None:
+    """Returns the token that ends a document: EOS, or BOS if there is none; None without both."""
+    return vocab.bos_id if vocab.eos_id is None else vocab.eos_id
 
 
 def padding(vocab: Vocab) -> int:
