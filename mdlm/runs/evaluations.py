@@ -30,7 +30,7 @@ def record(folder: Path, step: int, metrics: Sequence[Mapping[str, Any]]) -> Non
 
 
 def earlier(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """Returns the newest line of each metric and protocol; those that cannot be read are left out."""
+    """Returns the newest line of each metric and protocol, without lines that cannot be read."""
     path, found = folder / FILE, {}
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     for line in text.splitlines():
