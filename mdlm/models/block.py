@@ -9,7 +9,7 @@ earlier clean blocks) for all blocks at once. Parameters are those of `DiT`. The
 depend on the noise: it is conditioned on the noise level 0.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
@@ -19,6 +19,7 @@ from jax import Array
 from jaxtyping import Float, Key
 
 from mdlm.models.attention.mask import Halves
+from mdlm.models.block_rows import flops_of_both, joined
 from mdlm.models.decoding.last_block import DeferredReadout
 from mdlm.models.dit import DiT, DiTModule
 from mdlm.models.readout import Readout
@@ -44,11 +45,7 @@ class BlockDiT(DiT):
             raise ValueError(f"block_size={self.block_size}: must be at least 1")
 
     def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
-        """Returns the operations of both halves, with the attention scores that are computed."""
-        once = super().flops(rows, length, scored, columns)
-        clean = super().flops(rows, length, 0, columns) - super().flops(rows, 0, 0, columns)
-        own = 4 * rows * self.depth * length * self.block_size * self.width
-        return once + clean + own
+        return flops_of_both(super().flops, self, rows, length, scored, columns)
 
     def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
         return BlockDiTModule(self, columns, rngs)
@@ -70,8 +67,6 @@ class BlockDiTModule(DiTModule):
 
         Raises ValueError if `inputs.clean` is missing, or `block_size` does not divide the length.
         """
-        if inputs.clean is None:
-            raise ValueError("a block-diffusion network reads the clean tokens too: clean=None")
         length = inputs.tokens.shape[1]
         halves = Halves(length, self.config.block_size)
         cond = self._cond(inputs, condition)
@@ -92,18 +87,3 @@ class BlockDiTModule(DiTModule):
         return jnp.concatenate(
             [jnp.broadcast_to(part, (b, length, width)) for part in (cond, clean)], axis=1
         )
-
-
-def joined(inputs: NetInput) -> NetInput:
-    """Returns rows of 2 l tokens, [tokens ; clean]; halves share positions, segments, padding."""
-    length = inputs.tokens.shape[1]
-    positions = jnp.arange(length)[None] if inputs.positions is None else inputs.positions
-    twice = lambda x: None if x is None else jnp.concatenate([x, x], axis=1)
-    return replace(
-        inputs,
-        tokens=jnp.concatenate([inputs.tokens, inputs.clean], axis=1),
-        clean=None,
-        positions=twice(positions),
-        is_valid=twice(inputs.is_valid),
-        segment_ids=twice(inputs.segment_ids),
-    )

@@ -25,6 +25,7 @@ from jaxtyping import Float, Key
 
 from mdlm.keys import by_row
 from mdlm.models.decoding.last_block import DeferredReadout
+from mdlm.models.head import make_head, predicted
 from mdlm.models.layers import Embedding, Linear, compute_dtype, modulate, norm
 from mdlm.models.network import Network
 from mdlm.models.readout import Readout
@@ -134,19 +135,11 @@ class DiTModule(nnx.Module):
         self.embed = Embedding(columns, width, rngs)
         self.noise_level: Any = NoiseLevel(cond_dim, rngs) if cond_dim else None
         self.blocks = stack_blocks(config, rngs, cond_dim=cond_dim, dtype=self.dtype)
-        self.norm = norm(config.norm, width)
+        self.norm = norm(config.norm, width, config.norm_epsilon)
         self.modulation: Any = (
             Linear(cond_dim, 2 * width, rngs, dtype=FLOAT32, zero=True) if cond_dim else None
         )
-        self.head = Linear(
-            width,
-            columns,
-            rngs,
-            dtype=self.dtype,
-            use_bias=config.use_bias,
-            zero=True,
-            split="whole",
-        )
+        self.head = make_head(config, columns, rngs, dtype=self.dtype)
         # Created last, so that these options do not change the other initial values.
         self.label: Any = (
             Embedding(config.labels + 1, config.cond_dim, rngs) if config.labels else None
@@ -179,8 +172,7 @@ class DiTModule(nnx.Module):
             hidden = self.norm(x)
             if self.modulation is not None:
                 hidden = modulate(hidden, *jnp.split(self.modulation(cond), 2, axis=-1))
-            hidden = hidden.astype(self.dtype)
-        return Readout(hidden, *self.head.arrays(), chunk=self.config.logits_chunk)
+            return predicted(self, hidden)
 
     def _embed(self, inputs: NetInput) -> Float[Array, "b l d"]:
         x = self.embed(inputs.tokens)

@@ -106,24 +106,26 @@ def _uniform(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> Float[
 class Linear(nnx.Module):
     """Computes `x @ kernel + bias`. With `zero`, both start at 0, so the layer outputs 0 at first.
 
-    `split` says how devices of a mesh share the work, see `mdlm.parallel.sharding`. The output has
-    `cuts` equal parts, and the columns of each part are split over the devices.
+    `split` says how devices of a mesh share the work, see `mdlm.parallel.sharding`. With several
+    widths as `fan_out` the output has so many parts, and the columns of each part are split over
+    the devices.
     """
 
     def __init__(
         self,
         fan_in: int,
-        fan_out: int,
+        fan_out: int | tuple[int, ...],
         rngs: nnx.Rngs,
         *,
         dtype: jnp.dtype,
         use_bias: bool = True,
         zero: bool = False,
         split: Rest = "table",
-        cuts: int = 1,
     ):
-        self.dtype, self.split, self.cuts = dtype, split, cuts
-        self.rest: Rest = "whole" if cuts > 1 else split
+        self.dtype, self.split = dtype, split
+        self.widths = (fan_out,) if isinstance(fan_out, int) else fan_out
+        fan_out = sum(self.widths)
+        self.rest: Rest = "whole" if len(self.widths) > 1 else split
 
         def initial(*shape):
             return jnp.zeros(shape) if zero else _uniform(rngs.params(), shape, fan_in)
@@ -136,17 +138,23 @@ class Linear(nnx.Module):
         return self.kernel[...], None if self.bias is None else self.bias[...]
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        return self._products(x, 1)[0]
+        return self._products(x, (sum(self.widths),))[0]
 
     def parts(self, x: Float[Array, "*b i"]) -> tuple[Float[Array, "..."], ...]:
-        """Returns the output in `cuts` equal parts."""
+        """Returns the output in its parts."""
         if is_tensor_parallel():
-            return self._products(x, self.cuts)
-        joined: Any = parts(self(x), self.cuts)
+            return self._products(x, self.widths)
+        joined: Any = parts(self(x), self.widths)
         return tuple(led(y, WIDE) for y in joined)
 
-    def _products(self, x, count):
-        """Returns the output in `count` parts, each from a matmul of its own."""
+    def columns(self, x: Float[Array, "*b i"], some: slice) -> Float[Array, "*b n"]:
+        """Returns some columns of the output."""
+        kernel, bias = self.arrays()
+        y = matmul(x.astype(self.dtype), kernel[:, some].astype(self.dtype), self.dtype)
+        return self._with_bias(y, bias, some)
+
+    def _products(self, x, widths):
+        """Returns the output in parts of these widths, each from a matmul of its own."""
         kernel, bias = self.arrays()
         x = x.astype(self.dtype)
         if self.split not in USES:
@@ -156,9 +164,10 @@ class Linear(nnx.Module):
         before, inside, after, back = LAYOUTS[self.split]
         x = moved(x, inside, before)
         use: Any = self.split
-        width, outputs = kernel.shape[1] // count, []
-        for i in range(count):
-            some = None if count == 1 else slice(i * width, (i + 1) * width)
+        outputs, end = [], 0
+        for width in widths:
+            start, end = end, end + width
+            some = None if len(widths) == 1 else slice(start, end)
             w = in_use(kernel, self.dtype, self.rest, use, columns=some)
             y = moved(matmul(x, w, self.dtype), after, back)
             outputs.append(self._with_bias(y, bias, some))
@@ -186,19 +195,20 @@ NormKind = Literal["layer", "rms"]
 class LayerNorm(nnx.Module):
     """Normalises the last axis to mean 0 and variance 1, then scales it. No bias. Float32."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, epsilon: float = 1e-5):
+        self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones(width))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        return standardised(x) * jnp.broadcast_to(self.scale[...], x.shape)
+        return standardised(x, self.epsilon) * jnp.broadcast_to(self.scale[...], x.shape)
 
 
-def standardised(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """Returns `x` with mean 0 and variance 1 over the last axis (epsilon 1e-5), in float32."""
+def standardised(x: Float[Array, "*b d"], epsilon: float = 1e-5) -> Float[Array, "*b d"]:
+    """Returns `x` with mean 0 and variance 1 over the last axis, in float32."""
     x = x.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + 1e-5)
+    return centred * jax.lax.rsqrt(variance + epsilon)
 
 
 class RMSNorm(nnx.Module):
@@ -214,9 +224,11 @@ class RMSNorm(nnx.Module):
         return normal * jnp.broadcast_to(self.scale[...], x.shape)
 
 
-def norm(kind: NormKind, width: int) -> LayerNorm | RMSNorm:
-    """Returns a norm of the given kind over a last axis of `width`."""
-    return RMSNorm(width) if kind == "rms" else LayerNorm(width)
+def norm(kind: NormKind, width: int, epsilon: float | None = None) -> LayerNorm | RMSNorm:
+    """Returns a norm of the given kind over a last axis of `width`. `epsilon`, which is added to
+    the variance or mean square, is by default 1e-5 for "layer" and 1e-6 for "rms"."""
+    own = {} if epsilon is None else {"epsilon": epsilon}
+    return RMSNorm(width, **own) if kind == "rms" else LayerNorm(width, **own)
 
 
 class Embedding(nnx.Module):
@@ -231,17 +243,17 @@ class Embedding(nnx.Module):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def parts(x: Float[Array, "*b d"], count: int) -> tuple[Float[Array, "..."], ...]:
-    """Splits the last axis into `count` equal parts. The backward pass concatenates the gradients,
-    where automatic differentiation would pad each with zeros and add them up."""
-    return tuple(jnp.split(x, count, axis=-1))
+def parts(x: Float[Array, "*b d"], widths: tuple[int, ...]) -> tuple[Float[Array, "..."], ...]:
+    """Splits the last axis into parts of these widths. The backward pass concatenates the
+    gradients, where automatic differentiation would pad each with zeros and add them up."""
+    return tuple(jnp.split(x, np.cumsum(widths)[:-1], axis=-1))
 
 
-def _parts_forward(x, count):
-    return parts(x, count), None
+def _parts_forward(x, widths):
+    return parts(x, widths), None
 
 
-def _parts_backward(count, _, gradients):
+def _parts_backward(widths, _, gradients):
     return (jnp.concatenate(gradients, axis=-1),)
 
 

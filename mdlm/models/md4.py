@@ -38,7 +38,7 @@ from mdlm.models.layers import (
 from mdlm.models.mlp import GATES, MLP
 from mdlm.models.network import Network, Remat
 from mdlm.models.readout import Readout
-from mdlm.models.rotary import rotate_pairs
+from mdlm.models.rotary import ROTARY_BASE, rotate_pairs
 from mdlm.models.stack import Table, run_blocks, stack
 from mdlm.models.transformer import check_sizes
 from mdlm.types import NetInput
@@ -87,6 +87,10 @@ class MD4Transformer(Network):
     @property
     def shared(self) -> tuple[int, int]:
         return self.heads, gated_width(self.width)
+
+    @property
+    def rotary(self) -> tuple[int, float]:
+        return self.width // self.heads, ROTARY_BASE
 
     def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
         width, cond = self.width, self.cond_dim
@@ -150,8 +154,8 @@ class MD4Block(nnx.Module):
         self.config = config
         width = config.width
         self.norm1 = norm(config)
-        by_columns: Any = dict(split="columns", cuts=3)
-        self.qkv = Linear(width, 3 * width, rngs, dtype=dtype, use_bias=False, **by_columns)
+        thrice = (width,) * 3
+        self.qkv = Linear(width, thrice, rngs, dtype=dtype, use_bias=False, split="columns")
         self.attn_out = Linear(width, width, rngs, dtype=dtype, use_bias=False, split="rows")
         self.norm2 = norm(config)
         self.mlp = MLP(

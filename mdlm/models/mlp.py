@@ -51,7 +51,7 @@ class MLP(nnx.Module):
         hidden = hidden_width(kind, width) if hidden is None else hidden
         count = 2 if kind in GATES else 1
         both: Any = dict(dtype=dtype, use_bias=use_bias)
-        self.inner = Linear(width, count * hidden, rngs, split="columns", cuts=count, **both)
+        self.inner = Linear(width, (hidden,) * count, rngs, split="columns", **both)
         self.outer = Linear(hidden, width, rngs, split="rows", **both)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:

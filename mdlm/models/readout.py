@@ -50,7 +50,7 @@ class Readout(Prediction):
     """Hidden states and the head that turns them into logits.
 
     `chunk` is the most logits that `reduce_rows` holds at once on a device (None: `chunk_size`),
-    but at least those of one position.
+    but at least those of one position. With a `cap`, logits are cap tanh(logits / cap).
     """
 
     def __init__(
@@ -60,9 +60,10 @@ class Readout(Prediction):
         bias: Float[Array, " v"] | None,
         *,
         chunk: int | None = None,
+        cap: float | None = None,
         cache: KeyValues | None = None,
     ):
-        self.cache = cache
+        self.cache, self.cap = cache, cap
         self.hidden, self.kernel, self.bias = hidden, kernel, bias
         self.chunk = chunk_size() if chunk is None else chunk
 
@@ -70,7 +71,8 @@ class Readout(Prediction):
         hidden = self.hidden
         if at is not None:
             hidden = hidden.reshape(-1, hidden.shape[-1])[at]
-        return _head(hidden, self.kernel.astype(hidden.dtype), self.bias)
+        logits = _head(hidden, self.kernel.astype(hidden.dtype), self.bias)
+        return logits if self.cap is None else capped(logits, self.cap)
 
     def reduce_rows(
         self,
@@ -79,11 +81,21 @@ class Readout(Prediction):
         weight: Float[Array, "b l"],
         shared: ArrayTree = None,
     ) -> tuple[Float[Array, ""], Float[Array, "b l"]]:
+        of_logits = fn if self.cap is None else _of_capped(fn, self.cap)
         reduced: Any = _reduce(
-            fn, self.chunk, self.hidden, self.kernel, self.bias, shared, rows, weight
+            of_logits, self.chunk, self.hidden, self.kernel, self.bias, shared, rows, weight
         )
         total, values = reduced
         return total, jax.lax.stop_gradient(values)
+
+
+def capped(logits: Float[Array, "*s"], cap: float) -> Float[Array, "*s"]:
+    """Returns the logits, kept within +-cap smoothly."""
+    return cap * jnp.tanh(logits / cap)
+
+
+def _of_capped(fn: RowLoss, cap: float) -> RowLoss:
+    return lambda logits, rows, shared: fn(capped(logits, cap), rows, shared)
 
 
 def _head(hidden, kernel, bias):

@@ -3,7 +3,8 @@
     angle_i = position / 10000^(i / half),   half = head width / 2
     (x_i, x_(i + half))  <-  the pair rotated by angle_i
 
-With this rotation q . k depends only on the difference of the two positions. Cosines and sines are
+Some networks have another base than 10000, or rotate only the first entries of each head. With this
+rotation q . k depends only on the difference of the two positions. Cosines and sines are
 computed once for all layers and heads: inside each layer, XLA recomputes them for every head of
 every sequence, which on a CPU costs more than the attention itself.
 
@@ -19,11 +20,14 @@ ROTARY_BASE = 10000.0
 
 
 def rotary_table(
-    positions: Int[Array, "b l"], head_width: int
+    positions: Int[Array, "b l"], rotated: int, base: float = ROTARY_BASE
 ) -> tuple[Float[Array, "b l 1 half"], Float[Array, "b l 1 half"]]:
-    """Returns cosine and sine of each pair's angle at each position, for all heads. Float32."""
-    half = head_width // 2
-    frequency = ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    """Returns cosine and sine of each pair's angle at each position, for all heads. Float32.
+
+    `rotated` is the number of entries of each head that are rotated.
+    """
+    half = rotated // 2
+    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = (positions[..., None].astype(jnp.float32) * frequency[None, None])[:, :, None]
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -32,7 +36,12 @@ def rotate(
     x: Float[Array, "b l h d"],
     table: tuple[Float[Array, "#b l 1 half"], Float[Array, "#b l 1 half"]],
 ) -> Float[Array, "b l h d"]:
-    """Rotates the pairs of `x` by `table`. Computes in float32, returns the dtype of `x`."""
+    """Rotates the pairs of `x` by `table`, the first entries of each head only if the table is for
+    fewer. Computes in float32, returns the dtype of `x`."""
+    rotated = 2 * table[0].shape[-1]
+    if rotated < x.shape[-1]:
+        first = rotate(x[..., :rotated], table)
+        return jnp.concatenate([first, x[..., rotated:]], axis=-1)
     halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
     return _rotated(halves, table, axis=-2).reshape(x.shape).astype(x.dtype)
 

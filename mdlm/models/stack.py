@@ -33,13 +33,13 @@ class StackConfig(Protocol):
     """The fields of a configuration that the loop over a stack of blocks needs."""
 
     @property
-    def width(self) -> int: ...
-    @property
     def depth(self) -> int: ...
     @property
-    def heads(self) -> int: ...
-    @property
     def remat(self) -> Remat: ...
+    @property
+    def rotary(self) -> tuple[int, float]:
+        """Entries of a head that are rotated, and the base of the angles."""
+        ...
 
 
 def stack(make: Callable[[nnx.Rngs], Any], config: StackConfig, rngs: nnx.Rngs) -> Any:
@@ -96,7 +96,7 @@ def mask_of(inputs: NetInput, *, causal: bool, halves: Halves | None = None) -> 
 def table_of(inputs: NetInput, length: int, config: StackConfig) -> Table:
     """Returns the rotary table of these inputs, the same for all blocks."""
     positions = jnp.arange(length)[None] if inputs.positions is None else inputs.positions
-    return rotary_table(positions, config.width // config.heads)
+    return rotary_table(positions, *config.rotary)
 
 
 def run_stack(

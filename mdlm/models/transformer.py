@@ -9,9 +9,10 @@ The residual stream x is float32.
 """
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,11 @@ from jaxtyping import Float, Key
 from mdlm.keys import stream
 from mdlm.models.attention.dispatch import Implementation, attention
 from mdlm.models.attention.mask import AttentionMask
+from mdlm.models.decoding.last_block import joined_heads
 from mdlm.models.layers import Linear, NormKind, Precision, dropout, modulate, norm
 from mdlm.models.mlp import GATES, MLP, MLPKind, hidden_width
 from mdlm.models.network import Remat
-from mdlm.models.rotary import rotate
+from mdlm.models.rotary import ROTARY_BASE, rotate
 from mdlm.models.stack import Table, stack
 
 
@@ -41,11 +43,22 @@ class Transformer(abc.ABC):
         dropout: probability of dropping outputs of attention and MLP, in calls with a key (the
             paper trains with 0.1).
         norm: "layer" (zero mean, unit variance) or "rms" (unit mean square, arXiv:1910.07467).
-        qk_norm: normalise queries and keys of each head to unit mean square, with one learned
-            scale for both (arXiv:2010.04245), which keeps attention from saturating.
+        norm_epsilon: added to the variance or mean square (None: 1e-5 for "layer", 1e-6 for "rms").
+        kv_heads: heads of keys and values, a divisor of `heads`: each serves as many successive
+            heads of queries (grouped-query attention, arXiv:2305.13245). 0: as many as `heads`.
+        head_width: entries of a head; 0: width / heads.
+        rotary_base: the base of the angles of rotary embeddings.
+        rotary_fraction: the part of each head's entries that is rotated, the first ones.
+        qk_norm: normalise queries and keys of each head to unit mean square (arXiv:2010.04245),
+            which keeps attention from saturating: True with one learned scale for both,
+            "separate" with one for each.
+        qkv_bias: biases of queries, keys and values.
         mlp: "gelu"; "relu2", squared ReLU (arXiv:2109.08668); or the gated "swiglu", "geglu" and
             "glu" (arXiv:2002.05202, with 2/3 of the hidden width, for as many parameters).
+        hidden: hidden width of the MLP; 0: by its kind, see `mdlm.models.mlp.hidden_width`.
         use_bias: biases in MLP and head.
+        tied: the head multiplies by the embedding table, and has no kernel of its own.
+        logit_cap: keeps logits within +-this, by cap tanh(logit / cap) (None: no limit).
         attention: the implementation of attention, see `mdlm.models.attention.dispatch`.
         dtype, remat, logits_chunk: see `mdlm.models.network.Network`.
     """
@@ -55,9 +68,18 @@ class Transformer(abc.ABC):
     heads: int = 12
     dropout: float = 0.0
     norm: NormKind = "layer"
-    qk_norm: bool = False
+    norm_epsilon: float | None = None
+    kv_heads: int = 0
+    head_width: int = 0
+    rotary_base: float = ROTARY_BASE
+    rotary_fraction: float = 1.0
+    qk_norm: bool | Literal["separate"] = False
+    qkv_bias: bool = False
     mlp: MLPKind = "gelu"
+    hidden: int = 0
     use_bias: bool = True
+    tied: bool = False
+    logit_cap: float | None = None
     dtype: Precision = "auto"
     attention: Implementation = "auto"
     remat: Remat = "auto"
@@ -71,6 +93,7 @@ class Transformer(abc.ABC):
             attention=Implementation,
             remat=Remat,
         )
+        check_options(self)
 
     @property
     @abc.abstractmethod
@@ -78,15 +101,29 @@ class Transformer(abc.ABC):
         """Width of the vector that modulates the blocks; 0 where none does."""
 
     @property
+    def heads_shape(self) -> tuple[int, int, int]:
+        """Heads of queries, heads of keys and values, entries of a head."""
+        size = self.head_width or self.width // self.heads
+        return self.heads, self.kv_heads or self.heads, size
+
+    @property
+    def rotary(self) -> tuple[int, float]:
+        return int(self.heads_shape[2] * self.rotary_fraction), self.rotary_base
+
+    @property
+    def hidden_width(self) -> int:
+        return self.hidden or hidden_width(self.mlp, self.width)
+
+    @property
     def shared(self) -> tuple[int, int]:
-        return self.heads, hidden_width(self.mlp, self.width)
+        return self.heads, self.hidden_width
 
     def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
         width = self.width
-        per_token = 4 * width * width + hidden_width(self.mlp, width) * width * (
-            3 if self.mlp in GATES else 2
-        )
-        attended = 2 * length * width
+        heads, kv_heads, size = self.heads_shape
+        matrices = 3 if self.mlp in GATES else 2
+        per_token = 2 * width * size * (heads + kv_heads) + matrices * self.hidden_width * width
+        attended = 2 * length * heads * size
         per_row = 6 * width * self.modulated * self.depth
         return 2 * (
             rows * (length * self.depth * (per_token + attended) + per_row)
@@ -101,7 +138,7 @@ def check_sizes(config: Any, **kinds: Any) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
-    if config.width % (2 * config.heads):
+    if config.width % (2 * config.heads) and not getattr(config, "head_width", 0):
         raise ValueError(
             f"width={config.width}: must be a multiple of 2 * heads = {2 * config.heads}"
             " (rotary embeddings rotate pairs of a head's entries)"
@@ -114,6 +151,28 @@ def check_sizes(config: Any, **kinds: Any) -> None:
             raise ValueError(f"{name}={getattr(config, name)!r}: must be one of {choices}")
 
 
+def check_options(config: Transformer) -> None:
+    """Raises ValueError if options of a `Transformer` are impossible, alone or together."""
+    for name in ("kv_heads", "head_width", "hidden"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name}={getattr(config, name)}: must be at least 0")
+    for name in ("norm_epsilon", "logit_cap", "rotary_base"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name}={value}: must be above 0")
+    if config.qk_norm not in (True, False, "separate"):
+        raise ValueError(f"qk_norm={config.qk_norm!r}: must be True, False or 'separate'")
+    if config.kv_heads and config.heads % config.kv_heads:
+        raise ValueError(f"kv_heads={config.kv_heads}: must divide heads={config.heads}")
+    size = config.heads_shape[2]
+    rotated = size * config.rotary_fraction
+    if not 0 < config.rotary_fraction <= 1 or rotated % 2:
+        raise ValueError(
+            f"rotary_fraction={config.rotary_fraction}: must be in (0, 1] and rotate an even number"
+            f" of a head's {size} entries, not {rotated:g}"
+        )
+
+
 class Block(nnx.Module):
     """Attention and an MLP, each behind a norm and added to the residual stream."""
 
@@ -122,13 +181,25 @@ class Block(nnx.Module):
     ):
         self.config = config
         width = config.width
-        self.norm1 = norm(config.norm, width)
-        by_columns: Any = dict(split="columns", cuts=3)
-        self.qkv = Linear(width, 3 * width, rngs, dtype=dtype, use_bias=False, **by_columns)
-        self.qk_norm = norm("rms", width // config.heads) if config.qk_norm else None
-        self.attn_out = Linear(width, width, rngs, dtype=dtype, use_bias=False, split="rows")
-        self.norm2 = norm(config.norm, width)
-        self.mlp = MLP(config.mlp, width, rngs, dtype=dtype, use_bias=config.use_bias)
+        heads, kv_heads, size = config.heads_shape
+        widths = (heads * size, kv_heads * size, kv_heads * size)
+        self.norm1 = norm(config.norm, width, config.norm_epsilon)
+        by_columns: Any = dict(use_bias=config.qkv_bias, split="columns")
+        self.qkv = Linear(width, widths, rngs, dtype=dtype, **by_columns)
+        own: Any = lambda: norm("rms", size, config.norm_epsilon)
+        self.qk_norm = own() if config.qk_norm is True else None
+        is_separate = config.qk_norm == "separate"
+        self.q_norm, self.k_norm = (own() if is_separate else None for _ in range(2))
+        self.attn_out = Linear(widths[0], width, rngs, dtype=dtype, use_bias=False, split="rows")
+        self.norm2 = norm(config.norm, width, config.norm_epsilon)
+        self.mlp = MLP(
+            config.mlp,
+            width,
+            rngs,
+            dtype=dtype,
+            use_bias=config.use_bias,
+            hidden=config.hidden_width,
+        )
         # Float32, like the norms that it modulates.
         float32 = jnp.dtype(jnp.float32)
         self.modulation = (
@@ -159,7 +230,7 @@ class Block(nnx.Module):
     def after_attention(
         self,
         x: Float[Array, "b l d"],
-        out: Float[Array, "b l d"],
+        out: Float[Array, "b l w"],
         vectors: Sequence[Array | float],
         *,
         key: Key[Array, ""] | None = None,
@@ -176,12 +247,25 @@ class Block(nnx.Module):
             return x + gate_2 * dropout(keys[1], y, rate)
 
     def _attend(self, y: Float[Array, "b l d"], mask: AttentionMask, table: Table):
-        heads = (*y.shape[:2], self.config.heads, -1)
-        q, k, v = (x.reshape(heads) for x in self.qkv.parts(y))
-        if self.qk_norm is not None:
-            q, k = self.qk_norm(q), self.qk_norm(k)
-        q, k = (rotate(x, table).astype(v.dtype) for x in (q, k))
-        return attention(q, k, v, mask, self.config.attention).reshape(y.shape)
+        q, k, v = self.qkv.parts(y)
+        q, k, v = self.queries(q, table), self.keys(k, table), self.by_head(v)
+        return joined_heads(attention(q, k, v, mask, self.config.attention))
+
+    def by_head(self, x: Float[Array, "b l w"]) -> Float[Array, "b l h c"]:
+        """Returns queries, keys or values with an axis for the heads."""
+        return x.reshape(*x.shape[:2], -1, self.config.heads_shape[2])
+
+    def queries(self, x: Float[Array, "b l w"], table: Table) -> Float[Array, "b l h c"]:
+        """Returns queries by head, normalised and rotated, from the output of their kernel."""
+        return self._placed(x, self.q_norm or self.qk_norm, table)
+
+    def keys(self, x: Float[Array, "b l w"], table: Table) -> Float[Array, "b l h c"]:
+        """Returns keys by head, normalised and rotated, from the output of their kernel."""
+        return self._placed(x, self.k_norm or self.qk_norm, table)
+
+    def _placed(self, x, norm, table):
+        by_head = self.by_head(x)
+        return rotate(by_head if norm is None else norm(by_head), table).astype(x.dtype)
 
     def vectors(self, cond: Float[Array, " b #l c"] | None) -> Sequence[Array | float]:
         """Returns shift, scale and gate of the attention, then of the MLP."""

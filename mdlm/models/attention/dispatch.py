@@ -17,6 +17,7 @@ On a mesh whose `sequence` or `tensor` axis is split, each device computes some 
 
 from typing import Literal
 
+import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
@@ -42,17 +43,21 @@ OWN: dict[str, Implementation] = {"gpu": "cudnn", "tpu": "splash"}
 
 def attention(
     q: Float[Array, "b l h d"],
-    k: Float[Array, "b l h d"],
-    v: Float[Array, "b l h d"],
+    k: Float[Array, "b l g d"],
+    v: Float[Array, "b l g d"],
     mask: AttentionMask,
     implementation: Implementation = "auto",
 ) -> Float[Array, "b l h d"]:
     """Returns softmax attention in the dtype of the inputs. Scores and softmax are float32.
 
+    Keys and values may have fewer heads than queries, a divisor: each is then for as many
+    successive heads of the queries (grouped-query attention, arXiv:2305.13245).
+
     Under `jax.checkpoint`, a policy that saves the name `OUTPUT` ("attention") saves the result.
     Raises InputError if `implementation` does not support the inputs, with the reason.
     """
     name = choose(q, mask, implementation)
+    k, v = for_each_head(k, q.shape[2]), for_each_head(v, q.shape[2])
     q, k, v = by_heads(q), by_heads(k), by_heads(v)
     return by_places(_attend(name, q, k, v, mask))
 
@@ -68,6 +73,11 @@ def _attend(name, q, k, v, mask):
     else:
         attend = attention_xla.attend if mask.halves is None else attention_halves.attend
     return checkpoint_name(attend(q, k, v, mask), OUTPUT)
+
+
+def for_each_head(x: Float[Array, "b l g d"], heads: int) -> Float[Array, "b l h d"]:
+    """Returns keys or values by head of the queries, from those by group of heads."""
+    return x if x.shape[2] == heads else jnp.repeat(x, heads // x.shape[2], axis=2)
 
 
 def by_heads(x: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from mdlm.models.decoding.last_block import BegunBlock, attend_at, picked
+from mdlm.models.decoding.last_block import BegunBlock, attend_at, joined_heads, picked
 from mdlm.models.stack import mask_of, table_of
 from mdlm.types import ArrayTree, KeyValues, NetInput, Prediction
 
@@ -80,7 +80,8 @@ def read_one(
         values = values.at[index, sequence, position].set(begun.v[:, 0])
         q = begun.queries(begun.y)[:, 0]
         out = attend_at(q, keys[index], values[index], mask, sequence, position)
-        return (block.after_attention(x, out.reshape(x.shape), begun.vectors), keys, values), None
+        out = joined_heads(out)[:, None]
+        return (block.after_attention(x, out, begun.vectors), keys, values), None
 
     layers = blocks, jnp.arange(cache.keys.shape[0])
     (x, keys, values), _ = jax.lax.scan(step, (x, cache.keys, cache.values), layers)

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from mdlm.models.attention.dispatch import attention
+from mdlm.models.attention.dispatch import attention, for_each_head
 from mdlm.models.attention.mask import AttentionMask
 from mdlm.models.attention.xla import MASKED
-from mdlm.models.layers import matmul, modulate
+from mdlm.models.layers import modulate
 from mdlm.models.readout import Readout
-from mdlm.models.rotary import rotate
 from mdlm.types import ArrayTree, Prediction
 
 HeadOf = Callable[[Float[Array, "b l d"], Any], Readout]
@@ -33,14 +32,19 @@ class DeferredReadout(Prediction):
         cond: the conditioning vector of the head, `[b #l c]` or None.
         head: see `HeadOf`.
         length: positions of a row that have logits; the network may read longer rows.
+        source: see `at_source`.
     """
 
-    def __init__(self, begun: "BegunBlock", cond: Any, head: HeadOf, length: int):
+    def __init__(
+        self, begun: "BegunBlock", cond: Any, head: HeadOf, length: int, source: Any = None
+    ):
         self._begun, self._cond, self._head, self._length = begun, cond, head, length
+        self._source = source
 
     @property
     def whole(self) -> Readout:
-        return self._head(self._begun.everywhere()[:, : self._length], self._cond)
+        x = at_source(self._begun.everywhere(), self._length, self._source)
+        return self._head(x, self._cond)
 
     @property
     def hidden(self) -> Any:
@@ -50,7 +54,8 @@ class DeferredReadout(Prediction):
         if at is None:
             return self.whole.logits()
         sequence, position = at // self._length, at % self._length
-        x = self._begun.at(sequence, position)
+        source = position if self._source is None else self._source[sequence, position]
+        x = self._begun.at(sequence, source)
         cond = None if self._cond is None else picked(self._cond, sequence, position)
         return self._head(x, cond).logits()[0]
 
@@ -58,6 +63,14 @@ class DeferredReadout(Prediction):
         self, fn: Callable, rows: ArrayTree, weight: Float[Array, "b l"], shared: ArrayTree = None
     ) -> tuple[Float[Array, ""], Float[Array, "b l"]]:
         return self.whole.reduce_rows(fn, rows, weight, shared)
+
+
+def at_source(
+    x: Float[Array, "b m d"], length: int, source: Int[Array, "b l"] | None
+) -> Float[Array, "b l d"]:
+    """Returns the output of the last block from which the logits of each token are computed: that
+    at `source`, or at the token's own position."""
+    return x[:, :length] if source is None else jnp.take_along_axis(x, source[..., None], axis=1)
 
 
 class BegunBlock:
@@ -68,22 +81,21 @@ class BegunBlock:
         self.vectors = block.vectors(cond)
         shift, scale = self.vectors[:2]
         self.y = modulate(block.norm1(x), shift, scale)
-        kernel = block.qkv.arrays()[0].astype(block.qkv.dtype)
-        width = x.shape[-1]
-        self._to_q = kernel[:, :width]
-        k, v = jnp.split(self._product(self.y, kernel[:, width:]), 2, axis=-1)
-        self.k, self.v = self._rotated(self._heads(k), table), self._heads(v)
+        self._queries = slice(0, block.qkv.widths[0])
+        others = slice(block.qkv.widths[0], None)
+        k, v = jnp.split(block.qkv.columns(self.y, others), 2, axis=-1)
+        self.k, self.v = block.keys(k, table), block.by_head(v)
 
     def queries(self, y: Float[Array, "b l d"], table: Any = None) -> Float[Array, "b l h c"]:
         """Returns the queries of normed inputs, at the positions of `table` (None: all)."""
-        q = self._heads(self._product(y, self._to_q))
-        return self._rotated(q, self.table if table is None else table)
+        q = self.block.qkv.columns(y, self._queries)
+        return self.block.queries(q, self.table if table is None else table)
 
     def everywhere(self) -> Float[Array, "b l d"]:
         """Returns the residual stream after the block, at all positions."""
         q = self.queries(self.y)
         out = attention(q, self.k, self.v, self.mask, self.block.config.attention)
-        return self.block.after_attention(self.x, out.reshape(self.x.shape), self.vectors)
+        return self.block.after_attention(self.x, joined_heads(out), self.vectors)
 
     def at(self, sequence: Int[Array, " n"], position: Int[Array, " n"]) -> Float[Array, "1 n d"]:
         """Returns the residual stream after the block, at some positions of some sequences."""
@@ -91,19 +103,12 @@ class BegunBlock:
         q = self.queries(here(self.y), tuple(here(part) for part in self.table))[0]
         out = attend_at(q, self.k, self.v, self.mask, sequence, position)
         vectors = [v if isinstance(v, float) else here(v) for v in self.vectors]
-        x = here(self.x)
-        return self.block.after_attention(x, out.reshape(x.shape), vectors)
+        return self.block.after_attention(here(self.x), joined_heads(out)[None], vectors)
 
-    def _product(self, y: Any, kernel: Any) -> Any:
-        dtype = self.block.qkv.dtype
-        return matmul(y.astype(dtype), kernel, dtype)
 
-    def _heads(self, x: Any) -> Any:
-        return x.reshape(*x.shape[:2], self.block.config.heads, -1)
-
-    def _rotated(self, x: Any, table: Any) -> Any:
-        normed = x if self.block.qk_norm is None else self.block.qk_norm(x)
-        return rotate(normed, table).astype(x.dtype)
+def joined_heads(out: Float[Array, "*b h c"]) -> Float[Array, "*b d"]:
+    """Returns the outputs of all heads of a position in one row."""
+    return out.reshape(*out.shape[:-2], -1)
 
 
 def picked(
@@ -117,15 +122,16 @@ def picked(
 
 def attend_at(
     q: Float[Array, "n h d"],
-    k: Float[Array, "b l h d"],
-    v: Float[Array, "b l h d"],
+    k: Float[Array, "b l g d"],
+    v: Float[Array, "b l g d"],
     mask: AttentionMask,
     sequence: Int[Array, " n"],
     position: Int[Array, " n"],
 ) -> Float[Array, "n h d"]:
     """Returns softmax attention of single positions, none of them padding, to their sequences."""
     keys = jnp.arange(k.shape[1])
-    scores = jnp.einsum("nhd,nlhd->nhl", q, k[sequence], preferred_element_type=jnp.float32)
+    k, v = for_each_head(k[sequence], q.shape[1]), for_each_head(v[sequence], q.shape[1])
+    scores = jnp.einsum("nhd,nlhd->nhl", q, k, preferred_element_type=jnp.float32)
     scores = scores * q.shape[-1] ** -0.5
     by_position, ids = mask.by_position(position[:, None], keys[None]), mask.segments()
     in_segment = None if ids is None else ids[sequence, position][:, None] == ids[sequence]
@@ -133,4 +139,4 @@ def attend_at(
         if may_attend is not None:
             scores = jnp.where(jnp.asarray(may_attend)[:, None], scores, MASKED)
     p = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("nhl,nlhd->nhd", p, v[sequence])
+    return jnp.einsum("nhl,nlhd->nhd", p, v)

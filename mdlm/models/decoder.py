@@ -1,0 +1,181 @@
+"""The transformer of LLaMA and Qwen, which LLaDA, Dream and SDAR made a diffusion model.
+
+    x = table[tokens];  x <- block(x) for each block;  h = norm(x)
+    logits about token i = h_i kernel     (or the table as kernel: `tied`)
+
+There is no adaLN. What attends to what is a choice:
+
+    all      the whole row                                             (LLaDA, Dream)
+    causal   the tokens before; logits about token i are from h_(i-1)  (LLaMA, Qwen)
+    blocks   the own diffusion block and the clean ones before it; rows of 2 l tokens,
+             [tokens ; clean], as in `mdlm.models.block`                (SDAR)
+
+Position i of the prediction is always about token i. A network that was trained to predict the next
+token and keeps that habit (`shift`, Dream) has the logits about token i from h_(i-1), and those
+about a token without predecessor from its own h. With diffusion blocks, the predecessor of the
+first token of a block is the clean one.
+
+A causal network predicts a token without predecessor (the first of the row, the first of a segment,
+or one that follows padding) from h = 0: its logits are the bias, or 0, the same for all inputs.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int, Key
+
+from mdlm.models.attention.mask import Halves
+from mdlm.models.block_rows import flops_of_both, joined
+from mdlm.models.decoding.kv_cache import NextToken, read_all, read_one
+from mdlm.models.decoding.last_block import DeferredReadout, at_source
+from mdlm.models.head import make_head, predicted
+from mdlm.models.layers import Embedding, NormKind, compute_dtype, norm
+from mdlm.models.mlp import MLPKind
+from mdlm.models.network import Network
+from mdlm.models.readout import Readout
+from mdlm.models.stack import run_blocks, run_but_last
+from mdlm.models.transformer import Transformer, check_sizes, stack_blocks
+from mdlm.types import Attends, NetInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder(Transformer, Network):
+    """A transformer with the options of LLaMA and Qwen; the defaults are those of LLaDA's shape.
+
+    Args:
+        attends: what a prediction depends on: "all", "causal" or "blocks".
+        block_size: tokens of a diffusion block, for "blocks" only; the length of rows must be a
+            multiple of it.
+        shift: the logits about a token are those at the token before it, for "all" and "blocks"
+            (causal networks always do so).
+    """
+
+    norm: NormKind = "rms"
+    mlp: MLPKind = "swiglu"
+    use_bias: bool = False
+    attends: Attends = "all"
+    block_size: int = 0
+    shift: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_sizes(self, attends=Attends)
+        if (self.attends == "blocks") != (self.block_size > 0):
+            raise ValueError(
+                f"block_size={self.block_size}, attends={self.attends!r}: a block size of at least"
+                ' 1 goes with attends="blocks", and 0 with the others'
+            )
+        if self.shift and self.attends == "causal":
+            raise ValueError("shift=True: a causal network does so already; use shift=False")
+
+    @property
+    def modulated(self) -> int:
+        return 0
+
+    def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
+        if self.attends == "blocks":
+            return flops_of_both(super().flops, self, rows, length, scored, columns)
+        return super().flops(rows, length, scored, columns)
+
+    def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
+        return DecoderModule(self, columns, rngs)
+
+
+class DecoderModule(nnx.Module):
+    """The module of `Decoder` and of `CausalTransformer`."""
+
+    def __init__(self, config: Any, columns: int, rngs: nnx.Rngs):
+        self.config = config
+        self.dtype = compute_dtype(config.dtype)
+        self.embed = Embedding(columns, config.width, rngs)
+        self.blocks = stack_blocks(config, rngs, cond_dim=None, dtype=self.dtype)
+        self.norm = norm(config.norm, config.width, config.norm_epsilon)
+        self.head = make_head(config, columns, rngs, dtype=self.dtype)
+
+    def __call__(
+        self,
+        inputs: NetInput,
+        *,
+        condition: Float[Array, " b #l"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Readout | DeferredReadout | NextToken:
+        """Returns the prediction about `inputs.tokens`.
+
+        Raises ValueError if `inputs.clean` is missing for a network that reads it, or `block_size`
+        does not divide the length.
+        """
+        if condition is not None:
+            raise ValueError("condition: this transformer has no input for the noise level")
+        if self.config.attends == "causal":
+            return self._causal(inputs, key)
+        length, halves = inputs.tokens.shape[1], None
+        read = inputs
+        if self.config.attends == "blocks":
+            halves, read = Halves(length, self.config.block_size), joined(inputs)
+        with jax.named_scope("embed"):
+            x = self.embed(read.tokens)
+        source = self._source(inputs) if self.config.shift else None
+        if inputs.defer_last_block and key is None:
+            begun = run_but_last(self.blocks, x, read, halves=halves, cond=None)
+            return DeferredReadout(begun, None, self.readout, length, source)
+        x = run_blocks(self.blocks, x, read, causal=False, halves=halves, cond=None, key=key)
+        return self.readout(at_source(x, length, source), None)
+
+    def readout(self, x: Float[Array, "b l d"], _: None) -> Readout:
+        """Returns the prediction from the output of the last block."""
+        with jax.named_scope("head"):
+            return predicted(self, self.norm(x))
+
+    def _source(self, inputs: NetInput) -> Int[Array, "b l"]:
+        """Returns the position from whose output each token's logits are computed, counted in the
+        rows that the network reads."""
+        place = jnp.arange(inputs.tokens.shape[1])[None]
+        before = place - 1
+        if self.config.attends == "blocks":
+            is_first = place % self.config.block_size == 0
+            before = before + jnp.where(is_first, inputs.tokens.shape[1], 0)
+        return jnp.where(_has_predecessor(inputs), before, place)
+
+    def _causal(self, inputs: NetInput, key: Key[Array, ""] | None) -> Readout | NextToken:
+        if inputs.cache is not None:
+            return self._next(inputs)
+        cache = None
+        with jax.named_scope("embed"):
+            x = self.embed(inputs.tokens)
+        if inputs.make_cache and key is None:
+            x, cache = read_all(self.blocks, x, inputs)
+        else:
+            x = run_blocks(self.blocks, x, inputs, causal=True, cond=None, key=key)
+        with jax.named_scope("head"):
+            before = jnp.roll(self.norm(x), 1, axis=1)
+            hidden = jnp.where(_has_predecessor(inputs)[..., None], before, 0)
+            return predicted(self, hidden, cache)
+
+    def _next(self, inputs: NetInput) -> NextToken:
+        """Predicts the tokens that follow those at `inputs.cache.at`."""
+        sequence, length = jnp.arange(inputs.tokens.shape[0]), inputs.tokens.shape[1]
+        at = inputs.cache.at
+        x = self.embed(inputs.tokens[sequence, at][:, None])
+        x, cache = read_one(self.blocks, x, inputs)
+        follows = _has_predecessor(inputs)[sequence, jnp.minimum(at + 1, length - 1)]
+        hidden = jnp.where(follows[:, None, None], self.norm(x), 0)
+
+        def head(hidden: Float[Array, "n d"]) -> Float[Array, "n v"]:
+            return predicted(self, hidden[None]).logits()[0]
+
+        return NextToken(hidden, head, length, cache)
+
+
+def _has_predecessor(inputs: NetInput) -> Bool[Array, "b l"]:
+    """Returns whether the token before each one belongs to the same segment."""
+    b, l = inputs.tokens.shape
+    known = jnp.broadcast_to(jnp.arange(l)[None] > 0, (b, l))
+    if inputs.is_valid is not None:
+        known = known & jnp.roll(inputs.is_valid, 1, axis=1)
+    if inputs.segment_ids is not None:
+        known = known & (jnp.roll(inputs.segment_ids, 1, axis=1) == inputs.segment_ids)
+    return known
