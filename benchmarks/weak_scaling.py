@@ -125,7 +125,7 @@ def compiled(
     memory: Any = program.memory_analysis()
     rows, length = experiment.train.batch_size, experiment.data.packing.length
     scored = scored_share(model) * rows * length
-    flops = 3 * experiment.network.flops(rows, length, scored, model.vocab_size)
+    flops = 3 * experiment.network.flops(rows, length, scored, model.columns)
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     held += memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {

@@ -27,6 +27,7 @@ from .text.cleaning import ScientificPapers as ScientificPapers
 from .text.cleaning import WikiText as WikiText
 from .text.fasta import Fasta as Fasta
 from .text.hugging_face import HuggingFace as HuggingFace
+from .text.no_text import NoText as NoText
 from .text.source import Source as Source
 from .text.text8 import Text8File as Text8File
 from .tokenizers import BPE as BPE

@@ -249,7 +249,7 @@ class Pretrained(TokenizerConfig):
     revision: str = "main"
 
     def build(self, texts: Iterable[str], report: Report | None = None) -> Tokenizer:
-        backend = settled(self._backend(), self.name)
+        backend = settled(self.backend(), self.name)
         added = {token.content: i for i, token in backend.get_added_tokens_decoder().items()}
         roles = {role: self._find(backend, added, role) for role in USUAL}
         roles["mask"] = roles["mask"] or "[MASK]"
@@ -280,7 +280,8 @@ class Pretrained(TokenizerConfig):
             )
         return chosen
 
-    def _backend(self) -> tokenizers.Tokenizer:
+    def backend(self) -> tokenizers.Tokenizer:
+        """Returns the published tokenizer as it is. Raises InputError if it cannot be loaded."""
         path = Path(os.path.expanduser(self.name))
         file = path / "tokenizer.json" if path.is_dir() else path
         is_hub = HUB_NAME.fullmatch(self.name) and not file.is_file()

@@ -54,6 +54,7 @@ class Model:
             if self.counts is None:
                 raise ValueError("counts=None: this process is built from token counts")
             process = process.with_counts(self.counts)
+        self._check_columns()
         fault = fault_of(process.schedule)
         if fault is not None:
             raise InputError(f"process.schedule={type(process.schedule).__name__}(): {fault}")
@@ -65,14 +66,25 @@ class Model:
         ):
             object.__setattr__(self, name, component)
 
+    def _check_columns(self) -> None:
+        """Raises InputError if the network has no columns for some tokens. A causal network may
+        lack that of the mask, which it never reads or predicts."""
+        vocab, network = self.vocab, self.experiment.network
+        last_is_mask = network.attends == "causal" and vocab.mask_id == vocab.size - 1
+        if self.columns < vocab.size - last_is_mask:
+            raise InputError(
+                f"network.columns={self.columns}: too few for the {vocab.size} tokens of the"
+                " vocabulary; give at least as many, or 0 for as many"
+            )
+
     @property
-    def vocab_size(self) -> int:
-        """Size of the vocabulary, the mask included: the last axis of the logits."""
-        return self.vocab.size
+    def columns(self) -> int:
+        """The last axis of the logits: the size of the vocabulary, or more (`Network.columns`)."""
+        return self.experiment.network.columns or self.vocab.size
 
     def init(self, key: Key[Array, ""]) -> ArrayTree:
         """Returns fresh parameters by component: `network`, and `process` if it learns any."""
-        params = {"network": networks.init(self.experiment.network, key, self.vocab_size)}
+        params = {"network": networks.init(self.experiment.network, key, self.columns)}
         learned = self.process.init(stream(key, "process"))
         return {**params, "process": learned} if learned else params
 
@@ -91,7 +103,7 @@ class Model:
         """
         network = self.experiment.network
         network.check_mesh(mesh, self.experiment.data.packing.length)
-        rests = networks.rests(network, self.vocab_size)
+        rests = networks.rests(network, self.columns)
         uses: dict[Path, Rest] = {("network", *path): rest for path, rest in rests.items()}
         return jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
@@ -115,7 +127,7 @@ class Model:
             "log_snr": schedule.log_snr,
         }[self.experiment.time_condition]
         denoise = networks.denoiser(
-            self.experiment.network, self.vocab_size, params["network"], condition=condition
+            self.experiment.network, self.columns, params["network"], condition=condition
         )
         return Diffusion(process=process, parameterization=self.parameterization, denoise=denoise)
 

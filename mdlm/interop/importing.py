@@ -1,23 +1,132 @@
-"""Makes a run folder from weights in another project's layout."""
+"""Makes run folders from checkpoints in other people's layouts."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from mdlm.config import records
+from mdlm.config.overrides import apply
 from mdlm.data.dataset import TextData
+from mdlm.data.packing import Wrap
+from mdlm.data.text.no_text import NoText
+from mdlm.data.tokenizers import Pretrained
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import fingerprint
 from mdlm.experiment.model import Model
-from mdlm.interop import mdlm_torch
+from mdlm.interop import mdlm_torch, table
+from mdlm.interop.checkpoint import Checkpoint
+from mdlm.interop.layout import LONGEST, Layout, Parts
+from mdlm.interop.layouts import layout_of
+from mdlm.interop.tokens import tokenizer_of
 from mdlm.keys import stream
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.network import count_parameters
 from mdlm.runs import weights as weights_file
 from mdlm.runs.folder import RunFolder
+
+Report = Callable[[str, int, int], None]
+"""Called with what is done and its unit, the amount done, and the total."""
+
+
+def import_folder(
+    folder: Path,
+    out: Path,
+    *,
+    overrides: list[tuple[str, str]],
+    tokenizer: str | None = None,
+    mask: str | None = None,
+    dtype: weights_file.WeightsDtype | None = None,
+    report: Report = lambda *_: None,
+) -> tuple[Experiment, int]:
+    """Makes a run folder from a folder in the form of the Hugging Face hub.
+
+    The experiment is made from config.json; `overrides` replace some of its values. Tensors are
+    read one at a time, cast to `dtype` (None: kept as they are), and written to the run folder.
+    `tokenizer` and `mask` name a tokenizer and its mask token, where the folder does not say.
+
+    Returns the experiment and the number of parameters. Raises InputError, before anything is
+    written, if the folder is of a layout that is not known, or something of it does not fit.
+    """
+    run = _new(out)
+    checkpoint = Checkpoint(folder)
+    layout = layout_of(checkpoint.config)
+    parts = _parts(layout, checkpoint)
+    chosen = tokenizer_of(checkpoint, parts, tokenizer, mask)
+    experiment = apply(_experiment(layout, parts, chosen), overrides)
+    run.check(experiment)
+    records.record(experiment)
+    built = experiment.data.tokenizer.build([])
+    model = Model(experiment, built.vocab)
+    places = list(table.slots(layout.table(experiment.network), experiment.network, model.columns))
+    names = {table.unwrapped(name, layout.wrapper): name for name in checkpoint.shapes}
+    there = {plain: checkpoint.shapes[name] for plain, name in names.items()}
+    table.check(places, there, layout.ignored, str(folder))
+
+    run.begin(None, overrides, experiment)
+    built.save(run.data)
+    total = checkpoint.bytes
+    dtypes: dict[str, np.dtype] = {}
+    for place in places:
+        own = checkpoint.dtypes[names[place.tensor]]
+        known = dtypes.get(place.path, own)
+        wanted = np.result_type(known, own) if known != own else own
+        dtypes[place.path] = np.dtype(dtype) if dtype else wanted
+    shapes = table.array_shapes(experiment.network, model.columns)
+    sizes = {f"network.{path}": (shape, dtypes[path]) for path, shape in shapes.items()}
+
+    def read(name: str) -> np.ndarray:
+        value = checkpoint.read(names[name])
+        return value if dtype is None else weights_file.cast(name, value, np.dtype(dtype))
+
+    done = 0
+    with weights_file.filled(run.path, sizes, fingerprint=fingerprint(experiment)) as arrays:
+        inside = {name.removeprefix("network."): array for name, array in arrays.items()}
+        for name in table.fill(places, read, inside):
+            size = int(np.prod(checkpoint.shapes[names[name]]))
+            done += size * checkpoint.dtypes[names[name]].itemsize
+            report(f"importing {folder.name}, bytes", done, total)
+    return experiment, sum(int(np.prod(shape)) for shape in shapes.values())
+
+
+def _new(out: Path) -> RunFolder:
+    folder = RunFolder(out)
+    if folder.exists:
+        raise InputError(f"{out} is already a run folder: choose a new or empty folder")
+    return folder
+
+
+def _parts(layout: Layout, checkpoint: Checkpoint) -> Parts:
+    try:
+        return layout.parts(checkpoint.config)
+    except ValueError as error:  # sizes that no network has
+        raise InputError(f"{checkpoint.config.title}: {error}") from error
+
+
+def _experiment(layout: Layout, parts: Parts, tokenizer: Pretrained) -> Experiment:
+    """Returns the experiment that a configuration describes, without text of its own."""
+    length = min(parts.length, LONGEST)
+    size = getattr(parts.network, "block_size", 0)
+    rows = length - length % size if size else length
+    has_eos = tokenizer.eos is not None or tokenizer.bos is not None
+    return Experiment(
+        name=layout.name,
+        data=TextData(
+            source=NoText(),
+            tokenizer=tokenizer,
+            packing=Wrap(length=rows, row_specials=False, eos=has_eos),
+        ),
+        network=parts.network,
+        process=parts.process,
+        parameterization=parts.parameterization,
+        objective=parts.objective,
+        sampler=parts.sampler,
+        time_condition=parts.time_condition,
+    )
 
 
 def import_weights(
@@ -29,15 +138,13 @@ def import_weights(
     overrides: list[tuple[str, str]],
     dtype: weights_file.WeightsDtype | None = None,
 ) -> int:
-    """Makes a run folder with weights and no training state, from weights in the layout of the
-    MDLM repository. They are stored in `dtype`, by default each in its dtype in the file.
+    """Makes a run folder with weights and no training state, from one file of weights in the layout
+    of the MDLM repository. They are stored in `dtype`, by default each in its dtype in the file.
 
     Returns the number of parameters of the network. Raises InputError if the shapes do not fit the
     experiment, or a value is too large for `dtype`.
     """
-    folder = RunFolder(out)
-    if folder.exists:
-        raise InputError(f"{out} is already a run folder: choose a new or empty folder")
+    folder = _new(out)
     folder.check(experiment)
     network = experiment.network
     if not isinstance(network, DiT | CausalTransformer):
@@ -53,7 +160,7 @@ def import_weights(
         data = replace(data, store=None)
     tokenizer = data.load(None).tokenizer
     model = Model(experiment, tokenizer.vocab)
-    params = {"network": mdlm_torch.stacked(tensors, network, model.vocab_size)}
+    params = {"network": mdlm_torch.stacked(tensors, network, model.columns)}
     # The file lacks the parameters of a process that learns: they start as in training.
     start = stream(jax.random.key(experiment.seed), "init")
     learned = jax.jit(lambda key: model.init(key).get("process", {}))(start)

@@ -19,45 +19,17 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mdlm.errors import InputError
+from mdlm.interop import table
+from mdlm.interop.layouts import dit
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
-from mdlm.models.network import Params, shapes
+from mdlm.models.network import Params
 from mdlm.models.rotary import ROTARY_BASE
-from mdlm.runs.weights import WeightsDtype, cast
+from mdlm.runs.weights import WeightsDtype, cast, named
 
 Tensors = dict[str, np.ndarray]
 
 _WRAPPERS = ("backbone.", "module.", "model.", "_orig_mod.")
-_ROTARY = "rotary_emb.inv_freq"
-
-_BLOCK = {
-    "norm1.weight": "norm1.scale",
-    "attn_qkv.weight": "qkv.kernel",
-    "attn_out.weight": "attn_out.kernel",
-    "norm2.weight": "norm2.scale",
-    "mlp.0.weight": "mlp.inner.kernel",
-    "mlp.0.bias": "mlp.inner.bias",
-    "mlp.2.weight": "mlp.outer.kernel",
-    "mlp.2.bias": "mlp.outer.bias",
-}
-_BLOCK_CONDITIONED = {
-    "adaLN_modulation.weight": "modulation.kernel",
-    "adaLN_modulation.bias": "modulation.bias",
-}
-_OUTSIDE = {
-    "vocab_embed.embedding": "embed.table",
-    "output_layer.norm_final.weight": "norm.scale",
-    "output_layer.linear.weight": "head.kernel",
-    "output_layer.linear.bias": "head.bias",
-}
-_OUTSIDE_CONDITIONED = {
-    "sigma_map.mlp.0.weight": "noise_level.inner.kernel",
-    "sigma_map.mlp.0.bias": "noise_level.inner.bias",
-    "sigma_map.mlp.2.weight": "noise_level.outer.kernel",
-    "sigma_map.mlp.2.bias": "noise_level.outer.bias",
-    "output_layer.adaLN_modulation.weight": "modulation.kernel",
-    "output_layer.adaLN_modulation.bias": "modulation.bias",
-}
 
 
 def read(path: str | Path, dtype: WeightsDtype | None = None) -> Tensors:
@@ -153,47 +125,33 @@ def infer(tensors: Tensors) -> dict[str, Any]:
     }
     if cond is not None:
         found["cond_dim"] = cond.shape[0]
-    if _ROTARY in tensors:
-        found["head_width"] = 2 * tensors[_ROTARY].shape[0]
+    if dit.ROTARY in tensors:
+        found["head_width"] = 2 * tensors[dit.ROTARY].shape[0]
         found["heads"] = width // found["head_width"]
     return found
 
 
-def params_from(tensors: Tensors, network: DiT | CausalTransformer, vocab_size: int) -> Params:
+def params_from(tensors: Tensors, network: DiT | CausalTransformer, columns: int) -> Params:
     """Returns parameters of `network` from tensors in the reference layout, see `stacked`."""
-    return jax.tree.map(jnp.asarray, stacked(tensors, network, vocab_size))
+    return jax.tree.map(jnp.asarray, stacked(tensors, network, columns))
 
 
-def stacked(tensors: Tensors, network: DiT | CausalTransformer, vocab_size: int) -> Params:
+def stacked(tensors: Tensors, network: DiT | CausalTransformer, columns: int) -> Params:
     """Returns parameters from tensors in the reference layout, as NumPy arrays of the same dtypes.
 
-    Raises InputError, with the name of the first such tensor, if one is missing, unexpected or of
-    another shape than the network's.
+    Raises InputError, with names and shapes, if tensors are missing, unexpected or of another shape
+    than the network's.
     """
-    _check_kind(network)
-    names = _names(isinstance(network, DiT), network.depth)
-    expected = shapes(network, vocab_size)
-    for name in names:
-        if name not in tensors:
-            raise InputError(f"the weights lack the tensor {name}")
-    for name in tensors:
-        if name not in names and name != _ROTARY:
-            raise InputError(f"the weights have a tensor {name}, which {network} does not have")
-    for name, (path, _) in names.items():
-        shape = _get(expected, path).shape
-        shape = shape[1:] if path.startswith("blocks.") else shape
-        _check_shape(name, tensors[name], shape[::-1] if _is_kernel(path) else shape, network)
-    if _ROTARY in tensors:
-        _check_shape(_ROTARY, tensors[_ROTARY], (network.width // network.heads // 2,), network)
-
-    layers: dict[str, list[np.ndarray]] = {}
-    for name, (path, _) in names.items():  # `names` has the blocks in order
-        value = np.asarray(tensors[name])
-        layers.setdefault(path, []).append(value.T if _is_kernel(path) else value)
-    params: Params = {}
-    for path, values in layers.items():
-        _set(params, path, np.stack(values) if path.startswith("blocks.") else values[0])
-    return params
+    places = list(table.slots(dit.table(network), network, columns))
+    found = {name: np.asarray(value) for name, value in tensors.items()}
+    table.check(places, {n: v.shape for n, v in found.items()}, dit.IGNORED, "the weights")
+    half = network.heads_shape[2] // 2
+    if dit.ROTARY in found and found[dit.ROTARY].shape != (half,):
+        raise InputError(
+            f"the weights: the tensor {dit.ROTARY} is {found[dit.ROTARY].shape},"
+            f" heads={network.heads} needs {(half,)}"
+        )
+    return table.stacked(places, found, network, columns)
 
 
 def to_reference(params: Params, network: DiT | CausalTransformer) -> Tensors:
@@ -201,57 +159,10 @@ def to_reference(params: Params, network: DiT | CausalTransformer) -> Tensors:
 
     Raises InputError if the network's architecture differs from the published ones.
     """
-    _check_kind(network)
-    tensors = {}
-    for name, (path, layer) in _names(isinstance(network, DiT), network.depth).items():
-        value = np.asarray(_get(params, path))
-        value = value if layer is None else value[layer]
-        tensors[name] = np.ascontiguousarray(value.T if _is_kernel(path) else value)
-    half = network.width // network.heads // 2
+    arrays = named(params)
+    places = list(table.slots(dit.table(network), network, arrays["embed.table"].shape[0]))
+    tensors = dict(table.tensors_of(places, arrays))
+    half = network.heads_shape[2] // 2
     exponent = np.arange(half, dtype=np.float32) / np.float32(half)
-    tensors[_ROTARY] = (1 / np.float32(ROTARY_BASE) ** exponent).astype(np.float32)
+    tensors[dit.ROTARY] = (1 / np.float32(ROTARY_BASE) ** exponent).astype(np.float32)
     return tensors
-
-
-def _check_kind(network: DiT | CausalTransformer) -> None:
-    published = dict(norm="layer", qk_norm=False, mlp="gelu", use_bias=True)
-    for name, value in published.items():
-        if getattr(network, name) != value:
-            raise InputError(
-                f"{name}={getattr(network, name)!r}: the published layout supports only"
-                f" {name}={value!r}"
-            )
-    if isinstance(network, DiT) and network.cond_dim == 0:
-        raise InputError("cond_dim=0: the published layout needs a DiT with cond_dim of at least 1")
-
-
-def _names(conditioned: bool, depth: int) -> dict[str, tuple[str, int | None]]:
-    """Returns `{reference name: (path here, index of the block or None)}`."""
-    outside = _OUTSIDE | (_OUTSIDE_CONDITIONED if conditioned else {})
-    block = _BLOCK | (_BLOCK_CONDITIONED if conditioned else {})
-    names: dict[str, tuple[str, int | None]] = {k: (path, None) for k, path in outside.items()}
-    for i in range(depth):
-        names |= {f"blocks.{i}.{k}": (f"blocks.{path}", i) for k, path in block.items()}
-    return names
-
-
-def _is_kernel(path: str) -> bool:
-    return path.endswith(".kernel")
-
-
-def _check_shape(name: str, tensor: np.ndarray, shape: tuple[int, ...], network) -> None:
-    if tensor.shape != shape:
-        raise InputError(f"the tensor {name} has shape {tensor.shape}; {network} needs {shape}")
-
-
-def _get(tree: Params, path: str) -> Any:
-    for part in path.split("."):
-        tree = tree[part]
-    return tree
-
-
-def _set(tree: Params, path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    for part in parents:
-        tree = tree.setdefault(part, {})
-    tree[last] = value

@@ -45,6 +45,8 @@ class Network(abc.ABC):
         remat: what the backward pass recomputes: nothing ("none"); all but the results of matmuls
             and attention ("products"); all inside a block ("blocks", the least memory and a third
             more matmuls). "auto" is "products" on TPUs, else "none".
+        columns: rows of the embedding table and columns of the head, at least the size of the
+            vocabulary; 0: as many. The others belong to no token and get no probability.
         logits_chunk: most logits that `Prediction.reduce_rows` holds on a device (None: see
             `mdlm.models.readout.chunk_size`).
     """
@@ -55,6 +57,7 @@ class Network(abc.ABC):
     dtype: Precision = "float32"
     remat: Remat = "none"
     logits_chunk: int | None = None
+    columns: int = 0
 
     @property
     def passes(self) -> int:

@@ -126,7 +126,7 @@ def scored_share(model: Model) -> float:
             Diffusion(
                 process=process,
                 parameterization=model.parameterization,
-                denoise=lambda inputs, *, key=None: Unread(model.vocab_size, inputs.tokens.shape),
+                denoise=lambda inputs, *, key=None: Unread(model.columns, inputs.tokens.shape),
             ),
         )
         return terms.scored.sum() / (rows * length)
@@ -159,8 +159,8 @@ def estimated_temporaries(model: Model, mesh: AbstractMesh) -> float:
         chunk = e.network.logits_chunk or chunk_size()
         itemsize = compute_dtype(e.network.dtype).itemsize
     positions = max(1, rows * e.data.packing.length // shared)
-    at_once = positions_per_chunk(chunk, positions, model.vocab_size)
-    logits = HELD * 4 * at_once * model.vocab_size
+    at_once = positions_per_chunk(chunk, positions, model.columns)
+    logits = HELD * 4 * at_once * model.columns
     gathered = 0.0
     if mesh.shape[FSDP] * shared > 1:
         network = shapes(model)["params"]["network"]

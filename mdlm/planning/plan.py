@@ -183,7 +183,7 @@ def step_flops(model: Model, scored: float) -> float:
     """Returns the FLOPs of a step, `scored` of whose positions have logits."""
     e = model.experiment
     rows, length = e.train.batch_size, e.data.packing.length
-    return 3 * e.network.flops(rows, length, scored * rows * length, model.vocab_size)
+    return 3 * e.network.flops(rows, length, scored * rows * length, model.columns)
 
 
 def plan(
@@ -219,7 +219,7 @@ def plan(
         compile_seconds=compiled.seconds if compiled else None,
         refused=compiled.refused if compiled else None,
         parameters=count_parameters(shapes(model)["params"]),
-        columns=model.vocab_size,
+        columns=model.columns,
         columns_from=columns_from,
         batch_size=e.train.batch_size,
         accumulate=e.train.accumulate,

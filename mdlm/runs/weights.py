@@ -9,7 +9,10 @@ dtype        of the network's tensors
 fingerprint  of the experiment, if known
 """
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,13 +78,49 @@ def write(
         if dtype is not None and name.startswith("network."):
             value = cast(name, value, np.dtype(dtype))
         tensors[name] = np.ascontiguousarray(value)
-    kinds = {value.dtype.name for name, value in tensors.items() if name.startswith("network.")}
-    metadata = {"step": str(step), "parameters": "ema", "dtype": " ".join(sorted(kinds))}
-    if fingerprint is not None:
-        metadata["fingerprint"] = fingerprint
+    dtypes = {name: value.dtype for name, value in tensors.items()}
     with replaced(folder / NAME) as new:
-        save_file(tensors, new, metadata)
+        save_file(tensors, new, _metadata(dtypes, step, fingerprint))
     return folder / NAME
+
+
+def _metadata(dtypes: Mapping[str, np.dtype], step: int, fingerprint: str | None) -> dict[str, str]:
+    kinds = {dtype.name for name, dtype in dtypes.items() if name.startswith("network.")}
+    metadata = {"step": str(step), "parameters": "ema", "dtype": " ".join(sorted(kinds))}
+    return metadata if fingerprint is None else {**metadata, "fingerprint": fingerprint}
+
+
+@contextmanager
+def filled(
+    folder: Path, sizes: Mapping[str, tuple[tuple[int, ...], np.dtype]], *, fingerprint: str
+) -> Iterator[dict[str, np.ndarray]]:
+    """Context that yields the arrays of a new file of weights, by name, to be filled in any order.
+
+    `sizes` has the shape and dtype of each. The arrays lie on disk, so that memory need not hold
+    them. The file takes its place when the context ends without an error.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {}
+    metadata = _metadata({name: dtype for name, (_, dtype) in sizes.items()}, 0, fingerprint)
+    header["__metadata__"] = metadata
+    end = 0
+    for name, (shape, dtype) in sizes.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format's alignment
+    first = 8 + len(text)
+    with replaced(folder / NAME) as new:
+        with open(new, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(first + end)
+        arrays = {}
+        for name, (shape, dtype) in sizes.items():
+            offset = first + header[name]["data_offsets"][0]
+            arrays[name] = np.memmap(new, dtype, "r+", offset, shape)
+        yield arrays
+        for array in arrays.values():
+            array.flush()
 
 
 class Weights:

@@ -27,7 +27,7 @@ class Meter:
 
     def __init__(self, model: Model, mesh: jax.sharding.Mesh, stalled: Callable[[], float]):
         experiment = model.experiment
-        self.network, self.vocab_size = experiment.network, model.vocab_size
+        self.network, self.columns = experiment.network, model.columns
         self.rows, self.length = experiment.train.batch_size, experiment.data.packing.length
         dtype = compute_dtype(self.network.dtype)
         self.stalled = stalled
@@ -49,7 +49,7 @@ class Meter:
         if self.steps:
             rate = self.steps / (now - self.since)
             values["tokens_per_second"] = values["tokens"] * rate
-            forward = self.network.flops(self.rows, self.length, values["scored"], self.vocab_size)
+            forward = self.network.flops(self.rows, self.length, values["scored"], self.columns)
             values["flops_per_second"] = 3 * forward * rate
             if self.peak is not None:
                 values["mfu"] = values["flops_per_second"] / self.peak

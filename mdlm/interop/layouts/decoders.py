@@ -1,0 +1,215 @@
+"""LLaMA, Qwen2, Qwen3, and the diffusion models with their tensors: Dream, SDAR, dLLM's A2D.
+
+LLaMA, Qwen2, Qwen3   causal, as in `transformers`
+a2d-*                 the same networks converted to diffusion by dLLM: attend to everything
+Dream                 attends to everything; logits about a token come from the one before it
+SDAR                  attends to diffusion blocks
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from mdlm.errors import InputError
+from mdlm.interop.layout import Config, Layout, Parts
+from mdlm.interop.table import Table
+from mdlm.models.decoder import Decoder
+from mdlm.objectives.autoregressive import Autoregressive
+from mdlm.objectives.block import BlockNelbo
+from mdlm.samplers.blocks import BlockByBlock
+from mdlm.samplers.left_to_right import LeftToRight
+from mdlm.samplers.parallel import Parallel
+from mdlm.samplers.unmasking_rules import FixedCount
+
+BLOCK = {
+    "norm1.scale": "input_layernorm.weight",
+    "norm2.scale": "post_attention_layernorm.weight",
+    "attn_out.kernel": "self_attn.o_proj.weight",
+    "mlp.inner.kernel": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    "mlp.outer.kernel": "mlp.down_proj.weight",
+}
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+
+def table(network: Decoder) -> Table:
+    """Returns the names that `transformers` gives to the tensors of LLaMA and Qwen."""
+    block: dict[str, Any] = dict(BLOCK)
+    block["qkv.kernel"] = tuple(f"{name}.weight" for name in QKV)
+    if network.qkv_bias:
+        block["qkv.bias"] = tuple(f"{name}.bias" for name in QKV)
+    if network.qk_norm:
+        block["q_norm.scale"] = "self_attn.q_norm.weight"
+        block["k_norm.scale"] = "self_attn.k_norm.weight"
+    return in_layers(block, "model.layers.{layer}.") | {
+        "embed.table": "model.embed_tokens.weight",
+        "norm.scale": "model.norm.weight",
+        **({} if network.tied else {"head.kernel": "lm_head.weight"}),
+    }
+
+
+def in_layers(block: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Returns the table of all blocks from that of one."""
+
+    def named(entry: Any) -> Any:
+        return prefix + entry if isinstance(entry, str) else tuple(prefix + name for name in entry)
+
+    return {f"blocks.{path}": named(entry) for path, entry in block.items()}
+
+
+def network_of(config: Config, **options: Any) -> Decoder:
+    """Returns the network of a config.json. Raises InputError for options that it lacks."""
+    config.only(hidden_act="silu", mlp_bias=False, use_sliding_window=False, attention_bias=False)
+    scaling = config.values.get("rope_scaling")
+    theta: Any = None
+    new = config.values.get("rope_parameters")  # of transformers 5
+    if isinstance(new, dict):
+        theta = new.get("rope_theta")
+        scaling = None if new.get("rope_type", "default") == "default" else new
+    if scaling is not None:
+        raise InputError(f"{config.title}: rope_scaling={scaling!r:.60} is not supported")
+    heads, width = config.integer("num_attention_heads"), config.integer("hidden_size")
+    size = config.integer("head_dim", width // heads)
+    return Decoder(
+        width=width,
+        depth=config.integer("num_hidden_layers"),
+        heads=heads,
+        kv_heads=config.integer("num_key_value_heads", heads),
+        head_width=0 if size * heads == width else size,
+        hidden=config.integer("intermediate_size"),
+        rotary_base=config.number("rope_theta", 10000.0) if theta is None else float(theta),
+        norm_epsilon=config.number("rms_norm_eps", 1e-6),
+        tied=config.flag("tie_word_embeddings"),
+        columns=config.integer("vocab_size"),
+        **options,
+    )
+
+
+def _common(config: Config) -> dict[str, Any]:
+    return dict(
+        length=config.integer("max_position_embeddings", 2048),
+        mask=config.token("mask_token_id"),
+        bos=config.token("bos_token_id"),
+        eos=config.token("eos_token_id"),
+        pad=config.token("pad_token_id"),
+    )
+
+
+def _causal(**options: Any) -> Callable[[Config], Parts]:
+    def parts(config: Config) -> Parts:
+        network = network_of(config, attends="causal", **options)
+        return Parts(
+            network=network,
+            objective=Autoregressive(),
+            sampler=LeftToRight(),
+            **{**_common(config), "mask": None},
+        )
+
+    return parts
+
+
+def _diffusion(**options: Any) -> Callable[[Config], Parts]:
+    def parts(config: Config) -> Parts:
+        # A setting of the checkpoint; dLLM trains without it, Dream with it.
+        shift = config.flag("right_shift_logits", options.get("shift", False))
+        network = network_of(config, **{**options, "shift": shift})
+        sampler = Parallel(rule=FixedCount(), block_size=32, temperature=0.0)
+        return Parts(network=network, sampler=sampler, **_common(config))
+
+    return parts
+
+
+def _sdar(config: Config) -> Parts:
+    size = config.integer("block_size", 4)
+    network = network_of(config, qk_norm="separate", attends="blocks", block_size=size)
+    return Parts(
+        network=network,
+        objective=BlockNelbo(block_size=size),
+        sampler=BlockByBlock(block_size=size, steps=size),
+        **_common(config),
+    )
+
+
+def _config(model_type: str, architecture: str, **due: Any) -> Callable[[Decoder, int], Any]:
+    """Returns the function that writes config.json for networks with these options."""
+
+    def config(network: Any, length: int) -> dict[str, Any]:
+        usual = dict(norm="rms", mlp="swiglu", use_bias=False, logit_cap=None, rotary_fraction=1.0)
+        for name, value in {**usual, **due}.items():
+            if not isinstance(network, Decoder) or getattr(network, name) != value:
+                found = type(network).__name__
+                if isinstance(network, Decoder):
+                    found = f"{name}={getattr(network, name)!r}"
+                raise InputError(
+                    f"network: {architecture} is a Decoder with {name}={value!r}, not {found}"
+                )
+        heads, kv_heads, size = network.heads_shape
+        return {
+            "architectures": [architecture],
+            "model_type": model_type,
+            "hidden_size": network.width,
+            "num_hidden_layers": network.depth,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "head_dim": size,
+            "intermediate_size": network.hidden_width,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "rope_theta": network.rotary_base,
+            "rms_norm_eps": 1e-6 if network.norm_epsilon is None else network.norm_epsilon,
+            "tie_word_embeddings": network.tied,
+            "max_position_embeddings": length,
+            **({"right_shift_logits": network.shift} if network.attends == "all" else {}),
+            **({"block_size": network.block_size} if network.attends == "blocks" else {}),
+        }
+
+    return config
+
+
+_LLAMA: Any = dict(qk_norm=False, qkv_bias=False)
+_QWEN2: Any = dict(qk_norm=False, qkv_bias=True)
+_QWEN3: Any = dict(qk_norm="separate", qkv_bias=False)
+_ROTARY = r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
+
+
+def _layout(name: str, model_type: str, parts: Any, architecture: str, **due: Any) -> Layout:
+    config = _config(model_type, architecture, **due)
+    return Layout(
+        name=name,
+        model_types=(model_type,),
+        parts=parts,
+        table=table,
+        ignored=_ROTARY,
+        config=config,
+    )
+
+
+def _both(name: str, architecture: str, options: dict[str, Any]) -> tuple[Layout, Layout]:
+    """Returns the layout of a causal network, and that of one converted to diffusion by dLLM."""
+    causal = _layout(
+        name, name, _causal(**options), f"{architecture}ForCausalLM", attends="causal", **options
+    )
+    all_ = _layout(
+        f"a2d-{name}",
+        f"a2d-{name}",
+        _diffusion(**options),
+        f"A2D{architecture}LMHeadModel",
+        attends="all",
+        **options,
+    )
+    return causal, all_
+
+
+LAYOUTS: tuple[Layout, ...] = (
+    *_both("llama", "Llama", _LLAMA),
+    *_both("qwen2", "Qwen2", _QWEN2),
+    *_both("qwen3", "Qwen3", _QWEN3),
+    _layout(
+        "dream",
+        "Dream",
+        _diffusion(**_QWEN2, shift=True),
+        "DreamModel",
+        attends="all",
+        shift=True,
+        **_QWEN2,
+    ),
+    _layout("sdar", "sdar", _sdar, "SDARForCausalLM", attends="blocks", **_QWEN3),
+)
