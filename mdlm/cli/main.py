@@ -49,6 +49,7 @@ FILES = (
     "samplers",
     "view",
     "import_weights",
+    "export",
     "completion",
 )
 """The files of this folder that define a command, in the order of `mdlm --help`."""

@@ -21,11 +21,12 @@ from mdlm.interop import mdlm_torch, table
 from mdlm.interop.checkpoint import Checkpoint
 from mdlm.interop.layout import LONGEST, Layout, Parts
 from mdlm.interop.layouts import layout_of
-from mdlm.interop.tokens import tokenizer_of
+from mdlm.interop.tokens import chat_of, tokenizer_of
 from mdlm.keys import stream
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.network import count_parameters
+from mdlm.runs import chat
 from mdlm.runs import weights as weights_file
 from mdlm.runs.folder import RunFolder
 
@@ -69,6 +70,7 @@ def import_folder(
 
     run.begin(None, overrides, experiment)
     built.save(run.data)
+    chat.write(run.data, chat_of(checkpoint, parts))
     total = checkpoint.bytes
     dtypes: dict[str, np.dtype] = {}
     for place in places:

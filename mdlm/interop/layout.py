@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from mdlm.errors import InputError
 from mdlm.interop.table import Table
 from mdlm.models.network import Network
@@ -109,6 +111,8 @@ class Layout:
         matches: whether a config.json without model_type means this layout.
         ignored: pattern of names of tensors that may be there and mean nothing.
         wrapper: a prefix that files may have before each name of the table; exports have it.
+        buffers: tensors of an export that are no parameters, by their names in the file.
+        in_transformers: whether the library `transformers` has the network.
         config: config.json of a network, for export; raises InputError with the reason if public
             code has no such network. None: there is no export.
     """
@@ -120,4 +124,6 @@ class Layout:
     matches: Callable[[Config], bool] = lambda config: False
     ignored: str = ""
     wrapper: str = ""
+    buffers: Callable[[Any], dict[str, np.ndarray]] = lambda network: {}
+    in_transformers: bool = False
     config: Callable[[Any, int], dict[str, Any]] | None = None

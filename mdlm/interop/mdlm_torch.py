@@ -24,7 +24,6 @@ from mdlm.interop.layouts import dit
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.network import Params
-from mdlm.models.rotary import ROTARY_BASE
 from mdlm.runs.weights import WeightsDtype, cast, named
 
 Tensors = dict[str, np.ndarray]
@@ -162,7 +161,4 @@ def to_reference(params: Params, network: DiT | CausalTransformer) -> Tensors:
     arrays = named(params)
     places = list(table.slots(dit.table(network), network, arrays["embed.table"].shape[0]))
     tensors = dict(table.tensors_of(places, arrays))
-    half = network.heads_shape[2] // 2
-    exponent = np.arange(half, dtype=np.float32) / np.float32(half)
-    tensors[dit.ROTARY] = (1 / np.float32(ROTARY_BASE) ** exponent).astype(np.float32)
-    return tensors
+    return tensors | {dit.ROTARY: dit.angles(network)}

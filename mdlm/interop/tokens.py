@@ -7,6 +7,7 @@ from mdlm.data.tokenizers import Pretrained
 from mdlm.errors import InputError
 from mdlm.interop.checkpoint import Checkpoint
 from mdlm.interop.layout import Parts
+from mdlm.runs.chat import Chat
 
 FILES = ("tokenizer.json", "tokenizer.model")
 ROLES = ("mask", "bos", "eos", "pad")
@@ -50,6 +51,31 @@ def tokenizer_of(
             " one with --mask TOKEN"
         )
     return Pretrained(name=name, **chosen)
+
+
+def chat_of(checkpoint: Checkpoint, parts: Parts) -> Chat:
+    """Returns the template of conversations in the folder, and the tokens that end an answer.
+
+    Nothing is executed: the template is text. Raises InputError if a file is damaged.
+    """
+    folder, told = checkpoint.folder, checkpoint.optional("tokenizer_config.json")
+    template: Any = told.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            template = file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file}: not a readable text ({error})") from error
+    ends = checkpoint.optional("generation_config.json").get("eos_token_id", parts.eos)
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    own = [] if parts.eos is None else [parts.eos]
+    return Chat(
+        template=template if isinstance(template, str) else None,
+        ends=tuple(dict.fromkeys(n for n in [*ends, *own] if type(n) is int and n >= 0)),
+    )
 
 
 def _has_one(folder: Path) -> bool:

@@ -178,6 +178,7 @@ def _layout(name: str, model_type: str, parts: Any, architecture: str, **due: An
         parts=parts,
         table=table,
         ignored=_ROTARY,
+        in_transformers=due["attends"] == "causal",
         config=config,
     )
 

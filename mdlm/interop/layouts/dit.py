@@ -6,6 +6,8 @@ unless its configuration says otherwise; Duo's and SEDD's always read it.
 
 from typing import Any
 
+import numpy as np
+
 from mdlm.errors import InputError
 from mdlm.interop.layout import Config, Layout, Parts
 from mdlm.interop.layouts.decoders import in_layers
@@ -13,6 +15,7 @@ from mdlm.interop.table import Table
 from mdlm.models.block import BlockDiT
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
+from mdlm.models.rotary import ROTARY_BASE
 from mdlm.objectives.block import BlockNelbo
 from mdlm.objectives.score_entropy import ScoreEntropy
 from mdlm.objectives.uniform import UniformNelbo
@@ -54,9 +57,12 @@ CONDITIONED = {
     "modulation.kernel": "output_layer.adaLN_modulation.weight",
     "modulation.bias": "output_layer.adaLN_modulation.bias",
 }
+WRAPPER = "backbone."
 ROTARY = "rotary_emb.inv_freq"
 """A buffer of the angles, which the published files have."""
 IGNORED = r"rotary_emb\.inv_freq|sampling_eps_(min|max)"
+WHOLE = {"sampling_eps_min": 1e-3, "sampling_eps_max": 1.0}
+"""The range of noise levels that BD3-LM trains on, which its files hold as tensors too."""
 GPT2: Any = dict(tokenizer="gpt2")
 """The tokenizer of the releases, which bring none in their folder."""
 
@@ -178,6 +184,20 @@ def _sedd(config: Config) -> Parts:
     )
 
 
+def angles(network: Any) -> np.ndarray:
+    """Returns the frequencies of the rotary embedding, which the published files hold."""
+    half = network.heads_shape[2] // 2
+    exponent = np.arange(half, dtype=np.float32) / np.float32(half)
+    return (1 / np.float32(ROTARY_BASE) ** exponent).astype(np.float32)
+
+
+def buffers(network: Any) -> dict[str, np.ndarray]:
+    """Returns the tensors of a file that are no parameters."""
+    more = WHOLE if isinstance(network, BlockDiT) else {}
+    ends = {name: np.array(value, np.float32) for name, value in more.items()}
+    return {WRAPPER + ROTARY: angles(network), **ends}
+
+
 def _config(model_type: str, architecture: str, kind: type, **more: Any) -> Any:
     """Returns the function that writes config.json for networks of a class."""
 
@@ -212,7 +232,8 @@ def _layout(name: str, model_type: str, parts: Any, architecture: str, kind: typ
         parts=parts,
         table=table,
         ignored=IGNORED,
-        wrapper="backbone.",
+        wrapper=WRAPPER,
+        buffers=buffers,
         config=_config(model_type, architecture, kind, **more),
     )
 
@@ -220,7 +241,15 @@ def _layout(name: str, model_type: str, parts: Any, architecture: str, kind: typ
 LAYOUTS = (
     _layout("mdlm", "mdlm", _mdlm, "MDLM", DiT, return_dict=False),
     _layout(
-        "bd3lm", "bd3lm", _bd3lm, "BD3LM", BlockDiT, cross_attn=True, adaln=True, var_min=False
+        "bd3lm",
+        "bd3lm",
+        _bd3lm,
+        "BD3LM",
+        BlockDiT,
+        cross_attn=True,
+        adaln=True,
+        var_min=True,
+        **WHOLE,
     ),
     _layout("duo", "DUO", _duo, "DUO", DiT, var_min=True),
     Layout(name="sedd", model_types=(), matches=is_sedd, parts=_sedd, table=table, ignored=IGNORED),

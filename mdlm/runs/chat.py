@@ -1,0 +1,43 @@
+"""What a run folder knows of conversations: the template of prompts, and the tokens that end an
+answer. Both come with imported checkpoints; data/chat.json holds them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from mdlm.errors import InputError
+from mdlm.files import replaced
+from mdlm.runs.reading import json_of
+
+FILE = "chat.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """A template of conversations in the Jinja language, None if there is none, and the ids of the
+    tokens that end an answer."""
+
+    template: str | None = None
+    ends: tuple[int, ...] = ()
+
+
+def write(folder: Path, chat: Chat) -> None:
+    """Writes the file into the `data` folder of a run; nothing if nothing is known."""
+    if chat == Chat():
+        return
+    with replaced(folder / FILE) as new:
+        values = {"template": chat.template, "ends": list(chat.ends)}
+        new.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> Chat:
+    """Reads the file. Raises InputError if it is damaged."""
+    path = folder / FILE
+    if not path.is_file():
+        return Chat()
+    found = json_of(path, dict)
+    template, ends = found.get("template"), found.get("ends", [])
+    is_text = template is None or isinstance(template, str)
+    if not is_text or not isinstance(ends, list) or not all(type(n) is int for n in ends):
+        raise InputError(f"{path}: damaged (expected a template and a list of token ids)")
+    return Chat(template=template, ends=tuple(ends))
