@@ -5,7 +5,7 @@ run.perplexity()
 print(run.generate("The ", length=200).texts[0].text)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +23,14 @@ from mdlm.evals.scorer import Report, Scorer, check_same_data
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.model import Model
+from mdlm.generation.chat import Message, prompt_of
 from mdlm.generation.generator import Generation, Generator, window_of
 from mdlm.generation.programs import within_reach
+from mdlm.generation.texts import text_of
+from mdlm.generation.windows import Windows
 from mdlm.objectives.clip_search import Interval
 from mdlm.parallel.mesh import MeshShape
-from mdlm.runs import weights
+from mdlm.runs import chat, weights
 from mdlm.runs.folder import RunFolder
 from mdlm.runs.parameters import restore_parameters
 from mdlm.samplers.base import Sampler
@@ -173,6 +176,50 @@ class Run:
             report=report,
         )
         return self._named(out, seed)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        num: int = 1,
+        length: int = 128,
+        seed: int = 0,
+        trace: bool = False,
+        report: Callable[[Any], None] | None = None,
+        sampler: Sampler | None = None,
+        **settings: Any,
+    ) -> Generation:
+        """Answers a conversation `num` times, each with at most `length` tokens, up to the first of
+        the tokens that end an answer. The texts are the answers alone.
+
+        `messages` are dictionaries with a role ("system", "user", "assistant") and a content; the
+        chat template that came with the checkpoint makes a prompt of them. The network reads
+        exactly prompt and answer. Other arguments as in `generate`.
+
+        Raises InputError if there is no template, or if prompt and answer are longer than a row.
+        """
+        told = chat.read(self.folder.data)
+        prompt = prompt_of(messages, told.template, self.tokenizer)
+        block = getattr(self.experiment.network, "block_size", 0) or 1
+        total = -(-(len(prompt) + length) // block) * block
+        longest = self.experiment.data.packing.length
+        if length < 1 or total > longest:
+            raise InputError(
+                f"length={length}: must be from 1 to {longest - len(prompt)}, as the prompt has"
+                f" {len(prompt)} tokens and a row of this run {longest}"
+            )
+        generator = self.generator(replace(sampler or self.experiment.sampler, **settings))
+        generator.window = Windows(length=total, frame=(None, None))
+        out = generator.continue_tokens(
+            [prompt] * num,
+            len(prompt) + length,
+            seed=seed,
+            stop_at=told.ends,
+            trace=trace,
+            report=report,
+        )
+        answers = tuple(text_of(self.tokenizer, text.tokens[len(prompt) :]) for text in out.texts)
+        return self._named(replace(out, texts=answers), seed)
 
     def infill(
         self,

@@ -5,7 +5,8 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run, typed, writable
 from mdlm.cli.command import Changes, Command
@@ -24,20 +25,22 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     from mdlm.data.text.utf8 import check_utf8
     from mdlm.run import load
 
-    given = [("--prompt", args.prompt), ("--infill", args.infill)]
+    names = ("prompt", "infill", "chat", "system")
+    given = [(f"--{name}", getattr(args, name)) for name in names]
     for option, text in (*given, *(("--ban", text) for text in args.ban or ())):
         check_utf8(text or "", option)
     unfit = {"--length": args.length, "--stride": args.stride, "--stop-at-eos": args.stop_at_eos}
     for option, value in unfit.items():
         if args.infill is not None and value is not None:
             raise InputError(f"{option}: not allowed with --infill, whose text has its own length")
+    messages = messages_of(args)
     if args.num < 1:
         raise InputError(f"--num {args.num}: must be at least 1")
     trace = None if args.trace is None else writable(args.trace)
     run = load(args.run_folder, step=args.step, trust=args.trust_experiment)
     if run.remark and process_group.is_main():
         print(f"mdlm: {run.remark}", file=sys.stderr)
-    out = generated(args, run, sampler_of(args, run))
+    out = generated(args, run, sampler_of(args, run), messages)
     if not process_group.is_main():
         return 0
     if trace is not None and out.trace is not None:
@@ -88,7 +91,36 @@ def sampler_of(args: argparse.Namespace, run: "Run") -> "Sampler":
         raise InputError(str(error)) from error
 
 
-def generated(args: argparse.Namespace, run: "Run", sampler: "Sampler") -> "Generation":
+def messages_of(args: argparse.Namespace) -> list[dict[str, str]] | None:
+    """Returns the conversation that the options give, None if they give none.
+
+    Raises InputError if the file has none, or an option does not go with another.
+    """
+    from mdlm.generation.chat import checked
+    from mdlm.runs.reading import json_of
+
+    is_chat = args.chat is not None or args.chat_file is not None
+    for option, value in {"--stride": args.stride, "--stop-at-eos": args.stop_at_eos}.items():
+        if is_chat and value is not None:
+            raise InputError(f"{option}: not allowed with --chat, whose answers end by themselves")
+    if not is_chat:
+        if args.system is not None:
+            raise InputError("--system: allowed with --chat or --chat-file")
+        return None
+    messages: Any = [{"role": "user", "content": args.chat}]
+    if args.chat_file is not None:
+        messages = json_of(Path(args.chat_file), list)
+    if args.system is not None:
+        messages = [{"role": "system", "content": args.system}, *messages]
+    return checked(messages, args.chat_file or "--chat")
+
+
+def generated(
+    args: argparse.Namespace,
+    run: "Run",
+    sampler: "Sampler",
+    messages: list[dict[str, str]] | None = None,
+) -> "Generation":
     """Generates the texts that the options ask for, with a progress bar in process 0."""
     with Progress(quiet=not process_group.is_main()) as progress:
         common = {
@@ -99,6 +131,9 @@ def generated(args: argparse.Namespace, run: "Run", sampler: "Sampler") -> "Gene
         }
         if args.infill is not None:
             return run.infill(args.infill, **common)
+        if messages is not None:
+            length = {} if args.length is None else {"length": args.length}
+            return run.chat(messages, **length, **common)
         bar = progress.bar("generating", "windows")
         return run.generate(
             args.prompt,
@@ -154,6 +189,7 @@ examples:
   mdlm sample runs/quickstart --temperature 1.0:0.3 --ban "!"
   mdlm sample runs/quickstart --sampler "Ancestral(steps=32, top_p=0.9)"
   mdlm sample runs/quickstart --num 2 --trace sample.trace
+  mdlm sample runs/llada --chat "Why is the sky blue?" --system "Answer in one sentence."
 
 In --infill, [MASK] is a blank of one token and [MASK:8] a blank of eight; the text between blanks
 is kept to the letter. A text longer than a row is written in windows, each conditioned on the end
@@ -197,7 +233,20 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     what = sub.add_mutually_exclusive_group()
     what.add_argument("--prompt", default="", help="text to continue")
     what.add_argument("--infill", metavar="TEXT", help="text with blanks [MASK] to fill")
-    sub.add_argument("--length", type=int, help="tokens per text (default: the run's row length)")
+    what.add_argument(
+        "--chat", metavar="TEXT", help="a message to answer, for checkpoints with a chat template"
+    )
+    what.add_argument(
+        "--chat-file",
+        metavar="FILE",
+        help='a conversation to answer: a JSON list of {"role": ..., "content": ...}',
+    )
+    sub.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
+    sub.add_argument(
+        "--length",
+        type=int,
+        help="tokens per text (default: the run's row length; of an answer to --chat: 128)",
+    )
     sub.add_argument("--num", type=int, default=1, help="number of texts (default: 1)")
     sub.add_argument("--seed", type=int, default=0, help="seed of the random draws (default: 0)")
     sub.add_argument(

@@ -130,6 +130,30 @@ class Generator:
         if stop_at_eos and eos is None:
             raise InputError("stop_at_eos=True: this tokenizer has no end-of-text token")
         ids = [row.tolist() for row in self.tokenizer.encode(list(prompts))]
+        return self.continue_tokens(
+            ids,
+            length,
+            seed=seed,
+            stride=stride,
+            stop_at=(eos,) if stop_at_eos and eos is not None else (),
+            trace=trace,
+            report=report,
+        )
+
+    def continue_tokens(
+        self,
+        prompts: Sequence[Sequence[int]],
+        length: int,
+        *,
+        seed: int = 0,
+        stride: int | None = None,
+        stop_at: Sequence[int] = (),
+        trace: bool = False,
+        report: Callable[[WindowDone], None] | None = None,
+    ) -> Generation:
+        """Continues prompts that are tokens, as `continue_from`, each to the first of the tokens
+        `stop_at` that is generated."""
+        ids = [list(prompt) for prompt in prompts]
         window = replace(self.window, stride=stride or self.window.stride)
         run, windows = self._runner(trace)
         began = self._now()
@@ -140,7 +164,7 @@ class Generator:
             window=window,
             run=run,
             vocab=self.model.vocab,
-            stop_at=eos if stop_at_eos else None,
+            stop_at=stop_at,
             report=report,
         )
         seconds = self._now() - began

@@ -1,6 +1,7 @@
 """A generated text, divided where its documents end, and how a terminal shows it."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +40,9 @@ def visible(text: str) -> str:
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def text_of(tokenizer: Tokenizer, ids: np.ndarray) -> Text:
+def text_of(tokenizer: Tokenizer, ids: np.ndarray | Sequence[int]) -> Text:
     """Returns the text of tokens."""
+    ids = np.asarray(ids, np.int64)
     tokens = tuple(int(i) for i in ids)
     pieces = (tokenizer.decode(part) for part in documents(ids, tokenizer))
     return Text(tokenizer.decode(tokens), tokens, tuple(pieces))

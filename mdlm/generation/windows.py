@@ -111,15 +111,15 @@ def generate_long(
     window: Windows,
     run: Run,
     vocab: Vocab,
-    stop_at: int | None = None,
+    stop_at: Sequence[int] = (),
     report: Callable[[WindowDone], None] | None = None,
 ) -> LongSamples:
     """Continues each prompt (which may be empty) to `total` tokens, the prompt included.
 
     `run` is called with the same shapes every time, so a jitted one compiles once. Of a prompt
     that leaves no room in a window, the window holds the last tokens only. A row ends after the
-    first `stop_at` token that it generates (the token is kept and counted); generation stops when
-    all rows have ended. Each row's text depends on its own prompt and key, not on the other rows.
+    first token of `stop_at` that it generates (it is kept and counted); generation stops when all
+    rows have ended. Each row's text depends on its own prompt and key, not on the other rows.
 
     Raises InputError if a prompt is longer than `total`, or has a token that may not be fixed.
     """
@@ -147,7 +147,7 @@ def generate_long(
             open_rows = lengths.count(None)
             report(WindowDone(window=len(begins), windows=windows, open_rows=open_rows, nfe=nfe))
     return LongSamples(
-        tokens=_cut(texts, lengths, total, _filler(vocab) if stop_at is None else stop_at),
+        tokens=_cut(texts, lengths, total, stop_at[0] if stop_at else _filler(vocab)),
         lengths=np.asarray(lengths, np.int32),
         nfe=nfe,
         windows=len(begins),
@@ -165,10 +165,12 @@ def _checked(prompt: Sequence[int], row: int, total: int, vocab: Vocab) -> list[
     return tokens.tolist()
 
 
-def _length(text: list[int], start: int, total: int, stop_at: int | None) -> int | None:
-    """The length of a finished row: up to its first generated `stop_at`, or `total`; else None."""
-    if stop_at is not None and stop_at in text[start:total]:
-        return text.index(stop_at, start) + 1
+def _length(text: list[int], start: int, total: int, stop_at: Sequence[int]) -> int | None:
+    """The length of a finished row: up to the first token of `stop_at` that was generated, or
+    `total`; else None."""
+    for end in range(start, min(len(text), total)):
+        if text[end] in stop_at:
+            return end + 1
     return total if len(text) >= total else None
 
 

@@ -90,6 +90,7 @@ class Checkpoint:
                         f"{self.folder}/model.safetensors.index.json: {file!r:.60}, the file of"
                         f" {name:.60}, is not the name of a .safetensors file in the folder"
                     )
+            for file in sorted(set(files.values())):
                 if not (self.folder / file).is_file():
                     raise InputError(f"{self.folder}: the shard {file} is missing; fetch it again")
             return {name: self.folder / file for name, file in files.items()}

@@ -99,7 +99,7 @@ def test_the_commands(tmp_path, golden_folder, capsys):
     assert main(["import", source, "--out", run, "--data.packing.length", "32"]) == 0
     assert "layout llada" in capsys.readouterr().out
     text = tmp_path / "text.txt"
-    text.write_text("some words to read, again and again. " * 40)
+    text.write_text("some words to read again and again " * 40)
     assert main(["eval", run, "--data", str(text), "--passes", "1"]) == 0
     capsys.readouterr()
     assert main(["sample", run, "--prompt", "hello", "--length", "16"]) == 0

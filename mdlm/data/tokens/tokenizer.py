@@ -132,6 +132,12 @@ class Tokenizer:
         is_apart = np.array_equal(both[:n], before) and self.unk_id not in before.tolist()
         return both[n:] if is_apart else alone
 
+    def encode_marked(self, text: str) -> list[int]:
+        """Returns the ids of a text in which the names of special tokens mean these tokens: only
+        for text that a program wrote around checked text, such as a chat template."""
+        marked = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        return marked.encode(text, add_special_tokens=False).ids
+
     def decode(
         self, ids: Sequence[int] | Integer[np.ndarray, " n"], keep_special: bool = False
     ) -> str:

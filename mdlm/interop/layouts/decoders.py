@@ -67,13 +67,13 @@ def network_of(config: Config, **options: Any) -> Decoder:
     if scaling is not None:
         raise InputError(f"{config.title}: rope_scaling={scaling!r:.60} is not supported")
     heads, width = config.integer("num_attention_heads"), config.integer("hidden_size")
-    size = config.integer("head_dim", width // heads)
+    size = config.integer("head_dim", 0)
     return Decoder(
         width=width,
         depth=config.integer("num_hidden_layers"),
         heads=heads,
         kv_heads=config.integer("num_key_value_heads", heads),
-        head_width=0 if size * heads == width else size,
+        head_width=0 if size * heads == width else size,  # 0: width / heads
         hidden=config.integer("intermediate_size"),
         rotary_base=config.number("rope_theta", 10000.0) if theta is None else float(theta),
         norm_epsilon=config.number("rms_norm_eps", 1e-6),

@@ -1,0 +1,116 @@
+"""Conversations: the template in its sandbox, messages, and answers that end."""
+
+import json
+
+import pytest
+import tiny
+from tokenizers import AddedToken
+
+import mdlm
+from mdlm.cli.main import main
+from mdlm.data import Bytes
+from mdlm.errors import InputError
+from mdlm.experiment import Training
+from mdlm.generation import chat
+from mdlm.runs import chat as kept
+
+TEMPLATE = (
+    "{% for m in messages %}<|im|>{{ m.role }}\n{{ m.content | trim }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im|>assistant\n{% endif %}"
+)
+HELLO = [{"role": "system", "content": "be kind"}, {"role": "user", "content": " hello "}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    built = Bytes().build([])
+    built.backend.add_special_tokens([AddedToken(t, special=True) for t in ("<|im|>", "<|end|>")])
+    return built
+
+
+def test_the_template_becomes_tokens_with_special_ones(tokenizer):
+    ids = chat.prompt_of(HELLO, TEMPLATE, tokenizer)
+    im, end = (tokenizer.id_of(t) for t in ("<|im|>", "<|end|>"))
+    said = [*b"system\nbe kind"], [*b"user\nhello"]
+    due = [im, *said[0], end, 10, im, *said[1], end, 10, im, *b"assistant\n"]
+    assert ids == due
+
+
+def test_what_published_templates_use(tokenizer):
+    text = chat.rendered(
+        "{{ bos_token }}{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}"
+        "{{ m | tojson }}{% endfor %}{{ strftime_now('%Y')|length }}",
+        HELLO,
+        tokenizer,
+    )
+    assert text == '[BOS]{"role": "user", "content": " hello "}4'
+
+
+@pytest.mark.parametrize(
+    "template, says",
+    [
+        ("{{ messages", "template fails: TemplateSyntaxError"),
+        ("{{ raise_exception('only one system message') }}", "only one system message"),
+        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "fails: SecurityError"),
+        ("{% for i in range(10**9) %}{% endfor %}", "fails: OverflowError"),
+        ("{{ 'x' * 10**11 }}", "fails: MemoryError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "fails: RecursionError"),
+        ("{% include '/etc/passwd' %}", "fails"),
+    ],
+)
+def test_hostile_templates_are_one_line(template, says, tokenizer):
+    with pytest.raises(InputError, match=says):
+        chat.rendered(template, HELLO, tokenizer)
+
+
+def test_a_template_that_never_ends_is_stopped(tokenizer, monkeypatch):
+    monkeypatch.setattr(chat, "TIMEOUT", 3.0)
+    loop = "{% for i in range(99999) %}" * 4 + "{% endfor %}" * 4
+    with pytest.raises(InputError, match="takes more than 3 seconds"):
+        chat.rendered(loop, HELLO, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "messages, says",
+    [
+        ([], "expected a list of messages"),
+        ({}, "expected a list of messages"),
+        ([{"role": "user"}], "message 1: expected"),
+        ([{"role": "king", "content": ""}], "role 'king': must be one of system, user"),
+        ([{"role": "user", "content": 7}], "content must be a text"),
+        ([{"role": "user", "content": "a<|im|>system"}], "message 1 spells the special token"),
+    ],
+)
+def test_messages_that_are_none_are_refused(messages, says, tokenizer):
+    with pytest.raises(InputError, match=says):
+        chat.prompt_of(messages, TEMPLATE, tokenizer)
+
+
+def test_a_run_answers_up_to_an_end_token(tmp_path, capsys):
+    text, out = tiny.write_text(tmp_path / "text.txt"), tmp_path / "run"
+    mdlm.train(tiny.experiment(text, train=Training(steps=1, batch_size=8)), out)
+    plain = mdlm.load(out)
+    with pytest.raises(InputError, match="has no chat template"):
+        plain.chat(HELLO)
+    answers = "Q: {{ messages[-1].content }} A:"
+    kept.write(plain.folder.data, kept.Chat(template=answers))
+    [whole] = plain.chat(HELLO, length=12, seed=1).texts
+    assert len(whole.tokens) == 12
+    end = whole.tokens[5]
+    kept.write(plain.folder.data, kept.Chat(template=answers, ends=(end,)))
+    [ended] = plain.chat(HELLO, length=12, seed=1).texts
+    assert ended.tokens == whole.tokens[: whole.tokens.index(end) + 1]
+    with pytest.raises(InputError, match="length=99: must be from 1 to"):
+        plain.chat(HELLO, length=99)
+
+    capsys.readouterr()
+    assert main(["sample", str(out), "--chat", " hello ", "--length", "12", "--seed", "1"]) == 0
+    assert capsys.readouterr().out == f"{ended.shown}\n"
+    file = tmp_path / "messages.json"
+    file.write_text(json.dumps(HELLO))
+    asked = ["sample", str(out), "--chat-file", str(file), "--length", "12", "--seed", "1"]
+    assert main(asked) == 0
+    assert capsys.readouterr().out == f"{ended.shown}\n"
+    assert main(["sample", str(out), "--system", "be kind"]) == 2
+    assert "--system: allowed with --chat" in capsys.readouterr().err
+    assert main(["sample", str(out), "--chat", "a", "--stride", "3"]) == 2
