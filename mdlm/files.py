@@ -1,6 +1,7 @@
 """Files that are replaced as a whole, locks, and the folder for what may be made again."""
 
 import fcntl
+import math
 import os
 import socket
 import uuid
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from mdlm.errors import InputError
 
@@ -25,6 +27,15 @@ def replaced(path: Path) -> Iterator[Path]:
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def finite(value: Any) -> Any:
+    """Returns JSON values with null for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Lock:

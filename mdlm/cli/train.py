@@ -8,7 +8,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mdlm.cli.arguments import add_experiment, add_process_group, add_trust, experiment_of, typed
+from mdlm.cli.arguments import (
+    add_experiment,
+    add_no_verify,
+    add_process_group,
+    add_trust,
+    experiment_of,
+    typed,
+)
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.cluster import heartbeat, process_group
@@ -59,6 +66,7 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
             wandb=args.wandb,
             profile=args.profile or 0,
             trust=args.trust_experiment,
+            verify=not args.no_verify,
             report=progress.stage,
         )
         if session.changed and process_group.is_main():
@@ -186,6 +194,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     sub.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases")
     add_trust(sub)
+    add_no_verify(sub)
     add_process_group(sub)
     sub.add_argument(
         "--profile",

@@ -12,11 +12,12 @@ from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import fingerprint
 from mdlm.experiment.model import Model
 from mdlm.interop import mdlm_torch
-from mdlm.keys import stream
+from mdlm.keys import of_seed, stream
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.network import count_parameters
 from mdlm.runs import weights as weights_file
+from mdlm.runs.finite import check_finite
 from mdlm.runs.folder import RunFolder
 
 
@@ -55,11 +56,12 @@ def import_weights(
     model = Model(experiment, tokenizer.vocab)
     params = {"network": mdlm_torch.stacked(tensors, network, model.vocab_size)}
     # The file lacks the parameters of a process that learns: they start as in training.
-    start = stream(jax.random.key(experiment.seed), "init")
+    start = stream(of_seed(experiment.seed), "init")
     learned = jax.jit(lambda key: model.init(key).get("process", {}))(start)
     if learned:
         params["process"] = learned
+    check_finite(params, str(weights), "they are of no use: import other weights")
     folder.begin(source, overrides, experiment)
-    tokenizer.save(folder.data)
+    folder.save_tokenizer(tokenizer.files())
     weights_file.write(folder.path, params, step=0, fingerprint=fingerprint(experiment))
     return count_parameters(params["network"])

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import math
 import re
 import shutil
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mdlm.errors import InputError
-from mdlm.files import replaced
+from mdlm.files import finite, replaced
 from mdlm.runs.writers import Writer
 
 log = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ class Log:
         """
         if self.writes:
             line = {"kind": kind, "step": step, "time": round(time.time() - self.started, 2)}
-            said = {name: _in_json(value) for name, value in values.items()}
+            said = finite(dict(values))
             with open(self.metrics_file, "a", encoding="utf-8") as file:
                 file.write(json.dumps({**line, **said}) + "\n")
             single = _singly(values)
@@ -143,14 +142,6 @@ def warn_once(what: str, error: BaseException) -> None:
         WARNED.add(what)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         log.warning("%s failed, the run goes on: %s", what, reason)
-
-
-def _in_json(value: Value) -> Any:
-    if isinstance(value, list):
-        return [_in_json(one) for one in value]
-    if value is None or isinstance(value, str):
-        return value
-    return value if math.isfinite(value) else None
 
 
 def _singly(values: Mapping[str, Value]) -> dict[str, float]:

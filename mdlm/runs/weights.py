@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from mdlm.errors import InputError
 from mdlm.files import replaced
+from mdlm.runs import digests
 from mdlm.types import ArrayTree
 
 NAME = "weights.safetensors"
@@ -79,7 +80,7 @@ def write(
     metadata = {"step": str(step), "parameters": "ema", "dtype": " ".join(sorted(kinds))}
     if fingerprint is not None:
         metadata["fingerprint"] = fingerprint
-    with replaced(folder / NAME) as new:
+    with digests.sealed(folder, NAME), replaced(folder / NAME) as new:
         save_file(tensors, new, metadata)
     return folder / NAME
 
@@ -103,9 +104,15 @@ class Weights:
             raise InputError(f"{path}: not a readable file of weights ({error})") from error
 
     @classmethod
-    def of(cls, folder: Path) -> "Weights | None":
-        """Returns the weights of a run folder, None if it has none."""
+    def of(cls, folder: Path, *, verify: bool = True) -> "Weights | None":
+        """Returns the weights of a run folder, None if it has none.
+
+        All host processes call it. Raises InputError if the file differs from what was written.
+        """
         path = folder / NAME
+        bad = digests.damage_together(folder, only=NAME) if verify else None
+        if bad is not None:
+            raise InputError(digests.refusal(folder, bad))
         return cls(path) if path.is_file() else None
 
     @property
