@@ -12,7 +12,7 @@ from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.cluster import process_group
 from mdlm.errors import InputError
-from mdlm.files import finite
+from mdlm.files import finite, write
 
 if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.data.tokens.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     if trace is not None and out.trace is not None:
         from mdlm.view.document import dumps
 
-        trace.write_text(dumps(out.trace), encoding="utf-8")
+        write(trace, dumps(out.trace))
         again = typed(["view", str(trace)])
         print(f"{trace}: {out.trace.steps} steps; next: {again}", file=sys.stderr)
     if args.json:

@@ -15,8 +15,9 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -60,7 +61,7 @@ class Checkpoints:
         read_only: bool = False,
         verify: bool = True,
     ):
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _quieten()
         self.folder = located(folder)
         reach(self.folder)
         self._verifies, self._sound = verify, set[int]()
@@ -194,7 +195,7 @@ class Checkpoints:
         except (InputError, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # orbax and TensorStore raise many kinds
-            _let_readers_end(error)
+            _let_others_end(error)
             step = self._unreadable_metrics() if step is None else step
             if step is None:
                 raise
@@ -225,8 +226,8 @@ class Checkpoints:
             bad = digests.damage_together(self.folder / str(found))
             if bad is not None:
                 raise InputError(
-                    f"{self.folder}: the checkpoint of step {found} is damaged ({bad});"
-                    f" {self._way_out(found)}; --no-verify reads it all the same"
+                    f"{self.folder}: the checkpoint of step {found} is damaged ({bad};"
+                    f" --no-verify reads it all the same); {self._way_out(found)}"
                 )
             self._sound.add(found)
         return found
@@ -250,11 +251,32 @@ class Checkpoints:
                 )
 
 
-def _let_readers_end(error: BaseException | None) -> None:
-    """Waits for the remaining readers of a checkpoint after one of them failed.
+def _quieten() -> None:
+    """Keeps the libraries from printing the error of each array that cannot be written: one is
+    raised. The others arrive when nothing waits for them any more."""
+    for library in ("absl", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    shown, unraisable = sys.excepthook, sys.unraisablehook
+    if getattr(shown, "func", None) is _show:
+        return
+    sys.excepthook = partial(_show, shown)
+    sys.unraisablehook = lambda found: _is_late(found.exc_value) or unraisable(found)
 
-    Orbax reads all arrays at once and does not cancel the other reads when one fails. Their errors
-    have the same cause and are not shown.
+
+def _show(shown: Callable[..., None], kind: type, error: BaseException, trace: Any) -> None:
+    if not _is_late(error):
+        shown(kind, error, trace)
+
+
+def _is_late(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+
+def _let_others_end(error: BaseException | None) -> None:
+    """Waits for the other readers or writers of a checkpoint's arrays after one of them failed.
+
+    Orbax reads and writes all arrays at once and does not cancel the others when one fails. Their
+    errors have the same cause and are not shown.
     """
     hooks = sys.unraisablehook, sys.excepthook
     sys.unraisablehook = sys.excepthook = lambda *_: None
@@ -277,9 +299,12 @@ def _disk(folder: epath.Path) -> Iterator[None]:
         reason = _disk_trouble(error)
         if reason is None:
             raise
+        _let_others_end(error)
+        whole = [step for step in steps_in(folder) if (folder / str(step) / digests.NAME).exists()]
+        kept = f"that of step {whole[-1]} is the newest intact" if whole else "there is none before"
         raise InputError(
-            f"{folder}: the checkpoint could not be written ({reason});"
-            " earlier checkpoints are intact"
+            f"{folder}: the checkpoint could not be written ({reason}); {kept}: make room there,"
+            " then give the same command again"
         ) from error
 
 

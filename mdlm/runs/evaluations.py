@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mdlm.files import finite
+from mdlm.files import append, finite
 from mdlm.version import __version__
 
 FILE = "evaluations.jsonl"
@@ -26,8 +26,7 @@ def record(folder: Path, step: int, metrics: Sequence[Mapping[str, Any]]) -> Non
         "versions": {"mdlm": __version__, "jax": metadata.version("jax")},
     }
     lines = [json.dumps(finite({**metric, **common})) + "\n" for metric in metrics]
-    with open(folder / FILE, "a", encoding="utf-8") as file:
-        file.write("".join(lines))
+    append(folder / FILE, "".join(lines).encode())
 
 
 def earlier(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:

@@ -9,6 +9,8 @@ dtype        of the network's tensors
 fingerprint  of the experiment, if known
 """
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -81,7 +83,13 @@ def write(
     if fingerprint is not None:
         metadata["fingerprint"] = fingerprint
     with digests.sealed(folder, NAME), replaced(folder / NAME) as new:
-        save_file(tensors, new, metadata)
+        try:
+            save_file(tensors, new, metadata)
+        except SafetensorError as error:  # which has the number of a disk's error in its text
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
     return folder / NAME
 
 
