@@ -137,9 +137,10 @@ An experiment file is Python code, which this command executes.
 exit codes:
   0    the run is finished
   2    wrong arguments or input
-  3    too many steps in a row had a loss or gradient that is not finite (--train.max_skipped);
-       starting the run again unchanged will not help: lower --optimizer.learning_rate, or
-       --fork the run from an earlier checkpoint
+  3    too many steps in a row had a loss, gradient or new parameters that are not finite
+       (--train.max_skipped); the message names the newest checkpoint with a finite loss. Starting
+       the run again unchanged will not help: lower --optimizer.learning_rate, or --fork the run
+       from an earlier checkpoint
   4    another process of the run was lost
   129  stopped by SIGHUP (the terminal was closed), after saving
   130  stopped by Ctrl-C, after saving

@@ -146,9 +146,9 @@ def test_a_model_of_nan_is_refused_everywhere(experiment, broken, tmp_path, caps
     assert mdlm.load(broken, step=6).step == 6
     with pytest.raises(InputError, match="step 7: .*not finite"):
         train(longer, broken)
-    for how in ({"init_from": str(broken)}, {"fork": str(broken)}):
+    for init_from, fork in ((str(broken), None), (None, str(broken))):
         with pytest.raises(InputError, match="not finite"):
-            Session(longer, tmp_path / "new", source="", **how)
+            Session(longer, tmp_path / "new", source="", init_from=init_from, fork=fork)
         assert not (tmp_path / "new").exists()
     train(longer, tmp_path / "fork", fork=f"{broken}@6")
     for command in (["eval"], ["sample", "--json"]):
