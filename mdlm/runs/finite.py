@@ -7,7 +7,7 @@ from mdlm.errors import InputError
 from mdlm.runs.weights import named
 from mdlm.types import ArrayTree
 
-ADVICE = "the run diverged; use an earlier checkpoint (--step), or train anew"
+ADVICE = "the run diverged; use an earlier checkpoint (--step, or --fork RUN@STEP), or train anew"
 
 
 def not_finite(tree: ArrayTree) -> list[str]:
