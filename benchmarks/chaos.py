@@ -1,10 +1,12 @@
-"""Kills a training run at random moments, resumes it each time, and compares with a calm run.
+"""Kills and harms a training run at random moments, resumes it, and compares with a calm run.
 
     python -m benchmarks.chaos --kills 30 --seed 0
 
 `mdlm train` in a process of its own gets SIGKILL, which cannot be caught: while it starts, while it
 compiles (then with an empty cache of compiled programs, which later starts use as it was left),
-between steps, and while a checkpoint is being written. The same command then resumes the run. At
+between steps, and while a checkpoint is being written. It also gets SIGHUP, as from a terminal that
+is closed, and must save; and between two starts its checkpoints vanish, or a bit of a file flips,
+and it must be refused until that is undone. The same command then resumes the run. At
 the end every array of the newest checkpoint (parameters, optimizer, EMA, step, counters) and its
 position in the data must equal, bit by bit, those of an undisturbed run, and metrics.jsonl must
 have each line once, with the same values. The exit code is 1 if anything differs.
@@ -17,6 +19,7 @@ import argparse
 import json
 import logging
 import random
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +32,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from benchmarks import harness, small
+from benchmarks.damage import flip, vanish
 from benchmarks.train_process import (
     BETWEEN,
     COMPILING,
@@ -42,8 +46,13 @@ from benchmarks.train_process import (
 )
 from mdlm.errors import InputError
 
-SHARES = (START, SAVING, BETWEEN, SAVING, COMPILING, BETWEEN, SAVING, START, SAVING, BETWEEN)
-"""The phases that kills aim at, in turns; the order is drawn."""
+HANGUP, VANISHED, FLIPPED = "SIGHUP between steps", "checkpoints vanished", "flipped bit"
+HARMS = {VANISHED: vanish, FLIPPED: flip}
+SHARES = (
+    *(SAVING, FLIPPED, HANGUP, VANISHED, START, SAVING, BETWEEN, FLIPPED, SAVING, COMPILING),
+    *(BETWEEN, SAVING, FLIPPED, START, SAVING, BETWEEN),
+)
+"""The moments that are aimed at, in turns; the order is drawn."""
 SAVE_EVERY, STEPS_PER_KILL = 8, 10
 TIMED = {"time", "tokens_per_second", "flops_per_second", "mfu", "data_wait"}
 """Fields of a log line that describe the machine and not the run."""
@@ -85,15 +94,25 @@ def disturbed(
     rng.shuffle(aims)
     seen: list[Kill] = []
     with harness.working("killing") as say:
-        for aim in aims:
+        while aims:
+            aim, kept = aims.pop(0), newest(folder)
+            if aim in HARMS:
+                if not kept:  # there is nothing to harm yet
+                    if HARMS.keys() >= set(aims):
+                        return seen
+                    aims.append(aim)
+                    continue
+                HARMS[aim](folder, words, cache, rng)
+                seen.append(Kill(aim, aim, kept, kept))
+                say(f"{len(seen)} of {kills}, {aim}, refused")
+                continue
             if aim == COMPILING:
                 cache = folder / f"cache-{len(seen)}"
-            kept = newest(folder)
             life = Life(folder, words, cache)
             if not life.wait_for(moment(life, aim, rng, paces)):
                 life.finish()
                 return seen
-            phase = life.kill()
+            phase = hang_up(life) if aim == HANGUP else life.kill()
             paces = replace(paces, begin=min(paces.begin, life.took))
             if life.began not in (None, kept):
                 raise InputError(
@@ -103,6 +122,16 @@ def disturbed(
             say(f"{len(seen)} of {kills}, {phase}, saved: step {seen[-1].kept}")
     Life(folder, words, cache).finish()
     return seen
+
+
+def hang_up(life: Life) -> str:
+    """Closes the terminal of a process, which must save. Raises InputError if it does not."""
+    life.process.send_signal(signal.SIGHUP)
+    life.finish(129)
+    kept, made = newest(life.folder), last_line(life.folder)
+    if kept != made:
+        raise InputError(f"SIGHUP at step {made}, the newest checkpoint is of step {kept}")
+    return HANGUP
 
 
 def moment(life: Life, aim: str, rng: random.Random, paces: Paces) -> Callable[[], bool]:
@@ -120,7 +149,7 @@ def moment(life: Life, aim: str, rng: random.Random, paces: Paces) -> Callable[[
     if aim == COMPILING:
         seconds = rng.uniform(0, paces.compile)
         return lambda: since(life.began is not None, seconds)
-    if aim == BETWEEN:
+    if aim in (BETWEEN, HANGUP):
         lines, seconds = rng.randrange(1, 3 * SAVE_EVERY), rng.uniform(0, 0.05)
         return lambda: since(
             life.began is not None and logged(life.folder) >= life.lines + lines, seconds
@@ -214,9 +243,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"--kills {args.kills}: must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
         seen, different = compare(args.kills, args.seed, Path(args.keep or folder))
-    print("| killed | aimed at | times | steps repeated, median (most) |")
+    print("| killed or harmed | aimed at | times | steps repeated, median (most) |")
     print("|---|---|---|---|")
-    for phase in PHASES:
+    for phase in (*PHASES, HANGUP, *HARMS):
         here = [kill for kill in seen if kill.phase == phase]
         again = [max(0, kill.logged - kill.kept) for kill in here] or [0]
         aimed = sum(kill.aim == phase for kill in seen)

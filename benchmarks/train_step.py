@@ -29,6 +29,7 @@ import numpy as np
 
 from benchmarks import harness, synthetic
 from mdlm.experiment.experiment import Experiment
+from mdlm.keys import of_seed
 from mdlm.models.network import count_parameters
 from mdlm.parallel.mesh import check_batch, put_on_mesh
 from mdlm.profiling.peak import peak_flops
@@ -49,7 +50,7 @@ class Ours:
         self.mesh = shape.build(devices if -1 in sizes else devices[: math.prod(sizes)])
         check_batch(self.mesh, settings.batch_size, settings.accumulate)
         tx = experiment.optimizer.build(settings.steps)
-        fresh = create_state(model, tx, self.mesh, jax.random.key(experiment.seed))
+        fresh = create_state(model, tx, self.mesh, of_seed(experiment.seed))
         self.initial: ArrayTree = synthetic.moved(fresh["params"])
         self.state = started_from(fresh, self.initial)
         length = experiment.data.packing.length

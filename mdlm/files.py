@@ -1,6 +1,8 @@
 """Files that are replaced as a whole, locks, and the folder for what may be made again."""
 
+import contextlib
 import fcntl
+import math
 import os
 import socket
 import uuid
@@ -8,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from mdlm.errors import InputError
 
@@ -17,14 +20,61 @@ def replaced(path: Path) -> Iterator[Path]:
     """Context that yields a new file's path; the file takes the place of `path` at the end.
 
     A reader, or a crash, sees the old file or the new one. The file is made by its writer, with the
-    permissions that the umask leaves. After an error nothing is left of it.
+    permissions that the umask leaves. After an error nothing is left of it; one of the disk names
+    `path`.
     """
     new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
     try:
         yield new
         os.replace(new, path)
+    except OSError as error:
+        raise _of(path, error) from error
     finally:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Writes a whole file, in place of the old one. Raises OSError, which names the file.
+
+    A link keeps leading where it leads, and what is no file, such as a pipe, is written to.
+    """
+    data, path = content.encode() if isinstance(content, str) else content, path.resolve()
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    with replaced(path) as new:
+        new.write_bytes(data)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Adds to the end of a file: all of it or, with an OSError that names the file, nothing."""
+    try:
+        with open(path, "ab", buffering=0) as file:
+            before, left = file.tell(), memoryview(content)
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(before)
+                raise
+    except OSError as error:
+        raise _of(path, error) from error
+
+
+def _of(path: Path, error: OSError) -> OSError:
+    """Returns an error of the disk with the name of the file that it is about."""
+    number = error.errno or 0
+    return OSError(number, error.strerror or str(error), str(path))
+
+
+def finite(value: Any) -> Any:
+    """Returns JSON values with null for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Lock:

@@ -13,6 +13,19 @@ import jax
 from jax import Array
 from jaxtyping import Int, Key
 
+from mdlm.errors import InputError
+
+
+def of_seed(seed: int) -> Key[Array, ""]:
+    """Returns the key of a run. All bits of its seed count.
+
+    Raises InputError if the seed is outside [0, 2**63).
+    """
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed={seed}: must be in [0, 2**63)")
+    key = jax.random.key(seed % 2**32)
+    return jax.random.fold_in(key, seed >> 32) if seed >> 32 else key
+
 
 def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
     """The key of the stream `name` (a checksum of the name, folded in)."""

@@ -28,6 +28,7 @@ from mdlm.generation.generator import Generation, Generator, window_of
 from mdlm.generation.programs import within_reach
 from mdlm.generation.texts import text_of
 from mdlm.generation.windows import Windows
+from mdlm.keys import of_seed
 from mdlm.objectives.clip_search import Interval
 from mdlm.parallel.mesh import MeshShape
 from mdlm.runs import chat, weights
@@ -42,6 +43,7 @@ def load(
     step: int | None = None,
     mesh: MeshShape | None = None,
     trust: bool = False,
+    verify: bool = True,
 ) -> "Run":
     """Opens a run folder at its newest checkpoint, or at the checkpoint of `step`. Weights in the
     folder are used if no checkpoint is newer.
@@ -49,10 +51,11 @@ def load(
     The run may have been trained on other devices. If its mesh does not fit the devices here and
     `mesh` is None, the parameters are spread over all devices. No code of the folder is executed,
     except with `trust`: the experiment is then read by executing the folder's copy of the
-    experiment file, not from config.json. Raises InputError if the folder is not a run, has no such
-    checkpoint, or names components that are not installed.
+    experiment file, not from config.json. Without `verify`, files are not compared with their
+    digests. Raises InputError if the folder is not a run, has no such checkpoint, is damaged, or
+    names components that are not installed.
     """
-    return Run(path, step=step, mesh=mesh, trust=trust)
+    return Run(path, step=step, mesh=mesh, trust=trust, verify=verify)
 
 
 class Run:
@@ -65,8 +68,9 @@ class Run:
         step: int | None = None,
         mesh: MeshShape | None = None,
         trust: bool = False,
+        verify: bool = True,
     ):
-        self.folder = RunFolder(path, trust=trust)
+        self.folder = RunFolder(path, trust=trust, verify=verify)
         process_group.broadcast(lambda: self.folder.config() and None)  # raises if it is not a run
         self.folder.check_shared()
         self.experiment: Experiment = self.folder.experiment()
@@ -131,7 +135,7 @@ class Run:
         Raises InputError if the run does not use block diffusion.
         """
         scorer = Scorer(self.model, self.mesh, self.dataset)
-        return scorer.clip_search(self.params, batches=batches, key=jax.random.key(seed))
+        return scorer.clip_search(self.params, batches=batches, key=of_seed(seed))
 
     def generator(self, sampler: Sampler | None = None) -> Generator:
         """Returns a generator with this run's parameters. Keep it, so that it compiles only once.

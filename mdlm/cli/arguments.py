@@ -79,6 +79,7 @@ def add_run(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--json", action="store_true", help="print the result as JSON")
     add_trust(sub)
+    add_no_verify(sub)
 
 
 def add_trust(sub: argparse.ArgumentParser) -> None:
@@ -87,6 +88,14 @@ def add_trust(sub: argparse.ArgumentParser) -> None:
         action="store_true",
         help="execute the run folder's copy of its experiment file, needed only if it defines "
         "components of its own; use it only if you trust the authors",
+    )
+
+
+def add_no_verify(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="do not compare the files of a run with their digests before they are used",
     )
 
 

@@ -12,6 +12,7 @@ from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.cluster import process_group
 from mdlm.errors import InputError
+from mdlm.files import finite
 
 if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.data.dataset import TextData
@@ -25,7 +26,12 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     from mdlm.run import load
 
     objective, settings = _checked(args), _reading(args)
-    run = load(args.run_folder, step=args.step, trust=args.trust_experiment)
+    run = load(
+        args.run_folder,
+        step=args.step,
+        trust=args.trust_experiment,
+        verify=not args.no_verify,
+    )
     if run.remark and process_group.is_main():
         print(f"mdlm: {run.remark}", file=sys.stderr)
     how, data = run.experiment.evaluation, None
@@ -47,7 +53,7 @@ def run(args: argparse.Namespace, _: Changes) -> int:
         metrics = run.perplexity(how, data=data, report=progress.bar("evaluating", "rows"))
     earlier = _kept(Path(args.run_folder), run.step, metrics) if process_group.is_main() else []
     if args.json:
-        print(json.dumps([vars(m) for m in metrics], indent=1))
+        print(json.dumps(finite([vars(m) for m in metrics]), indent=1))
     else:
         print(f"{args.run_folder}, step {run.step}")
         print(table(metrics))

@@ -15,6 +15,7 @@ signal, all the others stop with the same exit code.
 import argparse
 import contextlib
 import difflib
+import errno
 import io
 import os
 import sys
@@ -60,6 +61,10 @@ COMMANDS: dict[str, Command] = {
 
 VERSION = f"mdlm {__version__} (mdlm-jax, in {Path(mdlm.__file__).parent})"
 """Says which program this is: the public index has another one of that name."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that takes no more."""
+NO_ROOM = "; files written before are intact: make room there, then give the same command again"
 
 PROCESS_ARGUMENTS = ("coordinator", "processes", "process", "join_timeout")
 """Arguments about the group of processes and the rank of this one in it."""
@@ -145,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.traceback:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        return _failed(f"{where}{error.strerror or error}", 2)
+        more = NO_ROOM if error.errno in FULL else ""
+        return _failed(f"{where}{error.strerror or error}{more}", 2)
     except KeyboardInterrupt:
         return _failed("interrupted", 130)
 

@@ -7,6 +7,7 @@ import shlex
 from mdlm.cli.arguments import complete_experiments, writable
 from mdlm.cli.command import Changes, Command
 from mdlm.errors import InputError
+from mdlm.files import write
 
 
 def run(args: argparse.Namespace, _: Changes) -> int:
@@ -16,7 +17,7 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     if path.exists():
         raise InputError(f"{path}: exists already; choose another name, or edit that file")
     text = renamed(located(args.like).read_text(encoding="utf-8"), path.stem)
-    path.write_text(text.replace(f"experiments/{args.like}.py", str(path)), encoding="utf-8")
+    write(path, text.replace(f"experiments/{args.like}.py", str(path)))
     word = shlex.quote(str(path))
     print(f"{path}: a copy of {args.like}, to edit (`mdlm settings {word}` lists its settings)")
     print(f"next: mdlm train {word}")

@@ -11,6 +11,7 @@ from mdlm.cli.arguments import add_experiment, experiment_of
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.errors import InputError
+from mdlm.files import finite
 from mdlm.vocab import Vocab
 
 if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
@@ -201,13 +202,6 @@ def _compile(path: str, changes: Changes, vocab: Vocab, topology: "Topology", an
         answer.send(
             InputError(f"{topology.text} cannot run this training step: {first(str(error))}")
         )
-
-
-def finite(value: Any) -> Any:
-    """Replaces NaN, which stands for unknown numbers and is not valid JSON, by None."""
-    if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
-    return None if isinstance(value, float) and value != value else value
 
 
 PLAN_HELP = """\

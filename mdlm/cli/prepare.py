@@ -110,6 +110,8 @@ def closing_words(prepared: "Prepared", store: str, seconds: float) -> str:
         lines.append(f"{store} is complete ({duration(seconds)})")
     else:
         lines.append(f"{store} was complete already; all its shards match their checksums")
+    if prepared.not_compared is not None:
+        lines.append(f"  the text could not be compared with it: {prepared.not_compared}")
     for split, record in manifest.splits.items():
         tokens, size = record.total("tokens"), record.total("bytes")
         shards = f"{len(record.shards)} shard{'' if len(record.shards) == 1 else 's'}"

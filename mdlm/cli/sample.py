@@ -13,6 +13,7 @@ from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.cluster import process_group
 from mdlm.errors import InputError
+from mdlm.files import finite, write
 
 if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.data.tokens.tokenizer import Tokenizer
@@ -36,8 +37,15 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     messages = messages_of(args)
     if args.num < 1:
         raise InputError(f"--num {args.num}: must be at least 1")
+    if not 0 <= args.seed < 2**63:
+        raise InputError(f"--seed {args.seed}: must be in [0, 2**63)")
     trace = None if args.trace is None else writable(args.trace)
-    run = load(args.run_folder, step=args.step, trust=args.trust_experiment)
+    run = load(
+        args.run_folder,
+        step=args.step,
+        trust=args.trust_experiment,
+        verify=not args.no_verify,
+    )
     if run.remark and process_group.is_main():
         print(f"mdlm: {run.remark}", file=sys.stderr)
     out = generated(args, run, sampler_of(args, run), messages)
@@ -46,13 +54,13 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     if trace is not None and out.trace is not None:
         from mdlm.view.document import dumps
 
-        trace.write_text(dumps(out.trace), encoding="utf-8")
+        write(trace, dumps(out.trace))
         again = typed(["view", str(trace)])
         print(f"{trace}: {out.trace.steps} steps; next: {again}", file=sys.stderr)
     if args.json:
         names = ("nfe", "seconds", "tokens_per_second")
         summary = {name: getattr(out, name) for name in names}
-        print(json.dumps({**summary, "texts": [vars(t) for t in out.texts]}))
+        print(json.dumps(finite({**summary, "texts": [vars(t) for t in out.texts]})))
         return 0
     for number, text in enumerate(out.texts, 1):
         if len(out.texts) > 1:

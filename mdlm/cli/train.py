@@ -8,7 +8,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mdlm.cli.arguments import add_experiment, add_process_group, add_trust, experiment_of, typed
+from mdlm.cli.arguments import (
+    add_experiment,
+    add_no_verify,
+    add_process_group,
+    add_trust,
+    experiment_of,
+    typed,
+)
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.cluster import heartbeat, process_group
@@ -59,6 +66,7 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
             wandb=args.wandb,
             profile=args.profile or 0,
             trust=args.trust_experiment,
+            verify=not args.no_verify,
             report=progress.stage,
         )
         if session.changed and process_group.is_main():
@@ -129,9 +137,10 @@ An experiment file is Python code, which this command executes.
 exit codes:
   0    the run is finished
   2    wrong arguments or input
-  3    too many steps in a row had a loss or gradient that is not finite (--train.max_skipped);
-       starting the run again unchanged will not help: lower --optimizer.learning_rate, or
-       --fork the run from an earlier checkpoint
+  3    too many steps in a row had a loss, gradient or new parameters that are not finite
+       (--train.max_skipped); the message names the newest checkpoint with a finite loss. Starting
+       the run again unchanged will not help: lower --optimizer.learning_rate, or --fork the run
+       from an earlier checkpoint
   4    another process of the run was lost
   129  stopped by SIGHUP (the terminal was closed), after saving
   130  stopped by Ctrl-C, after saving
@@ -186,6 +195,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     sub.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases")
     add_trust(sub)
+    add_no_verify(sub)
     add_process_group(sub)
     sub.add_argument(
         "--profile",

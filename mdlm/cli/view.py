@@ -7,6 +7,7 @@ from pathlib import Path
 from mdlm.cli.arguments import writable
 from mdlm.cli.command import Changes, Command
 from mdlm.errors import InputError
+from mdlm.files import write
 
 
 def run(args: argparse.Namespace, _: Changes) -> int:
@@ -27,12 +28,12 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     if args.html is not None:
         from mdlm.view.page import page
 
-        writable(args.html).write_text(page(trace, row=args.row, fps=args.fps), encoding="utf-8")
+        write(writable(args.html), page(trace, row=args.row, fps=args.fps))
         print(f"{args.html}: {trace.steps} steps of {len(trace.rows)} texts; open it in a browser")
     if args.gif is not None:
         from mdlm.view.gif import gif
 
-        writable(args.gif).write_bytes(gif(trace, row, fps=args.fps))
+        write(writable(args.gif), gif(trace, row, fps=args.fps))
         print(f"{args.gif}: {trace.steps} steps of text {args.row}")
     if args.html is None and args.gif is None:
         terminal.show(trace, row, sys.stdout, fps=args.fps)

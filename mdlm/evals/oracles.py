@@ -18,7 +18,7 @@ from jax import Array
 from jaxtyping import Bool, Int, Key
 
 from mdlm.diffusion import Diffusion
-from mdlm.keys import by_row
+from mdlm.keys import by_row, of_seed
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.score import Score
 from mdlm.parameterizations.subs import Subs
@@ -191,7 +191,7 @@ def sample(oracle: Oracle, sampler: Sampler, rows: int, seed: int = 0) -> Sample
         denoise=denoise,
     )
     nothing = np.zeros((rows, oracle.length), np.int32)
-    samples = drawn(jax.random.key(seed), nothing, nothing.astype(bool), sampler, diffusion)
+    samples = drawn(of_seed(seed), nothing, nothing.astype(bool), sampler, diffusion)
     return jax.device_get(samples)
 
 

@@ -28,6 +28,7 @@ from mdlm.evals.ngrams import Baselines
 from mdlm.evals.nll import Metric, summarise
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.experiment.model import Model
+from mdlm.keys import of_seed
 from mdlm.objectives.block import BlockNelbo
 from mdlm.objectives.clip_search import Interval, search
 from mdlm.parallel.mesh import check_batch, on, put_on_mesh, replicated, rows_here
@@ -101,7 +102,7 @@ class Scorer:
         size = how.batch_size or experiment.train.batch_size
         check_batch(self.mesh, size)
         how = replace(how, passes=1 if objective.is_exact else how.passes)
-        key = jax.random.key(experiment.seed)
+        key = of_seed(experiment.seed)
 
         here = rows_here(self.mesh, size)
 

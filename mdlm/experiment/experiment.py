@@ -44,8 +44,9 @@ class Training:
         checkpoint_every: steps between checkpoints (0: only at the end).
         keep: number of newest checkpoints kept; the best on the validation split is kept too.
         keep_every: checkpoints at multiples of this many steps are kept permanently (0: none).
-        max_skipped: the run ends after this many steps in a row whose loss or gradient is not
-            finite. Such steps only count; they make no update. Checked at each line of the log.
+        max_skipped: the run ends after this many steps in a row whose loss, gradient or new
+            parameters are not finite. Such steps only count; they make no update, and nothing is
+            saved after them. Checked at each line of the log.
         spike: the loss of a logged step is a spike if it exceeds the median of the 50 lines before
             it by more than this, nats per token (None: there are no spikes).
         rewinds: how often, at most, a spike rewinds the run to its newest checkpoint, to continue
@@ -85,9 +86,10 @@ class Training:
 class Experiment:
     """One run: data, process, network, objective, optimizer, sampler, and the mesh it runs on.
 
-    `name` is the default name of the run folder. `seed` decides everything that is random.
-    `time_condition` is what the network is conditioned on: no noise level ("none", as in the
-    released MDLM models), the time itself ("t"), "sigma" = -log alpha, or the log-SNR ("log_snr").
+    `name` is the default name of the run folder. `seed`, in [0, 2**63), decides everything that is
+    random. `time_condition` is what the network is conditioned on: no noise level ("none", as in
+    the released MDLM models), the time itself ("t"), "sigma" = -log alpha, or the log-SNR
+    ("log_snr").
     """
 
     name: str
@@ -105,6 +107,8 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self):
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed={self.seed}: must be in [0, 2**63)")
         refuse_others(self)
         refuse_nonsense(self)
 

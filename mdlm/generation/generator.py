@@ -28,7 +28,7 @@ from mdlm.generation.template import Template
 from mdlm.generation.texts import Text, text_of
 from mdlm.generation.trace import Trace, WindowTrace, generate_traced, rows_of
 from mdlm.generation.windows import Run, WindowDone, Windows, generate_long
-from mdlm.keys import by_row, stream
+from mdlm.keys import by_row, of_seed, stream
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.state import Samples
 from mdlm.types import ArrayTree
@@ -254,7 +254,7 @@ class Generator:
         return time.perf_counter() - self._programs.compiling
 
     def _keys(self, seed: int, rows: int) -> Key[Array, " b"]:
-        key = stream(jax.random.key(seed), "sample")
+        key = stream(of_seed(seed), "sample")
         return by_row(key, jax.numpy.arange(rows))
 
 

@@ -47,9 +47,11 @@ class Checkpoint:
     @property
     def bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(
-            int(np.prod(shape)) * self.dtypes[name].itemsize for name, shape in self.shapes.items()
-        )
+        return sum(map(self.bytes_of, self.shapes))
+
+    def bytes_of(self, name: str) -> int:
+        """Bytes of a tensor."""
+        return int(np.prod(self.shapes[name])) * self.dtypes[name].itemsize
 
     def read(self, name: str) -> np.ndarray:
         """Returns one tensor."""

@@ -1,6 +1,7 @@
 """Makes run folders from checkpoints in other people's layouts."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,12 +23,13 @@ from mdlm.interop.checkpoint import Checkpoint
 from mdlm.interop.layout import LONGEST, Layout, Parts
 from mdlm.interop.layouts import layout_of
 from mdlm.interop.tokens import chat_of, tokenizer_of
-from mdlm.keys import stream
+from mdlm.keys import of_seed, stream
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.network import count_parameters
 from mdlm.runs import chat
 from mdlm.runs import weights as weights_file
+from mdlm.runs.finite import check_finite
 from mdlm.runs.folder import RunFolder
 
 Report = Callable[[str, int, int], None]
@@ -68,31 +70,62 @@ def import_folder(
     there = {plain: checkpoint.shapes[name] for plain, name in names.items()}
     table.check(places, there, layout.ignored, str(folder))
 
-    run.begin(None, overrides, experiment)
-    built.save(run.data)
-    chat.write(run.data, chat_of(checkpoint, parts))
-    total = checkpoint.bytes
-    dtypes: dict[str, np.dtype] = {}
+    def copy() -> None:
+        run.save_tokenizer(built.files())
+        chat.write(run.data, chat_of(checkpoint, parts))
+        dtypes = _dtypes(places, {p: checkpoint.dtypes[name] for p, name in names.items()}, dtype)
+        shapes = table.array_shapes(experiment.network, model.columns)
+        sizes = {f"network.{path}": (shape, dtypes[path]) for path, shape in shapes.items()}
+        read = _reader(checkpoint, names, dtype)
+        done = 0
+        with weights_file.filled(run.path, sizes, fingerprint=fingerprint(experiment)) as arrays:
+            inside = {name.removeprefix("network."): array for name, array in arrays.items()}
+            for name in table.fill(places, read, inside):
+                done += checkpoint.bytes_of(names[name])
+                report(f"importing {folder.name}, bytes", done, checkpoint.bytes)
+
+    is_new = not out.exists()
+    try:
+        run.begin(None, overrides, experiment, copy=copy)
+    except BaseException:
+        if is_new:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    return experiment, sum(int(np.prod(place.shape)) // place.part[1] for place in places)
+
+
+def _dtypes(
+    places: list[table.Slot],
+    there: Mapping[str, np.dtype],
+    asked: weights_file.WeightsDtype | None,
+) -> dict[str, np.dtype]:
+    """Returns the dtype of each array: the one asked for, or the widest of its tensors."""
+    found: dict[str, np.dtype] = {}
     for place in places:
-        own = checkpoint.dtypes[names[place.tensor]]
-        known = dtypes.get(place.path, own)
-        wanted = np.result_type(known, own) if known != own else own
-        dtypes[place.path] = np.dtype(dtype) if dtype else wanted
-    shapes = table.array_shapes(experiment.network, model.columns)
-    sizes = {f"network.{path}": (shape, dtypes[path]) for path, shape in shapes.items()}
+        own = np.dtype(asked) if asked else there[place.tensor]
+        known = found.get(place.path, own)
+        found[place.path] = own if known == own else np.result_type(known, own)
+    return found
+
+
+def _reader(
+    checkpoint: Checkpoint, names: Mapping[str, str], asked: weights_file.WeightsDtype | None
+) -> table.Read:
+    """Returns the function that reads a tensor, in the dtype asked for.
+
+    It raises InputError if a number is not finite, or too large for the dtype.
+    """
 
     def read(name: str) -> np.ndarray:
         value = checkpoint.read(names[name])
-        return value if dtype is None else weights_file.cast(name, value, np.dtype(dtype))
+        if not np.isfinite(value).all():
+            raise InputError(
+                f"{checkpoint.folder}: {names[name]} has values that are not finite; they are of no"
+                " use: fetch the checkpoint again"
+            )
+        return value if asked is None else weights_file.cast(name, value, np.dtype(asked))
 
-    done = 0
-    with weights_file.filled(run.path, sizes, fingerprint=fingerprint(experiment)) as arrays:
-        inside = {name.removeprefix("network."): array for name, array in arrays.items()}
-        for name in table.fill(places, read, inside):
-            size = int(np.prod(checkpoint.shapes[names[name]]))
-            done += size * checkpoint.dtypes[names[name]].itemsize
-            report(f"importing {folder.name}, bytes", done, total)
-    return experiment, sum(int(np.prod(shape)) for shape in shapes.values())
+    return read
 
 
 def _new(out: Path) -> RunFolder:
@@ -164,11 +197,12 @@ def import_weights(
     model = Model(experiment, tokenizer.vocab)
     params = {"network": mdlm_torch.stacked(tensors, network, model.columns)}
     # The file lacks the parameters of a process that learns: they start as in training.
-    start = stream(jax.random.key(experiment.seed), "init")
+    start = stream(of_seed(experiment.seed), "init")
     learned = jax.jit(lambda key: model.init(key).get("process", {}))(start)
     if learned:
         params["process"] = learned
+    check_finite(params, str(weights), "they are of no use: import other weights")
     folder.begin(source, overrides, experiment)
-    tokenizer.save(folder.data)
+    folder.save_tokenizer(tokenizer.files())
     weights_file.write(folder.path, params, step=0, fingerprint=fingerprint(experiment))
     return count_parameters(params["network"])

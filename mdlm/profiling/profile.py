@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from mdlm.errors import InputError
+from mdlm.files import write
 from mdlm.profiling import timeline
 from mdlm.profiling.timeline import Event, Instruction
 
@@ -234,8 +235,8 @@ class Profiler:
         data = jax.profiler.ProfileData.from_file(str(written[-1]))
         module = text.partition("HloModule ")[2].partition(",")[0]
         found = read(timeline.events(data), module, timeline.instructions(text), self.steps)
-        (self.folder / "profile.txt").write_text(f"{found}\n", encoding="utf-8")
-        (self.folder / "profile.json").write_text(found.to_json() + "\n", encoding="utf-8")
+        write(self.folder / "profile.txt", f"{found}\n")
+        write(self.folder / "profile.json", found.to_json() + "\n")
         return found
 
     def close(self) -> None:

@@ -2,7 +2,8 @@
 
 A save is atomic: a checkpoint is complete or it does not exist. The newest few are kept, the best
 on the validation split, and some permanently. Arrays are restored with the sharding of the current
-mesh, whatever the mesh and the number of processes that saved them.
+mesh, whatever the mesh and the number of processes that saved them. Each has the digests of its
+files, written before it is complete and compared before it is read (see `mdlm.runs.digests`).
 """
 
 import gc
@@ -14,8 +15,9 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,11 +26,14 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
 from mdlm.errors import InputError
+from mdlm.runs import digests
 from mdlm.runs.checkpoint_paths import first_line, located, reach, steps_in
 from mdlm.runs.weights import named
 from mdlm.types import ArrayTree
 
 METRIC = "nelbo"
+STAMPED = ("_CHECKPOINT_METADATA", "commit_success.txt")
+"""Files that are written when the checkpoint becomes complete. Their contents are not used."""
 
 
 def _metric(metrics: dict[str, float]) -> float:
@@ -44,6 +49,7 @@ class Checkpoints:
         keep_every: checkpoints at multiples of this many steps are kept permanently (0: none).
         read_only: change nothing in the folder. Otherwise the remains of interrupted saves are
             removed, so only the training run itself, one at a time, may open it for writing.
+        verify: compare all bytes of a checkpoint with its digests before it is read.
     """
 
     def __init__(
@@ -53,10 +59,13 @@ class Checkpoints:
         keep_every: int = 0,
         *,
         read_only: bool = False,
+        verify: bool = True,
     ):
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _quieten()
         self.folder = located(folder)
         reach(self.folder)
+        self._verifies, self._sound = verify, set[int]()
+        self._saving: int | None = None
         policies: list[managers.PreservationPolicy] = [
             managers.LatestN(keep),
             managers.BestN(
@@ -79,6 +88,7 @@ class Checkpoints:
                     create=not read_only,
                     cleanup_tmp_directories=not read_only,
                     read_only=read_only,
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
                 ),
             )
 
@@ -108,6 +118,8 @@ class Checkpoints:
         """
         metrics = {METRIC: nelbo} if nelbo is not None and math.isfinite(nelbo) else {}
         with _disk(self.folder):
+            self.manager.wait_until_finished()  # `_seal` is of one save at a time
+            self._saving = step
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -115,6 +127,15 @@ class Checkpoints:
                 ),
                 metrics=metrics,
             )
+
+    def _seal(self) -> None:
+        """Writes the digests of the checkpoint being saved: all files stand, it is not complete."""
+        if jax.process_index() > 0:
+            return
+        names = {path.name: path for path in self.folder.iterdir()}
+        unfinished = [name for name in names if name.startswith(f"{self._saving}.orbax-")]
+        # On object stores, where nothing is renamed, a checkpoint is written under its own name.
+        digests.write(names[next(iter(unfinished), str(self._saving))], leave_out=STAMPED)
 
     def wait(self) -> None:
         """Returns when everything is on disk. Raises InputError as `save` does."""
@@ -174,17 +195,13 @@ class Checkpoints:
         except (InputError, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # orbax and TensorStore raise many kinds
-            _let_readers_end(error)
+            _let_others_end(error)
             step = self._unreadable_metrics() if step is None else step
             if step is None:
                 raise
-            older = [other for other in steps_in(self.folder) if other < step]
-            left = "no older checkpoint is left"
-            if older:
-                left = f"to use the one of step {older[-1]}, move {self.folder / str(step)} away"
             raise InputError(
                 f"{self.folder}: the checkpoint of step {step} is damaged"
-                f" ({first_line(error)}); {left}"
+                f" ({first_line(error)}); {self._way_out(step)}"
             ) from error
 
     def _unreadable_metrics(self) -> int | None:
@@ -205,7 +222,23 @@ class Checkpoints:
         if found is None or found not in self.manager.all_steps():
             which = "" if step is None else f" of step {step}"
             raise InputError(f"{self.folder}: no checkpoint{which}")
+        if self._verifies and found not in self._sound:
+            bad = digests.damage_together(self.folder / str(found))
+            if bad is not None:
+                raise InputError(
+                    f"{self.folder}: the checkpoint of step {found} is damaged ({bad};"
+                    f" --no-verify reads it all the same); {self._way_out(found)}"
+                )
+            self._sound.add(found)
         return found
+
+    def _way_out(self, step: int) -> str:
+        """Returns what can be done when the checkpoint of `step` is damaged."""
+        others = [other for other in reversed(steps_in(self.folder)) if other < step]
+        for other in others:
+            if digests.damage(self.folder / str(other)) is None:
+                return f"to use the one of step {other}, move {self.folder / str(step)} away"
+        return "no older checkpoint is left" + (" that is sound" if others else "")
 
     def _check_shapes(self, step: int, abstract: ArrayTree) -> None:
         there = self._stored(step)
@@ -218,11 +251,32 @@ class Checkpoints:
                 )
 
 
-def _let_readers_end(error: BaseException | None) -> None:
-    """Waits for the remaining readers of a checkpoint after one of them failed.
+def _quieten() -> None:
+    """Keeps the libraries from printing the error of each array that cannot be written: one is
+    raised. The others arrive when nothing waits for them any more."""
+    for library in ("absl", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    shown, unraisable = sys.excepthook, sys.unraisablehook
+    if getattr(shown, "func", None) is _show:
+        return
+    sys.excepthook = partial(_show, shown)
+    sys.unraisablehook = lambda found: _is_late(found.exc_value) or unraisable(found)
 
-    Orbax reads all arrays at once and does not cancel the other reads when one fails. Their errors
-    have the same cause and are not shown.
+
+def _show(shown: Callable[..., None], kind: type, error: BaseException, trace: Any) -> None:
+    if not _is_late(error):
+        shown(kind, error, trace)
+
+
+def _is_late(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+
+def _let_others_end(error: BaseException | None) -> None:
+    """Waits for the other readers or writers of a checkpoint's arrays after one of them failed.
+
+    Orbax reads and writes all arrays at once and does not cancel the others when one fails. Their
+    errors have the same cause and are not shown.
     """
     hooks = sys.unraisablehook, sys.excepthook
     sys.unraisablehook = sys.excepthook = lambda *_: None
@@ -245,9 +299,12 @@ def _disk(folder: epath.Path) -> Iterator[None]:
         reason = _disk_trouble(error)
         if reason is None:
             raise
+        _let_others_end(error)
+        whole = [step for step in steps_in(folder) if (folder / str(step) / digests.NAME).exists()]
+        kept = f"that of step {whole[-1]} is the newest intact" if whole else "there is none before"
         raise InputError(
-            f"{folder}: the checkpoint could not be written ({reason});"
-            " earlier checkpoints are intact"
+            f"{folder}: the checkpoint could not be written ({reason}); {kept}: make room there,"
+            " then give the same command again"
         ) from error
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from mdlm.runs.checkpoints import METRIC
+from mdlm.runs import digests
+from mdlm.runs.checkpoints import METRIC, STAMPED
 
 
 def copy_checkpoint(
@@ -30,6 +31,7 @@ def copy_checkpoint(
         values = json.loads(metrics.read_text(encoding="utf-8"))
         kept = {name: value for name, value in values.items() if name != METRIC}
         metrics.write_text(json.dumps(kept), encoding="utf-8")
+    digests.write(copy, leave_out=STAMPED)
     copy.rename(target / str(step))
 
 

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mdlm.files import append, finite
 from mdlm.version import __version__
 
 FILE = "evaluations.jsonl"
@@ -24,9 +25,8 @@ def record(folder: Path, step: int, metrics: Sequence[Mapping[str, Any]]) -> Non
         "step": step,
         "versions": {"mdlm": __version__, "jax": metadata.version("jax")},
     }
-    lines = [json.dumps({**metric, **common}) + "\n" for metric in metrics]
-    with open(folder / FILE, "a", encoding="utf-8") as file:
-        file.write("".join(lines))
+    lines = [json.dumps(finite({**metric, **common})) + "\n" for metric in metrics]
+    append(folder / FILE, "".join(lines).encode())
 
 
 def earlier(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -47,6 +47,7 @@ def beside(folder: Path, step: int, metrics: Sequence[Mapping[str, Any]]) -> lis
         old = known.get((metric["name"], metric["protocol"]))
         if old is not None:
             at = "" if old["step"] == step else f", step {old['step']}"
+            value = "not finite" if old["value"] is None else f"{old['value']:.4f}"
             noise = "" if old["stderr"] is None else f" +- {old['stderr']:.4f}"
-            out.append(f"{metric['name']}: {old['value']:.4f}{noise} on {old['date'][:10]}{at}")
+            out.append(f"{metric['name']}: {value}{noise} on {old['date'][:10]}{at}")
     return out

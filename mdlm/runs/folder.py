@@ -7,6 +7,7 @@ data/           the tokenizer, token counts               checkpoints/    traini
 weights.safetensors   parameters alone, where they were imported or written
 evaluations.jsonl     results of `mdlm eval`
 wandb_id        the run's id at Weights & Biases, if it is logged there
+digests.json    digests of what the run is opened with, compared when it is
 
 A resume with a changed experiment file keeps the new text beside the first, as
 `experiment-DATE.py`.
@@ -15,7 +16,7 @@ A resume with a changed experiment file keeps the new text beside the first, as
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -36,11 +37,13 @@ from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import fingerprint, identity, identity_of
 from mdlm.experiment.loading import load_file
 from mdlm.files import replaced
+from mdlm.runs import digests
 from mdlm.runs.checkpoint_paths import located, newest_in
 from mdlm.runs.environment import environment
 from mdlm.runs.log import Log
 from mdlm.runs.past import LOCK
 from mdlm.runs.reading import config_of, starts_of
+from mdlm.runs.weights import NAME as WEIGHTS
 from mdlm.version import __version__
 
 COUNTS = "token_counts.npy"
@@ -59,14 +62,21 @@ class RunFolder:
             new run, `checkpoints/` inside.
         trust: read the experiment by executing the folder's copy of the experiment file, instead of
             from config.json.
+        verify: compare files with their digests before they are used.
 
     `log` has the metrics and samples of the run.
     """
 
     def __init__(
-        self, path: str | Path, checkpoints: str | Path | None = None, *, trust: bool = False
+        self,
+        path: str | Path,
+        checkpoints: str | Path | None = None,
+        *,
+        trust: bool = False,
+        verify: bool = True,
     ):
         self.path = Path(path)
+        self.verify, self._is_verified = verify, not verify
         self.trust = trust
         self.asked = None if checkpoints is None else located(checkpoints)
         self.writes = process_group.is_main()
@@ -131,42 +141,44 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         inside = self.checkpoints == located(self.path / "checkpoints")
         elsewhere = None if inside else str(self.checkpoints)
+        earlier = self.starts() if self.exists else []
         if not self.exists:
             (self.path / BEGINNING).touch()
         began = datetime.now(UTC)
+        text, name = (source, self._name(source, began)) if source is not None else (None, None)
         start = {
             "started": began.isoformat(timespec="seconds"),
-            "experiment": None if source is None else self._copy(source, began),
+            "experiment": name,
             "file": None if file is None else str(file.absolute()),
             "folder": str(Path.cwd()),
         }
         if changed:
             start |= {"step": step, "changed": list(changed)}
-        earlier = self.starts() if self.exists else []
-        self._write("env.json", json.dumps([*earlier, {**start, **environment()}], indent=1) + "\n")
         config = {
             "fingerprint": fingerprint(experiment),
             "overrides": list(overrides),
             "checkpoints": elsewhere,
             "experiment": records.record(experiment),
         }
+        texts = {
+            **({name: text} if name is not None and text is not None else {}),
+            "env.json": json.dumps([*earlier, {**start, **environment()}], indent=1) + "\n",
+            # Last, because its presence says that the folder is a run.
+            "config.json": json.dumps(config, indent=1) + "\n",
+        }
         copy()
-        # Last, because its presence says that the folder is a run.
-        self._write("config.json", json.dumps(config, indent=1) + "\n")
+        self._write_sealed(texts)
         (self.path / BEGINNING).unlink(missing_ok=True)
 
-    def _copy(self, source: str, began: datetime) -> str:
-        """Keeps the text of the experiment file; returns the name of the file that holds it."""
+    def _name(self, source: str, began: datetime) -> str:
+        """Returns the name of the file that holds, or will hold, the experiment file's text."""
         files = [self.path / "experiment.py", *sorted(self.path.glob("experiment-*.py"))]
         if self.exists and files[0].is_file():
             for file in files:
                 if file.read_text(encoding="utf-8") == source:
                     return file.name
-            name = f"experiment-{began:%Y%m%dT%H%M%S.%fZ}.py"
-        else:
-            name = "experiment.py"
-        self._write(name, source)
-        return name
+            return f"experiment-{began:%Y%m%dT%H%M%S.%fZ}.py"
+        return "experiment.py"
 
     def starts(self) -> list[dict[str, Any]]:
         """Returns the environment and the date of each start of the run, oldest first."""
@@ -267,8 +279,21 @@ class RunFolder:
     def save_counts(self, counts: Int[np.ndarray, " v"] | None) -> None:
         """Writes the token counts from which the process is built; None writes nothing."""
         if counts is not None and self.writes:
-            with replaced(self.data / COUNTS) as new, open(new, "wb") as file:
-                np.save(file, counts)
+            name = f"{self.data.name}/{COUNTS}"
+            with digests.sealed(self.path, name), replaced(self.path / name) as new:
+                with open(new, "wb") as file:
+                    np.save(file, counts)
+
+    def save_tokenizer(self, files: Mapping[str, str]) -> None:
+        """Writes the texts of a tokenizer's files, by name (`Tokenizer.files()`)."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        self._write_sealed({f"{self.data.name}/{name}": text for name, text in files.items()})
+
+    def _write_sealed(self, texts: Mapping[str, str]) -> None:
+        with digests.sealed(self.path, *texts):
+            for name, text in texts.items():
+                with replaced(self.path / name) as new:
+                    new.write_text(text, encoding="utf-8")
 
     def counts(self) -> Int[np.ndarray, " v"] | None:
         """Returns the saved token counts, None if there are none."""
@@ -282,6 +307,11 @@ class RunFolder:
         """Returns the contents of config.json. Raises InputError if this is not a run folder."""
         if not self.exists:
             raise InputError(f"{self.path}: not a run folder (no config.json)")
+        if not self._is_verified:
+            bad = digests.damage(self.path, leave_out=(WEIGHTS,))
+            if bad is not None:
+                raise InputError(digests.refusal(self.path, bad))
+            self._is_verified = True
         return config_of(self.path / "config.json")
 
     def experiment(self) -> Experiment:
@@ -326,10 +356,6 @@ class RunFolder:
             raise InputError(
                 f"{error}. The run is of mdlm {made[0]}, this is {__version__}: use that version"
             ) from error
-
-    def _write(self, name: str, text: str) -> None:
-        with replaced(self.path / name) as new:
-            new.write_text(text, encoding="utf-8")
 
 
 def _few(found: list[str]) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import math
 import re
 import shutil
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mdlm.errors import InputError
-from mdlm.files import replaced
+from mdlm.files import append, finite, replaced
 from mdlm.runs.writers import Writer
 
 log = logging.getLogger(__name__)
@@ -33,6 +32,7 @@ class Log:
         self.metrics_file, self.samples_file = folder / "metrics.jsonl", folder / "samples.txt"
         self.started = time.time()
         self.writers: tuple[Writer, ...] = ()
+        self._unwritten: dict[Path, str] = {}
 
     def add(self, kind: str, step: int, values: Mapping[str, Value]) -> None:
         """Appends a line to metrics.jsonl: `{"kind", "step", "time", ...values}`.
@@ -41,9 +41,8 @@ class Log:
         """
         if self.writes:
             line = {"kind": kind, "step": step, "time": round(time.time() - self.started, 2)}
-            said = {name: _in_json(value) for name, value in values.items()}
-            with open(self.metrics_file, "a", encoding="utf-8") as file:
-                file.write(json.dumps({**line, **said}) + "\n")
+            said = finite(dict(values))
+            self._append(self.metrics_file, json.dumps({**line, **said}) + "\n")
             single = _singly(values)
             for writer in self.writers:
                 _try(writer.log, kind, step, single)
@@ -51,11 +50,19 @@ class Log:
     def add_samples(self, step: int, texts: list[str]) -> None:
         """Appends texts to samples.txt under a heading."""
         if self.writes:
-            with open(self.samples_file, "a", encoding="utf-8") as file:
-                for number, text in enumerate(texts, 1):
-                    file.write(f"=== step {step}, sample {number} ===\n{text}\n\n")
+            parts = (f"=== step {step}, sample {n} ===\n{t}\n\n" for n, t in enumerate(texts, 1))
+            self._append(self.samples_file, "".join(parts))
             for writer in self.writers:
                 _try(writer.add_samples, step, texts)
+
+    def _append(self, file: Path, text: str = "") -> None:
+        """Adds text to a file, after what a full disk had no room for before."""
+        text = self._unwritten.pop(file, "") + text
+        try:
+            append(file, text.encode("utf-8", "surrogateescape"))
+        except OSError as error:
+            warn_once(f"writing {file}", error)
+            self._unwritten[file] = text
 
     def add_picture(self, step: int, path: Path) -> None:
         """Shows the picture at `path` to the writers."""
@@ -121,7 +128,9 @@ class Log:
                 file.rename(self._aside(file))
 
     def close(self) -> None:
-        """Closes the writers."""
+        """Closes the writers. What had no room is written, if there is room now."""
+        for file in list(self._unwritten):
+            self._append(file)
         for writer in self.writers:
             _try(writer.close)
 
@@ -143,14 +152,6 @@ def warn_once(what: str, error: BaseException) -> None:
         WARNED.add(what)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         log.warning("%s failed, the run goes on: %s", what, reason)
-
-
-def _in_json(value: Value) -> Any:
-    if isinstance(value, list):
-        return [_in_json(one) for one in value]
-    if value is None or isinstance(value, str):
-        return value
-    return value if math.isfinite(value) else None
 
 
 def _singly(values: Mapping[str, Value]) -> dict[str, float]:

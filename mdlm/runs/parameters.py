@@ -5,6 +5,7 @@ from typing import Any
 
 from mdlm.errors import InputError
 from mdlm.runs.checkpoints import Checkpoints
+from mdlm.runs.finite import check_finite
 from mdlm.runs.folder import RunFolder
 from mdlm.runs.weights import Weights
 from mdlm.types import ArrayTree
@@ -22,10 +23,20 @@ def restore_parameters(
     They come from the newest checkpoint, or from the weights if no checkpoint is newer; `step`
     selects a checkpoint. From a checkpoint they have the dtypes of `abstract`, from weights those
     of the file. With `some`, components that the run does not have are left out. Raises InputError
-    if there are no parameters, or if their names or shapes are not those of `abstract`.
+    if there are no parameters, if they are not finite, or if their names or shapes are not those of
+    `abstract`.
     """
-    weights = Weights.of(folder.path)
-    with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
+    found, parameters = _restored(folder, abstract, step, some)
+    check_finite(parameters, f"{folder.path}, step {found}")
+    return found, parameters
+
+
+def _restored(
+    folder: RunFolder, abstract: Mapping[str, ArrayTree], step: int | None, some: bool
+) -> tuple[int, dict[str, Any]]:
+    weights = Weights.of(folder.path, verify=folder.verify)
+    verify = folder.verify
+    with Checkpoints(folder.checkpoints, read_only=True, verify=verify) as checkpoints:
         newest = checkpoints.latest
         if weights is not None and (newest is None or newest <= weights.step):
             if step is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mdlm.errors import InputError
 from mdlm.files import Lock, replaced
+from mdlm.runs.digests import sealed
 from mdlm.runs.log import Log
 from mdlm.runs.reading import json_of
 
@@ -36,8 +37,9 @@ def check_texts(folder: Path, found: Mapping[str, str]) -> None:
 
 def keep_texts(folder: Path, found: Mapping[str, str]) -> None:
     """Keeps the checksums of texts in the run's folder of data."""
-    with replaced(folder / TEXTS) as new:
-        new.write_text(json.dumps({**_texts(folder), **found}, indent=1) + "\n", encoding="utf-8")
+    known = {**_texts(folder), **found}
+    with sealed(folder.parent, f"{folder.name}/{TEXTS}"), replaced(folder / TEXTS) as new:
+        new.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 
 def _texts(folder: Path) -> dict[str, str]:

@@ -11,6 +11,8 @@ fingerprint  of the experiment, if known
 
 import json
 import math
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ from safetensors.numpy import save_file
 
 from mdlm.errors import InputError
 from mdlm.files import replaced
+from mdlm.runs import digests
 from mdlm.types import ArrayTree
 
 NAME = "weights.safetensors"
@@ -79,8 +82,14 @@ def write(
             value = cast(name, value, np.dtype(dtype))
         tensors[name] = np.ascontiguousarray(value)
     dtypes = {name: value.dtype for name, value in tensors.items()}
-    with replaced(folder / NAME) as new:
-        save_file(tensors, new, _metadata(dtypes, step, fingerprint))
+    with digests.sealed(folder, NAME), replaced(folder / NAME) as new:
+        try:
+            save_file(tensors, new, _metadata(dtypes, step, fingerprint))
+        except SafetensorError as error:  # which has the number of a disk's error in its text
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
     return folder / NAME
 
 
@@ -110,7 +119,7 @@ def filled(
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format's alignment
     first = 8 + len(text)
-    with replaced(folder / NAME) as new:
+    with digests.sealed(folder, NAME), replaced(folder / NAME) as new:
         with open(new, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             file.truncate(first + end)
@@ -142,9 +151,15 @@ class Weights:
             raise InputError(f"{path}: not a readable file of weights ({error})") from error
 
     @classmethod
-    def of(cls, folder: Path) -> "Weights | None":
-        """Returns the weights of a run folder, None if it has none."""
+    def of(cls, folder: Path, *, verify: bool = True) -> "Weights | None":
+        """Returns the weights of a run folder, None if it has none.
+
+        All host processes call it. Raises InputError if the file differs from what was written.
+        """
         path = folder / NAME
+        bad = digests.damage_together(folder, only=NAME) if verify else None
+        if bad is not None:
+            raise InputError(digests.refusal(folder, bad))
         return cls(path) if path.is_file() else None
 
     @property

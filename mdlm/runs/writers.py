@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from mdlm.config.records import describe
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Experiment
+from mdlm.files import write
 
 ID = "wandb_id"
 """Name of the file that keeps the id of the run at Weights & Biases."""
@@ -96,7 +97,7 @@ def kept_id(folder: Path) -> str:
     """Returns the id at Weights & Biases of the run in `folder`, made when first asked for."""
     path = folder / ID
     if not path.is_file():
-        path.write_text(f"{secrets.token_hex(8)}\n", encoding="utf-8")
+        write(path, f"{secrets.token_hex(8)}\n")
     return path.read_text(encoding="utf-8").strip()
 
 

@@ -29,7 +29,7 @@ def train(
         settings: settings to replace, by dotted name: {"train.steps": 2000}.
         on_event: called with each event of training (`mdlm.train.events`).
         options: `checkpoints`, `init_from`, `new_tokenizer`, `fork`, `restart`, `tensorboard`,
-            `wandb`, `profile`, `trust`, `report`: as for `mdlm.train.session.Session`.
+            `wandb`, `profile`, `trust`, `verify`, `report`: as for `mdlm.train.session.Session`.
 
     Raises InputError, before anything is written, if the experiment cannot be trained, or if its
     run could not be opened again: a component must be found by name, or be defined in the file.

@@ -52,6 +52,12 @@ def by_time(terms: LossTerms) -> Float[Array, "2 n"] | None:
     return jnp.where(is_here[None], sums[..., None], 0.0).sum((1, 2))
 
 
+def all_finite(tree: ArrayTree) -> Bool[Array, ""]:
+    """Whether all numbers of a tree are finite."""
+    found = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(found).all()
+
+
 def choose(is_sound: Bool[Array, ""], new: ArrayTree, old: ArrayTree) -> ArrayTree:
     """Returns the new values, or the old ones if the step is not finite.
 

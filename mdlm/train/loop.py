@@ -25,10 +25,12 @@ from mdlm.evals.scorer import Scorer
 from mdlm.experiment.evaluation import SELECTS, split_in_training
 from mdlm.experiment.identity import recorded
 from mdlm.experiment.model import Model
+from mdlm.keys import of_seed
 from mdlm.models.network import count_parameters
 from mdlm.parallel.mesh import check_batch, put_on_mesh, rows_here
 from mdlm.profiling.profile import Profiler
 from mdlm.runs.checkpoints import Checkpoints
+from mdlm.runs.finite import check_finite
 from mdlm.runs.folder import RunFolder
 from mdlm.runs.past import note_saved
 from mdlm.times import balanced_order
@@ -36,6 +38,7 @@ from mdlm.train.events import Began, Evaluated, Event, Profiled, Saved, Spiked, 
 from mdlm.train.guard import Diverged, Guard, Spike
 from mdlm.train.meter import Meter
 from mdlm.train.origin import Carried, started_from
+from mdlm.train.soundness import Soundness, given_up
 from mdlm.train.start import restored
 from mdlm.train.step import State, abstract_state, compile_step, create_state
 from mdlm.types import ArrayTree, Batch
@@ -107,6 +110,7 @@ class Trainer:
         self.scorer = Scorer(model, mesh, dataset)
         split = split_in_training(experiment.evaluation, dataset.splits)
         self.validation = replace(experiment.evaluation, passes=1, ngrams=False, split=split)
+        self.soundness = Soundness(self.scorer, self.validation)
         self.loader = TrainLoader(dataset.train.rows, size, experiment.seed, rows_here(mesh, size))
         self.order = balanced_order(size)
         self.metrics: dict[str, Any] | None = None
@@ -121,7 +125,10 @@ class Trainer:
         """
         settings = self.settings
         with Checkpoints(
-            self.folder.checkpoints, settings.keep, settings.keep_every
+            self.folder.checkpoints,
+            settings.keep,
+            settings.keep_every,
+            verify=self.folder.verify,
         ) as self.checkpoints:
             self._begin()
             parameters = count_parameters(self.state["params"])
@@ -135,6 +142,9 @@ class Trainer:
                     yield from self._after_step()
                 yield from self.log()
                 if self.saved != self.made:
+                    in_a_row = self._in_a_row()
+                    if in_a_row and not self.soundness.of(self.state):
+                        raise self._diverged(in_a_row, self.made)
                     yield self.save()
                 self.checkpoints.wait()
                 self._note_saved()
@@ -166,8 +176,7 @@ class Trainer:
         stepped = Stepped(pending.step, metrics)
         yield stepped
         if self.guard.has_given_up(stepped.metrics):
-            self.checkpoints.wait()
-            raise Diverged(given_up(stepped, self.checkpoints))
+            raise self._diverged(int(stepped.metrics["skipped_in_a_row"]), pending.step)
         spike = self.guard.spike(stepped.metrics["loss"])
         if self.settings.spike is not None:  # a loss may differ in its last bit between processes
             found = process_group.broadcast(lambda: spike and vars(spike))
@@ -204,6 +213,17 @@ class Trainer:
         self.saved, self.nelbo = self.made, None
         return Saved(self.made)
 
+    def _in_a_row(self) -> int:
+        """Number of steps skipped since the last update; while there are some, nothing is saved."""
+        return int(self.state["watch"]["in_a_row"])
+
+    def _diverged(self, in_a_row: int, step: int) -> Diverged:
+        """Returns the end of a run that makes no progress; it names the newest sound checkpoint."""
+        self.checkpoints.wait()
+        self.state = {}  # frees its memory before others are restored
+        left = self.soundness.newest(self.checkpoints, self.abstract)
+        return Diverged(given_up(in_a_row, step, left))
+
     def _note_saved(self) -> None:
         if self.folder.writes:
             note_saved(self.folder.path)
@@ -215,12 +235,14 @@ class Trainer:
         if self.saved is not None:
             self.state, data = restored(self.checkpoints, self.abstract)
         else:
-            key = jax.random.key(self.model.experiment.seed)
+            key = of_seed(self.model.experiment.seed)
             self.state = create_state(self.model, self.tx, self.mesh, key)
             if self.initial is not None:
                 self.state = started_from(self.state, self.initial, self.carried)
         self.initial = None  # frees its memory
         self.made, self.position = int(self.state["step"]), data["position"]
+        where = f"{self.folder.path}, step {self.made}"
+        check_finite({name: self.state[name] for name in ("params", "ema")}, where)
         self.guard = Guard(self.settings, data)
         self.folder.log.rewind(self.made)
 
@@ -246,7 +268,8 @@ class Trainer:
         if last or due(self.made, settings.checkpoint_every):
             if (yield from self.log()):  # so that a spike is not saved
                 return
-            yield self.save()
+            if not last and not self._in_a_row():  # the last is saved by `run`
+                yield self.save()
 
     def _go_back(self, step: int, spiked: Pending, spike: Spike) -> None:
         """Rewinds to the checkpoint of `step` and continues with the batches after the spike."""
@@ -273,18 +296,6 @@ class Trainer:
             return self.metrics is None or self.metrics["loss"].is_ready()
 
         return self.loader.iterate(self.position, on_device, is_idle)
-
-
-def given_up(stepped: Stepped, checkpoints: Checkpoints) -> str:
-    """Returns the message of a run that diverged: the reason, and the checkpoint that is left."""
-    newest = checkpoints.latest
-    left = "no checkpoint was saved"
-    if newest is not None:
-        left = f"the last good checkpoint is {checkpoints.folder / str(newest)}"
-    return (
-        f"{stepped.metrics['skipped_in_a_row']:.0f} steps in a row, up to step {stepped.step}, had"
-        f" a loss or gradient that is not finite and were skipped; {left}"
-    )
 
 
 def due(step: int, every: int) -> bool:

@@ -26,6 +26,7 @@ from mdlm.experiment.model import Model
 from mdlm.models import network as networks
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.copies import copy_checkpoint
+from mdlm.runs.finite import check_finite
 from mdlm.runs.folder import RunFolder
 from mdlm.runs.parameters import restore_parameters
 from mdlm.types import ArrayTree
@@ -77,7 +78,9 @@ class Origin:
             raise InputError("--new-tokenizer: goes with --init-from RUN only")
 
     @classmethod
-    def of(cls, init_from: str | None, fork: str | None, new_tokenizer: bool) -> "Origin | None":
+    def of(
+        cls, init_from: str | None, fork: str | None, new_tokenizer: bool, *, verify: bool = True
+    ) -> "Origin | None":
         """Returns the origin that the options name, None if there is none."""
         if init_from is not None and fork is not None:
             raise InputError("--init-from and --fork: give one of them")
@@ -85,10 +88,10 @@ class Origin:
             path, mark, step = fork.rpartition("@")
             if mark and not step.isdecimal():
                 raise InputError(f"--fork {fork}: expected RUN or RUN@STEP")
-            run = RunFolder(path if mark else fork)
+            run = RunFolder(path if mark else fork, verify=verify)
             return cls("--fork", run, int(step) if mark else None, new_tokenizer)
         if init_from is not None:
-            return cls("--init-from", RunFolder(init_from), None, new_tokenizer)
+            return cls("--init-from", RunFolder(init_from, verify=verify), None, new_tokenizer)
         if new_tokenizer:
             raise InputError("--new-tokenizer: goes with --init-from RUN only")
         return None
@@ -144,7 +147,8 @@ class Origin:
         return restore_parameters(self.run, abstract)[1]
 
     def check(self, abstract: ArrayTree, experiment: Experiment) -> None:
-        """Raises InputError if the state to fork is missing, or of another network or optimizer."""
+        """Raises InputError if the state to fork is missing, not finite, or of another network or
+        optimizer."""
         there, here = self.run.identity(experiment)["optimizer"], identity(experiment)["optimizer"]
         found = differences(there, here, "optimizer")
         if found:
@@ -152,8 +156,13 @@ class Origin:
                 f"{self.option} {self.run.path}: its state is of another optimizer;"
                 f" {'; '.join(found)}"
             )
-        with Checkpoints(self.run.checkpoints, read_only=True) as checkpoints:
+        folder, verify = self.run.checkpoints, self.run.verify
+        with Checkpoints(folder, read_only=True, verify=verify) as checkpoints:
             checkpoints.check(abstract, self.step)
+            judged = {name: abstract[name] for name in ("params", "ema")}
+            state = checkpoints.restore_part(judged, self.step)
+            step = checkpoints.latest if self.step is None else self.step
+        check_finite(state, f"{self.option} {self.run.path}@{step}", "fork an earlier checkpoint")
 
     def copy_state(self, folder: RunFolder, experiment: Experiment) -> None:
         """Copies the checkpoint to a new run's folder of checkpoints, as one of that run."""

@@ -70,6 +70,7 @@ class Session:
         wandb: project of Weights & Biases to log to as well.
         profile: steps to trace, see `mdlm.profiling.profile`; 0 for none.
         trust: execute an earlier run's copy of its experiment file to compare with it.
+        verify: compare files of runs with their digests before they are used.
         report: called with `(task, done, total)` while data are prepared.
     """
 
@@ -90,12 +91,13 @@ class Session:
         wandb: str | None = None,
         profile: int = 0,
         trust: bool = False,
+        verify: bool = True,
         report: Callable[[str, int, int], None] | None = None,
     ):
         check_recordable(experiment, with_file=bool(source))
-        origin = Origin.of(init_from, fork, new_tokenizer)
+        origin = Origin.of(init_from, fork, new_tokenizer, verify=verify)
         self.experiment, self.profile = experiment, profile
-        self.folder = RunFolder(out, checkpoints, trust=trust)
+        self.folder = RunFolder(out, checkpoints, trust=trust, verify=verify)
         settings = experiment.train
         asked = {"--checkpoints": checkpoints, "--init-from": init_from, "--fork": fork}
         asked |= {"--new-tokenizer": new_tokenizer, "--profile": profile}
@@ -140,7 +142,7 @@ class Session:
             source, overrides, experiment, file, copy, step=made or 0, changed=self.changed
         )
         if self.folder.writes:
-            self.dataset.tokenizer.save(self.folder.data)
+            self.folder.save_tokenizer(self.dataset.tokenizer.files())
             keep_texts(self.folder.data, texts)
             self.folder.save_counts(self.model.counts)
             self.folder.log.writers = writers(self.folder.path, tensorboard, wandb, experiment)
@@ -214,7 +216,7 @@ class Session:
             self.carried = origin.carried(self.model, self.dataset.tokenizer)
             self.initial = origin.parameters(self.model, self.mesh, self.carried)
             return
-        weights = Weights.of(self.folder.path)
+        weights = Weights.of(self.folder.path, verify=self.folder.verify)
         if weights is None:
             return
         if weights.step:

@@ -6,7 +6,8 @@ The state is a plain dictionary `{step, params, opt_state, ema, watch}`. Random 
 run's key, the step, and each row's index in the global batch, so neither the mesh nor the number of
 micro-batches changes them (except for dropout, which is drawn per micro-batch).
 
-A step whose loss or gradient is not finite is skipped: it changes only `step` and the counters in
+A step whose loss, gradient, new parameters or new optimizer state are not finite is skipped: it
+changes only `step` and the counters in
 `watch` (see `mdlm.train.guard`). Learning rate and EMA decay follow the number of updates made.
 """
 
@@ -23,7 +24,7 @@ from jaxtyping import Bool, Float, Int, Key
 
 from mdlm.cluster import compiling
 from mdlm.experiment.model import Model
-from mdlm.keys import stream
+from mdlm.keys import of_seed, stream
 from mdlm.parallel.mesh import ROWS, on, replicated, row_parts
 from mdlm.train import guard
 from mdlm.types import ArrayTree, Batch, LossTerms
@@ -77,7 +78,7 @@ def compile_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> 
     at_rest = partial(jax.lax.with_sharding_constraint, shardings=sharding["params"])
 
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
-        run_key = jax.random.key(model.experiment.seed)
+        run_key = of_seed(model.experiment.seed)
         key = jax.random.fold_in(stream(run_key, "train"), state["step"])
         with on(mesh):
             terms, by_time, gradient = summed(
@@ -86,9 +87,9 @@ def compile_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> 
         count = jnp.maximum(terms.count, 1.0)
         gradient = jax.tree.map(lambda g: g / count, gradient)
         grad_norm = optax.tree.norm(gradient)
-        is_sound = jnp.isfinite(terms.total) & jnp.isfinite(grad_norm)
+        is_finite = jnp.isfinite(terms.total) & jnp.isfinite(grad_norm)
         made = state["step"] - state["watch"]["skipped"]
-        updates, new = updated(state, gradient, is_sound, tx, settings.ema_decay, made)
+        is_sound, updates, new = updated(state, gradient, is_finite, tx, settings.ema_decay, made)
         is_first = state["step"] % settings.log_every == 0
         watch = guard.counted(state["watch"], is_sound, by_time, is_first)
         metrics = {
@@ -116,23 +117,26 @@ def compile_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> 
 def updated(
     state: State,
     gradient: ArrayTree,
-    is_sound: Bool[Array, ""],
+    is_finite: Bool[Array, ""],
     tx: optax.GradientTransformation,
     limit: float,
     made: Int[Array, ""],
-) -> tuple[ArrayTree, State]:
-    """Returns the optimizer's update, and `params`, `opt_state` and `ema` after it; these are
-    unchanged if the step is not sound. `made` updates came before, `limit` is the EMA's decay."""
+) -> tuple[Bool[Array, ""], ArrayTree, State]:
+    """Returns whether the step is sound, the optimizer's update, and `params`, `opt_state` and
+    `ema` after it. These are unchanged if the step is not sound: if its loss or gradient are not
+    finite (`is_finite`), or the new parameters or optimizer state. `made` updates came before,
+    `limit` is the EMA's decay."""
     with jax.named_scope("optimizer"):
         updates, opt_state = tx.update(gradient, state["opt_state"], state["params"])
-        opt_state = guard.choose(is_sound, opt_state, state["opt_state"])
         params = optax.apply_updates(state["params"], updates)
+        is_sound = is_finite & guard.all_finite((params, opt_state))
+        opt_state = guard.choose(is_sound, opt_state, state["opt_state"])
         params = guard.choose(is_sound, params, state["params"])
     with jax.named_scope("ema"):
         decay = ema_decay(limit, made + 1)
         ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state["ema"], params)
         ema = guard.choose(is_sound, ema, state["ema"])
-    return updates, {"params": params, "opt_state": opt_state, "ema": ema}
+    return is_sound, updates, {"params": params, "opt_state": opt_state, "ema": ema}
 
 
 def summed(

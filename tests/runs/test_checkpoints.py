@@ -170,7 +170,8 @@ def largest(folder, name):
         ("metrics/metrics", 0.5),
     ],
 )
-def test_damage_is_told_in_a_line_that_names_the_way_out(tmp_path, capfd, name, keeps):
+@pytest.mark.parametrize("verify", [True, False])
+def test_damage_is_told_in_a_line_that_names_the_way_out(tmp_path, capfd, name, keeps, verify):
     random = np.random.default_rng(0).normal(size=(100, 300)).astype(np.float32)
     state = {"step": STATE["step"], "ema": {"w": jnp.asarray(random)}}
     with Checkpoints(tmp_path) as checkpoints:
@@ -184,8 +185,9 @@ def test_damage_is_told_in_a_line_that_names_the_way_out(tmp_path, capfd, name, 
         file.write_bytes(file.read_bytes()[: int(keeps * file.stat().st_size)])
     abstract = jax.eval_shape(lambda: state)
     said = "the checkpoint of step 5 is damaged .*; to use the one of step 3, move .*/5 away$"
-    with pytest.raises(InputError, match=said) as error, Checkpoints(tmp_path) as checkpoints:
-        checkpoints.restore(abstract)
+    with pytest.raises(InputError, match=said) as error:
+        with Checkpoints(tmp_path, verify=verify) as checkpoints:
+            checkpoints.restore(abstract)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
     # Nothing beside that line: what orbax has to say would be many.
     assert capfd.readouterr().err == ""

@@ -272,10 +272,12 @@ def test_counts_survive_a_stop(small, tmp_path):
 
 def test_a_run_that_makes_no_progress_ends_and_names_its_checkpoint(small, tmp_path):
     experiment, dataset, _ = small
+    often = replace(experiment.train, log_every=1, max_skipped=3, checkpoint_every=2)
+    run(replace(experiment, train=replace(often, steps=4)), dataset, tmp_path / "run")
     experiment = replace(
         experiment,
         optimizer=AdamW(learning_rate=1e38, warmup_steps=0),
-        train=replace(experiment.train, log_every=1, max_skipped=3, checkpoint_every=2, steps=40),
+        train=replace(often, steps=40),
     )
     with pytest.raises(Diverged) as caught:
         run(experiment, dataset, tmp_path / "run")
@@ -283,7 +285,8 @@ def test_a_run_that_makes_no_progress_ends_and_names_its_checkpoint(small, tmp_p
         newest = checkpoints.folder / str(checkpoints.latest)
     said = str(caught.value)
     assert said.startswith("3 steps in a row, up to step ") and "\n" not in said
-    assert said.endswith(f"; the last good checkpoint is {newest}") and newest.is_dir()
+    assert said.endswith(f"; the last checkpoint with a finite loss is {newest}")
+    assert newest.name == "4" and newest.is_dir()
     state, _ = last(tmp_path / "run", experiment, dataset)
     leaves = jax.tree.leaves((state["params"], state["opt_state"], state["ema"]))
     assert all(np.isfinite(leaf).all() for leaf in leaves)

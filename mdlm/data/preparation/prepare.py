@@ -17,6 +17,7 @@ from typing import Any
 from mdlm.config.component_text import to_text
 from mdlm.config.records import is_same
 from mdlm.data.dataset import TextData
+from mdlm.data.preparation.comparing import compare
 from mdlm.data.preparation.pool import Pool, cores
 from mdlm.data.preparation.worker import Setting
 from mdlm.data.store.manifest import NAME, Manifest, SplitRecord
@@ -64,11 +65,13 @@ class Progressed:
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """The store is complete. `is_new`: shards were written by this call. `unknown` has, by split,
-    the number of unknown tokens; it is empty if the tokenizer has no such token."""
+    the number of unknown tokens; it is empty if the tokenizer has no such token. `not_compared` is
+    the reason why the text could not be compared with that of the shards, None if it was."""
 
     manifest: Manifest
     is_new: bool
     unknown: dict[str, int] = field(default_factory=dict)
+    not_compared: str | None = None
 
 
 def prepare(
@@ -82,8 +85,8 @@ def prepare(
     """Makes the token store of `data` at `url`, or resumes it; the last event is Prepared.
 
     `workers` processes tokenize (default: one for each core). A complete store is verified and not
-    changed. Raises InputError if the store has another source, tokenizer or EOS, the source has
-    changed, shards are damaged, or text cannot be read or encoded.
+    changed; its text may be gone. Raises InputError if the store has another source, tokenizer or
+    EOS, the text of its shards has changed, shards are damaged, or text cannot be read or encoded.
     """
     workers = cores() if workers is None else workers
     if workers < 1:
@@ -98,6 +101,9 @@ def prepare(
         splits = tuple(manifest.splits)
         tallies = {split: verify(folder, manifest, split, report) for split in splits}
         todo = [split for split in splits if not manifest.splits[split].complete]
+        not_compared = compare(data.source, folder, manifest, report)
+        if todo and not_compared is not None:
+            raise InputError(not_compared)
         if todo:
             dtype = manifest.stored_dtype.str
             setting = Setting(tokenizer=tokenizer.files(), eos=manifest.eos, dtype=dtype)
@@ -111,7 +117,7 @@ def prepare(
             write_counts(folder, split, tallies[split].counts)
     unk = tokenizer.unk_id
     unknown = {} if unk is None else {s: int(tallies[s].counts[unk]) for s in splits}
-    yield Prepared(manifest=manifest, is_new=bool(todo), unknown=unknown)
+    yield Prepared(manifest=manifest, is_new=bool(todo), unknown=unknown, not_compared=not_compared)
 
 
 def _write(
@@ -146,7 +152,7 @@ def _write(
                 continue
             if writer is None:
                 writer = ShardWriter(folder, f"{split}-{len(record.shards):05d}")
-            writer.add(encoded, chunk.characters, tally.add(encoded, manifest.eos))
+            writer.add(encoded, chunk, tally.add(encoded, manifest.eos))
             yield Progressed.of(split, record, writer, chunk.done)
             if writer.tokens >= shard_tokens:
                 shards = (*record.shards, writer.finish())
@@ -170,6 +176,7 @@ def _begun(data: TextData, folder: Folder, report: Report | None) -> tuple[Manif
         return _new(data, folder, report)
     tokenizer = tokenizer_of(folder)
     _check(data, folder, manifest, tokenizer)
+    manifest = _whole(data.source, folder, manifest)
     if not all(record.complete for record in manifest.splits.values()):
         version = data.source.version()
         if version is not None and manifest.revision not in (None, version):
@@ -178,6 +185,21 @@ def _begun(data: TextData, folder: Folder, report: Report | None) -> tuple[Manif
                 f"{manifest.revision}, now {version}): restore that, or prepare another store"
             )
     return manifest, tokenizer
+
+
+def _whole(source: Source, folder: Folder, manifest: Manifest) -> Manifest:
+    """Returns the manifest with all splits of the source: those that it lacks have yet to be made.
+
+    A complete store does not need its source.
+    """
+    try:
+        missing = {split: SplitRecord() for split in source.splits if split not in manifest.splits}
+    except (InputError, OSError):
+        return manifest
+    if missing:
+        manifest = dataclasses.replace(manifest, splits={**manifest.splits, **missing})
+        manifest.write(folder.url)
+    return manifest
 
 
 def _new(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifest, Tokenizer]:

@@ -32,7 +32,8 @@ REMEDY = "put it back from a copy, or delete the folder and make it anew with: m
 class Shard:
     """One finished shard. `documents` counts those that end in it, `empty` those of them without a
     token except EOS; `bytes` (of UTF-8) and `characters` are those of its text. The checksums are
-    SHA-256 of the two files."""
+    SHA-256 of the two files, and of the text (`preparation.text_digest`), which older versions did
+    not keep."""
 
     name: str  # SPLIT-00000, without the endings of its two files
     tokens: int
@@ -42,6 +43,7 @@ class Shard:
     characters: int
     sha256: str
     ends_sha256: str
+    text_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

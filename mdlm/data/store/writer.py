@@ -17,7 +17,8 @@ from fsspec.implementations.local import LocalFileSystem
 from jaxtyping import Int64, Integer
 
 from mdlm.data.store.manifest import REMEDY, Manifest, Shard, SplitRecord, counts_name
-from mdlm.data.text.chunks import Encoded
+from mdlm.data.store.text_digest import TextDigest
+from mdlm.data.text.chunks import Chunk, Encoded
 from mdlm.data.tokens.tokenizer import Report
 from mdlm.errors import InputError
 from mdlm.files import Lock
@@ -98,10 +99,15 @@ class ShardWriter:
         where.mkdir(parents=True, exist_ok=True)
         self._parts = {kind: where / f".{name}.{kind}.part" for kind in ("bin", "ends")}
         self._files = {kind: part.open("wb") for kind, part in self._parts.items()}
+        self._text = TextDigest()
         self._sums = {kind: hashlib.sha256() for kind in self._parts}
 
-    def add(self, encoded: Encoded, characters: int, empty: int) -> None:
+    def add(self, encoded: Encoded, chunk: Chunk, empty: int) -> None:
         """Appends the tokens of the next chunk; `empty` of its documents have no tokens."""
+        for number, text in enumerate(chunk.texts, 1):
+            self._text.add(text)
+            if number < len(chunk.texts) or not chunk.open:
+                self._text.end()
         ends = (self.tokens + encoded.ends).astype("<u8")
         for kind, values in (("bin", encoded.tokens), ("ends", ends)):
             self._files[kind].write(memoryview(values).cast("B") if values.size else b"")
@@ -110,7 +116,7 @@ class ShardWriter:
         self.documents += len(ends)
         self.empty += empty
         self.bytes += encoded.bytes
-        self.characters += characters
+        self.characters += chunk.characters
 
     def finish(self) -> Shard:
         """Moves the files to their final names and returns the shard's record."""
@@ -137,6 +143,7 @@ class ShardWriter:
             characters=self.characters,
             sha256=self._sums["bin"].hexdigest(),
             ends_sha256=self._sums["ends"].hexdigest(),
+            text_sha256=self._text.hexdigest(),
         )
 
     def abandon(self) -> None:

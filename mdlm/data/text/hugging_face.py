@@ -75,6 +75,10 @@ class HuggingFace(Source):
         part = self.config or self.data_dir
         return f"data set {self.path}" + (f" ({part})" if part else "")
 
+    @property
+    def is_near(self) -> bool:
+        return Path(self.path).exists()
+
     def version(self) -> str | None:
         """Returns the fingerprints of a saved folder, or the hub's commit if the hub answers."""
         if self._is_saved:

@@ -54,6 +54,11 @@ class Source(abc.ABC):
         pieces = self._pieces(split, position)
         return pieces if self.clean is None else cleaned(pieces, self.clean)
 
+    @property
+    def is_near(self) -> bool:
+        """Whether the text lies on a disk, so that it can be read again to be compared."""
+        return True
+
     def version(self) -> str | None:
         """Returns an identifier of the current state of the text; None if the source has none."""
         return None

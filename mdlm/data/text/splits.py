@@ -49,8 +49,10 @@ def cut(documents: list[str], position: int) -> tuple[list[str], list[str]]:
             ends |= ({0} if i else set()) | ({len(text)} if i + 1 < len(documents) else set())
             near = sorted(end for end in ends if abs(end - position) <= NEAR)
             at = min(near, key=lambda end: abs(end - position), default=position)
-            before, after = [*documents[:i], text[:at]], [text[at:], *documents[i + 1 :]]
-            return [part for part in before if part], [part for part in after if part]
+            if 0 < at < len(text):
+                return [*documents[:i], text[:at]], [text[at:], *documents[i + 1 :]]
+            first = i + (at > 0)  # a whole document, which may be empty, is in one part
+            return documents[:first], documents[first:]
         position -= len(text)
     return documents, []
 

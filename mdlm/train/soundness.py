@@ -1,0 +1,53 @@
+"""Which states may be kept: those whose numbers are finite, and give a finite loss."""
+
+import math
+from dataclasses import dataclass
+
+from etils import epath
+
+from mdlm.errors import InputError
+from mdlm.evals.scorer import Scorer
+from mdlm.experiment.evaluation import Perplexity
+from mdlm.runs.checkpoints import Checkpoints
+from mdlm.runs.finite import not_finite
+from mdlm.train.step import State
+
+JUDGED = ("params", "ema")
+"""The parts of a state that a network is evaluated with."""
+
+
+@dataclass(frozen=True)
+class Soundness:
+    """Judges states on the first batch of a split, which `validation` names."""
+
+    scorer: Scorer
+    validation: Perplexity
+
+    def of(self, state: State) -> bool:
+        """Whether parameters and EMA are finite and have a finite loss."""
+        if not_finite({name: state[name] for name in JUDGED}):
+            return False
+        size = self.validation.batch_size or self.scorer.model.experiment.train.batch_size
+        found = (self.scorer.run(state[name], self.validation, size) for name in JUDGED)
+        return all(math.isfinite(metrics[0].value) for metrics in found)
+
+    def newest(self, checkpoints: Checkpoints, abstract: State) -> epath.Path | None:
+        """Returns the newest checkpoint that is sound, None if there is none."""
+        part = {name: abstract[name] for name in JUDGED}
+        for step in reversed(checkpoints.steps):
+            try:
+                is_sound = self.of(checkpoints.restore_part(part, step))
+            except InputError:  # damaged
+                continue
+            if is_sound:
+                return checkpoints.folder / str(step)
+        return None
+
+
+def given_up(in_a_row: int, step: int, sound: object | None) -> str:
+    """Returns the message of a run that diverged: the reason, and the checkpoint that is left."""
+    left = f"the last checkpoint with a finite loss is {sound}"
+    return (
+        f"{in_a_row} steps in a row, up to step {step}, had a loss, gradient or parameters that are"
+        f" not finite and were skipped; {left if sound else 'no sound checkpoint was saved'}"
+    )
