@@ -23,7 +23,9 @@ from mdlm.experiment.model import Model
 from mdlm.models.bert import Bert
 from mdlm.models.block import BlockDiT
 from mdlm.models.causal import CausalTransformer
+from mdlm.models.decoder import Decoder
 from mdlm.models.dit import DiT
+from mdlm.models.experts import Experts
 from mdlm.models.gidd import ScaledTransformer
 from mdlm.models.md4 import MD4Transformer
 from mdlm.models.modern_bert import ModernBert
@@ -55,6 +57,12 @@ NETWORKS = {
     "md4": MD4Transformer(**SIZES, cond_dim=8, embed_width=16),
     "gidd": ScaledTransformer(**SIZES),
     "bert": Bert(**SIZES, positions=LENGTH, dropout=0.1),
+    "experts": Decoder(
+        **SIZES,
+        kv_heads=4,
+        hidden=48,
+        experts=Experts(count=8, chosen=2, groups=4, kept_groups=2, hidden=16),
+    ),
     "modern": ModernBert(**{**SIZES, "depth": 4}, hidden=48, window=6),
 }
 PARTS: dict = {
@@ -187,7 +195,9 @@ def test_every_shape(shape):
 @pytest.mark.parametrize(
     "shape", [(1, 2, 2, 2), (2, 1, 1, 4), (1, 1, 8, 1), (1, 8, 1, 1)], ids=name_of
 )
-@pytest.mark.parametrize("name", ["gated", "blocks", "causal", "md4", "gidd", "bert", "modern"])
+@pytest.mark.parametrize(
+    "name", ["gated", "blocks", "causal", "md4", "gidd", "bert", "modern", "experts"]
+)
 def test_every_network(name, shape):
     check(experiment_of(name), shape)
 
