@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh
 
 from mdlm.errors import InputError
 from mdlm.models import Bert, DiT, ModernBert
+from mdlm.models.attention import cudnn
 from mdlm.models.attention.mask import AttentionMask
 from mdlm.models.network import denoiser, shapes
 from mdlm.parallel.mesh import AXES
@@ -55,6 +56,12 @@ def test_local_attention_is_about_the_distance():
     causal = AttentionMask(reach=2, causal=True)
     found = causal.by_position(place[:, None], place[None])
     np.testing.assert_array_equal(found, due & np.tri(7, dtype=bool))
+
+
+def test_cudnn_is_not_asked_for_local_attention():
+    q = jnp.zeros((1, 128, 2, 64), jnp.bfloat16)
+    assert cudnn.obstacle(q, AttentionMask(), "gpu") is None
+    assert "local attention" in str(cudnn.obstacle(q, AttentionMask(reach=2), "gpu"))
 
 
 @pytest.mark.parametrize("every, last", [(3, 3), (4, 2)], ids=["global", "local"])
