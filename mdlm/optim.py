@@ -116,7 +116,7 @@ class Muon(Optimizer):
     def direction(self, rate: optax.Schedule) -> optax.GradientTransformation:
         def layers(params: ArrayTree) -> ArrayTree:
             return jax.tree.map(
-                lambda _: MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2,)), params
+                lambda a: MuonDimensionNumbers((a.ndim - 2,), (a.ndim - 1,)), params
             )
 
         muon = optax.chain(
@@ -145,7 +145,8 @@ def decayed(params: ArrayTree) -> ArrayTree:
 
 
 def hidden(params: ArrayTree) -> ArrayTree:
-    """Labels the hidden matrices of the blocks, stacked `[n i o]`, "muon"; all else "adam".
+    """Labels the hidden matrices of the blocks, stacked `[n i o]`, or `[n e i o]` with experts,
+    "muon"; all else "adam".
 
     Their names tell them apart (`mdlm.names`). The modulation's matrix, which starts at zero and
     reads the noise level, is not among them.
@@ -153,7 +154,7 @@ def hidden(params: ArrayTree) -> ArrayTree:
 
     def label(path, array) -> str:
         names = _names(path)
-        is_matrix = names[-1] == KERNEL and array.ndim == 3
+        is_matrix = names[-1] == KERNEL and array.ndim >= 3
         is_hidden = is_matrix and STACK in names and MODULATION not in names
         return "muon" if is_hidden else "adam"
 

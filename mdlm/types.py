@@ -9,8 +9,9 @@ noise level per sequence, `[b, l]` for one per token. Losses are in nats, float3
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, dataclass_transform
 
 import jax
@@ -72,6 +73,10 @@ class NetInput:
     is_valid: Any = None  # Bool[Array, "b l"], False at padding, which no token attends to
     segment_ids: Any = None  # Int[Array, "b l"], tokens attend within their segment
     positions: Any = None  # Int[Array, "b l"], default 0..l-1
+    token_types: Any = (
+        None  # Int[Array, "b l"], which of the texts of a row, for networks that were
+    )
+    # trained with it (BERT); default 0
     label: Any = None  # Int[Array, " b"]
     self_cond: Any = None  # Float[Array, "b l d"]
     cache: Any = None  # KeyValues, from an earlier Prediction: the network then reads `tokens[at]`
@@ -129,6 +134,8 @@ class Prediction(abc.ABC):
 
     hidden: Any = None  # Float[Array, "b l d"], input of the head, where there is one
     cache: Any = None  # KeyValues, if `NetInput` had `make_cache` or a cache, else None
+    scalars: Mapping[str, Any] = MappingProxyType({})  # Float[Array, ""], what the network says of
+    # this call in the log
 
     @property
     def whole(self) -> "Prediction":

@@ -138,11 +138,15 @@ class Model:
         diffusion = self.diffusion(params)
         denoise = diffusion.denoise
         batch = self.experiment.network.labelled(batch, stream(key, "labels"))
+        of_network = {}
 
         def with_dropout(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
-            return denoise(inputs, key=None if key is None else jax.random.fold_in(key, part))
+            made = denoise(inputs, key=None if key is None else jax.random.fold_in(key, part))
+            of_network.update(made.scalars)
+            return made
 
-        return self.objective(key, batch, replace(diffusion, denoise=with_dropout))
+        terms = self.objective(key, batch, replace(diffusion, denoise=with_dropout))
+        return replace(terms, scalars={**of_network, **terms.scalars})
 
     def evaluate(self, params: ArrayTree, key: Key[Array, ""], batch: Batch) -> LossTerms:
         """Returns the evaluation's objective (by default that of training), without dropout."""

@@ -1,7 +1,10 @@
+from .bert import Bert as Bert
 from .block import BlockDiT as BlockDiT
 from .causal import CausalTransformer as CausalTransformer
 from .decoder import Decoder as Decoder
 from .dit import DiT as DiT
+from .experts import Experts as Experts
 from .gidd import ScaledTransformer as ScaledTransformer
 from .md4 import MD4Transformer as MD4Transformer
+from .modern_bert import ModernBert as ModernBert
 from .network import Network as Network

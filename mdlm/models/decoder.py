@@ -10,6 +10,9 @@ There is no adaLN. What attends to what is a choice:
     blocks   the own diffusion block and the clean ones before it; rows of 2 l tokens,
              [tokens ; clean], as in `mdlm.models.block`                (SDAR)
 
+With `experts` (LLaDA2), blocks after the first have a mixture of experts in place of the MLP, see
+`mdlm.models.experts`.
+
 Position i of the prediction is always about token i. A network that was trained to predict the next
 token and keeps that habit (`shift`, Dream) has the logits about token i from h_(i-1), and those
 about a token without predecessor from its own h. With diffusion blocks, the predecessor of the
@@ -26,19 +29,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Bool, Float, Int, Key
 
+from mdlm.errors import InputError
 from mdlm.models.attention.mask import Halves
 from mdlm.models.block_rows import flops_of_both, joined
 from mdlm.models.decoding.kv_cache import NextToken, read_all, read_one
 from mdlm.models.decoding.last_block import DeferredReadout, at_source
+from mdlm.models.experts import Experts, balance
 from mdlm.models.head import make_head, predicted
 from mdlm.models.layers import Embedding, NormKind, compute_dtype, norm
 from mdlm.models.mlp import MLPKind
 from mdlm.models.network import Network
 from mdlm.models.readout import Readout
-from mdlm.models.stack import run_blocks, run_but_last
+from mdlm.models.stack import Stacks, run_but_last, run_with_load
 from mdlm.models.transformer import Transformer, check_sizes, stack_blocks
+from mdlm.parallel.mesh import TENSOR
 from mdlm.types import Attends, NetInput
 
 
@@ -52,6 +59,7 @@ class Decoder(Transformer, Network):
             multiple of it.
         shift: the logits about a token are those at the token before it, for "all" and "blocks"
             (causal networks always do so).
+        experts: the mixture of experts that takes the place of the MLPs; None: there is none.
     """
 
     norm: NormKind = "rms"
@@ -60,6 +68,7 @@ class Decoder(Transformer, Network):
     attends: Attends = "all"
     block_size: int = 0
     shift: bool = False
+    experts: Experts | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -71,10 +80,33 @@ class Decoder(Transformer, Network):
             )
         if self.shift and self.attends == "causal":
             raise ValueError("shift=True: a causal network does so already; use shift=False")
+        if self.experts and self.experts.dense >= self.depth:
+            raise ValueError(
+                f"experts.dense={self.experts.dense}: must be below depth={self.depth}, so that"
+                " there are blocks with experts"
+            )
 
     @property
     def modulated(self) -> int:
         return 0
+
+    @property
+    def mlp_multiplications(self) -> int:
+        dense = super().mlp_multiplications
+        if self.experts is None:
+            return dense
+        mixture = self.experts.multiplications(self.mlp, self.width)
+        first = self.experts.dense
+        return dense // self.depth * first + (self.depth - first) * mixture
+
+    def check_mesh(self, mesh: Mesh | AbstractMesh, length: int) -> None:
+        super().check_mesh(mesh, length)
+        shared = self.experts.shared * self.experts.hidden if self.experts else 0
+        if shared % mesh.shape[TENSOR]:
+            raise InputError(
+                f"hidden width {shared} of the shared experts: must be a multiple of"
+                f" mesh.tensor={mesh.shape[TENSOR]}"
+            )
 
     def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
         if self.attends == "blocks":
@@ -92,7 +124,7 @@ class DecoderModule(nnx.Module):
         self.config = config
         self.dtype = compute_dtype(config.dtype)
         self.embed = Embedding(columns, config.width, rngs)
-        self.blocks = stack_blocks(config, rngs, cond_dim=None, dtype=self.dtype)
+        self.blocks: Any = decoder_blocks(config, rngs, self.dtype)
         self.norm = norm(config.norm, config.width, config.norm_epsilon)
         self.head = make_head(config, columns, rngs, dtype=self.dtype)
 
@@ -122,13 +154,15 @@ class DecoderModule(nnx.Module):
         if inputs.defer_last_block and key is None:
             begun = run_but_last(self.blocks, x, read, halves=halves, cond=None)
             return DeferredReadout(begun, None, self.readout, length, source)
-        x = run_blocks(self.blocks, x, read, causal=False, halves=halves, cond=None, key=key)
-        return self.readout(at_source(x, length, source), None)
+        x, load = run_with_load(self.blocks, x, read, causal=False, halves=halves, key=key)
+        return self.readout(at_source(x, length, source), None, load)
 
-    def readout(self, x: Float[Array, "b l d"], _: None) -> Readout:
+    def readout(
+        self, x: Float[Array, "b l d"], _: None, load: Float[Array, "n e"] | None = None
+    ) -> Readout:
         """Returns the prediction from the output of the last block."""
         with jax.named_scope("head"):
-            return predicted(self, self.norm(x))
+            return predicted(self, self.norm(x), scalars=_scalars(load))
 
     def _source(self, inputs: NetInput) -> Int[Array, "b l"]:
         """Returns the position from whose output each token's logits are computed, counted in the
@@ -143,17 +177,17 @@ class DecoderModule(nnx.Module):
     def _causal(self, inputs: NetInput, key: Key[Array, ""] | None) -> Readout | NextToken:
         if inputs.cache is not None:
             return self._next(inputs)
-        cache = None
+        cache = load = None
         with jax.named_scope("embed"):
             x = self.embed(inputs.tokens)
         if inputs.make_cache and key is None:
             x, cache = read_all(self.blocks, x, inputs)
         else:
-            x = run_blocks(self.blocks, x, inputs, causal=True, cond=None, key=key)
+            x, load = run_with_load(self.blocks, x, inputs, causal=True, key=key)
         with jax.named_scope("head"):
             before = jnp.roll(self.norm(x), 1, axis=1)
             hidden = jnp.where(_has_predecessor(inputs)[..., None], before, 0)
-            return predicted(self, hidden, cache)
+            return predicted(self, hidden, cache, scalars=_scalars(load))
 
     def _next(self, inputs: NetInput) -> NextToken:
         """Predicts the tokens that follow those at `inputs.cache.at`."""
@@ -168,6 +202,20 @@ class DecoderModule(nnx.Module):
             return predicted(self, hidden[None]).logits()[0]
 
         return NextToken(hidden, head, length, cache)
+
+
+def decoder_blocks(config: Any, rngs: nnx.Rngs, dtype: jnp.dtype) -> Any:
+    """Returns the blocks: a stack, or two with experts where the first blocks have none."""
+    experts = getattr(config, "experts", None)
+    make: Any = lambda **own: stack_blocks(config, rngs, cond_dim=None, dtype=dtype, **own)
+    if experts is None or experts.dense == 0:
+        return make(experts=experts)
+    rest = make(experts=experts, depth=config.depth - experts.dense)
+    return Stacks(make(depth=experts.dense), rest)
+
+
+def _scalars(load: Float[Array, "n e"] | None) -> dict[str, Float[Array, ""]]:
+    return {} if load is None else balance(load)
 
 
 def _has_predecessor(inputs: NetInput) -> Bool[Array, "b l"]:

@@ -150,7 +150,8 @@ class ScaledModule(nnx.Module):
         self.config = config
         self.dtype = compute_dtype(config.dtype)
         self.embed = Embedding(columns, config.width, rngs)
-        self.blocks = stack(lambda rngs: ScaledBlock(config, rngs, dtype=self.dtype), config, rngs)
+        make = lambda rngs: ScaledBlock(config, rngs, dtype=self.dtype)
+        self.blocks = stack(make, config.depth, rngs)
         self.norm = RMSNorm(config.width)
         self.head = Linear(
             config.width, columns, rngs, dtype=self.dtype, use_bias=False, zero=True, split="whole"
@@ -167,12 +168,12 @@ class ScaledModule(nnx.Module):
             raise ValueError("condition: ScaledTransformer has no input for the noise level")
         may_attend = _may_attend(inputs)
 
-        def apply(block: Any, x: Array, table: Table, key: Key[Array, ""] | None) -> Array:
-            return block(x, may_attend, table, key=key)
+        def apply(block: Any, x: Array, table: Table, key: Key[Array, ""] | None) -> Any:
+            return block(x, may_attend, table, key=key), None
 
         with jax.named_scope("embed"):
             x = self.embed(inputs.tokens)
-        x = run_stack(apply, self.blocks, self.config, x, inputs, key)
+        x, _ = run_stack(apply, (self.blocks,), self.config, x, inputs, key)
         with jax.named_scope("head"):
             hidden = (self.norm(x) * (512 / self.config.width)).astype(self.dtype)
         return Readout(hidden, *self.head.arrays(), chunk=self.config.logits_chunk)

@@ -1,5 +1,6 @@
 """From the last hidden states to logits: a layer of its own, or the embedding table."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,7 +8,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from mdlm.models.layers import Linear
+from mdlm.models.layers import Linear, norm
+from mdlm.models.mlp import gelu
 from mdlm.models.readout import Readout
 from mdlm.types import KeyValues
 
@@ -20,14 +22,33 @@ def make_head(config: Any, columns: int, rngs: nnx.Rngs, *, dtype: jnp.dtype) ->
     return Linear(config.width, columns, rngs, dtype=dtype, use_bias=config.use_bias, **whole)
 
 
+class Transform(nnx.Module):
+    """The layer between the last block and the tied head of BERT: norm(gelu(x kernel + bias)), with
+    the exact GELU."""
+
+    def __init__(self, config: Any, rngs: nnx.Rngs, *, dtype: jnp.dtype):
+        width, whole = config.width, dict(use_bias=config.use_bias, split="whole")
+        self.dense = Linear(width, width, rngs, dtype=dtype, **whole)
+        self.norm = norm(config.norm, width, config.norm_epsilon)
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        return self.norm(gelu(self.dense(x), True))
+
+
 def predicted(
-    module: Any, hidden: Float[Array, "b l d"], cache: KeyValues | None = None
+    module: Any,
+    hidden: Float[Array, "b l d"],
+    cache: KeyValues | None = None,
+    *,
+    bias: Float[Array, " v"] | None = None,
+    scalars: Mapping[str, Float[Array, ""]] | None = None,
 ) -> Readout:
     """Returns the prediction of a network with the fields of `Transformer` from the normed output
-    of its last block."""
+    of its last block. `bias` is that of a tied head, `scalars` are values for the log."""
     config = module.config
-    tied = module.head is None
-    kernel, bias = (module.embed.table[...].T, None) if tied else module.head.arrays()
+    kernel = module.embed.table[...].T
+    if module.head is not None:
+        kernel, bias = module.head.arrays()
     return Readout(
         hidden.astype(module.dtype),
         kernel,
@@ -35,4 +56,5 @@ def predicted(
         chunk=config.logits_chunk,
         cap=config.logit_cap,
         cache=cache,
+        scalars=scalars,
     )

@@ -98,7 +98,8 @@ def materialised(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return jax.lax.optimization_barrier(x) if platform() == "cpu" else x
 
 
-def _uniform(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> Float[Array, "..."]:
+def uniform(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> Float[Array, "..."]:
+    """Returns the initial values of a kernel with so many inputs."""
     bound = 1 / math.sqrt(fan_in)
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
@@ -128,7 +129,7 @@ class Linear(nnx.Module):
         self.rest: Rest = "whole" if len(self.widths) > 1 else split
 
         def initial(*shape):
-            return jnp.zeros(shape) if zero else _uniform(rngs.params(), shape, fan_in)
+            return jnp.zeros(shape) if zero else uniform(rngs.params(), shape, fan_in)
 
         self.kernel = nnx.Param(initial(fan_in, fan_out), rest=self.rest)
         self.bias: Any = nnx.Param(initial(fan_out)) if use_bias else None
@@ -189,18 +190,21 @@ LAYOUTS = {
 of the output's cotangent in the matmuls of the backward pass."""
 
 
-NormKind = Literal["layer", "rms"]
+NormKind = Literal["layer", "layer_bias", "rms"]
 
 
 class LayerNorm(nnx.Module):
-    """Normalises the last axis to mean 0 and variance 1, then scales it. No bias. Float32."""
+    """Normalises the last axis to mean 0 and variance 1, then scales it and adds a bias, if it has
+    one. Float32."""
 
-    def __init__(self, width: int, epsilon: float = 1e-5):
+    def __init__(self, width: int, epsilon: float = 1e-5, use_bias: bool = False):
         self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones(width))
+        self.bias: Any = nnx.Param(jnp.zeros(width)) if use_bias else None
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        return standardised(x, self.epsilon) * jnp.broadcast_to(self.scale[...], x.shape)
+        y = standardised(x, self.epsilon) * jnp.broadcast_to(self.scale[...], x.shape)
+        return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], x.shape)
 
 
 def standardised(x: Float[Array, "*b d"], epsilon: float = 1e-5) -> Float[Array, "*b d"]:
@@ -226,16 +230,18 @@ class RMSNorm(nnx.Module):
 
 def norm(kind: NormKind, width: int, epsilon: float | None = None) -> LayerNorm | RMSNorm:
     """Returns a norm of the given kind over a last axis of `width`. `epsilon`, which is added to
-    the variance or mean square, is by default 1e-5 for "layer" and 1e-6 for "rms"."""
-    own = {} if epsilon is None else {"epsilon": epsilon}
-    return RMSNorm(width, **own) if kind == "rms" else LayerNorm(width, **own)
+    the variance or mean square, is by default 1e-6 for "rms" and 1e-5 for the others."""
+    own: Any = {} if epsilon is None else {"epsilon": epsilon}
+    if kind == "rms":
+        return RMSNorm(width, **own)
+    return LayerNorm(width, use_bias=kind == "layer_bias", **own)
 
 
 class Embedding(nnx.Module):
     """Looks up token ids in a learned table. Float32. Ids must be below `columns`."""
 
     def __init__(self, columns: int, width: int, rngs: nnx.Rngs):
-        self.table = nnx.Param(_uniform(rngs.params(), (columns, width), width), rest="table")
+        self.table = nnx.Param(uniform(rngs.params(), (columns, width), width), rest="table")
 
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         rows = applied(lambda table, tokens: table[tokens], self.table[...], tokens)

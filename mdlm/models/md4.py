@@ -203,7 +203,7 @@ class MD4Module(nnx.Module):
         self.time: Any = TimeEmbedding(config.cond_dim, rngs) if config.cond_dim else None
         self.embed = Embedding(columns, narrow or width, rngs)
         self.widen: Any = Linear(narrow, width, rngs, dtype=self.dtype) if narrow else None
-        self.blocks = stack(lambda rngs: MD4Block(config, rngs, self.dtype), config, rngs)
+        self.blocks = stack(lambda rngs: MD4Block(config, rngs, self.dtype), config.depth, rngs)
         self.norm = norm(config)
         self.modulation: Any = modulation(config, 2, rngs)
         self.head = Linear(

@@ -52,6 +52,8 @@ class Network(abc.ABC):
     """
 
     attends: ClassVar[Attends] = "all"
+    token_types: ClassVar[int] = 0
+    """The number of token types that the network tells apart; 0: it has no such input."""
 
     depth: int = 1
     dtype: Precision = "float32"
@@ -147,11 +149,14 @@ def denoiser(
 
     `condition` maps diffusion time to the network's conditioning (sigma, the log-SNR, ...). With
     None a network with adaLN gets zeros, as the MDLM paper's without time conditioning.
-    Raises ValueError if there is a `condition` and the inputs have no time.
+    Raises ValueError if there is a `condition` and the inputs have no time, or if the inputs have
+    `token_types` and the network has no such input.
     """
     module: Any = bind(network, columns, params)
 
     def denoise(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
+        if inputs.token_types is not None and not network.token_types:
+            raise ValueError(f"token_types: {type(network).__name__} has no such input")
         if condition is None:
             return module(inputs, condition=None, key=key)
         if inputs.t is None:

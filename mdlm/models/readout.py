@@ -12,7 +12,7 @@ head's kernel is gathered first, and its gradient is reduced into the sharding o
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -62,8 +62,9 @@ class Readout(Prediction):
         chunk: int | None = None,
         cap: float | None = None,
         cache: KeyValues | None = None,
+        scalars: Mapping[str, Float[Array, ""]] | None = None,
     ):
-        self.cache, self.cap = cache, cap
+        self.cache, self.cap, self.scalars = cache, cap, scalars or {}
         self.hidden, self.kernel, self.bias = hidden, kernel, bias
         self.chunk = chunk_size() if chunk is None else chunk
 

@@ -6,13 +6,17 @@
 With conditioning, the six vectors are a linear function of `cond` (adaLN, arXiv:2212.09748) that
 starts at 0, so that each block starts as the identity; without, shift = scale = 0 and gate = 1.
 The residual stream x is float32.
+
+Encoders of the kind of BERT normalise after each sum instead, and have no conditioning:
+
+    x <- norm_1(x + dropout(attention(x)));  x <- norm_2(x + dropout(mlp(x)))
 """
 
 import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +28,7 @@ from mdlm.keys import stream
 from mdlm.models.attention.dispatch import Implementation, attention
 from mdlm.models.attention.mask import AttentionMask
 from mdlm.models.decoding.last_block import joined_heads
+from mdlm.models.experts import ExpertMLP, Experts
 from mdlm.models.layers import Linear, NormKind, Precision, dropout, modulate, norm
 from mdlm.models.mlp import GATES, MLP, MLPKind, hidden_width
 from mdlm.models.network import Remat
@@ -42,8 +47,9 @@ class Transformer(abc.ABC):
         heads: number of attention heads; each has `width / heads` entries.
         dropout: probability of dropping outputs of attention and MLP, in calls with a key (the
             paper trains with 0.1).
-        norm: "layer" (zero mean, unit variance) or "rms" (unit mean square, arXiv:1910.07467).
-        norm_epsilon: added to the variance or mean square (None: 1e-5 for "layer", 1e-6 for "rms").
+        norm: "layer" (zero mean, unit variance), "layer_bias" (the same, with a bias), or "rms"
+            (unit mean square, arXiv:1910.07467).
+        norm_epsilon: added to the variance or mean square (None: 1e-6 for "rms", else 1e-5).
         kv_heads: heads of keys and values, a divisor of `heads`: each serves as many successive
             heads of queries (grouped-query attention, arXiv:2305.13245). 0: as many as `heads`.
         head_width: entries of a head; 0: width / heads.
@@ -54,7 +60,8 @@ class Transformer(abc.ABC):
             "separate" with one for each.
         qkv_bias: biases of queries, keys and values.
         mlp: "gelu"; "relu2", squared ReLU (arXiv:2109.08668); or the gated "swiglu", "geglu" and
-            "glu" (arXiv:2002.05202, with 2/3 of the hidden width, for as many parameters).
+            "glu" (arXiv:2002.05202, with 2/3 of the hidden width, for as many parameters);
+            "gelu_erf" and "geglu_erf" have the exact GELU.
         hidden: hidden width of the MLP; 0: by its kind, see `mdlm.models.mlp.hidden_width`.
         use_bias: biases in MLP and head.
         tied: the head multiplies by the embedding table, and has no kernel of its own.
@@ -62,6 +69,11 @@ class Transformer(abc.ABC):
         attention: the implementation of attention, see `mdlm.models.attention.dispatch`.
         dtype, remat, logits_chunk: see `mdlm.models.network.Network`.
     """
+
+    is_post_norm: ClassVar[bool] = False
+    """Whether a block normalises after its sums, not before attention and MLP."""
+    attn_out_bias: ClassVar[bool] = False
+    """Whether the matrix after attention has a bias."""
 
     width: int = 768
     depth: int = 12
@@ -107,7 +119,7 @@ class Transformer(abc.ABC):
         return self.heads, self.kv_heads or self.heads, size
 
     @property
-    def rotary(self) -> tuple[int, float]:
+    def rotary(self) -> tuple[int, float] | None:
         return int(self.heads_shape[2] * self.rotary_fraction), self.rotary_base
 
     @property
@@ -121,14 +133,17 @@ class Transformer(abc.ABC):
     def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
         width = self.width
         heads, kv_heads, size = self.heads_shape
-        matrices = 3 if self.mlp in GATES else 2
-        per_token = 2 * width * size * (heads + kv_heads) + matrices * self.hidden_width * width
+        projections = 2 * width * size * (heads + kv_heads)
         attended = 2 * length * heads * size
+        per_token = self.depth * (projections + attended) + self.mlp_multiplications
         per_row = 6 * width * self.modulated * self.depth
-        return 2 * (
-            rows * (length * self.depth * (per_token + attended) + per_row)
-            + scored * width * columns
-        )
+        return 2 * (rows * (length * per_token + per_row) + scored * width * columns)
+
+    @property
+    def mlp_multiplications(self) -> int:
+        """The multiplications of the MLPs of all blocks for one token."""
+        matrices = 3 if self.mlp in GATES else 2
+        return self.depth * matrices * self.hidden_width * self.width
 
 
 def check_sizes(config: Any, **kinds: Any) -> None:
@@ -174,31 +189,41 @@ def check_options(config: Transformer) -> None:
 
 
 class Block(nnx.Module):
-    """Attention and an MLP, each behind a norm and added to the residual stream."""
+    """Attention and an MLP, each behind a norm and added to the residual stream.
+
+    `attn_norm` says whether there is a norm before the attention. With `experts`, they take the
+    place of the MLP.
+    """
 
     def __init__(
-        self, config: Transformer, rngs: nnx.Rngs, *, cond_dim: int | None, dtype: jnp.dtype
+        self,
+        config: Transformer,
+        rngs: nnx.Rngs,
+        *,
+        cond_dim: int | None,
+        dtype: jnp.dtype,
+        attn_norm: bool = True,
+        experts: Experts | None = None,
     ):
         self.config = config
         width = config.width
         heads, kv_heads, size = config.heads_shape
         widths = (heads * size, kv_heads * size, kv_heads * size)
-        self.norm1 = norm(config.norm, width, config.norm_epsilon)
+        self.norm1: Any = norm(config.norm, width, config.norm_epsilon) if attn_norm else None
         by_columns: Any = dict(use_bias=config.qkv_bias, split="columns")
         self.qkv = Linear(width, widths, rngs, dtype=dtype, **by_columns)
         own: Any = lambda: norm("rms", size, config.norm_epsilon)
         self.qk_norm = own() if config.qk_norm is True else None
         is_separate = config.qk_norm == "separate"
         self.q_norm, self.k_norm = (own() if is_separate else None for _ in range(2))
-        self.attn_out = Linear(widths[0], width, rngs, dtype=dtype, use_bias=False, split="rows")
+        by_rows: Any = dict(use_bias=config.attn_out_bias, split="rows")
+        self.attn_out = Linear(widths[0], width, rngs, dtype=dtype, **by_rows)
         self.norm2 = norm(config.norm, width, config.norm_epsilon)
-        self.mlp = MLP(
-            config.mlp,
-            width,
-            rngs,
-            dtype=dtype,
-            use_bias=config.use_bias,
-            hidden=config.hidden_width,
+        own_mlp: Any = dict(use_bias=config.use_bias, hidden=config.hidden_width)
+        self.mlp: Any = (
+            MLP(config.mlp, width, rngs, dtype=dtype, **own_mlp)
+            if experts is None
+            else ExpertMLP(experts, config.mlp, width, rngs, dtype=dtype)
         )
         # Float32, like the norms that it modulates.
         float32 = jnp.dtype(jnp.float32)
@@ -212,7 +237,7 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "b l d"],
         mask: AttentionMask,
-        table: Table,
+        table: Table | None,
         *,
         cond: Float[Array, " b #l c"] | None,
         key: Key[Array, ""] | None,
@@ -221,11 +246,39 @@ class Block(nnx.Module):
 
         Raises ValueError if the block has adaLN and `cond` is None.
         """
+        return self.with_load(x, mask, table, cond=cond, key=key)[0]
+
+    def with_load(
+        self,
+        x: Float[Array, "b l d"],
+        mask: AttentionMask,
+        table: Table | None,
+        *,
+        cond: Float[Array, " b #l c"] | None,
+        key: Key[Array, ""] | None,
+    ) -> tuple[Float[Array, "b l d"], Float[Array, " e"] | None]:
+        """Returns the residual stream after this block, and the number of tokens that each of its
+        experts computed; None if it has no experts."""
         vectors = self.vectors(cond)
         with jax.named_scope("attention"):
-            shift, scale = vectors[:2]
-            out = self._attend(modulate(self.norm1(x), shift, scale), mask, table)
-        return self.after_attention(x, out, vectors, key=key)
+            q, k, v = self.projected(self.before_attention(x, vectors), table)
+            out = joined_heads(attention(q, k, v, mask, self.config.attention))
+        return self._after(x, out, vectors, key)
+
+    def before_attention(
+        self, x: Float[Array, "b l d"], vectors: Sequence[Array | float]
+    ) -> Float[Array, "b l d"]:
+        """Returns the input of the attention, from that of the block."""
+        if self.norm1 is None or self.config.is_post_norm:
+            return x
+        return modulate(self.norm1(x), *vectors[:2])
+
+    def projected(
+        self, y: Float[Array, "b l d"], table: Table | None
+    ) -> tuple[Float[Array, "b l h c"], Float[Array, "b l g c"], Float[Array, "b l g c"]]:
+        """Returns queries, keys and values by head, from the input of the attention."""
+        q, k, v = self.qkv.parts(y)
+        return self.queries(q, table), self.keys(k, table), self.by_head(v)
 
     def after_attention(
         self,
@@ -237,35 +290,40 @@ class Block(nnx.Module):
     ) -> Float[Array, "b l d"]:
         """Returns the residual stream after the block, given its input `x`, the output `out` of all
         heads, and its `vectors`. Acts on each position separately."""
-        _, _, gate_1, shift_2, scale_2, gate_2 = vectors
+        return self._after(x, out, vectors, key)[0]
+
+    def _after(self, x, out, vectors, key):
+        """Returns `after_attention`, and the load of the experts."""
+        _, _, gate_1, *shift_scale, gate_2 = vectors
+        is_post = self.config.is_post_norm
         keys = (None, None) if key is None else (stream(key, "attention"), stream(key, "mlp"))
         rate = self.config.dropout
         with jax.named_scope("attention"):
             x = x + gate_1 * dropout(keys[0], self.attn_out(out), rate)
+            x = self.norm1(x) if is_post else x
         with jax.named_scope("mlp"):
-            y = self.mlp(modulate(self.norm2(x), shift_2, scale_2))
-            return x + gate_2 * dropout(keys[1], y, rate)
-
-    def _attend(self, y: Float[Array, "b l d"], mask: AttentionMask, table: Table):
-        q, k, v = self.qkv.parts(y)
-        q, k, v = self.queries(q, table), self.keys(k, table), self.by_head(v)
-        return joined_heads(attention(q, k, v, mask, self.config.attention))
+            y, load = self.mlp(x if is_post else modulate(self.norm2(x), *shift_scale)), None
+            if isinstance(self.mlp, ExpertMLP):
+                y, load = y
+            x = x + gate_2 * dropout(keys[1], y, rate)
+            return (self.norm2(x) if is_post else x), load
 
     def by_head(self, x: Float[Array, "b l w"]) -> Float[Array, "b l h c"]:
         """Returns queries, keys or values with an axis for the heads."""
         return x.reshape(*x.shape[:2], -1, self.config.heads_shape[2])
 
-    def queries(self, x: Float[Array, "b l w"], table: Table) -> Float[Array, "b l h c"]:
+    def queries(self, x: Float[Array, "b l w"], table: Table | None) -> Float[Array, "b l h c"]:
         """Returns queries by head, normalised and rotated, from the output of their kernel."""
         return self._placed(x, self.q_norm or self.qk_norm, table)
 
-    def keys(self, x: Float[Array, "b l w"], table: Table) -> Float[Array, "b l h c"]:
+    def keys(self, x: Float[Array, "b l w"], table: Table | None) -> Float[Array, "b l h c"]:
         """Returns keys by head, normalised and rotated, from the output of their kernel."""
         return self._placed(x, self.k_norm or self.qk_norm, table)
 
     def _placed(self, x, norm, table):
-        by_head = self.by_head(x)
-        return rotate(by_head if norm is None else norm(by_head), table).astype(x.dtype)
+        y = self.by_head(x)
+        y = y if norm is None else norm(y)
+        return (y if table is None else rotate(y, table)).astype(x.dtype)
 
     def vectors(self, cond: Float[Array, " b #l c"] | None) -> Sequence[Array | float]:
         """Returns shift, scale and gate of the attention, then of the MLP."""
@@ -277,7 +335,9 @@ class Block(nnx.Module):
 
 
 def stack_blocks(
-    config: Transformer, rngs: nnx.Rngs, *, cond_dim: int | None, dtype: jnp.dtype
+    config: Transformer, rngs: nnx.Rngs, *, depth: int | None = None, **of_block: Any
 ) -> Block:
-    """Returns `config.depth` blocks as one: each parameter has a leading axis of that size."""
-    return stack(lambda rngs: Block(config, rngs, cond_dim=cond_dim, dtype=dtype), config, rngs)
+    """Returns `depth` blocks (None: `config.depth`) as one: each parameter has a leading axis of
+    that size. `of_block` are further arguments of `Block`."""
+    make = lambda rngs: Block(config, rngs, **of_block)
+    return stack(make, config.depth if depth is None else depth, rngs)

@@ -9,6 +9,7 @@ so that little is exchanged before it is used:
     rows     [i/T, o]  the input is split over `tensor`, outputs are summed; at rest [i/T, o/FS]
     whole    [i, o]    at rest [i/FST, o]
     table    rows are looked up, or few `x @ w` are computed; at rest [i, o/FTS]
+    experts  [e, i, o], of e experts, which are split over `tensor`; at rest [e/T, i/FS, o]
 
 In use, a kernel is first cast to the dtype of its matmul, then gathered. Its gradient takes the
 same way back and is thus summed over the devices in parts (a reduce-scatter). Without these
@@ -36,7 +37,7 @@ from jaxtyping import Float, Shaped
 from mdlm.parallel.mesh import DATA, FSDP, ROWS, SEQUENCE, TENSOR, row_parts
 from mdlm.types import ArrayTree
 
-Rest = Literal["columns", "rows", "whole", "table"]
+Rest = Literal["columns", "rows", "whole", "table", "experts"]
 Path = tuple[str, ...]
 
 SMALL = 2**14
@@ -46,6 +47,7 @@ SPLITS: dict[Rest, dict[str, tuple[int, ...]]] = {
     "rows": {TENSOR: (-2,), FSDP: (-1, -2), SEQUENCE: (-1, -2)},
     "whole": {FSDP: (-2, -1), SEQUENCE: (-2, -1), TENSOR: (-2, -1)},
     "table": {FSDP: (-1, -2), TENSOR: (-1, -2), SEQUENCE: (-1, -2)},
+    "experts": {TENSOR: (-3,), FSDP: (-2, -1), SEQUENCE: (-2, -1)},
 }
 """The mesh axes in the order in which they split an array, and the dimensions that each may split:
 the first that it divides."""
@@ -71,17 +73,18 @@ def traced() -> AbstractMesh | None:
 
 
 def at_rest(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], rest: Rest | None) -> PartitionSpec:
-    """The split of a parameter array `[... i o]` between steps. Only the last two dimensions are
-    split: the others are layers, which run one after another."""
-    if rest is None or len(shape) < 2 or math.prod(shape[-2:]) < SMALL:
+    """The split of a parameter array `[... i o]`, or `[... e i o]` of experts, between steps. Only
+    these dimensions are split: the others are layers, which run one after another."""
+    own = 3 if rest == "experts" else 2
+    if rest is None or len(shape) < own or math.prod(shape[-own:]) < SMALL:
         return PartitionSpec()
-    axes: dict[int, list[str]] = {-2: [], -1: []}
+    axes: dict[int, list[str]] = {d: [] for d in range(-own, 0)}
     for axis, dimensions in SPLITS[rest].items():
         for d in dimensions if mesh.shape[axis] > 1 else ():
             if shape[d] % math.prod(mesh.shape[a] for a in (*axes[d], axis)) == 0:
                 axes[d].append(axis)
                 break
-    return PartitionSpec(*[None] * (len(shape) - 2), *(tuple(axes[d]) or None for d in (-2, -1)))
+    return PartitionSpec(*[None] * (len(shape) - own), *(tuple(axes[d]) or None for d in axes))
 
 
 def parameter_sharding(

@@ -20,11 +20,15 @@ from jax.sharding import AbstractMesh
 from mdlm.data.packing import Wrap
 from mdlm.errors import InputError
 from mdlm.experiment.model import Model
+from mdlm.models.bert import Bert
 from mdlm.models.block import BlockDiT
 from mdlm.models.causal import CausalTransformer
+from mdlm.models.decoder import Decoder
 from mdlm.models.dit import DiT
+from mdlm.models.experts import Experts
 from mdlm.models.gidd import ScaledTransformer
 from mdlm.models.md4 import MD4Transformer
+from mdlm.models.modern_bert import ModernBert
 from mdlm.objectives.autoregressive import Autoregressive
 from mdlm.objectives.block import BlockNelbo
 from mdlm.optim import AdamW
@@ -52,6 +56,14 @@ NETWORKS = {
     "causal": CausalTransformer(**SIZES),
     "md4": MD4Transformer(**SIZES, cond_dim=8, embed_width=16),
     "gidd": ScaledTransformer(**SIZES),
+    "bert": Bert(**SIZES, positions=LENGTH, dropout=0.1),
+    "experts": Decoder(
+        **SIZES,
+        kv_heads=4,
+        hidden=48,
+        experts=Experts(count=8, chosen=2, groups=4, kept_groups=2, hidden=16),
+    ),
+    "modern": ModernBert(**{**SIZES, "depth": 4}, hidden=48, window=6),
 }
 PARTS: dict = {
     "dit": dict(time_condition="sigma"),
@@ -183,7 +195,7 @@ def test_every_shape(shape):
 @pytest.mark.parametrize(
     "shape", [(1, 2, 2, 2), (2, 1, 1, 4), (1, 1, 8, 1), (1, 8, 1, 1)], ids=name_of
 )
-@pytest.mark.parametrize("name", ["gated", "blocks", "causal", "md4", "gidd"])
+@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - {"dit"}))
 def test_every_network(name, shape):
     check(experiment_of(name), shape)
 

@@ -31,6 +31,8 @@ def obstacle(q: Float[Array, "b l h d"], mask: AttentionMask, platform: str) -> 
         return f"the head width must be a multiple of 8, at most 128, not {width}"
     if mask.halves is not None:
         return "it has no mask for rows [noised ; clean]"
+    if mask.reach is not None:
+        return "it has no mask for local attention to both sides"
     if mask.segment_ids is not None and length % 128:
         # With a bias, odd lengths are refused by JAX, and at length % 128 = 64 the backward
         # kernel can give NaN (pytorch/pytorch#196678).

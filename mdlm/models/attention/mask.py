@@ -65,6 +65,8 @@ class AttentionMask:
     """
 
     causal: bool = field(default=False, metadata={"static": True})
+    # Local attention: no key is further than this from its query; None if any may be.
+    reach: int | None = field(default=None, metadata={"static": True})
     halves: Halves | None = field(default=None, metadata={"static": True})
     is_valid: Any = None  # Bool[Array, "b l"], False at padding, which is neither query nor key
     segment_ids: Any = None  # Int[Array, "b l"], from 0; attention stays inside a segment
@@ -75,7 +77,11 @@ class AttentionMask:
         """Returns whether the query at `q` attends to the key at `k`; None if all attend to all."""
         if self.halves is not None:
             return self.halves.attends(q, k)
-        return q >= k if self.causal else None
+        before = q >= k if self.causal else None
+        if self.reach is None:
+            return before
+        near = (q - k <= self.reach) & (k - q <= self.reach)
+        return near if before is None else near & before
 
     def segments(self) -> Int[Array, "b l"] | None:
         """Returns the segment of each position, `PADDING` at padding; None if all are in one."""

@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from mdlm.models.decoding.last_block import BegunBlock, attend_at, joined_heads, picked
-from mdlm.models.stack import mask_of, table_of
+from mdlm.models.stack import mask_of, stacks_of, table_of
 from mdlm.types import ArrayTree, KeyValues, NetInput, Prediction
 
 
@@ -51,13 +51,17 @@ def read_all(
     blocks: Any, x: Float[Array, "b l d"], inputs: NetInput
 ) -> tuple[Float[Array, "b l d"], KeyValues]:
     """Returns `x` after all blocks, and a cache of all tokens whose next token is the first."""
-    mask, table = mask_of(inputs, causal=True), table_of(inputs, x.shape[1], blocks.config)
+    mask, table = mask_of(inputs, causal=True), table_of(inputs, x.shape[1], blocks.config.rotary)
 
     def step(x: Array, block: Any) -> tuple[Array, tuple[Array, Array]]:
         begun = BegunBlock(block, x, mask, table, None)
         return begun.everywhere(), (begun.k, begun.v)
 
-    x, (keys, values) = jax.lax.scan(step, x, blocks)
+    read = []
+    for layers in stacks_of(blocks):
+        x, keys_values = jax.lax.scan(step, x, layers)
+        read.append(keys_values)
+    keys, values = (jnp.concatenate(parts) for parts in zip(*read, strict=True))
     return x, KeyValues(keys=keys, values=values, at=jnp.zeros(x.shape[0], jnp.int32))
 
 
@@ -68,9 +72,10 @@ def read_one(
     cache with that token added."""
     cache: KeyValues = inputs.cache
     b, l = inputs.tokens.shape
-    mask, everywhere = mask_of(inputs, causal=True), table_of(inputs, l, blocks.config)
+    mask, everywhere = mask_of(inputs, causal=True), table_of(inputs, l, blocks.config.rotary)
     sequence, position = jnp.arange(b), cache.at
-    table: Any = tuple(picked(part, sequence, position).swapaxes(0, 1) for part in everywhere)
+    here = lambda part: picked(part, sequence, position).swapaxes(0, 1)
+    table: Any = jax.tree.map(here, everywhere)
 
     def step(carry: Any, layer: Any) -> tuple[Any, None]:
         x, keys, values = carry
@@ -83,6 +88,10 @@ def read_one(
         out = joined_heads(out)[:, None]
         return (block.after_attention(x, out, begun.vectors), keys, values), None
 
-    layers = blocks, jnp.arange(cache.keys.shape[0])
-    (x, keys, values), _ = jax.lax.scan(step, (x, cache.keys, cache.values), layers)
+    carry, start = (x, cache.keys, cache.values), 0
+    for layers in stacks_of(blocks):
+        end = start + jax.tree.leaves(layers)[0].shape[0]
+        carry, _ = jax.lax.scan(step, carry, (layers, jnp.arange(start, end)))
+        start = end
+    x, keys, values = carry
     return x, KeyValues(keys=keys, values=values, at=position + 1)

@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 from mdlm.models.attention.dispatch import attention, for_each_head
 from mdlm.models.attention.mask import AttentionMask
 from mdlm.models.attention.xla import MASKED
-from mdlm.models.layers import modulate
 from mdlm.models.readout import Readout
 from mdlm.types import ArrayTree, Prediction
 
@@ -79,8 +78,7 @@ class BegunBlock:
     def __init__(self, block: Any, x: Float[Array, "b l d"], mask: AttentionMask, table, cond):
         self.block, self.x, self.mask, self.table = block, x, mask, table
         self.vectors = block.vectors(cond)
-        shift, scale = self.vectors[:2]
-        self.y = modulate(block.norm1(x), shift, scale)
+        self.y = block.before_attention(x, self.vectors)
         self._queries = slice(0, block.qkv.widths[0])
         others = slice(block.qkv.widths[0], None)
         k, v = jnp.split(block.qkv.columns(self.y, others), 2, axis=-1)
@@ -100,7 +98,7 @@ class BegunBlock:
     def at(self, sequence: Int[Array, " n"], position: Int[Array, " n"]) -> Float[Array, "1 n d"]:
         """Returns the residual stream after the block, at some positions of some sequences."""
         here = lambda array: picked(array, sequence, position)
-        q = self.queries(here(self.y), tuple(here(part) for part in self.table))[0]
+        q = self.queries(here(self.y), jax.tree.map(here, self.table))[0]
         out = attend_at(q, self.k, self.v, self.mask, sequence, position)
         vectors = [v if isinstance(v, float) else here(v) for v in self.vectors]
         return self.block.after_attention(here(self.x), joined_heads(out)[None], vectors)
