@@ -66,13 +66,14 @@ def import_folder(
     built = experiment.data.tokenizer.build([])
     model = Model(experiment, built.vocab)
     places = list(table.slots(layout.table(experiment.network), experiment.network, model.columns))
-    names = {table.unwrapped(name, layout.wrapper): name for name in checkpoint.shapes}
+    names = {layout.plain(name): name for name in checkpoint.shapes}
     there = {plain: checkpoint.shapes[name] for plain, name in names.items()}
     table.check(places, there, layout.ignored, str(folder))
 
+    told = chat_of(checkpoint, parts)
+
     def copy() -> None:
-        run.save_tokenizer(built.files())
-        chat.write(run.data, chat_of(checkpoint, parts))
+        run.save_data({**built.files(), **chat.files(told)})
         dtypes = _dtypes(places, {p: checkpoint.dtypes[name] for p, name in names.items()}, dtype)
         shapes = table.array_shapes(experiment.network, model.columns)
         sizes = {f"network.{path}": (shape, dtypes[path]) for path, shape in shapes.items()}
@@ -203,6 +204,6 @@ def import_weights(
         params["process"] = learned
     check_finite(params, str(weights), "they are of no use: import other weights")
     folder.begin(source, overrides, experiment)
-    folder.save_tokenizer(tokenizer.files())
+    folder.save_data(tokenizer.files())
     weights_file.write(folder.path, params, step=0, fingerprint=fingerprint(experiment))
     return count_parameters(params["network"])

@@ -111,6 +111,7 @@ class Layout:
         matches: whether a config.json without model_type means this layout.
         ignored: pattern of names of tensors that may be there and mean nothing.
         wrapper: a prefix that files may have before each name of the table; exports have it.
+        renames: other ends that names may have in older files, and what they mean.
         buffers: tensors of an export that are no parameters, by their names in the file.
         in_transformers: whether the library `transformers` has the network.
         config: config.json of a network, for export; raises InputError with the reason if public
@@ -124,6 +125,15 @@ class Layout:
     matches: Callable[[Config], bool] = lambda config: False
     ignored: str = ""
     wrapper: str = ""
+    renames: tuple[tuple[str, str], ...] = ()
     buffers: Callable[[Any], dict[str, np.ndarray]] = lambda network: {}
     in_transformers: bool = False
     config: Callable[[Any, int], dict[str, Any]] | None = None
+
+    def plain(self, name: str) -> str:
+        """Returns the name in the table of a tensor of a file."""
+        name = name.removeprefix(self.wrapper)
+        for end, usual in self.renames:
+            if name.endswith(end):
+                return name.removesuffix(end) + usual
+        return name

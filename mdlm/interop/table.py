@@ -101,19 +101,17 @@ def _slot(path: str, name: str, index: tuple[int, ...], columns: slice, size: tu
 
 
 def _widths(module: Any, path: str, names: tuple[str, ...], width: int) -> tuple[int, ...]:
-    """Returns the columns of an array that each of its names has: the parts of its layer."""
+    """Returns the columns of an array that each of its names has: the parts of its layer, which are
+    equal if it does not say."""
     if len(names) == 1:
         return (width,)
     for attribute in path.split(".")[:-1]:
         module = getattr(module, attribute)
-    if len(module.widths) == len(names):
-        return module.widths
-    raise ValueError(f"{path}: {len(names)} names for {len(module.widths)} parts")
-
-
-def unwrapped(name: str, wrapper: str) -> str:
-    """Returns a tensor's name without a prefix that may stand before it."""
-    return name.removeprefix(wrapper) if wrapper else name
+    equal = (width // len(names),) * len(names)
+    widths = getattr(module, "widths", equal)
+    if len(widths) == len(names):
+        return widths
+    raise ValueError(f"{path}: {len(names)} names for {len(widths)} parts")
 
 
 def check(

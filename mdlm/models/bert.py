@@ -30,7 +30,8 @@ from mdlm.models.network import Network
 from mdlm.models.readout import Readout
 from mdlm.models.rotary import ROTARY_BASE
 from mdlm.models.stack import positions_of, run_blocks, run_but_last
-from mdlm.models.transformer import Transformer, stack_blocks
+from mdlm.models.transformer import Transformer
+from mdlm.models.transformer_block import stack_blocks
 from mdlm.types import NetInput
 
 

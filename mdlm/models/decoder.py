@@ -44,7 +44,8 @@ from mdlm.models.mlp import MLPKind
 from mdlm.models.network import Network
 from mdlm.models.readout import Readout
 from mdlm.models.stack import Stacks, run_but_last, run_with_load
-from mdlm.models.transformer import Transformer, check_sizes, stack_blocks
+from mdlm.models.transformer import Transformer, check_sizes
+from mdlm.models.transformer_block import stack_blocks
 from mdlm.parallel.mesh import TENSOR
 from mdlm.types import Attends, NetInput
 

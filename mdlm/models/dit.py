@@ -30,7 +30,8 @@ from mdlm.models.layers import Embedding, Linear, compute_dtype, modulate, norm
 from mdlm.models.network import Network
 from mdlm.models.readout import Readout
 from mdlm.models.stack import run_blocks, run_but_last
-from mdlm.models.transformer import Transformer, stack_blocks
+from mdlm.models.transformer import Transformer
+from mdlm.models.transformer_block import stack_blocks
 from mdlm.types import Batch, NetInput
 
 FREQUENCIES = 128

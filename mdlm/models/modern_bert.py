@@ -30,7 +30,8 @@ from mdlm.models.mlp import MLPKind
 from mdlm.models.network import Network
 from mdlm.models.readout import Readout
 from mdlm.models.stack import Stacks, Table, mask_of, run_stack, split_last, stacks_of, table_of
-from mdlm.models.transformer import Transformer, stack_blocks
+from mdlm.models.transformer import Transformer
+from mdlm.models.transformer_block import stack_blocks
 from mdlm.types import NetInput
 
 

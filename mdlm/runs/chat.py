@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mdlm.errors import InputError
-from mdlm.files import replaced
 from mdlm.runs.reading import json_of
 
 FILE = "chat.json"
@@ -21,13 +20,12 @@ class Chat:
     ends: tuple[int, ...] = ()
 
 
-def write(folder: Path, chat: Chat) -> None:
-    """Writes the file into the `data` folder of a run; nothing if nothing is known."""
+def files(chat: Chat) -> dict[str, str]:
+    """Returns the text of the file by its name; nothing if nothing is known."""
     if chat == Chat():
-        return
-    with replaced(folder / FILE) as new:
-        values = {"template": chat.template, "ends": list(chat.ends)}
-        new.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        return {}
+    values = {"template": chat.template, "ends": list(chat.ends)}
+    return {FILE: json.dumps(values, indent=1) + "\n"}
 
 
 def read(folder: Path) -> Chat:

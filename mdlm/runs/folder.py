@@ -284,8 +284,9 @@ class RunFolder:
                 with open(new, "wb") as file:
                     np.save(file, counts)
 
-    def save_tokenizer(self, files: Mapping[str, str]) -> None:
-        """Writes the texts of a tokenizer's files, by name (`Tokenizer.files()`)."""
+    def save_data(self, files: Mapping[str, str]) -> None:
+        """Writes texts into the folder `data`, by name: those of a tokenizer (`Tokenizer.files()`)
+        and of a chat template (`runs.chat`)."""
         self.data.mkdir(parents=True, exist_ok=True)
         self._write_sealed({f"{self.data.name}/{name}": text for name, text in files.items()})
 

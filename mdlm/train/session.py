@@ -142,7 +142,7 @@ class Session:
             source, overrides, experiment, file, copy, step=made or 0, changed=self.changed
         )
         if self.folder.writes:
-            self.folder.save_tokenizer(self.dataset.tokenizer.files())
+            self.folder.save_data(self.dataset.tokenizer.files())
             keep_texts(self.folder.data, texts)
             self.folder.save_counts(self.model.counts)
             self.folder.log.writers = writers(self.folder.path, tensorboard, wandb, experiment)

@@ -93,11 +93,11 @@ def test_a_run_answers_up_to_an_end_token(tmp_path, capsys):
     with pytest.raises(InputError, match="has no chat template"):
         plain.chat(HELLO)
     answers = "Q: {{ messages[-1].content }} A:"
-    kept.write(plain.folder.data, kept.Chat(template=answers))
+    plain.folder.save_data(kept.files(kept.Chat(template=answers)))
     [whole] = plain.chat(HELLO, length=12, seed=1).texts
     assert len(whole.tokens) == 12
     end = whole.tokens[5]
-    kept.write(plain.folder.data, kept.Chat(template=answers, ends=(end,)))
+    plain.folder.save_data(kept.files(kept.Chat(template=answers, ends=(end,))))
     [ended] = plain.chat(HELLO, length=12, seed=1).texts
     assert ended.tokens == whole.tokens[: whole.tokens.index(end) + 1]
     with pytest.raises(InputError, match="length=99: must be from 1 to"):

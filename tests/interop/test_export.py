@@ -18,6 +18,7 @@ from mdlm.models.network import denoiser
 from mdlm.types import NetInput
 
 MASK = dict(t63="<mask>", t62="<eot>", t61="<eos>", t60="<bos>")
+ENCODER = dict(t0="[PAD]", t1="[UNK]", t2="[CLS]", t3="[SEP]", t4="[MASK]")
 CHECKPOINTS = {
     "llada_mha": ("llada", "configs.mha", MASK),
     "llada_gqa": ("llada", "configs.gqa", MASK),
@@ -26,6 +27,8 @@ CHECKPOINTS = {
     "sdar": ("sdar", "config", MASK),
     "ar_qwen3": ("ar", "configs.qwen3", MASK),
     "ar_llama": ("ar", "configs.llama", MASK),
+    "bert_mlm": ("bert", "configs.bert_mlm", ENCODER),
+    "modernbert_mlm": ("bert", "configs.modernbert_mlm", ENCODER),
     "bd3lm_hf": ("bd3lm_hf", "config", dict(t47="<mask>", t1="<bos>")),
 }
 
@@ -90,6 +93,23 @@ def test_transformers_loads_an_export_and_gives_the_same_logits(tmp_path, golden
         == run.tokenizer.encode(["hello"])[0].tolist()
     )
     assert len(tokenizer) == run.model.columns
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", ["bert_mlm", "modernbert_mlm"])
+def test_transformers_loads_an_encoder_and_gives_the_same_logits(tmp_path, golden_folder, name):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    import_folder(source_of(tmp_path, golden_folder, name), tmp_path / "run", overrides=[])
+    run = mdlm.load(tmp_path / "run")
+    export(run, tmp_path / "out")
+    loaded = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
+    tokens = np.random.default_rng(0).integers(0, 80, (2, 19))
+    with torch.no_grad():
+        theirs = loaded(torch.tensor(tokens)).logits.numpy()
+    denoise = denoiser(run.experiment.network, run.model.columns, run.params["network"])
+    ours = jax.jit(lambda tokens: denoise(NetInput(tokens=tokens)).logits())(jnp.asarray(tokens))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.golden

@@ -150,3 +150,50 @@ def test_bd3lm(tmp_path, golden_folder, golden):
     assert run.experiment.network.block_size == run.experiment.sampler.block_size == 4
     found = logits(run, values["train__xt"], clean=values["train__x0"])
     agree(found, values["train__logits"])
+
+
+ENCODER = dict(t0="[PAD]", t1="[UNK]", t2="[CLS]", t3="[SEP]", t4="[MASK]")
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_encoders(tmp_path, golden_folder, golden, kind):
+    config = settings(golden_folder, "bert")["configs"][f"{kind}_mlm"]
+    values = golden("interop_bert.npz")
+    run = imported(tmp_path, golden_folder, f"interop_{kind}_mlm", config, special=ENCODER)
+    vocab = run.model.vocab
+    assert (vocab.mask_id, vocab.pad_id, vocab.bos_id, vocab.eos_id) == (4, 0, 2, 3)
+    is_valid = values["attention_mask"].astype(bool)
+    types = {} if kind == "modernbert" else dict(token_types=values["token_type_ids"])
+    found = logits(run, values["x"], is_valid=is_valid, **types)
+    agree(found[is_valid], values[f"{kind}__logits"][is_valid])
+    plain = f"{kind}__logits_nomask" + ("_type0" if kind == "bert" else "")
+    agree(logits(run, values["x"]), values[plain])
+
+
+def test_names_of_older_bert_files(tmp_path, golden_folder):
+    from safetensors.numpy import load_file, save_file
+
+    found = load_file(golden_folder / "interop_bert_mlm.safetensors")
+    older = {}
+    for name, value in found.items():
+        norm = name.removesuffix(".weight") + ".gamma", name.removesuffix(".bias") + ".beta"
+        is_norm = "LayerNorm" in name
+        older[(norm[0] if name.endswith("weight") else norm[1]) if is_norm else name] = value
+    older["bert.embeddings.position_ids"] = np.arange(24, dtype=np.int64)
+    older["cls.predictions.decoder.bias"] = found["cls.predictions.bias"].copy()
+    assert "bert.embeddings.LayerNorm.gamma" in older
+    save_file(older, tmp_path / "older.safetensors")
+    config = settings(golden_folder, "bert")["configs"]["bert_mlm"]
+    both = [imported(tmp_path / "new", golden_folder, "interop_bert_mlm", config, ENCODER)]
+    both.append(imported(tmp_path / "old", tmp_path, "older", config, ENCODER))
+    jax.tree.map(np.testing.assert_array_equal, both[0].params, both[1].params)
+
+
+def test_llada2(tmp_path, golden_folder, golden):
+    config = settings(golden_folder, "llada2moe")["config"]
+    values = golden("interop_llada2moe.npz")
+    blocks = [(f"{part}.block_size", "4") for part in ("network", "objective", "sampler")]
+    run = imported(tmp_path, golden_folder, "interop_llada2moe", config, overrides=blocks)
+    assert run.experiment.network.experts.dense == 1
+    agree(logits(run, values["x"], clean=values["x"]), values["logits_block_causal"])
+    agree(logits(run, values["x"], dict(attends="all", block_size=0)), values["logits_full"])

@@ -2,9 +2,15 @@
 
 from mdlm.errors import InputError
 from mdlm.interop.layout import Config, Layout
-from mdlm.interop.layouts import decoders, dit, llada
+from mdlm.interop.layouts import decoders, dit, encoders, llada, llada2
 
-ALL: tuple[Layout, ...] = (*dit.LAYOUTS, *llada.LAYOUTS, *decoders.LAYOUTS)
+ALL: tuple[Layout, ...] = (
+    *dit.LAYOUTS,
+    *llada.LAYOUTS,
+    *decoders.LAYOUTS,
+    *llada2.LAYOUTS,
+    *encoders.LAYOUTS,
+)
 
 
 def layout_of(config: Config) -> Layout:

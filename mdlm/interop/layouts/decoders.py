@@ -46,13 +46,13 @@ def table(network: Decoder) -> Table:
     }
 
 
-def in_layers(block: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Returns the table of all blocks from that of one."""
+def in_layers(block: dict[str, Any], prefix: str, stack: str = "blocks") -> dict[str, Any]:
+    """Returns the table of all blocks of a stack from that of one."""
 
     def named(entry: Any) -> Any:
         return prefix + entry if isinstance(entry, str) else tuple(prefix + name for name in entry)
 
-    return {f"blocks.{path}": named(entry) for path, entry in block.items()}
+    return {f"{stack}.{path}": named(entry) for path, entry in block.items()}
 
 
 def network_of(config: Config, **options: Any) -> Decoder:

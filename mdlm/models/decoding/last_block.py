@@ -73,7 +73,7 @@ def at_source(
 
 
 class BegunBlock:
-    """A `transformer.Block` whose keys and values are computed."""
+    """A `transformer_block.Block` whose keys and values are computed."""
 
     def __init__(self, block: Any, x: Float[Array, "b l d"], mask: AttentionMask, table, cond):
         self.block, self.x, self.mask, self.table = block, x, mask, table

@@ -1,0 +1,104 @@
+"""LLaDA2 (arXiv:2512.15745): a mixture of experts that attends to diffusion blocks."""
+
+from typing import Any
+
+from mdlm.interop.layout import Config, Layout, Parts
+from mdlm.interop.layouts.decoders import in_layers
+from mdlm.interop.table import Table
+from mdlm.models.decoder import Decoder
+from mdlm.models.experts import Experts
+from mdlm.objectives.block import BlockNelbo
+from mdlm.samplers.blocks import BlockByBlock
+
+BLOCK_SIZE = 32
+"""Tokens of a diffusion block, which config.json does not say."""
+ATTENTION: dict[str, Any] = {
+    "norm1.scale": "input_layernorm.weight",
+    "norm2.scale": "post_attention_layernorm.weight",
+    "qkv.kernel": "attention.query_key_value.weight",
+    "q_norm.scale": "attention.query_layernorm.weight",
+    "k_norm.scale": "attention.key_layernorm.weight",
+    "attn_out.kernel": "attention.dense.weight",
+}
+EXPERT = "mlp.experts.{expert}."
+
+
+def _mlp(path: str, name: str) -> dict[str, Any]:
+    return {
+        f"{path}.inner.kernel": (f"{name}gate_proj.weight", f"{name}up_proj.weight"),
+        f"{path}.outer.kernel": f"{name}down_proj.weight",
+    }
+
+
+def table(network: Decoder) -> Table:
+    """Returns the names of the tensors."""
+    experts = network.experts
+    assert experts is not None
+    mixed = ATTENTION | _mlp("mlp", EXPERT)
+    mixed["mlp.router.kernel"] = "mlp.gate.weight"
+    mixed["mlp.selection_bias"] = "mlp.gate.expert_bias"
+    if experts.shared:
+        mixed |= _mlp("mlp.shared", "mlp.shared_experts.")
+    outside = {
+        "embed.table": "model.word_embeddings.weight",
+        "norm.scale": "model.norm.weight",
+        **({} if network.tied else {"head.kernel": "lm_head.weight"}),
+    }
+    if not experts.dense:
+        return outside | in_layers(mixed, "model.layers.{layer}.")
+    dense = in_layers(ATTENTION | _mlp("mlp", "mlp."), "model.layers.{layer}.", "blocks.first")
+    rest = in_layers(mixed, f"model.layers.{{layer+{experts.dense}}}.", "blocks.rest")
+    return outside | dense | rest
+
+
+def parts(config: Config) -> Parts:
+    config.only(
+        hidden_act="silu",
+        norm_head=False,
+        rope_scaling=None,
+        use_bias=False,
+        use_qk_norm=True,
+        use_qkv_bias=False,
+        use_sliding_window=False,
+    )
+    heads, width = config.integer("num_attention_heads"), config.integer("hidden_size")
+    size = config.integer("head_dim", 0)
+    experts = Experts(
+        count=config.integer("num_experts"),
+        chosen=config.integer("num_experts_per_tok"),
+        groups=config.integer("n_group", 1),
+        kept_groups=config.integer("topk_group", 1),
+        hidden=config.integer("moe_intermediate_size"),
+        shared=config.integer("num_shared_experts", 0),
+        scaling=config.number("routed_scaling_factor", 1.0),
+        dense=config.integer("first_k_dense_replace", 0),
+    )
+    network = Decoder(
+        width=width,
+        depth=config.integer("num_hidden_layers"),
+        heads=heads,
+        kv_heads=config.integer("num_key_value_heads", heads),
+        head_width=0 if size * heads == width else size,
+        hidden=config.integer("intermediate_size"),
+        rotary_base=config.number("rope_theta", 10000.0),
+        rotary_fraction=config.number("partial_rotary_factor", 1.0),
+        norm_epsilon=config.number("rms_norm_eps", 1e-6),
+        qk_norm="separate",
+        tied=config.flag("tie_word_embeddings"),
+        experts=experts,
+        attends="blocks",
+        block_size=config.integer("block_size", BLOCK_SIZE),
+        columns=config.integer("vocab_size"),
+    )
+    return Parts(
+        network=network,
+        objective=BlockNelbo(block_size=network.block_size),
+        sampler=BlockByBlock(block_size=network.block_size),
+        length=config.integer("max_position_embeddings", 8192),
+        mask=config.token("mask_token_id"),
+        eos=config.token("eos_token_id"),
+        pad=config.token("pad_token_id"),
+    )
+
+
+LAYOUTS = (Layout(name="llada2", model_types=("llada2_moe",), parts=parts, table=table),)
