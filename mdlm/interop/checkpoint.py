@@ -28,7 +28,7 @@ LARGEST = 64 * 2**20
 class Checkpoint:
     """A folder with a published checkpoint.
 
-    `shapes` and `dtypes` are those of its tensors by name; `config` the values of config.json.
+    `shapes` and `kinds` are those of its tensors by name; `config` has the values of config.json.
     Raises InputError, with the file, if something is missing, damaged, or a pickle.
     """
 
@@ -37,21 +37,22 @@ class Checkpoint:
         self.config = Config(self.json("config.json"), str(folder / "config.json"))
         self._files = self._shards()
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, np.dtype] = {}
+        self.kinds: dict[str, str] = {}
         for path in sorted(set(self._files.values())):
             self._describe(path)
         for name, path in self._files.items():
             if name not in self.shapes:
                 raise InputError(f"{path}: lacks the tensor {name}, which its index names")
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(map(self.bytes_of, self.shapes))
-
-    def bytes_of(self, name: str) -> int:
-        """Bytes of a tensor."""
-        return int(np.prod(self.shapes[name])) * self.dtypes[name].itemsize
+    def dtype(self, name: str) -> np.dtype:
+        """Returns the dtype of a tensor. Raises InputError if it has none that networks have."""
+        kind = self.kinds[name]
+        if kind not in DTYPES:
+            raise InputError(
+                f"{self.folder}: {name} is {kind}, not {' or '.join(DTYPES)}: convert it to one of"
+                " these"
+            )
+        return DTYPES[kind]
 
     def read(self, name: str) -> np.ndarray:
         """Returns one tensor."""
@@ -123,15 +124,8 @@ class Checkpoint:
         with _opened(path) as file:
             for name in file.keys():
                 part = file.get_slice(name)
-                if part.get_dtype() not in DTYPES:
-                    if self._files.get(name) == path and part.get_shape():
-                        raise InputError(
-                            f"{path}: {name} is {part.get_dtype()}, not {' or '.join(DTYPES)}:"
-                            " convert it to one of these"
-                        )
-                    continue
                 self.shapes[name] = tuple(part.get_shape())
-                self.dtypes[name] = DTYPES[part.get_dtype()]
+                self.kinds[name] = part.get_dtype()
 
 
 def _opened(path: Path) -> Any:

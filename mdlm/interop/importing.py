@@ -67,23 +67,25 @@ def import_folder(
     model = Model(experiment, built.vocab)
     places = list(table.slots(layout.table(experiment.network), experiment.network, model.columns))
     names = {layout.plain(name): name for name in checkpoint.shapes}
-    there = {plain: checkpoint.shapes[name] for plain, name in names.items()}
-    table.check(places, there, layout.ignored, str(folder))
+    found = {plain: checkpoint.shapes[name] for plain, name in names.items()}
+    table.check(places, found, layout.ignored, str(folder))
 
+    there = {place.tensor: checkpoint.dtype(names[place.tensor]) for place in places}
+    dtypes = _dtypes(places, there, dtype)
     told = chat_of(checkpoint, parts)
 
     def copy() -> None:
         run.save_data({**built.files(), **chat.files(told)})
-        dtypes = _dtypes(places, {p: checkpoint.dtypes[name] for p, name in names.items()}, dtype)
         shapes = table.array_shapes(experiment.network, model.columns)
         sizes = {f"network.{path}": (shape, dtypes[path]) for path, shape in shapes.items()}
         read = _reader(checkpoint, names, dtype)
-        done = 0
+        bytes_of = {n: int(np.prod(found[n])) * kind.itemsize for n, kind in there.items()}
+        done, total = 0, sum(bytes_of.values())
         with weights_file.filled(run.path, sizes, fingerprint=fingerprint(experiment)) as arrays:
             inside = {name.removeprefix("network."): array for name, array in arrays.items()}
             for name in table.fill(places, read, inside):
-                done += checkpoint.bytes_of(names[name])
-                report(f"importing {folder.name}, bytes", done, checkpoint.bytes)
+                done += bytes_of[name]
+                report(f"importing {folder.name}, bytes", done, total)
 
     is_new = not out.exists()
     try:
