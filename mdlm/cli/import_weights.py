@@ -5,12 +5,15 @@ from pathlib import Path
 
 from mdlm.cli.arguments import add_experiment, experiment_of
 from mdlm.cli.command import Changes, Command
+from mdlm.errors import InputError
 
 
 def run(args: argparse.Namespace, changes: Changes) -> int:
     from mdlm.experiment.loading import source_of
     from mdlm.interop.importing import import_weights
 
+    if not args.out:
+        raise InputError("--out '': is no name of a folder")
     experiment = experiment_of(args, changes)
     parameters = import_weights(
         args.weights,

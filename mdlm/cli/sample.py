@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run, typed, writable
+from mdlm.cli.arguments import (
+    MANY_HELP,
+    add_process_group,
+    add_run,
+    real,
+    seed,
+    typed,
+    whole,
+    writable,
+)
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.cluster import process_group
@@ -18,6 +27,10 @@ if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.generation.generator import Generation
     from mdlm.run import Run
     from mdlm.samplers import Annealed, Sampler
+
+
+MOST = 10_000_000
+"""The largest number of texts, and of their tokens."""
 
 
 def run(args: argparse.Namespace, _: Changes) -> int:
@@ -31,8 +44,9 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     for option, value in unfit.items():
         if args.infill is not None and value is not None:
             raise InputError(f"{option}: not allowed with --infill, whose text has its own length")
-    if args.num < 1:
-        raise InputError(f"--num {args.num}: must be at least 1")
+    for option, value in (("--num", args.num), ("--length", args.length)):
+        if value is not None and not 1 <= value <= MOST:
+            raise InputError(f"{option} {value}: must be from 1 to {MOST:,}")
     trace = None if args.trace is None else writable(args.trace)
     run = load(args.run_folder, step=args.step, trust=args.trust_experiment)
     if run.remark and process_group.is_main():
@@ -165,7 +179,7 @@ their settings. `mdlm view` replays a file of --trace.
 
 def _add_sampler_settings(sub: argparse.ArgumentParser) -> None:
     """Adds the settings of the sampler that have an option of their own."""
-    sub.add_argument("--steps", type=int, help="sampling steps per window")
+    sub.add_argument("--steps", type=whole, help="sampling steps per window")
     sub.add_argument(
         "--temperature",
         metavar="T",
@@ -174,7 +188,7 @@ def _add_sampler_settings(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--top-p",
         metavar="P",
-        type=float,
+        type=real,
         help="sample from the likeliest tokens with total probability P",
     )
     sub.add_argument(
@@ -182,12 +196,12 @@ def _add_sampler_settings(sub: argparse.ArgumentParser) -> None:
         choices=("reach", "below"),
         help="keep the token that crosses top-p (reach, the default) or drop it (below)",
     )
-    sub.add_argument("--top-k", metavar="K", type=int, help="sample from the K likeliest tokens")
+    sub.add_argument("--top-k", metavar="K", type=whole, help="sample from the K likeliest tokens")
     sub.add_argument(
         "--ban", metavar="TEXT", action="append", help="never write the tokens of TEXT"
     )
     sub.add_argument(
-        "--ban-id", metavar="ID", type=int, action="append", help="never write the token ID"
+        "--ban-id", metavar="ID", type=whole, action="append", help="never write the token ID"
     )
 
 
@@ -197,9 +211,9 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     what = sub.add_mutually_exclusive_group()
     what.add_argument("--prompt", default="", help="text to continue")
     what.add_argument("--infill", metavar="TEXT", help="text with blanks [MASK] to fill")
-    sub.add_argument("--length", type=int, help="tokens per text (default: the run's row length)")
-    sub.add_argument("--num", type=int, default=1, help="number of texts (default: 1)")
-    sub.add_argument("--seed", type=int, default=0, help="seed of the random draws (default: 0)")
+    sub.add_argument("--length", type=whole, help="tokens per text (default: the run's row length)")
+    sub.add_argument("--num", type=whole, default=1, help="number of texts (default: 1)")
+    sub.add_argument("--seed", type=seed, default=0, help="seed of the random draws (default: 0)")
     sub.add_argument(
         "--sampler",
         metavar="TEXT",
@@ -208,7 +222,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     _add_sampler_settings(sub)
     sub.add_argument(
         "--stride",
-        type=int,
+        type=whole,
         help="new tokens per window, for texts longer than a row (default: half a row)",
     )
     sub.add_argument(

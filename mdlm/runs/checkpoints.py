@@ -6,7 +6,6 @@ mesh, whatever the mesh and the number of processes that saved them.
 """
 
 import gc
-import json
 import logging
 import math
 import os
@@ -24,8 +23,9 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
 from mdlm.errors import InputError
-from mdlm.runs.checkpoint_paths import first_line, located, reach, steps_in
+from mdlm.runs.checkpoint_paths import Data, first_line, located, reach, steps_in
 from mdlm.runs.weights import named
+from mdlm.typed_json import converted, decoded
 from mdlm.types import ArrayTree
 
 METRIC = "nelbo"
@@ -135,7 +135,8 @@ class Checkpoints:
                     state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
                 ),
             )
-        return out["state"], out["data"]
+            data = {**out["data"], **converted(out["data"], Data)}
+        return out["state"], data
 
     def check(self, abstract: ArrayTree, step: int | None = None) -> None:
         """Raises InputError if there is no such checkpoint, or it has arrays of other shapes."""
@@ -191,8 +192,9 @@ class Checkpoints:
         """Returns the newest step with damaged metrics; orbax reads those of all checkpoints."""
         for step in reversed(steps_in(self.folder)):
             try:
-                json.loads(
-                    (self.folder / str(step) / "metrics" / "metrics").read_text(encoding="utf-8")
+                decoded(
+                    (self.folder / str(step) / "metrics" / "metrics").read_bytes(),
+                    dict[str, float],
                 )
             except FileNotFoundError:
                 continue

@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from mdlm.files import check_contained
+from mdlm.typed_json import decoded
 from mdlm.version import __version__
 
 FILE = "evaluations.jsonl"
@@ -19,6 +21,7 @@ FILE = "evaluations.jsonl"
 
 def record(folder: Path, step: int, metrics: Sequence[Mapping[str, Any]]) -> None:
     """Appends metrics to the file. Raises OSError if the folder cannot be written to."""
+    check_contained(folder)
     common = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
@@ -29,13 +32,24 @@ def record(folder: Path, step: int, metrics: Sequence[Mapping[str, Any]]) -> Non
         file.write("".join(lines))
 
 
-def earlier(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+class Kept(TypedDict):
+    """What is used of a line."""
+
+    name: str
+    protocol: str
+    step: int
+    value: float
+    stderr: float | None
+    date: str
+
+
+def earlier(folder: Path) -> dict[tuple[str, str], Kept]:
     """Returns the newest line of each metric and protocol, without lines that cannot be read."""
     path, found = folder / FILE, {}
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     for line in text.splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            values = json.loads(line)
+        with contextlib.suppress(ValueError):
+            values = decoded(line, Kept)
             found[values["name"], values["protocol"]] = values
     return found
 

@@ -26,6 +26,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
+from mdlm.arrays import numbers
 from mdlm.cluster import process_group
 from mdlm.config import records
 from mdlm.config.components import UnknownComponent, classes_in
@@ -274,8 +275,8 @@ class RunFolder:
         """Returns the saved token counts, None if there are none."""
         path = self.data / COUNTS
         try:
-            return np.load(path) if path.is_file() else None
-        except (ValueError, EOFError, OSError) as error:
+            return numbers(path.read_bytes()) if path.is_file() else None
+        except (ValueError, OSError) as error:
             raise InputError(f"{path}: damaged ({error}); restore it from a copy") from error
 
     def config(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mdlm.errors import InputError
-from mdlm.files import replaced
+from mdlm.files import check_contained, replaced
 from mdlm.types import ArrayTree
 
 NAME = "weights.safetensors"
@@ -69,6 +69,7 @@ def write(
     process are a few numbers and keep their dtype. Raises InputError if a value is too large for
     `dtype`.
     """
+    check_contained(folder)
     tensors = {}
     for name, leaf in named(params).items():
         value = np.asarray(leaf)
