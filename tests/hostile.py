@@ -4,19 +4,17 @@ import contextlib
 import io
 import json
 import os
+import select
 import shutil
-import signal
-import warnings
+import subprocess
+import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import pytest
 import tiny
-
-from mdlm.cli.main import main
 
 LIMIT = 30
 """Seconds that a case may take."""
@@ -70,48 +68,106 @@ class Outcome:
     err: str
 
 
-class TooLong(BaseException):
-    """The case took longer than it may. No handler of ordinary errors catches it."""
+class Worker:
+    """A process that runs commands, one after the other, as users do: on one device, without the
+    checks of tests. It computes nothing: a command whose input is accepted ends there."""
+
+    def __init__(self):
+        self._process: subprocess.Popen | None = None
+        self.attempts = 0
+
+    def attempt(
+        self, words: list[str], folder: Path, environment: dict[str, str] | None = None
+    ) -> Outcome:
+        """Runs a command in `folder`/work, and checks what holds for any input.
+
+        No exception leaves it, it ends in time, its exit code is one of those documented, what it
+        says is short, and nothing in `folder` has changed but for the working folder.
+        """
+        before = listed(folder)
+        found = self._asked(
+            {"words": words, "folder": str(folder), "environment": environment or {}}
+        )
+        self.attempts += 1
+        assert found.code in (0, 2, 3), found.err[-3000:]
+        assert listed(folder) == before, "something outside the working folder has changed"
+        if found.code:
+            assert "Traceback" not in found.err and len(found.err) < WORDY, found.err[-3000:]
+            assert found.err.strip().splitlines()[-1].startswith("mdlm: "), found.err[-3000:]
+        return found
+
+    def _asked(self, message: dict[str, Any]) -> Outcome:
+        process = self._process = self._process or self._started()
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps(message).encode() + b"\n")
+        process.stdin.flush()
+        ready, *_ = select.select([process.stdout], [], [], LIMIT)
+        line = process.stdout.readline() if ready else b""
+        if line:
+            return Outcome(**json.loads(line))
+        self.close()
+        raise AssertionError(f"it ended, or took more than {LIMIT} s: code {process.returncode}")
+
+    @staticmethod
+    def _started() -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "COLUMNS": "100"},
+        )
+        assert process.stdout is not None
+        process.stdout.readline()  # what it imports is there
+        return process
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
 
-def attempt(words: list[str], folder: Path) -> Outcome:
-    """Runs a command in `folder`/work, and checks what holds for any input.
-
-    No exception leaves it, it ends in time, its exit code is one of those documented, what it says
-    is short, and nothing in `folder` has changed but for the working folder.
-    """
-    out, err, before, here = _stream(), _stream(), listed(folder), Path.cwd()
-    os.chdir(folder / "work")
-    old = signal.signal(signal.SIGALRM, _too_long)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _plain():
-            code = main(words)
-    except SystemExit as error:
-        code = error.code
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
-        os.chdir(here)
-    found = Outcome(int(code or 0), _text(out), _text(err))
-    assert found.code in (0, 2, 3), found
-    assert listed(folder) == before
-    if found.code:
-        last = found.err.strip().splitlines()[-1]
-        assert last.startswith("mdlm"), found.err[-3000:]
-        assert "Traceback" not in found.err and len(found.err) < WORDY, found.err[:3000]
-    return found
-
-
-def computes_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Lets commands end with success where they would begin to compute: their input is accepted."""
+def serve() -> None:
+    """Answers each line of standard input, a command and a folder, with the outcome."""
+    import mdlm.run  # noqa: F401, so that the first case does not import it
+    import mdlm.train.session  # noqa: F401
+    from mdlm.evals.scorer import Scorer
+    from mdlm.generation.generator import Generator
+    from mdlm.train.loop import Trainer
 
     def accepted(*_: Any, **__: Any) -> Any:
         raise SystemExit(0)
 
-    patch.setattr("mdlm.train.loop.Trainer._batches", accepted)
-    patch.setattr("mdlm.generation.generator.Generator.continue_from", accepted)
-    patch.setattr("mdlm.evals.scorer.Scorer.run", accepted)
+    Trainer._batches = Generator.continue_from = Scorer.run = accepted
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    print(file=answers, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(vars(run(**json.loads(line)))), file=answers, flush=True)
+
+
+def run(words: list[str], folder: str, environment: dict[str, str]) -> Outcome:
+    """Runs a command in `folder`/work, in this process."""
+    from mdlm.cli.main import main
+
+    out, err = _stream(), _stream()
+    environment = {"XDG_CACHE_HOME": f"{folder}/home", **environment}
+    os.environ.update(environment)
+    os.chdir(f"{folder}/work")
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(words)
+    except SystemExit as error:
+        code = error.code
+    except BaseException:
+        traceback.print_exc(file=err)
+        code = 1
+    finally:
+        for name in environment:
+            del os.environ[name]
+    return Outcome(int(code or 0), _text(out), _text(err))
 
 
 def _stream() -> io.TextIOWrapper:
@@ -119,26 +175,9 @@ def _stream() -> io.TextIOWrapper:
 
 
 def _text(stream: io.TextIOWrapper) -> str:
-    stream.flush()
     buffer = stream.buffer
     assert isinstance(buffer, io.BytesIO)
-    return buffer.getvalue().decode("utf-8", errors="surrogateescape")
-
-
-def _too_long(number: int, frame: Any) -> None:
-    raise TooLong(f"more than {LIMIT} s")
-
-
-@contextlib.contextmanager
-def _plain() -> Iterator[None]:
-    """Warnings are no errors, as for users."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        jax.config.update("jax_numpy_rank_promotion", "allow")
-        try:
-            yield
-        finally:
-            jax.config.update("jax_numpy_rank_promotion", "raise")
+    return buffer.getvalue().decode("utf-8", errors="replace")
 
 
 def listed(folder: Path) -> dict[str, tuple[int, int]]:
@@ -191,21 +230,20 @@ def made(folder: Path) -> Path:
     folder.mkdir()
     tiny.write_text(folder / "text.txt", words=1500)
     (folder / "tiny.py").write_text(tiny.FILE.format(text="text.txt"), encoding="utf-8")
-    steps: list[list[str]] = [
+    script = f"import sys; from mdlm.cli.main import main; sys.exit(max(map(main, {steps()!r})))"
+    subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def steps() -> list[list[str]]:
+    """The commands that make the folder."""
+    return [
         ["train", "tiny.py", "--out", "run", *SMALL],
         ["prepare", "tiny.py", "--out", "store", "--workers", "1"],
         ["sample", "run", "--steps", "3", "--length", "12", "--trace", "made.trace"],
         ["eval", "run", "--passes", "1"],
         ["tokenizer", "train", "text.txt", "--vocab-size", "300", "--out", "tokenizer"],
     ]
-    here = Path.cwd()
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            assert [main(words) for words in steps] == [0] * len(steps)
-    finally:
-        os.chdir(here)
-    return folder
 
 
 SMALL = [
@@ -214,3 +252,7 @@ SMALL = [
     *("--sampler.steps", "2", "--train.sample_length", "8"),
 ]
 """Settings with which a run takes little time."""
+
+
+if __name__ == "__main__":
+    serve()

@@ -79,6 +79,7 @@ def sampler_of(args: argparse.Namespace, run: "Run") -> "Sampler":
     Raises InputError if the sampler lacks one of the settings or refuses its value.
     """
     from mdlm.config.component_text import from_text
+    from mdlm.config.ranges import check_ranges
     from mdlm.samplers import Sampler
 
     sampler = run.experiment.sampler
@@ -97,7 +98,9 @@ def sampler_of(args: argparse.Namespace, run: "Run") -> "Sampler":
             f"--steps: {name}(...) has no number of steps; `mdlm samplers` lists those that have"
         )
     try:
-        return replace(sampler, **settings)
+        sampler = replace(sampler, **settings)
+        check_ranges(sampler)
+        return sampler
     except ValueError as error:
         raise InputError(str(error)) from error
 

@@ -35,7 +35,6 @@ from mdlm.config.field_types import (
     missing_in,
     options,
 )
-from mdlm.config.ranges import check_ranges
 from mdlm.errors import InputError
 
 FIT = (
@@ -240,9 +239,7 @@ class _Reader:
             needed = ", ".join(f"{field}=..." for field in missing)
             raise InputError(f"{self.title}: {name}({needed}) must be given, it has no default")
         try:
-            component = kind(**values)
-            check_ranges(component)
-            return component
+            return kind(**values)
         except (TypeError, ValueError) as error:
             raise InputError(f"{self.title}: {_one_line(str(error))}") from error
 

@@ -8,19 +8,17 @@ import dataclasses
 import math
 from typing import Any
 
-from mdlm.config.field_types import default_of
-
 LARGEST, LARGEST_SEED = 2**31 - 1, 2**63 - 1
 
 
 def check_ranges(component: Any, name: str = "") -> None:
     """Raises ValueError, with the dotted name, if a value in a component is out of range.
 
-    A number that is not finite is allowed where it is the default.
+    Infinity is allowed where a field has the metadata `{"infinite": True}`.
     """
     for field in dataclasses.fields(component):
         value = getattr(component, field.name)
-        if isinstance(value, float) and value == default_of(field):
+        if "infinite" in field.metadata and value == math.inf:
             continue
         most = LARGEST_SEED if field.name == "seed" else LARGEST
         _check(value, f"{name}{field.name}", most)

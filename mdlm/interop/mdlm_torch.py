@@ -23,7 +23,7 @@ from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.network import Params, shapes
 from mdlm.models.rotary import ROTARY_BASE
-from mdlm.runs.weights import WeightsDtype, cast
+from mdlm.runs.weights import DTYPES, WeightsDtype, cast
 
 Tensors = dict[str, np.ndarray]
 
@@ -90,6 +90,11 @@ def _read_safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     try:
         with safe_open(path, "numpy") as file:
             for name in file.keys():
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in (*DTYPES, "F64"):
+                    raise InputError(
+                        f"{path}: {name} is {dtype}, not {', '.join(DTYPES)}: convert it first"
+                    )
                 yield name, file.get_tensor(name)
     except SafetensorError as error:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from error

@@ -5,6 +5,7 @@ on the validation split, and some permanently. Arrays are restored with the shar
 mesh, whatever the mesh and the number of processes that saved them.
 """
 
+import errno
 import gc
 import logging
 import math
@@ -176,9 +177,14 @@ class Checkpoints:
             raise
         except Exception as error:  # orbax and TensorStore raise many kinds
             _let_readers_end(error)
+            if (reason := _disk_trouble(error)) == os.strerror(errno.EACCES):
+                raise InputError(f"{self.folder}: cannot be read ({reason})") from error
             step = self._unreadable_metrics() if step is None else step
             if step is None:
-                raise
+                raise InputError(
+                    f"{self.folder}: the description of a checkpoint is damaged"
+                    f" ({first_line(error)}); move that checkpoint away"
+                ) from error
             older = [other for other in steps_in(self.folder) if other < step]
             left = "no older checkpoint is left"
             if older:

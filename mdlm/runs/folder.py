@@ -236,6 +236,19 @@ class RunFolder:
                 )
         if self.asked is not None:
             self._check_asked(self.asked, experiment)
+        elif self.exists and self._kept() != located(self.path / "checkpoints"):
+            self._check_elsewhere(self._kept(), experiment)
+
+    def _check_elsewhere(self, kept: epath.Path, experiment: Experiment) -> None:
+        """Raises InputError if config.json, which may be somebody else's, names a folder to write
+        to that has no checkpoint of this run."""
+        there = newest_in(kept)
+        if there is None:
+            raise InputError(
+                f"{self.path}: config.json keeps the checkpoints in {kept}, which has none; if that"
+                f" is right, give --checkpoints {shlex.quote(str(kept))}"
+            )
+        self._check_asked(kept, experiment)
 
     def _check_asked(self, asked: epath.Path, experiment: Experiment) -> None:
         """Raises InputError if `asked` holds checkpoints of another run, or is not where this run

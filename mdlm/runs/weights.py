@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mdlm.config.ranges import LARGEST
 from mdlm.errors import InputError
 from mdlm.files import check_contained, replaced
 from mdlm.types import ArrayTree
@@ -100,6 +101,8 @@ class Weights:
                 self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
                 self.dtypes = {name: part.get_dtype() for name, part in slices.items()}
             self.step = int(self.metadata.get("step", 0))
+            if not 0 <= self.step <= LARGEST:
+                raise ValueError(f"step={self.step}: must be from 0 to {LARGEST}")
         except (SafetensorError, ValueError, OSError) as error:
             raise InputError(f"{path}: not a readable file of weights ({error})") from error
 

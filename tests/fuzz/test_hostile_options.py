@@ -3,7 +3,7 @@
 import argparse
 
 import pytest
-from hostile import NUMBERS, SMALL, TEXTS, attempt
+from hostile import NUMBERS, SMALL, TEXTS
 
 from mdlm.cli.main import COMMANDS, parser
 
@@ -62,16 +62,16 @@ def test_each_command_has_a_beginning():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "option", "value"), list(cases()))
-def test_options(folder, name, option, value):
+def test_options(attempt, name, option, value):
     if option == "name" and value.startswith("-"):
         pytest.skip("a dash makes it an option")
-    attempt(words(name, option, value), folder)
+    attempt(*words(name, option, value))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("value", [pytest.param(v, id=k) for k, v in TEXTS.items()])
-def test_words(folder, value):
-    attempt([value], folder)
-    attempt(["settings", "tiny.py", value], folder)
-    attempt(["settings", "tiny.py", f"--{value}"], folder)
-    attempt(["settings", "tiny.py", f"--{value}", value], folder)
+def test_words(attempt, value):
+    attempt(value)
+    attempt("settings", "tiny.py", value)
+    attempt("settings", "tiny.py", f"--{value}")
+    attempt("settings", "tiny.py", f"--{value}", value)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from hostile import NUMBERS, SMALL, TEXTS, attempt
+from hostile import NUMBERS, SMALL, TEXTS
 
 from mdlm.config.field_types import options
 from mdlm.config.overrides import names
@@ -27,6 +27,6 @@ def cases():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "text"), list(cases()))
-def test_settings(folder, name, text):
+def test_settings(attempt, name, text):
     rest = ["--train.steps", "2"]
-    attempt(["train", "tiny.py", "--out", "new", *SMALL, *rest, f"--{name}={text}"], folder)
+    attempt("train", "tiny.py", "--out", "new", *SMALL, *rest, f"--{name}={text}")

@@ -100,8 +100,11 @@ class Store:
         for name in FILES:
             try:
                 found[name] = fs.cat_file(f"{path}/{name}")
-            except OSError as error:
+            except FileNotFoundError as error:
                 raise InputError(f"{self.url}: {name} is missing: {REMEDY}") from error
+            except OSError as error:
+                reason = error.strerror or error
+                raise InputError(f"{self.url}: {name} cannot be read: {reason}") from error
         try:
             tokenizer = Tokenizer.from_files({name: data.decode() for name, data in found.items()})
         except Exception as error:  # the library raises bare Exceptions
