@@ -1,4 +1,4 @@
-"""What is printed: control characters on terminals, characters that cannot be encoded, no stream."""
+"""What is printed: control characters on terminals, odd characters, closed streams."""
 
 import io
 import os

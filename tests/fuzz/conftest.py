@@ -6,10 +6,6 @@ import pytest
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    import os, pathlib
-
-    if os.environ.get("MADE"):
-        return pathlib.Path(os.environ["MADE"])
     return hostile.made(tmp_path_factory.mktemp("hostile") / "made")
 
 
