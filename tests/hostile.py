@@ -8,6 +8,7 @@ import select
 import shutil
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 import tiny
 
 LIMIT = 30
-"""Seconds that a case may take."""
+"""Seconds of work that a case may take; ten times that in all, on a busy machine."""
 WORDY = 4000
 """Characters that a refused command may print on standard error, its usage included."""
 DEEP = "\N{SNOWMAN}deep\N{SNOWMAN}"
@@ -57,6 +58,14 @@ JSON: dict[str, Any] = {
     "deep": DEEP,
 }
 """Values given in the place of each value of a JSON file."""
+
+
+def some(table: dict[str, Any], number: int, count: int = 3) -> dict[str, Any]:
+    """A few values of a table; over many numbers, each of them equally often."""
+    names = list(table)
+    step = max(1, len(names) // count)
+    chosen = {names[(number + k * step) % len(names)] for k in range(count)}
+    return {name: table[name] for name in names if name in chosen}
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,9 @@ class Worker:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps(message).encode() + b"\n")
         process.stdin.flush()
-        ready, *_ = select.select([process.stdout], [], [], LIMIT)
+        began, ready, until = worked(process.pid), [], time.monotonic() + 10 * LIMIT
+        while not ready and worked(process.pid) - began < LIMIT and time.monotonic() < until:
+            ready, *_ = select.select([process.stdout], [], [], 1.0)
         line = process.stdout.readline() if ready else b""
         if line:
             return Outcome(**json.loads(line))
@@ -129,18 +140,28 @@ class Worker:
             self._process = None
 
 
+def worked(process: int) -> float:
+    """The seconds for which a process has worked, where the system says so."""
+    stat = Path(f"/proc/{process}/stat")
+    if not stat.exists():
+        return time.monotonic()
+    user, system = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def serve() -> None:
     """Answers each line of standard input, a command and a folder, with the outcome."""
     import mdlm.run  # noqa: F401, so that the first case does not import it
     import mdlm.train.session  # noqa: F401
     from mdlm.evals.scorer import Scorer
     from mdlm.generation.generator import Generator
+    from mdlm.train import loop
     from mdlm.train.loop import Trainer
 
     def accepted(*_: Any, **__: Any) -> Any:
         raise SystemExit(0)
 
-    Trainer._batches = Generator.continue_from = Scorer.run = accepted
+    Trainer._batches = Generator.continue_from = Scorer.run = loop.create_state = accepted
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     print(file=answers, flush=True)

@@ -63,7 +63,7 @@ class Output:
         return getattr(self.raw, name)
 
 
-def raw(stream: TextIO) -> TextIO:
+def raw(stream: Any) -> Any:
     """Returns the stream behind, for text that draws on the terminal."""
     return stream.raw if isinstance(stream, Output) else stream
 

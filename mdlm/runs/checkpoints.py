@@ -166,7 +166,7 @@ class Checkpoints:
             found = reader.metadata(self.folder / str(step) / "state").item_metadata
             if found is None:
                 raise ValueError("the list of its arrays is missing or damaged")
-        return {name: tuple(leaf.shape) for name, leaf in named(found.tree).items()}
+            return {name: tuple(leaf.shape) for name, leaf in named(found.tree).items()}
 
     @contextmanager
     def _reading(self, step: int | None = None) -> Iterator[None]:

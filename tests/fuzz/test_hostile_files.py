@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hostile import JSON, SMALL, changed, dumps, leaves
+from hostile import JSON, SMALL, changed, dumps, leaves, some
 
 SAMPLE = ["sample", "run", "--steps", "1", "--length", "4"]
 EVAL = ["eval", "run", "--passes", "1"]
@@ -40,13 +40,12 @@ MOST = 36
 @pytest.mark.parametrize("name", FILES)
 def test_files(attempt, folder, name, part):
     """Each place in the file, with some of the values, others at the next place."""
-    path, kinds, failed = folder / "work" / name, list(JSON), []
+    path, failed = folder / "work" / name, []
     whole = read(path)
     places = list(leaves(whole))
     places = places[:: -(-len(places) // MOST)]
     for number, at in list(enumerate(places))[part::PARTS]:
-        for step in range(KINDS):
-            kind = kinds[(number + step * (len(kinds) // KINDS)) % len(kinds)]
+        for kind in some(JSON, number, KINDS):
             for words in FILES[name]:
                 path.write_text(dumps(changed(whole, at, JSON[kind])) + "\n", encoding="utf-8")
                 try:

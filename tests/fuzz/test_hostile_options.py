@@ -3,7 +3,7 @@
 import argparse
 
 import pytest
-from hostile import NUMBERS, SMALL, TEXTS
+from hostile import NUMBERS, SMALL, TEXTS, some
 
 from mdlm.cli.main import COMMANDS, parser
 
@@ -33,14 +33,14 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 
 def cases():
     for name, sub in parsers().items():
-        for action in sub._actions:
+        for number, action in enumerate(sub._actions):
             if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
                 continue
             table = NUMBERS if action.type in (int, float) else TEXTS
             if action.choices is not None:
                 table = {"empty": "", "surrogate": TEXTS["surrogate"]}
             option = action.option_strings[-1] if action.option_strings else action.dest
-            for kind, value in table.items():
+            for kind, value in some(table, number).items():
                 yield pytest.param(name, option, value, id=f"{name} {option} {kind}")
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import tiny
-from hostile import NUMBERS, SMALL, TEXTS
+from hostile import NUMBERS, SMALL, TEXTS, some
 
 from mdlm.config.field_types import options
 from mdlm.config.overrides import names
 
 
 def cases():
-    for name, kind, value in names(tiny.experiment(Path("text.txt"))):
+    for number, (name, kind, value) in enumerate(names(tiny.experiment(Path("text.txt")))):
         if dataclasses.is_dataclass(value):
             table = {"empty": "", "surrogate": TEXTS["surrogate"], "deep": TEXTS["deep"]}
         elif set(options(kind)) & {int, float}:
@@ -21,7 +21,7 @@ def cases():
             table = TEXTS
         else:
             table = {"empty": "", "surrogate": TEXTS["surrogate"], "minus": "-1"}
-        for word, text in table.items():
+        for word, text in some(table, number).items():
             yield pytest.param(name, text, id=f"{name} {word}")
 
 
