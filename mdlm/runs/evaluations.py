@@ -43,14 +43,14 @@ class Kept(TypedDict):
     date: str
 
 
-def earlier(folder: Path) -> dict[tuple[str, str], Kept]:
+def earlier(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """Returns the newest line of each metric and protocol, without lines that cannot be read."""
     path, found = folder / FILE, {}
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     for line in text.splitlines():
         with contextlib.suppress(ValueError):
             values = decoded(line, Kept)
-            found[values["name"], values["protocol"]] = values
+            found[values["name"], values["protocol"]] = {**decoded(line), **values}
     return found
 
 

@@ -14,7 +14,7 @@ length of rows, which is chosen when it is read. The folder may be any that fssp
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 
@@ -115,12 +115,26 @@ class Manifest:
             return None
         content = fs.cat_file(f"{path}/{NAME}")
         try:
-            version = decoded(content, dict[str, Any]).get("format")
+            version = decoded(content, Versioned)["format"]
             if version == FORMAT:
-                return decoded(content, Manifest)
+                return _known(content)
         except ValueError as error:
             raise damaged(url, error) from error
         raise InputError(f"{url}/{NAME} has format {version!r}, this version reads {FORMAT}")
+
+
+class Versioned(TypedDict):
+    """What a manifest of any version has."""
+
+    format: int
+
+
+def _known(content: bytes) -> Manifest:
+    """Returns a manifest of this version. Raises ValueError if it is none, or has more fields."""
+    more = set(decoded(content, dict[str, Any])) - {f.name for f in dataclasses.fields(Manifest)}
+    if more:
+        raise ValueError(f"it has {', '.join(sorted(more))}, which no manifest has")
+    return decoded(content, Manifest)
 
 
 def damaged(url: str, error: Exception) -> InputError:
