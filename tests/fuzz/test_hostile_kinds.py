@@ -82,7 +82,7 @@ KINDS = {
     "counts": (
         huge_counts,
         (*STORE, "--process", "Masked(schedule=Spindle())", "--objective")
-        + ("GeneralizedNelbo()",),
+        + ("GeneralizedNelbo()", "--sampler", "Reverse(steps=2)"),
         "train-counts.npy",
     ),
     "tokenizer": (
