@@ -77,6 +77,18 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def check_contained(folder: Path) -> None:
+    """Raises InputError if a symbolic link in a folder, which may be a copy of somebody else's,
+    leads out of it: then what is written inside would go elsewhere."""
+    home = folder.resolve()
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(home):
+            raise InputError(
+                f"{path}: a symbolic link that leads out of {folder}, to {path.resolve()}: replace"
+                " it by what it leads to, or remove it"
+            )
+
+
 class Lock:
     """A lock on a file against other processes, until `close`, or until this process ends.
 

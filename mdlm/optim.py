@@ -52,6 +52,10 @@ class Optimizer(abc.ABC):
             raise ValueError(
                 f"final={self.final}, cooldown={self.cooldown}: each must be between 0 and 1"
             )
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+            raise ValueError(f"b1={self.b1}, b2={self.b2}: each must be at least 0 and below 1")
+        if not self.eps > 0:
+            raise ValueError(f"eps={self.eps}: must be a number above 0")
         if not (self.warmup_steps >= 0 and self.weight_decay >= 0 and self.clip_norm >= 0):
             raise ValueError("warmup_steps, weight_decay and clip_norm: each must be at least 0")
 
@@ -112,6 +116,14 @@ class Muon(Optimizer):
     learning_rate: float = 0.02
     momentum: float = 0.95
     adam_rate: float = 0.15
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.momentum < 1 or not self.adam_rate > 0:
+            raise ValueError(
+                f"momentum={self.momentum}, adam_rate={self.adam_rate}: momentum must be at least 0"
+                " and below 1, adam_rate above 0"
+            )
 
     def direction(self, rate: optax.Schedule) -> optax.GradientTransformation:
         def layers(params: ArrayTree) -> ArrayTree:

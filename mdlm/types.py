@@ -33,14 +33,17 @@ Attends = Literal["all", "causal", "blocks"]
 def with_ids(component: Any, vocab: Vocab) -> Any:
     """Returns a component with those of `mask_id` and `vocab_size` that it has set from `vocab`.
 
-    Raises ValueError if one was set by hand to another value.
+    Raises InputError if one was set by hand to another value.
     """
     theirs = {"mask_id": vocab.mask_id, "vocab_size": vocab.size}
     own = [field.name for field in dataclasses.fields(component) if field.name in theirs]
     for name in own:
         mine = getattr(component, name)
         if mine not in (None, theirs[name]):
-            raise ValueError(f"{name}={mine}, but the vocabulary's is {theirs[name]}")
+            raise InputError(
+                f"{type(component).__name__}({name}={mine}): the vocabulary's is {theirs[name]};"
+                " leave it out"
+            )
     return dataclasses.replace(component, **{name: theirs[name] for name in own})
 
 

@@ -5,7 +5,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "mdlm"
 
-BASE = {"types", "errors", "files", "vocab", "keys", "draws", "version", "names"}
+BASE = {
+    "types",
+    "errors",
+    "shown",
+    "typed_json",
+    "limits",
+    "arrays",
+    "patient",
+    "files",
+    "vocab",
+    "keys",
+    "draws",
+    "version",
+    "names",
+}
 DEVICES = {"cluster", "parallel", "profiling"}
 NOISE = {"schedules", "times"}
 METHODS = {"processes", "parameterizations", "diffusion", "objectives", "samplers"}

@@ -2,11 +2,13 @@
 
 import argparse
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mdlm.cli.command import Changes
+from mdlm.config.ranges import LARGEST, LARGEST_SEED
 from mdlm.errors import InputError
 
 if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
@@ -57,6 +59,34 @@ def complete_experiments(action: argparse.Action) -> None:
     setattr(action, "completer", candidates)  # noqa: B010, argcomplete reads this attribute
 
 
+def whole(text: str) -> int:
+    """Reads a whole number of an option: exact, and no larger than devices can count."""
+    return _within(text, int, LARGEST)
+
+
+def seed(text: str) -> int:
+    """Reads a seed, of 64 bits at most."""
+    return _within(text, int, LARGEST_SEED)
+
+
+def real(text: str) -> float:
+    """Reads a finite number of an option."""
+    return _within(text, float, sys.float_info.max)
+
+
+def _within(text: str, kind: type, most: float) -> Any:
+    from mdlm.config.component_text import from_text
+    from mdlm.config.field_types import WORDS
+
+    try:
+        value = from_text(text, kind)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(f"{text[:40]}: expected {WORDS[kind]}") from error
+    if abs(value) > most:
+        raise argparse.ArgumentTypeError(f"{text[:40]}: must be at most {most:g}")
+    return value
+
+
 def writable(name: str) -> Path:
     """The path of a file to write, checked before the work starts.
 
@@ -74,7 +104,7 @@ def add_run(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--step",
-        type=int,
+        type=whole,
         help="use the checkpoint of this step (default: newest checkpoint or weights)",
     )
     sub.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -105,7 +135,10 @@ class _Process(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         if str(values).strip().lstrip("-").isdecimal():
-            namespace.process = int(str(values))
+            try:
+                namespace.process = whole(str(values))
+            except argparse.ArgumentTypeError as error:
+                parser.error(f"argument {option_string}: {error}")
         else:
             namespace.components = [*getattr(namespace, "components", ()), ("process", values)]
 
@@ -117,7 +150,9 @@ def add_process_group(sub: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="address of process 0, the same for all processes",
     )
-    group.add_argument("--processes", type=int, metavar="N", help="number of processes of the run")
+    group.add_argument(
+        "--processes", type=whole, metavar="N", help="number of processes of the run"
+    )
     group.add_argument(
         "--process",
         action=_Process,
@@ -127,7 +162,7 @@ def add_process_group(sub: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--join-timeout",
-        type=int,
+        type=whole,
         default=60,
         metavar="S",
         help="seconds to wait for the other processes at the start (default: 60)",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run
+from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run, whole
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.cluster import process_group
@@ -69,8 +69,9 @@ def _kept(folder: Path, step: int, metrics: "list[Metric]") -> list[str]:
     earlier = evaluations.beside(folder, step, values)
     try:
         evaluations.record(folder, step, values)
-    except OSError as error:
-        print(f"mdlm: the results are not kept in {folder}: {error.strerror}", file=sys.stderr)
+    except (OSError, InputError) as error:
+        reason = getattr(error, "strerror", None) or error
+        print(f"mdlm: the results are not kept in {folder}: {reason}", file=sys.stderr)
     return earlier
 
 
@@ -121,6 +122,8 @@ def _checked(args: argparse.Namespace) -> "Objective | None":
 
     if args.passes is not None and args.passes < 1:
         raise InputError(f"--passes {args.passes}: must be at least 1")
+    if args.batch_size is not None and args.batch_size < 0:
+        raise InputError(f"--batch-size {args.batch_size}: must be at least 0")
     if args.on and args.split:
         raise InputError(
             f"--split {args.split}: not allowed with --on, which uses that data set's own split"
@@ -191,10 +194,12 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--passes",
-        type=int,
+        type=whole,
         help="passes over the split, each with independent noise (default: the run's)",
     )
-    sub.add_argument("--batch-size", type=int, help="rows evaluated at a time (default: the run's)")
+    sub.add_argument(
+        "--batch-size", type=whole, help="rows evaluated at a time (default: the run's)"
+    )
 
 
 COMMAND = Command(

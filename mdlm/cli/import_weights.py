@@ -11,6 +11,8 @@ FILES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 
 
 def run(args: argparse.Namespace, changes: Changes) -> int:
+    if not args.out:
+        raise InputError("--out '': is no name of a folder")
     is_file = Path(args.checkpoint).is_file() or args.checkpoint.endswith(FILES)
     return _file(args, changes) if is_file else _folder(args, changes)
 

@@ -16,24 +16,25 @@ import argparse
 import contextlib
 import difflib
 import errno
-import io
 import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 import mdlm
+from mdlm.cli import output
 from mdlm.cli.arguments import overrides
 from mdlm.cli.command import Command
 from mdlm.cli.malloc import keep_freed
-from mdlm.cli.output import outliving
 from mdlm.cluster import heartbeat, process_group
 from mdlm.cluster.launch import find_rank, joined
 from mdlm.config.components import nearest
-from mdlm.errors import InputError
+from mdlm.errors import InputError, Interrupted
 from mdlm.files import cache_folder
+from mdlm.shown import one_line
 from mdlm.version import __version__
 
 FILES = (
@@ -82,6 +83,10 @@ class _Parser(argparse.ArgumentParser):
                 words[i] = name.replace("_", "-") + equals + value
         return super().parse_known_args(words, namespace)
 
+    def error(self, message: str) -> NoReturn:
+        message = one_line(message).removeprefix("argument ")
+        self.exit(2, f"mdlm: {message}; see {self.prog} --help\n")
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; it stores the name of the chosen one in `command`."""
@@ -113,9 +118,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # whatever the locale; file names pass unchanged
-            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+    output.opened()
     commands = parser()
     if "_ARGCOMPLETE" in os.environ:  # called by the shell's completion; exits here
         import argcomplete
@@ -126,6 +129,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if first is not None and first not in COMMANDS:
         return _failed(f"{first}: no such command{nearest(first, COMMANDS)}", 2)
     args, rest = commands.parse_known_args(words)
+    try:
+        with output.printing(outlives=COMMANDS[args.command].writes_files):
+            return _run(args, rest)
+    except BrokenPipeError:
+        # The reader, such as `head`, closed the pipe. Python must not flush it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _failed(None, 0)
+
+
+def _run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Runs a command; its errors are printed."""
     command = COMMANDS[args.command]
     try:
         changes = [*getattr(args, "components", ()), *overrides(rest)]
@@ -136,24 +150,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         if command.computes:
             _prepare_jax()
-        with outliving(command.writes_files), _together(args):
+        with _together(args):
             return command.run(args, changes)
-    except InputError as error:
-        if args.traceback:
-            raise
-        return _failed(str(error), error.exit_code)
     except BrokenPipeError:
-        # The reader, such as `head`, closed the pipe. Python must not flush it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _failed(None, 0)
-    except OSError as error:
+        raise
+    except (InputError, OSError) as error:
         if args.traceback:
-            raise
+            traceback.print_exc()
+        if isinstance(error, InputError):
+            return _failed(str(error), error.exit_code)
         where = f"{error.filename}: " if error.filename else ""
         more = NO_ROOM if error.errno in FULL else ""
         return _failed(f"{where}{error.strerror or error}{more}", 2)
+    except MemoryError as error:
+        words = str(error) or "too much was asked for"
+        return _failed(f"out of memory: {words}; lower the sizes, such as those of batches", 2)
+    except Interrupted as error:
+        return _failed("stopped", 128 + error.signal)
     except KeyboardInterrupt:
         return _failed("interrupted", 130)
+    except Exception:  # printed here, where the terminal is safe from what it says
+        traceback.print_exc()
+        return _failed(None, 1)
 
 
 def _nearest_option(name: str, args: argparse.Namespace) -> str:
@@ -201,6 +219,7 @@ def _failed(line: str | None, code: int) -> int:
     One of several processes also tells the others to stop, and exits at once: a normal exit of
     Python would wait for them.
     """
+    line = line and one_line(line)
     if (ours := _of_many()) is None:
         if line is not None:
             print(f"mdlm: {line}", file=sys.stderr)

@@ -11,8 +11,10 @@ from mdlm.files import write
 
 
 def run(args: argparse.Namespace, _: Changes) -> int:
+    from mdlm.data.text.utf8 import check_utf8
     from mdlm.experiment.shipped import located
 
+    check_utf8(args.name, "NAME")
     path = writable(args.name.removesuffix(".py") + ".py")
     if path.exists():
         raise InputError(f"{path}: exists already; choose another name, or edit that file")

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mdlm.cli.arguments import add_experiment, experiment_of
+from mdlm.cli.arguments import add_experiment, experiment_of, real, whole
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.errors import InputError
@@ -32,6 +32,8 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
     jax.config.update("jax_platforms", "cpu")
     if not 0 < args.mfu <= 1:
         raise InputError(f"--mfu {args.mfu}: must be a fraction of the peak, above 0 and at most 1")
+    if args.timeout <= 0:
+        raise InputError(f"--timeout {args.timeout:g}: must be above 0, in seconds")
     if args.price is not None and args.price < 0:
         raise InputError(f"--price {args.price}: must be at least 0, in dollars per chip and hour")
     topology = topology_of(args.topology, args)
@@ -234,26 +236,26 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--topology", metavar="WHERE", required=True, help="hardware, such as v5e:4x4")
     sub.add_argument(
         "--vocab",
-        type=int,
+        type=whole,
         metavar="N",
         help="size of the vocabulary, if it would be learned from text",
     )
     sub.add_argument(
-        "--mfu", type=float, default=0.4, help="expected fraction of peak FLOP/s (default: 0.4)"
+        "--mfu", type=real, default=0.4, help="expected fraction of peak FLOP/s (default: 0.4)"
     )
-    sub.add_argument("--device-memory", type=float, metavar="GIB", help="memory of one GPU, in GiB")
+    sub.add_argument("--device-memory", type=real, metavar="GIB", help="memory of one GPU, in GiB")
     sub.add_argument(
         "--device-tflops",
-        type=float,
+        type=real,
         metavar="TFLOPS",
         help="peak of one GPU for dense bfloat16 matmuls, in TFLOP/s",
     )
     sub.add_argument(
-        "--price", type=float, metavar="USD", help="dollars per chip and hour, to print the cost"
+        "--price", type=real, metavar="USD", help="dollars per chip and hour, to print the cost"
     )
     sub.add_argument(
         "--timeout",
-        type=float,
+        type=real,
         default=600,
         metavar="S",
         help="give up compiling after S seconds (default: 600)",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mdlm.cli.arguments import add_experiment, typed
+from mdlm.cli.arguments import add_experiment, typed, whole
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.errors import InputError
@@ -33,7 +33,9 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
             f"{args.experiment}: its data are a mixture; prepare each part separately, from a file "
             "that defines data = TextData(...)"
         )
-    store = args.out or data.store
+    store = data.store if args.out is None else args.out
+    if not store and args.out is not None:
+        raise InputError("--out '': is no name of a folder")
     if store is None:
         raise InputError(
             f"{args.experiment}: no folder for the token store is given; add --out stores/NAME, or "
@@ -193,13 +195,13 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--workers",
-        type=int,
+        type=whole,
         metavar="N",
         help="number of tokenizing processes (default: one per core)",
     )
     sub.add_argument(
         "--shard-tokens",
-        type=int,
+        type=whole,
         metavar="N",
         help="tokens per shard, approximately (default: 67 million); an interruption loses less "
         "than a shard",

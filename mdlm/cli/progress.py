@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from mdlm.cli.output import raw
 from mdlm.cluster import compiling
+from mdlm.shown import visible
 
 WORTH_PRINTING = 0.03
 """Fraction of the time spent waiting for data above which it is printed."""
@@ -41,7 +43,7 @@ class Progress:
 
             from mdlm.cli.bars import Bars
 
-            console = Console(stderr=True)
+            console = Console(file=raw(sys.stderr))
             self.tty = console.is_interactive
             self._bars = Bars(console)
         self._spoken = -PATIENCE
@@ -64,7 +66,7 @@ class Progress:
         The unit of both numbers follows the name of the task: `tokenizing train, characters`. A
         task without one, such as `training the tokenizer`, is shown without numbers.
         """
-        name, _, unit = task.partition(", ")
+        name, _, unit = visible(task).partition(", ")
         count = f"{done:,}" + (f" of {total:,}" if total else "") + f" {unit}" if unit else ""
         if self.tty and total and done >= total:
             self._bars.close()
@@ -81,7 +83,8 @@ class Progress:
         """Shows the finished fraction of a task (`done`, None if unknown), with `words`."""
         share = "" if done is None else f"{done:.1%}"
         if self.tty:
-            self._bars.show(task, done or 0.0, None if done is None else 1.0, share, words)
+            shown = visible(task), visible(words)
+            self._bars.show(shown[0], done or 0.0, None if done is None else 1.0, share, shown[1])
         else:
             self._say_rarely(f"{task}: {share}{', ' if share else ''}{words}")
 

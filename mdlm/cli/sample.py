@@ -8,7 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run, typed, writable
+from mdlm.cli.arguments import (
+    MANY_HELP,
+    add_process_group,
+    add_run,
+    real,
+    seed,
+    typed,
+    whole,
+    writable,
+)
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.cluster import process_group
@@ -20,6 +29,10 @@ if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.generation.generator import Generation
     from mdlm.run import Run
     from mdlm.samplers import Annealed, Sampler
+
+
+MOST = 10_000_000
+"""The largest number of texts, and of their tokens."""
 
 
 def run(args: argparse.Namespace, _: Changes) -> int:
@@ -35,10 +48,9 @@ def run(args: argparse.Namespace, _: Changes) -> int:
         if args.infill is not None and value is not None:
             raise InputError(f"{option}: not allowed with --infill, whose text has its own length")
     messages = messages_of(args)
-    if args.num < 1:
-        raise InputError(f"--num {args.num}: must be at least 1")
-    if not 0 <= args.seed < 2**63:
-        raise InputError(f"--seed {args.seed}: must be in [0, 2**63)")
+    for option, value in (("--num", args.num), ("--length", args.length)):
+        if value is not None and not 1 <= value <= MOST:
+            raise InputError(f"{option} {value}: must be from 1 to {MOST:,}")
     trace = None if args.trace is None else writable(args.trace)
     run = load(
         args.run_folder,
@@ -76,6 +88,7 @@ def sampler_of(args: argparse.Namespace, run: "Run") -> "Sampler":
     Raises InputError if the sampler lacks one of the settings or refuses its value.
     """
     from mdlm.config.component_text import from_text
+    from mdlm.config.ranges import check_ranges
     from mdlm.samplers import Sampler
 
     sampler = run.experiment.sampler
@@ -94,7 +107,9 @@ def sampler_of(args: argparse.Namespace, run: "Run") -> "Sampler":
             f"--steps: {name}(...) has no number of steps; `mdlm samplers` lists those that have"
         )
     try:
-        return replace(sampler, **settings)
+        sampler = replace(sampler, **settings)
+        check_ranges(sampler)
+        return sampler
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -209,7 +224,7 @@ their settings. `mdlm view` replays a file of --trace.
 
 def _add_sampler_settings(sub: argparse.ArgumentParser) -> None:
     """Adds the settings of the sampler that have an option of their own."""
-    sub.add_argument("--steps", type=int, help="sampling steps per window")
+    sub.add_argument("--steps", type=whole, help="sampling steps per window")
     sub.add_argument(
         "--temperature",
         metavar="T",
@@ -218,7 +233,7 @@ def _add_sampler_settings(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--top-p",
         metavar="P",
-        type=float,
+        type=real,
         help="sample from the likeliest tokens with total probability P",
     )
     sub.add_argument(
@@ -226,12 +241,12 @@ def _add_sampler_settings(sub: argparse.ArgumentParser) -> None:
         choices=("reach", "below"),
         help="keep the token that crosses top-p (reach, the default) or drop it (below)",
     )
-    sub.add_argument("--top-k", metavar="K", type=int, help="sample from the K likeliest tokens")
+    sub.add_argument("--top-k", metavar="K", type=whole, help="sample from the K likeliest tokens")
     sub.add_argument(
         "--ban", metavar="TEXT", action="append", help="never write the tokens of TEXT"
     )
     sub.add_argument(
-        "--ban-id", metavar="ID", type=int, action="append", help="never write the token ID"
+        "--ban-id", metavar="ID", type=whole, action="append", help="never write the token ID"
     )
 
 
@@ -252,11 +267,11 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
     sub.add_argument(
         "--length",
-        type=int,
+        type=whole,
         help="tokens per text (default: the run's row length; of an answer to --chat: 128)",
     )
-    sub.add_argument("--num", type=int, default=1, help="number of texts (default: 1)")
-    sub.add_argument("--seed", type=int, default=0, help="seed of the random draws (default: 0)")
+    sub.add_argument("--num", type=whole, default=1, help="number of texts (default: 1)")
+    sub.add_argument("--seed", type=seed, default=0, help="seed of the random draws (default: 0)")
     sub.add_argument(
         "--sampler",
         metavar="TEXT",
@@ -265,7 +280,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     _add_sampler_settings(sub)
     sub.add_argument(
         "--stride",
-        type=int,
+        type=whole,
         help="new tokens per window, for texts longer than a row (default: half a row)",
     )
     sub.add_argument(

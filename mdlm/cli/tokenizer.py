@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mdlm.cli.arguments import whole
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.errors import InputError
@@ -21,6 +22,8 @@ SAMPLE = 2_000_000
 def run(args: argparse.Namespace, changes: Changes) -> int:
     from mdlm.data.preparation.prepare import training_text
 
+    if not args.out:
+        raise InputError("--out '': is no name of a folder")
     config, source, out = _config(args), _source(args.texts, changes), Path(args.out)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; name a folder")
@@ -106,7 +109,7 @@ def _closing_words(
         [ids] = tokenizer.encode([shown])
         pieces = tokenizer.pieces(ids.tolist())
         lines.append("  " + "|".join(pieces[i] for i in ids.tolist()))
-    lines.append(f'next: tokenizer=Pretrained(name="{out}") in an experiment')
+    lines.append(f"next: tokenizer=Pretrained(name={str(out)!r}) in an experiment")
     return "\n".join(lines)
 
 
@@ -141,7 +144,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--vocab-size",
-        type=int,
+        type=whole,
         default=32768,
         metavar="N",
         help="tokens in the vocabulary, special tokens included (default: 32768)",

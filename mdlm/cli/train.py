@@ -14,12 +14,14 @@ from mdlm.cli.arguments import (
     add_process_group,
     add_trust,
     experiment_of,
+    seed,
     typed,
+    whole,
 )
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.cluster import heartbeat, process_group
-from mdlm.errors import InputError
+from mdlm.errors import InputError, Interrupted
 
 
 def _prepare_profile(steps: int) -> None:
@@ -49,6 +51,8 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
     if args.profile is not None:
         _prepare_profile(args.profile)
     experiment = experiment_of(args, changes)
+    if args.out == "":
+        raise InputError("--out '': is no name of a folder")
     out = Path(args.out or f"runs/{experiment.name}")
     with _stop_signals() as stop, Progress(quiet=not process_group.is_main()) as progress:
         session = Session(
@@ -69,6 +73,7 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
             verify=not args.no_verify,
             report=progress.stage,
         )
+        stop.may_wait = True
         if session.changed and process_group.is_main():
             print(f"mdlm: changed: {'; '.join(session.changed)}", file=sys.stderr)
         for event in session.train(should_stop=stop.now):
@@ -93,15 +98,16 @@ def stopped(step: int, words: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[heartbeat.Stop]:
-    """Lets Ctrl-C, SIGTERM and SIGHUP ask the run to save and stop; a second one ends it at once.
+    """Lets Ctrl-C, SIGTERM and SIGHUP ask the run to save and stop; a second one ends it at once,
+    and so does one before `may_wait`, when there is nothing to save.
 
     SIGHUP, which a closing terminal sends, stays ignored under `nohup`.
     """
     stop = heartbeat.Stop()
 
     def ask(number, frame):
-        if stop.requested_here:
-            raise KeyboardInterrupt
+        if stop.requested_here or not stop.may_wait:
+            raise Interrupted(number)
         stop.request(number)
         print(
             "\nmdlm: saving, then stopping (press Ctrl-C again to stop at once, without saving)",
@@ -164,7 +170,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--out", help="run folder to create or resume (default: runs/NAME of the experiment)"
     )
-    sub.add_argument("--seed", type=int, help="seed of the run (default: the experiment's)")
+    sub.add_argument("--seed", type=seed, help="seed of the run (default: the experiment's)")
     sub.add_argument(
         "--checkpoints",
         metavar="PATH",
@@ -199,7 +205,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     add_process_group(sub)
     sub.add_argument(
         "--profile",
-        type=int,
+        type=whole,
         metavar="N",
         help="record a trace of N steps in RUN/profile and print where the time was spent",
     )

@@ -4,8 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from mdlm.cli.arguments import writable
+from mdlm.cli.arguments import real, whole, writable
 from mdlm.cli.command import Changes, Command
+from mdlm.cli.output import raw
 from mdlm.errors import InputError
 from mdlm.files import write
 
@@ -23,6 +24,9 @@ def run(args: argparse.Namespace, _: Changes) -> int:
         raise InputError(
             f"{path}: {what}; give a file that `mdlm sample RUN --trace FILE` has written"
         )
+    for name in (args.html, args.gif):
+        if name is not None and writable(name).exists() and writable(name).samefile(path):
+            raise InputError(f"{name}: is the trace itself; name another file to write")
     trace = loads(path.read_bytes(), args.trace)
     row = row_of(trace, args.row)
     if args.html is not None:
@@ -36,7 +40,7 @@ def run(args: argparse.Namespace, _: Changes) -> int:
         write(writable(args.gif), gif(trace, row, fps=args.fps))
         print(f"{args.gif}: {trace.steps} steps of text {args.row}")
     if args.html is None and args.gif is None:
-        terminal.show(trace, row, sys.stdout, fps=args.fps)
+        terminal.show(trace, row, raw(sys.stdout), fps=args.fps)
     return 0
 
 
@@ -57,11 +61,11 @@ and no other file."""
 def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("trace", metavar="FILE", help="a trace written by `mdlm sample --trace FILE`")
     sub.add_argument(
-        "--row", type=int, default=1, help="number of the text to show, from 1 (default: 1)"
+        "--row", type=whole, default=1, help="number of the text to show, from 1 (default: 1)"
     )
     sub.add_argument("--html", metavar="OUT", help="write an HTML page to OUT")
     sub.add_argument("--gif", metavar="OUT", help="write an animated GIF to OUT")
-    sub.add_argument("--fps", type=float, default=8.0, help="steps per second (default: 8)")
+    sub.add_argument("--fps", type=real, default=8.0, help="steps per second (default: 8)")
 
 
 COMMAND = Command(

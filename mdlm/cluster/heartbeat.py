@@ -192,6 +192,7 @@ class Stop:
 
     def __init__(self):
         self._signal: int | None = None
+        self.may_wait = False  # whether the loop runs, which stops in order
         self._heartbeat = _current
 
     def request(self, signal: int) -> None:

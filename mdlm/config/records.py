@@ -31,7 +31,7 @@ def read(
         raise InputError(f"{title}: missing {', '.join(missing)}")
     try:
         return kind(**found)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"{title}: {error}") from error
 
 

@@ -1,8 +1,11 @@
 """Settings of evaluation."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from mdlm.objectives.base import Objective
+
+Split = Literal["train", "valid", "test"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,7 @@ class Perplexity:
 
     passes: int = 4
     batch_size: int = 0
-    split: str = "valid"
+    split: Split = "valid"
     objective: Objective | None = None
     ngrams: bool = False
 
@@ -31,6 +34,8 @@ class Perplexity:
                 f"passes={self.passes}, batch_size={self.batch_size}:"
                 " passes must be at least 1, batch_size at least 0"
             )
+        if self.split not in get_args(Split):
+            raise ValueError(f"split={self.split!r}: must be one of {', '.join(get_args(Split))}")
 
 
 SELECTS = "valid"

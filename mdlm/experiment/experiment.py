@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mdlm.config.field_types import expected, hints_of, is_kind, options
+from mdlm.config.ranges import check_ranges
 from mdlm.data.dataset import TextData
 from mdlm.data.mixture import Mixture
 from mdlm.errors import InputError
@@ -73,7 +74,11 @@ class Training:
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
-        for name in ("keep_every", "rewinds"):
+        for name in ("eval_every", "eval_rows", "sample_every", "sample_length") + (
+            "checkpoint_every",
+            "keep_every",
+            "rewinds",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 0")
         if self.spike is not None and not self.spike > 0:
@@ -110,6 +115,7 @@ class Experiment:
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed={self.seed}: must be in [0, 2**63)")
         refuse_others(self)
+        check_ranges(self)
         refuse_nonsense(self)
 
 

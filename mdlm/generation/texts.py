@@ -1,6 +1,5 @@
 """A generated text, divided where its documents end, and how a terminal shows it."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,11 +7,10 @@ import numpy as np
 
 from mdlm.data.tokens.special_tokens import end_of
 from mdlm.data.tokens.tokenizer import Tokenizer
+from mdlm.shown import visible
 
 END = "[end of document]"
 """The line that stands where a document ends."""
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Characters that a terminal obeys, but for tab and line break."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +31,6 @@ class Text:
         *ended, last = map(visible, self.pieces or (self.text,))
         lines = [f"{piece.removesuffix(chr(10))}\n{END}" for piece in ended]
         return "\n".join([*lines, last] if last or not lines else lines)
-
-
-def visible(text: str) -> str:
-    """Returns a text with control characters written as `\\x1b`."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def text_of(tokenizer: Tokenizer, ids: np.ndarray | Sequence[int]) -> Text:

@@ -3,7 +3,6 @@
 Nothing of it is executed, and PyTorch pickles are not opened.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from mdlm.errors import InputError
 from mdlm.interop.layout import Config
 from mdlm.runs.weights import DTYPES
+from mdlm.typed_json import decoded
 
 WANTED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 """The files of a repository on the hub that are fetched."""
@@ -68,14 +68,11 @@ class Checkpoint:
         try:
             if path.stat().st_size > LARGEST:
                 raise InputError(f"{path}: more than {LARGEST >> 20} MiB, so it is no {name}")
-            found = json.loads(path.read_text(encoding="utf-8"))
+            return decoded(path.read_bytes(), dict[str, Any])
         except FileNotFoundError as error:
             raise InputError(f"{self.folder}: has no {name}") from error
-        except (ValueError, OSError, RecursionError) as error:
+        except (ValueError, OSError) as error:
             raise InputError(f"{path}: not a readable JSON file ({error})") from error
-        if not isinstance(found, dict):
-            raise InputError(f"{path}: expected an object, found a {type(found).__name__}")
-        return found
 
     def optional(self, name: str) -> dict[str, Any]:
         """Returns the object in a JSON file, an empty one if there is no such file."""

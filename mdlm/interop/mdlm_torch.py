@@ -24,7 +24,7 @@ from mdlm.interop.layouts import dit
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.network import Params
-from mdlm.runs.weights import WeightsDtype, cast, named
+from mdlm.runs.weights import DTYPES, WeightsDtype, cast, named
 
 Tensors = dict[str, np.ndarray]
 
@@ -61,6 +61,11 @@ def _read_safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     try:
         with safe_open(path, "numpy") as file:
             for name in file.keys():
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in (*DTYPES, "F64"):
+                    raise InputError(
+                        f"{path}: {name} is {dtype}, not {', '.join(DTYPES)}: convert it first"
+                    )
                 yield name, file.get_tensor(name)
     except SafetensorError as error:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from error

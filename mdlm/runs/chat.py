@@ -5,8 +5,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from mdlm.errors import InputError
 from mdlm.runs.reading import json_of
+from mdlm.typed_json import Count
 
 FILE = "chat.json"
 
@@ -17,7 +17,7 @@ class Chat:
     tokens that end an answer."""
 
     template: str | None = None
-    ends: tuple[int, ...] = ()
+    ends: tuple[Count, ...] = ()
 
 
 def files(chat: Chat) -> dict[str, str]:
@@ -33,9 +33,4 @@ def read(folder: Path) -> Chat:
     path = folder / FILE
     if not path.is_file():
         return Chat()
-    found = json_of(path, dict)
-    template, ends = found.get("template"), found.get("ends", [])
-    is_text = template is None or isinstance(template, str)
-    if not is_text or not isinstance(ends, list) or not all(type(n) is int for n in ends):
-        raise InputError(f"{path}: damaged (expected a template and a list of token ids)")
-    return Chat(template=template, ends=tuple(ends))
+    return json_of(path, Chat)

@@ -3,16 +3,30 @@
 They are read without orbax, which would need all processes of a run to read together.
 """
 
-import json
 import os
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from etils import epath
 
 from mdlm.errors import InputError
+from mdlm.typed_json import Count, decoded
 
 OPENED_BY = {"gs": "gcsfs", "s3": "s3fs"}
 """URL schemes that orbax writes arrays to, and the package that writes the other files."""
+
+
+class Owned(TypedDict):
+    """What is saved with every checkpoint: the identity of its run, by older versions not."""
+
+    run: NotRequired[dict[str, Any]]
+
+
+class Data(Owned):
+    """What is saved beside the state: the position in the data, and the memory of the guard."""
+
+    position: Count
+    rewinds: NotRequired[Count]
+    losses: NotRequired[list[float]]
 
 
 def located(where: str | os.PathLike[str]) -> epath.Path:
@@ -37,7 +51,7 @@ def located(where: str | os.PathLike[str]) -> epath.Path:
     return epath.Path(where)
 
 
-def newest_in(folder: epath.Path) -> tuple[int, dict[str, Any]] | None:
+def newest_in(folder: epath.Path) -> tuple[int, Owned] | None:
     """Returns the step of the newest checkpoint of a folder, and what was saved as its data.
 
     Raises InputError if the folder cannot be reached.
@@ -45,9 +59,8 @@ def newest_in(folder: epath.Path) -> tuple[int, dict[str, Any]] | None:
     reach(folder)
     for step in reversed(steps_in(folder)):
         try:
-            return step, json.loads(
-                (folder / str(step) / "data" / "metadata").read_text(encoding="utf-8")
-            )
+            content = (folder / str(step) / "data" / "metadata").read_bytes()
+            return step, decoded(content, Owned)
         except FileNotFoundError:
             continue  # being written, or being deleted
         except ValueError:

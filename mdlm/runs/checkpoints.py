@@ -6,8 +6,8 @@ mesh, whatever the mesh and the number of processes that saved them. Each has th
 files, written before it is complete and compared before it is read (see `mdlm.runs.digests`).
 """
 
+import errno
 import gc
-import json
 import logging
 import math
 import os
@@ -27,8 +27,9 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from mdlm.errors import InputError
 from mdlm.runs import digests
-from mdlm.runs.checkpoint_paths import first_line, located, reach, steps_in
+from mdlm.runs.checkpoint_paths import Data, first_line, located, reach, steps_in
 from mdlm.runs.weights import named
+from mdlm.typed_json import converted, decoded
 from mdlm.types import ArrayTree
 
 METRIC = "nelbo"
@@ -156,7 +157,8 @@ class Checkpoints:
                     state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
                 ),
             )
-        return out["state"], out["data"]
+            data = {**out["data"], **converted(out["data"], Data)}
+        return out["state"], data
 
     def check(self, abstract: ArrayTree, step: int | None = None) -> None:
         """Raises InputError if there is no such checkpoint, or it has arrays of other shapes."""
@@ -185,7 +187,7 @@ class Checkpoints:
             found = reader.metadata(self.folder / str(step) / "state").item_metadata
             if found is None:
                 raise ValueError("the list of its arrays is missing or damaged")
-        return {name: tuple(leaf.shape) for name, leaf in named(found.tree).items()}
+            return {name: tuple(leaf.shape) for name, leaf in named(found.tree).items()}
 
     @contextmanager
     def _reading(self, step: int | None = None) -> Iterator[None]:
@@ -196,9 +198,14 @@ class Checkpoints:
             raise
         except Exception as error:  # orbax and TensorStore raise many kinds
             _let_others_end(error)
+            if (reason := _disk_trouble(error)) == os.strerror(errno.EACCES):
+                raise InputError(f"{self.folder}: cannot be read ({reason})") from error
             step = self._unreadable_metrics() if step is None else step
             if step is None:
-                raise
+                raise InputError(
+                    f"{self.folder}: the description of a checkpoint is damaged"
+                    f" ({first_line(error)}); move that checkpoint away"
+                ) from error
             raise InputError(
                 f"{self.folder}: the checkpoint of step {step} is damaged"
                 f" ({first_line(error)}); {self._way_out(step)}"
@@ -208,8 +215,9 @@ class Checkpoints:
         """Returns the newest step with damaged metrics; orbax reads those of all checkpoints."""
         for step in reversed(steps_in(self.folder)):
             try:
-                json.loads(
-                    (self.folder / str(step) / "metrics" / "metrics").read_text(encoding="utf-8")
+                decoded(
+                    (self.folder / str(step) / "metrics" / "metrics").read_bytes(),
+                    dict[str, float],
                 )
             except FileNotFoundError:
                 continue

@@ -3,11 +3,13 @@
 import json
 import shutil
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
 from mdlm.runs import digests
 from mdlm.runs.checkpoints import METRIC, STAMPED
+from mdlm.runs.reading import json_of
 
 
 def copy_checkpoint(
@@ -24,11 +26,11 @@ def copy_checkpoint(
         copy.rmtree()
     _copy(source / str(step), copy)
     data = copy / "data" / "metadata"
-    values = json.loads(data.read_text(encoding="utf-8"))
+    values = json_of(data, dict[str, Any])
     data.write_text(json.dumps({**values, "run": dict(run), "rewinds": 0}), encoding="utf-8")
     metrics = copy / "metrics" / "metrics"
     if metrics.exists():
-        values = json.loads(metrics.read_text(encoding="utf-8"))
+        values = json_of(metrics, dict[str, Any])
         kept = {name: value for name, value in values.items() if name != METRIC}
         metrics.write_text(json.dumps(kept), encoding="utf-8")
     digests.write(copy, leave_out=STAMPED)

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from mdlm.files import append, finite
+from mdlm.files import append, check_contained, finite
+from mdlm.typed_json import decoded
 from mdlm.version import __version__
 
 FILE = "evaluations.jsonl"
@@ -20,6 +21,7 @@ FILE = "evaluations.jsonl"
 
 def record(folder: Path, step: int, metrics: Sequence[Mapping[str, Any]]) -> None:
     """Appends metrics to the file. Raises OSError if the folder cannot be written to."""
+    check_contained(folder)
     common = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
@@ -29,14 +31,25 @@ def record(folder: Path, step: int, metrics: Sequence[Mapping[str, Any]]) -> Non
     append(folder / FILE, "".join(lines).encode())
 
 
+class Kept(TypedDict):
+    """What is used of a line."""
+
+    name: str
+    protocol: str
+    step: int
+    value: float
+    stderr: float | None
+    date: str
+
+
 def earlier(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """Returns the newest line of each metric and protocol, without lines that cannot be read."""
     path, found = folder / FILE, {}
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     for line in text.splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            values = json.loads(line)
-            found[values["name"], values["protocol"]] = values
+        with contextlib.suppress(ValueError):
+            values = decoded(line, Kept)
+            found[values["name"], values["protocol"]] = {**decoded(line), **values}
     return found
 
 

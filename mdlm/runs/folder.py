@@ -27,6 +27,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
+from mdlm.arrays import numbers
 from mdlm.cluster import process_group
 from mdlm.config import records
 from mdlm.config.components import UnknownComponent, classes_in
@@ -247,6 +248,19 @@ class RunFolder:
                 )
         if self.asked is not None:
             self._check_asked(self.asked, experiment)
+        elif self.exists and self._kept() != located(self.path / "checkpoints"):
+            self._check_elsewhere(self._kept(), experiment)
+
+    def _check_elsewhere(self, kept: epath.Path, experiment: Experiment) -> None:
+        """Raises InputError if config.json, which may be somebody else's, names a folder to write
+        to that has no checkpoint of this run."""
+        there = newest_in(kept)
+        if there is None:
+            raise InputError(
+                f"{self.path}: config.json keeps the checkpoints in {kept}, which has none; if that"
+                f" is right, give --checkpoints {shlex.quote(str(kept))}"
+            )
+        self._check_asked(kept, experiment)
 
     def _check_asked(self, asked: epath.Path, experiment: Experiment) -> None:
         """Raises InputError if `asked` holds checkpoints of another run, or is not where this run
@@ -300,8 +314,8 @@ class RunFolder:
         """Returns the saved token counts, None if there are none."""
         path = self.data / COUNTS
         try:
-            return np.load(path) if path.is_file() else None
-        except (ValueError, EOFError, OSError) as error:
+            return numbers(path.read_bytes()) if path.is_file() else None
+        except (ValueError, OSError) as error:
             raise InputError(f"{path}: damaged ({error}); restore it from a copy") from error
 
     def config(self) -> dict[str, Any]:

@@ -9,16 +9,24 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from mdlm.errors import InputError
 from mdlm.files import append, finite, replaced
 from mdlm.runs.writers import Writer
+from mdlm.typed_json import Count, decoded
 
 log = logging.getLogger(__name__)
 
 Value = float | list[float] | str | None
 """What a line of metrics.jsonl has under a name."""
+
+
+class Line(TypedDict):
+    """What every line of metrics.jsonl has."""
+
+    step: Count
+    time: float
 
 
 class Log:
@@ -98,9 +106,8 @@ class Log:
 
     def _entry(self, line: str, number: int) -> dict[str, Any]:
         try:
-            entry = json.loads(line)
-            return {**entry, "step": int(entry["step"]), "time": float(entry["time"])}
-        except (ValueError, TypeError, KeyError) as error:
+            return {**decoded(line, dict[str, Any]), **decoded(line, Line)}
+        except ValueError as error:
             where = f"{self.metrics_file}, line {number}"
             raise InputError(f"{where}: damaged; remove the line, or the file") from error
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mdlm.errors import InputError
-from mdlm.files import Lock, replaced
+from mdlm.files import Lock, check_contained, replaced
 from mdlm.runs.digests import sealed
 from mdlm.runs.log import Log
 from mdlm.runs.reading import json_of
@@ -44,7 +44,7 @@ def keep_texts(folder: Path, found: Mapping[str, str]) -> None:
 
 def _texts(folder: Path) -> dict[str, str]:
     path = folder / TEXTS
-    return json_of(path, dict) if path.is_file() else {}
+    return json_of(path, dict[str, str]) if path.is_file() else {}
 
 
 def hold(folder: Path) -> Lock:
@@ -53,6 +53,7 @@ def hold(folder: Path) -> Lock:
     Raises InputError if another process trains the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    check_contained(folder)
     return Lock(folder / LOCK, "being trained")
 
 

@@ -1,38 +1,47 @@
 """Reads the JSON files of a run folder, which may be damaged, or not of this program."""
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
+
+from etils import epath
 
 from mdlm.errors import InputError
+from mdlm.typed_json import converted, decoded
 
 
-def json_of(path: Path, *kinds: type) -> Any:
-    """Returns the value in a JSON file, which must be of one of these types.
+def json_of(path: Path | epath.Path, kind: Any) -> Any:
+    """Returns the value in a JSON file, which must be of this type.
 
     Raises InputError if it cannot be read.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:  # neither JSON nor UTF-8, or not permitted
-        reason = getattr(error, "strerror", None) or error
+        return decoded(path.read_bytes(), kind)
+    except ValueError as error:
         raise InputError(
-            f"{path}: damaged, or not a file of mdlm ({reason}); restore it from a copy"
+            f"{path}: damaged, or not a file of mdlm ({error}); restore it from a copy, or name a"
+            " run folder"
         ) from error
-    if not isinstance(found, kinds):
-        raise InputError(
-            f"{path}: a {type(found).__name__}, so it is not a file of mdlm; name a run folder"
-        )
-    return found
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-CONFIG: dict[str, tuple[type, ...]] = {
-    "experiment": (dict,),
-    "overrides": (list,),
-    "checkpoints": (str, type(None)),
-    "fingerprint": (str, type(None)),
-}
-"""What config.json holds, and the types of its values. Only the experiment must be there."""
+class Config(TypedDict):
+    """What config.json holds. Only the experiment must be there."""
+
+    experiment: dict[str, Any]
+    overrides: NotRequired[list[tuple[str, str]]]
+    checkpoints: NotRequired[str | None]
+    fingerprint: NotRequired[str | None]
+
+
+class Start(TypedDict, total=False):
+    """What is used of a start of a run; other values are for readers."""
+
+    started: str
+    experiment: str | None
+    file: str | None
+    folder: str | None
+    mdlm: str
 
 
 def config_of(path: Path) -> dict[str, Any]:
@@ -40,16 +49,8 @@ def config_of(path: Path) -> dict[str, Any]:
 
     Raises InputError if it is damaged, or of another program.
     """
-    found = json_of(path, dict)
-    given = {name: found.get(name, [] if name == "overrides" else None) for name in CONFIG}
-    wrong = [name for name, kinds in CONFIG.items() if not isinstance(given[name], kinds)]
-    pairs = given["overrides"] if not wrong else []
-    if wrong or not all(isinstance(p, list) and list(map(type, p)) == [str, str] for p in pairs):
-        raise InputError(
-            f"{path}: not of a run of mdlm ({' and '.join(wrong or ['overrides'])} missing or of"
-            " another form); name a run folder, made by `mdlm train` or `mdlm import`"
-        )
-    return {**found, **given}
+    found = json_of(path, Config)
+    return {"overrides": [], "checkpoints": None, "fingerprint": None, **found}
 
 
 def starts_of(path: Path) -> list[dict[str, Any]]:
@@ -57,7 +58,11 @@ def starts_of(path: Path) -> list[dict[str, Any]]:
 
     Raises InputError if it is damaged.
     """
-    found: Any = json_of(path, list, dict) if path.is_file() else []
-    if isinstance(found, dict):  # version 0.1 kept only the last start, without a date
-        return [found]
-    return [start for start in found if isinstance(start, dict)]
+    found: Any = json_of(path, list[dict[str, Any]] | dict[str, Any]) if path.is_file() else []
+    starts = [found] if isinstance(found, dict) else found  # version 0.1 kept only the last one
+    for start in starts:
+        try:
+            converted(start, Start)
+        except ValueError as error:
+            raise InputError(f"{path}: damaged ({error}); restore it from a copy") from error
+    return starts

@@ -24,8 +24,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mdlm.config.ranges import LARGEST
 from mdlm.errors import InputError
-from mdlm.files import replaced
+from mdlm.files import check_contained, replaced
 from mdlm.runs import digests
 from mdlm.types import ArrayTree
 
@@ -75,6 +76,7 @@ def write(
     process are a few numbers and keep their dtype. Raises InputError if a value is too large for
     `dtype`.
     """
+    check_contained(folder)
     tensors = {}
     for name, leaf in named(params).items():
         value = np.asarray(leaf)
@@ -108,6 +110,7 @@ def filled(
     `sizes` has the shape and dtype of each. The arrays lie on disk, so that memory need not hold
     them. The file takes its place when the context ends without an error.
     """
+    check_contained(folder)
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {}
     metadata = _metadata({name: dtype for name, (_, dtype) in sizes.items()}, 0, fingerprint)
@@ -147,6 +150,8 @@ class Weights:
                 self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
                 self.dtypes = {name: part.get_dtype() for name, part in slices.items()}
             self.step = int(self.metadata.get("step", 0))
+            if not 0 <= self.step <= LARGEST:
+                raise ValueError(f"step={self.step}: must be from 0 to {LARGEST}")
         except (SafetensorError, ValueError, OSError) as error:
             raise InputError(f"{path}: not a readable file of weights ({error})") from error
 

@@ -15,7 +15,7 @@ n, m and k count positions.
 """
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 import jax
@@ -128,7 +128,7 @@ class EntropyBound(Rule):
     `gamma` nats: a bound on the dependence between tokens written at once (arXiv:2505.24857). A
     `gamma` of 0 writes one position with each call, and all that are certain."""
 
-    gamma: float = 0.1
+    gamma: float = field(default=0.1, metadata={"infinite": True})
     orders: ClassVar[tuple[Order, ...]] = ("entropy",)
 
     def __post_init__(self):

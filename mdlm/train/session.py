@@ -222,8 +222,8 @@ class Session:
         if weights.step:
             raise InputError(
                 f"{weights.path} has the weights of step {weights.step}, and there is no training"
-                f" state to resume; to start from them: --init-from {self.folder.path}, and another"
-                " --out"
+                " state to resume; to start from them: --init-from"
+                f" {shlex.quote(str(self.folder.path))}, and another --out"
             )
         self.initial = weights.restore(self.model.abstract_params(self.mesh))
 

@@ -11,12 +11,15 @@ the mask). `nfe` counts the network calls up to the end of each step from 0 to `
 """
 
 import json
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from mdlm.errors import InputError
 from mdlm.generation.trace import RowTrace, Trace
+from mdlm.limits import check_within
+from mdlm.typed_json import Meta, decoded
 
 VERSION = 1
 
@@ -48,11 +51,35 @@ def dumps(trace: Trace) -> str:
     return json.dumps(document, allow_nan=False, separators=(",", ":"))
 
 
+Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of the document."""
+
+    start: list[Token]
+    events: list[tuple[int, int, Token, Annotated[float, Meta(ge=0, le=1)]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """The document, with the version read already."""
+
+    sampler: str
+    mask: Token
+    pieces: dict[Token, str]
+    steps: int
+    nfe: list[Annotated[int, Meta(ge=0, le=2**62)]]
+    rows: Annotated[list[Row], Meta(min_length=1)]
+    origin: str = ""  # older traces have none
+
+
 def loads(content: bytes, name: str) -> Trace:
     """Reads a trace from the `content` of the file `name`. Raises InputError if it is not one."""
     try:
-        document = json.loads(content.decode())
-    except (ValueError, RecursionError) as error:
+        document = decoded(content)
+    except ValueError as error:
         if content.lstrip().startswith(b'{"mdlm_trace"'):
             raise InputError(f"{name} is a truncated or damaged trace: {error}") from error
         raise InputError(f"{name} is not a trace: `mdlm sample --trace FILE` writes one") from error
@@ -64,58 +91,45 @@ def loads(content: bytes, name: str) -> Trace:
             f" {VERSION} only"
         )
     try:
-        return _read(document)
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{name} is a damaged trace: {_reason(error)}") from error
+        return _trace(decoded(content, Document), name)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{name} is a damaged trace: {error}") from error
 
 
-def _read(document: dict[str, Any]) -> Trace:
-    mask_id = _integer(document["mask"])
-    pieces = {int(token): str(text) for token, text in document["pieces"].items()}
-    nfe = np.array([_integer(calls) for calls in document["nfe"]], np.int64)
-    if len(nfe) != _integer(document["steps"]) + 1:
+def _trace(document: Document, name: str) -> Trace:
+    if len(document.nfe) != document.steps + 1:
         raise ValueError("nfe must have one number for each step from 0 to steps")
-    rows = tuple(_row(row, steps=len(nfe) - 1) for row in document["rows"])
-    if not rows:
-        raise ValueError("rows must not be empty")
-    used = {mask_id}.union(*(ids.tolist() for row in rows for ids in (row.start, row.token)))
-    if not used <= pieces.keys():
-        raise ValueError(f"pieces lacks the text of token {min(used - pieces.keys())}")
+    for token, text in document.pieces.items():
+        check_within("MDLM_MAX_PIECE", len(text), f"{name}: the text of token {token}")
+    rows = tuple(_row(row, name, steps=document.steps) for row in document.rows)
+    used = {document.mask}.union(*(ids.tolist() for row in rows for ids in (row.start, row.token)))
+    if not used <= document.pieces.keys():
+        raise ValueError(f"pieces lacks the text of token {min(used - document.pieces.keys())}")
     return Trace(
-        sampler=str(document["sampler"]),
-        mask_id=mask_id,
-        pieces=pieces,
-        nfe=nfe,
+        sampler=document.sampler,
+        mask_id=document.mask,
+        pieces=document.pieces,
+        nfe=np.array(document.nfe, np.int64),
         rows=rows,
-        origin=str(document.get("origin", "")),  # older traces have none
+        origin=document.origin,
     )
 
 
-def _row(row: dict[str, Any], *, steps: int) -> RowTrace:
-    start = np.array([_integer(token) for token in row["start"]], np.int64)
+def _row(row: Row, name: str, *, steps: int) -> RowTrace:
+    check_within("MDLM_MAX_LENGTH", len(row.start), f"{name}: a text")
     last = 0
-    for event in row["events"]:
-        step, position, token, confidence = event
-        if not last <= _integer(step) <= steps:
+    for event in row.events:
+        step, position, *_ = event
+        if not last <= step <= steps:
             raise ValueError(
                 f"event {event}: the step must be from {last}, that of the event before, to {steps}"
             )
-        if not 0 <= _integer(position) < len(start):
-            raise ValueError(f"event {event}: the position must be from 0 to {len(start) - 1}")
-        if not 0 <= confidence <= 1:
-            raise ValueError(f"event {event}: the probability must be from 0 to 1")
-        _integer(token)
+        if not 0 <= position < len(row.start):
+            raise ValueError(f"event {event}: the position must be from 0 to {len(row.start) - 1}")
         last = step
-    fields = np.array(row["events"], np.float64).reshape(-1, 4).T
+    fields = np.array(row.events, np.float64).reshape(-1, 4).T
     step, position, token = fields[:3].astype(np.int64)
+    start = np.array(row.start, np.int64)
     return RowTrace(start=start, step=step, position=position, token=token, confidence=fields[3])
-
-
-def _integer(value: Any) -> int:
-    if type(value) is not int:
-        raise ValueError(f"{value!r} must be an integer")
-    return value
-
-
-def _reason(error: Exception) -> str:
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]

@@ -113,7 +113,7 @@ def test_files(source, capsys, tmp_path):
     (source / "config.json").write_text("[" * 100_000)
     assert "not a readable JSON file" in refused(source, capsys)
     (source / "config.json").write_text("[1]")
-    assert "expected an object" in refused(source, capsys)
+    assert "not a readable JSON file (Expected `object`" in refused(source, capsys)
     (source / "config.json").unlink()
     assert "has no config.json" in refused(source, capsys)
     assert "no such file or folder" in refused(tmp_path / "nowhere", capsys)

@@ -22,7 +22,7 @@ from mdlm.data.preparation.pool import Pool, cores
 from mdlm.data.preparation.worker import Setting
 from mdlm.data.store.manifest import NAME, Manifest, SplitRecord
 from mdlm.data.store.writer import Folder, ShardWriter, Tally, verify, write_counts
-from mdlm.data.text.chunks import CHUNK, chunks, start_of
+from mdlm.data.text.chunks import CHUNK, Chunk, chunks, start_of
 from mdlm.data.text.hub_stream import may_pass
 from mdlm.data.text.source import Source
 from mdlm.data.tokenizers import TokenizerConfig
@@ -31,6 +31,7 @@ from mdlm.errors import InputError
 
 SHARD_TOKENS = 2**26
 """Approximate tokens of a shard."""
+MOST_WORKERS = 1024
 TRAINING_CHUNK = 2**20
 """Approximate characters of a chunk of text when a tokenizer is trained."""
 WORDS = re.compile(r"(?<=\S) ")
@@ -89,8 +90,8 @@ def prepare(
     EOS, the text of its shards has changed, shards are damaged, or text cannot be read or encoded.
     """
     workers = cores() if workers is None else workers
-    if workers < 1:
-        raise InputError(f"workers={workers}: must be at least 1")
+    if not 1 <= workers <= MOST_WORKERS:
+        raise InputError(f"workers={workers}: must be from 1 to {MOST_WORKERS}")
     if shard_tokens < 1:
         raise InputError(f"shard_tokens={shard_tokens}: must be at least 1")
     folder = Folder(url)
@@ -145,7 +146,7 @@ def _write(
         return changed
 
     try:
-        for chunk, encoded in pool.encode(found):
+        for chunk, encoded in pool.encode(_resumed(found, record, folder)):
             position = chunk.position
             dropped.update(chunk.dropped)
             if not chunk.texts:
@@ -167,6 +168,21 @@ def _write(
     finally:
         if writer is not None:
             writer.abandon()
+
+
+def _resumed(found: Iterator[Chunk], record: SplitRecord, folder: Folder) -> Iterator[Chunk]:
+    """Yields the chunks. Raises InputError if the manifest's position is none of this source."""
+    try:
+        first = next(found, None)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
+        if record.position is None or isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{folder.url}/{NAME}: the position in the text is damaged: prepare another store"
+        ) from error
+    if first is not None:
+        yield first
+        yield from found
 
 
 def _begun(data: TextData, folder: Folder, report: Report | None) -> tuple[Manifest, Tokenizer]:
@@ -272,6 +288,10 @@ def tokenizer_of(folder: Folder) -> Tokenizer:
     """Returns the tokenizer of a store. Raises InputError if it cannot be read."""
     try:
         return Tokenizer.from_files({name: folder.read(name).decode() for name in FILES})
+    except OSError as error:
+        raise InputError(
+            f"{folder.url}: its tokenizer cannot be read: {error.strerror or error}"
+        ) from error
     except Exception as error:  # the library raises bare Exceptions
         raise InputError(f"{folder.url}: its tokenizer cannot be read: {error}") from error
 

@@ -10,7 +10,7 @@ import os
 import pickle
 import sys
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -45,19 +45,26 @@ def encode(tokenizer: Tokenizer, setting: Setting, texts: tuple[str, ...], is_op
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
     """Answers each `(texts, is_open)` with an Encoded, or with the message of an InputError."""
-    setting: Setting = pickle.load(source)
+    setting: Setting | None = _next(source)
+    if setting is None:
+        return
     tokenizer = Tokenizer.from_files(setting.tokenizer)
-    while True:
-        try:
-            texts, is_open = pickle.load(source)
-        except EOFError:
-            return
+    while (found := _next(source)) is not None:
+        texts, is_open = found
         try:
             answer: Encoded | str = encode(tokenizer, setting, texts, is_open)
         except InputError as error:
             answer = str(error)
         pickle.dump(answer, sink, protocol=pickle.HIGHEST_PROTOCOL)
         sink.flush()
+
+
+def _next(source: BinaryIO) -> Any:
+    """Returns the next message; None where they end, which may be within one."""
+    try:
+        return pickle.load(source)
+    except (EOFError, pickle.UnpicklingError):
+        return None
 
 
 if __name__ == "__main__":

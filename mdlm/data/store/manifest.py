@@ -14,16 +14,16 @@ length of rows, which is chosen when it is read. The folder may be any that fssp
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
-import fsspec
 import numpy as np
 
+from mdlm.data.store.location import opened
 from mdlm.errors import InputError
+from mdlm.typed_json import Count, Meta, Name, Sha256, decoded
 
 FORMAT = 1
 NAME = "manifest.json"
-DTYPES = ("uint16", "uint32")
 REMEDY = "put it back from a copy, or delete the folder and make it anew with: mdlm prepare FILE"
 """How to repair a damaged file, for error messages."""
 
@@ -35,15 +35,19 @@ class Shard:
     SHA-256 of the two files, and of the text (`preparation.text_digest`), which older versions did
     not keep."""
 
-    name: str  # SPLIT-00000, without the endings of its two files
-    tokens: int
-    documents: int
-    empty: int
-    bytes: int
-    characters: int
-    sha256: str
-    ends_sha256: str
-    text_sha256: str | None = None
+    name: Name  # SPLIT-00000, without the endings of its two files
+    tokens: Count
+    documents: Count
+    empty: Count
+    bytes: Count
+    characters: Count
+    sha256: Sha256
+    ends_sha256: Sha256
+    text_sha256: Sha256 | None = None
+
+    def __post_init__(self):
+        if self.empty > self.documents:
+            raise ValueError(f"{self.name} has {self.empty} empty of {self.documents} documents")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +61,7 @@ class SplitRecord:
     shards: tuple[Shard, ...] = ()
     complete: bool = False
     position: Any = None
-    dropped: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, Count] = field(default_factory=dict)
 
     def total(self, what: str) -> int:
         """Returns the sum of a count over the shards: tokens (EOS included), documents, empty,
@@ -77,17 +81,17 @@ class Manifest:
     revision: str | None
     tokenizer: str
     fingerprint: str
-    vocab_size: int
-    eos: int | None
-    dtype: str
-    splits: dict[str, SplitRecord] = field(default_factory=dict)
+    vocab_size: Annotated[int, Meta(ge=1, le=2**32)]
+    eos: Count | None
+    dtype: Literal["uint16", "uint32"]
+    splits: dict[Name, SplitRecord] = field(default_factory=dict)
     format: int = FORMAT
 
     def __post_init__(self):
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype!r}: must be one of {', '.join(DTYPES)}")
-        if not 0 < self.vocab_size <= np.iinfo(self.dtype).max + 1:
+        if self.vocab_size > np.iinfo(self.dtype).max + 1:
             raise ValueError(f"vocab_size={self.vocab_size} does not fit {self.dtype}")
+        if self.eos is not None and self.eos >= self.vocab_size:
+            raise ValueError(f"eos={self.eos} is no token of a vocabulary of {self.vocab_size}")
 
     @property
     def stored_dtype(self) -> np.dtype:
@@ -97,7 +101,7 @@ class Manifest:
     def write(self, url: str) -> None:
         """Writes the manifest to a temporary file, which is then renamed."""
         text = json.dumps(dataclasses.asdict(self), indent=1)
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = opened(url)
         fs.makedirs(path, exist_ok=True)
         fs.pipe_file(f"{path}/.{NAME}", text.encode())
         fs.mv(f"{path}/.{NAME}", f"{path}/{NAME}")
@@ -108,29 +112,35 @@ class Manifest:
 
         Raises InputError if it is damaged or has the format of another version.
         """
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = opened(url)
         if not fs.exists(f"{path}/{NAME}"):
             return None
+        content = fs.cat_file(f"{path}/{NAME}")
         try:
-            values = json.loads(fs.cat_file(f"{path}/{NAME}"))
-            version = values["format"]
-        except (ValueError, KeyError, TypeError) as error:
+            version = decoded(content, Versioned)["format"]
+            if version == FORMAT:
+                return _known(content)
+        except ValueError as error:
             raise damaged(url, error) from error
-        if version != FORMAT:
-            raise InputError(f"{url}/{NAME} has format {version!r}, this version reads {FORMAT}")
-        try:
-            values["splits"] = {
-                name: SplitRecord(**{**split, "shards": tuple(Shard(**s) for s in split["shards"])})
-                for name, split in values["splits"].items()
-            }
-            return Manifest(**values)
-        except (AttributeError, ValueError, KeyError, TypeError) as error:
-            raise damaged(url, error) from error
+        raise InputError(f"{url}/{NAME} has format {version!r}, this version reads {FORMAT}")
+
+
+class Versioned(TypedDict):
+    """What a manifest of any version has."""
+
+    format: int
+
+
+def _known(content: bytes) -> Manifest:
+    """Returns a manifest of this version. Raises ValueError if it is none, or has more fields."""
+    more = set(decoded(content, dict[str, Any])) - {f.name for f in dataclasses.fields(Manifest)}
+    if more:
+        raise ValueError(f"it has {', '.join(sorted(more))}, which no manifest has")
+    return decoded(content, Manifest)
 
 
 def damaged(url: str, error: Exception) -> InputError:
-    reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-    return InputError(f"{url}/{NAME} is damaged ({reason}): {REMEDY}")
+    return InputError(f"{url}/{NAME} is damaged ({error}): {REMEDY}")
 
 
 def counts_name(split: str) -> str:

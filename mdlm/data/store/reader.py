@@ -6,13 +6,13 @@ files.
 """
 
 import hashlib
-import io
 import json
 
-import fsspec
 import numpy as np
 from jaxtyping import Int64
 
+from mdlm.arrays import numbers
+from mdlm.data.store.location import opened
 from mdlm.data.store.manifest import REMEDY, Manifest, SplitRecord, counts_name
 from mdlm.data.store.shard_files import StoredFile, files_of
 from mdlm.data.store.stored_stream import StoredStream, files
@@ -39,7 +39,7 @@ class Store:
             manifest = Manifest.read(url)
             if manifest is None:
                 raise InputError(f"{url} is not a token store: make one with: mdlm prepare FILE")
-            fs, path = fsspec.core.url_to_fs(url)
+            fs, path = opened(url)
             fs.invalidate_cache(path)
             there = fs.ls(path, detail=True)
         except (OSError, ImportError) as error:
@@ -81,27 +81,30 @@ class Store:
         Raises InputError if the file of counts is missing or does not match the shards.
         """
         total, name = self.record(split).total("tokens"), counts_name(split)
-        fs, path = fsspec.core.url_to_fs(self.url)
+        fs, path = opened(self.url)
         try:
-            counts = np.load(io.BytesIO(fs.cat_file(f"{path}/{name}")), allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            counts = numbers(fs.cat_file(f"{path}/{name}"))
+        except (OSError, ValueError) as error:
             raise InputError(f"{self.url}: {name} cannot be read ({error}): {REMEDY}") from error
         if counts.shape != (self.manifest.vocab_size,) or counts.sum() != total:
             raise InputError(f"{self.url}: {name} does not match the shards: {REMEDY}")
-        return counts.astype(np.int64)
+        return counts
 
     def tokenizer(self) -> Tokenizer:
         """Returns the tokenizer that the text was encoded with.
 
         Raises InputError if it is missing, damaged, or not the one in the manifest.
         """
-        fs, path = fsspec.core.url_to_fs(self.url)
+        fs, path = opened(self.url)
         found = {}
         for name in FILES:
             try:
                 found[name] = fs.cat_file(f"{path}/{name}")
-            except OSError as error:
+            except FileNotFoundError as error:
                 raise InputError(f"{self.url}: {name} is missing: {REMEDY}") from error
+            except OSError as error:
+                reason = error.strerror or error
+                raise InputError(f"{self.url}: {name} cannot be read: {reason}") from error
         try:
             tokenizer = Tokenizer.from_files({name: data.decode() for name, data in found.items()})
         except Exception as error:  # the library raises bare Exceptions

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
+from mdlm.data.store.location import opened
 from mdlm.errors import InputError
 from mdlm.files import cache_folder
 
@@ -179,5 +179,5 @@ class RemoteFiles(ShardFiles):
 
 def files_of(url: str) -> ShardFiles:
     """Returns the files of the store at `url`."""
-    fs, folder = fsspec.core.url_to_fs(url)
+    fs, folder = opened(url)
     return LocalFiles(folder) if isinstance(fs, LocalFileSystem) else RemoteFiles(fs, folder, url)

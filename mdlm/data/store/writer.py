@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from jaxtyping import Int64, Integer
 
+from mdlm.data.store.location import opened
 from mdlm.data.store.manifest import REMEDY, Manifest, Shard, SplitRecord, counts_name
 from mdlm.data.store.text_digest import TextDigest
 from mdlm.data.text.chunks import Chunk, Encoded
 from mdlm.data.tokens.tokenizer import Report
 from mdlm.errors import InputError
-from mdlm.files import Lock
+from mdlm.files import Lock, check_contained
 
 CHUNK = 2**22
 """Bytes read at a time."""
@@ -32,7 +32,7 @@ class Folder:
 
     def __init__(self, url: str):
         self.url = url
-        self.fs, self.path = fsspec.core.url_to_fs(url)
+        self.fs, self.path = opened(url)
         self.local = Path(self.path) if isinstance(self.fs, LocalFileSystem) else None
 
     def exists(self, name: str) -> bool:
@@ -78,6 +78,7 @@ class Folder:
             yield
             return
         self.local.mkdir(parents=True, exist_ok=True)
+        check_contained(self.local)
         with Lock(self.local / ".lock", "being prepared"):
             try:
                 yield

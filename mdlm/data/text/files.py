@@ -17,9 +17,12 @@ from typing import Any, Literal
 
 from mdlm.data.text.utf8 import EmptyFile, NotUTF8, Opened, read_text
 from mdlm.errors import InputError
+from mdlm.limits import check_within, limit
 
 NOT_UTF8, NULL, EMPTY = "not UTF-8", "null instead of text", "a file without text"
 """The reasons under which documents or files that are left out are counted."""
+FREELY = 2**28
+"""Characters to which any file may expand."""
 BATCH = 1024
 """Rows of a Parquet file held in memory at a time."""
 
@@ -65,6 +68,11 @@ def matching_files(patterns: Iterable[str]) -> list[Path]:
             raise InputError(f"file not found: {pattern}")
         if not matches:
             raise InputError(f"no file matches {pattern}")
+        for path in matches:
+            if path.exists() and not path.is_file():
+                raise InputError(
+                    f"{path}: a pipe or a device, which can be read once only: copy it to a file"
+                )
         found += matches
     return found
 
@@ -115,10 +123,11 @@ def read_pieces(paths: list[Path], form: Form, position: Any = None) -> Iterator
     first, inner = (0, {}) if position is None else (position["file"], position["at"])
     anything, empty = position is not None, None
     for number, path in list(enumerate(paths))[first:]:
-        before, size = sum(sizes[:number]), max(sizes[number], 1)
+        before, size, there = sum(sizes[:number]), max(sizes[number], 1), 0
         try:
             for found in _guarded(path, READERS[_ending(path)](path, form, inner)):
-                anything = anything or bool(found.text)
+                anything, there = anything or bool(found.text), there + len(found.text)
+                check_expansion(path, size, there)
                 yield Piece(
                     text=found.text,
                     ends=found.ends,
@@ -186,8 +195,10 @@ def _json_lines(path: Path, form: Form, at: dict[str, Any]) -> Iterator[_Found]:
     number = at.get("line", 0)
     with Opened(path, at.get("byte", 0)) as file:
         offset = file.start
-        for line in file.binary:
+        longest = limit("MDLM_MAX_DOCUMENT")
+        while line := file.binary.readline(longest + 1):
             number, begin, offset = number + 1, offset, offset + len(line)
+            check_within("MDLM_MAX_DOCUMENT", len(line), f"{path}:{number}: a line")
             try:
                 text = file.decode(line, begin)
                 if not text.strip():
@@ -245,6 +256,22 @@ def read_json_line(line: str, text_field: str, where: str) -> str:
     return text
 
 
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types
+
+    return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+
+
+def check_expansion(path: Path, size: int, there: int) -> None:
+    """Raises InputError if a file of `size` bytes holds too much text, of `there` bytes."""
+    most = limit("MDLM_MAX_EXPANSION")
+    if there > max(FREELY, most * size):
+        raise InputError(
+            f"{path} expands to more than {most} times its size; if you trust it, raise the limit:"
+            f" MDLM_MAX_EXPANSION={10 * most}"
+        )
+
+
 def _parquet(path: Path, form: Form, at: dict[str, Any]) -> Iterator[_Found]:
     import pyarrow
     from pyarrow import parquet
@@ -252,11 +279,16 @@ def _parquet(path: Path, form: Form, at: dict[str, Any]) -> Iterator[_Found]:
     name, dropped, row = form.text_field, Counter[str](), 0
     try:
         file = parquet.ParquetFile(path)
+        if name in file.schema_arrow.names and _is_text(file.schema_arrow.field(name).type):
+            file.close()  # a text that occurs often is held once
+            file = parquet.ParquetFile(path, read_dictionary=[name])
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} cannot be read: {reason}") from error
     with file:
         total = file.metadata.num_rows
+        groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
+        check_expansion(path, path.stat().st_size, sum(g.total_byte_size for g in groups))
         if not total:
             raise EmptyFile(f"{path} is empty")
         if name not in file.schema_arrow.names:

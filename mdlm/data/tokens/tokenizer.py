@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import tokenizers
@@ -19,6 +20,7 @@ from mdlm.data.tokens.plain_text import for_text, unknown_id
 from mdlm.data.tokens.spelling import Spelling
 from mdlm.errors import InputError
 from mdlm.files import replaced
+from mdlm.typed_json import decoded
 from mdlm.vocab import Vocab
 
 Report = Callable[[str, int, int], None]
@@ -31,6 +33,14 @@ BATCH = 2**22
 """Characters between two calls of `report`."""
 FILES = ("special_tokens.json", "tokenizer.json")
 """The files of a saved tokenizer."""
+
+
+class Special(TypedDict):
+    """The contents of `special_tokens.json`."""
+
+    vocab: Vocab
+    closed_alphabet: bool
+    made_by: str
 
 
 class Tokenizer:
@@ -172,10 +182,10 @@ class Tokenizer:
     def from_files(files: Mapping[str, str]) -> "Tokenizer":
         """Returns a tokenizer from what `files` returned. Raises any error if it is damaged."""
         special_tokens, backend = (files[name] for name in FILES)
-        special = json.loads(special_tokens)
+        special = decoded(special_tokens, Special)
         return Tokenizer(
             tokenizers.Tokenizer.from_str(backend),
-            Vocab(**special["vocab"]),
+            special["vocab"],
             closed_alphabet=special["closed_alphabet"],
             made_by=special["made_by"],
         )

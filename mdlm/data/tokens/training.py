@@ -16,6 +16,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from mdlm.data.tokens.tokenizer import Report
 from mdlm.errors import InputError
+from mdlm.patient import apart
 
 SPECIALS = ("[BOS]", "[EOS]", "[PAD]", "[MASK]")
 ALPHABET = 1000
@@ -77,7 +78,7 @@ def train(
         if report:
             report(TRAINING, 0, 1)
 
-    backend.train_from_iterator(read(), trainer)
+    apart(lambda: backend.train_from_iterator(read(), trainer))
     if is_empty:
         raise InputError("no text to train a tokenizer on: the training text is empty")
     if report:
@@ -126,7 +127,7 @@ def word_pieces(words: Counter[str], vocab_size: int, report: Report | None) -> 
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if report:
         report(TRAINING, 0, 1)
-    backend.train_from_iterator(repeated(words), trainer)
+    apart(lambda: backend.train_from_iterator(repeated(words), trainer))
     if report:
         report(TRAINING, 1, 1)
     return json.loads(backend.to_str())["model"]["vocab"]

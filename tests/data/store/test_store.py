@@ -179,7 +179,11 @@ DAMAGE = {
     ),
     "an empty manifest": ("manifest.json", lambda data: b"", "manifest.json is damaged"),
     "another's manifest": ("manifest.json", lambda data: b"[]", "manifest.json is damaged"),
-    "a bare manifest": ("manifest.json", lambda data: b"{}", "damaged .'format' is missing."),
+    "a bare manifest": (
+        "manifest.json",
+        lambda data: b"{}",
+        "missing required field `format`",
+    ),
     "no tokenizer": ("tokenizer.json", lambda data: None, "tokenizer.json is missing"),
     "half a tokenizer": ("tokenizer.json", lambda data: data[:99], "its tokenizer is damaged"),
     "another tokenizer": (
@@ -213,7 +217,7 @@ CHANGES = {
     "splits of another kind": (lambda values: values.update(splits=[]), "damaged"),
     "another type": (
         lambda values: values.update(dtype="int8"),
-        "dtype='int8': must be one of uint16",
+        "damaged .*'int8' - at `\\$.dtype`",
     ),
     "too many words": (lambda values: values.update(vocab_size=2**17), "does not fit uint16"),
 }
