@@ -21,7 +21,7 @@ from mdlm.samplers.editing import Editing
 from mdlm.samplers.first_hitting import FirstHitting
 from mdlm.samplers.left_to_right import LeftToRight
 from mdlm.samplers.loop import Loop, generate
-from mdlm.samplers.parallel import Parallel
+from mdlm.samplers.parallel import Parallel, ParallelBlocks
 from mdlm.samplers.remask import Remask
 from mdlm.samplers.reverse import Reverse
 from mdlm.samplers.state import placed, removed
@@ -100,6 +100,7 @@ SAMPLERS = {
     "left to right": parts(LeftToRight()),
     "first hitting": parts(FirstHitting(per_call=2)),
     "parallel": parts(Parallel(block_size=3)),
+    "parallel blocks": parts(ParallelBlocks(block_size=4)),
     "remask": parts(Remask(steps=4, eta=0.5)),
     "editing": parts(Editing(write_above=0.3, edit_above=0.3, temperature=1.0, edits=3)),
     "takes back": parts(TakesBack()),
