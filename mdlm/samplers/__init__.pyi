@@ -9,6 +9,7 @@ from .logits.guidance import ClassifierFree as ClassifierFree
 from .logits.guidance import Guidance as Guidance
 from .logits.shaping import Annealed as Annealed
 from .parallel import Parallel as Parallel
+from .parallel import ParallelBlocks as ParallelBlocks
 from .path_planning import PathPlanning as PathPlanning
 from .psi import Psi as Psi
 from .remask import Remask as Remask
@@ -18,6 +19,7 @@ from .score import Euler as Euler
 from .score import Tweedie as Tweedie
 from .self_correction import SelfCorrection as SelfCorrection
 from .unmasking_rules import EntropyBound as EntropyBound
+from .unmasking_rules import Expected as Expected
 from .unmasking_rules import Factor as Factor
 from .unmasking_rules import FixedCount as FixedCount
 from .unmasking_rules import MaskGIT as MaskGIT

@@ -30,6 +30,7 @@ from mdlm.samplers.logits.guidance import Guidance
 from mdlm.samplers.logits.shaping import (
     Annealed,
     Hook,
+    Shaping,
     check_banned,
     check_settings,
     shape,
@@ -46,8 +47,8 @@ FEW = 16
 
 
 Score = Callable[[Float[Array, "n v"], Int[Array, " n"]], Float[Array, " n"]]
-"""The priority of each position, from the network's log-probabilities there and the token drawn.
-Samplers that write the best positions first order them by it."""
+"""The priority of each position, from log-probabilities there (see `Sampler.weighed`) and the token
+drawn. Samplers that write the best positions first order them by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,16 @@ class Sampler(abc.ABC):
         processed distribution `log_p`."""
         return draws.categorical(keys, log_p)
 
+    def weighed(
+        self,
+        log_p0: Float[Array, "n v"],
+        processed: Callable[[Shaping], Float[Array, "n v"]],
+        mask_id: int,
+    ) -> Float[Array, "n v"]:
+        """The distributions that give the priorities: the network's, `log_p0`. `processed` applies
+        logits processing to them."""
+        return log_p0
+
     def propose(
         self,
         state: State,
@@ -215,21 +226,20 @@ class Sampler(abc.ABC):
                 prediction.logits(at), seen, None if times is None else times[at]
             )
             token_keys = jax.vmap(jax.random.fold_in)(keys[at // l], at % l)
-            log_p = shape(
-                self,
-                log_p0,
-                at,
-                state.tokens,
-                state.is_fixed,
-                mask_id=mask_id,
-                size=vocab_size,
-            )
-            drawn = self.choose(token_keys, log_p, at, state).astype(z_t.dtype)
+
+            def processed(settings: Shaping) -> Float[Array, "n v"]:
+                tokens, is_fixed = state.tokens, state.is_fixed
+                return shape(
+                    settings, log_p0, at, tokens, is_fixed, mask_id=mask_id, size=vocab_size
+                )
+
+            drawn = self.choose(token_keys, processed(self), at, state).astype(z_t.dtype)
+            weighed = self.weighed(log_p0, processed, mask_id)
             return Proposal(
                 tokens=drawn,
                 confidence=jnp.exp(entry(log_p0, drawn)),
                 present=jnp.exp(entry(log_p0, z_t[at])),
-                score=jnp.zeros(at.shape) if score is None else score(log_p0, drawn),
+                score=jnp.zeros(at.shape) if score is None else score(weighed, drawn),
             )
 
         return draw
@@ -273,6 +283,12 @@ def no_inverse(process: Process, asks_at: str) -> str | None:
         return None
     name = type(process.schedule).__name__
     return f"it needs the time of {asks_at}, but {name} has no inverse"
+
+
+def check_length(block_size: int, length: int) -> None:
+    """Raises ValueError if rows of this length do not consist of whole diffusion blocks."""
+    if length % block_size:
+        raise ValueError(f"block_size={block_size} does not divide the length of {length}")
 
 
 def entry(log_p: Float[Array, "n v"], token: Int[Array, " n"]) -> Float[Array, " n"]:

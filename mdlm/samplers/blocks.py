@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int, Key
 from mdlm.diffusion import Diffusion
 from mdlm.processes.masked import Masked
 from mdlm.samplers.ancestral import RevealState, due_steps, reveal_due
-from mdlm.samplers.base import rates_differ
+from mdlm.samplers.base import check_length, rates_differ
 from mdlm.samplers.grid import GridSampler, LastStep
 from mdlm.samplers.state import extended
 from mdlm.types import Attends
@@ -54,8 +54,7 @@ class BlockByBlock(LastStep, GridSampler):
         diffusion: Diffusion[Masked],
     ) -> RevealState:
         length = tokens.shape[1]
-        if length % self.block_size:
-            raise ValueError(f"block_size={self.block_size} does not divide the length of {length}")
+        check_length(self.block_size, length)
         state = super().init(keys, tokens, is_fixed, diffusion)
         block = jnp.arange(length, dtype=jnp.int32) // self.block_size
         due = due_steps(self, keys, length, diffusion.process) + block[None] * (self.steps + 1)

@@ -14,10 +14,13 @@ are written. The distribution of the samples depends on both:
 With `block_size` only the leftmost block that has open positions is written (LLaDA's
 semi-autoregressive decoding, arXiv:2502.09992). Blocks are counted from a row's first position
 that is not fixed, so a batch may hold prompts of different lengths, each row at its own block.
+`ParallelBlocks` is the same for networks that attend to diffusion blocks (SDAR, arXiv:2510.06303),
+whose blocks are counted from the first position of the row.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, get_args
 
 import jax.numpy as jnp
 from jax import Array
@@ -26,10 +29,14 @@ from jaxtyping import Bool, Float, Int, Key
 from mdlm.diffusion import Diffusion
 from mdlm.draws import uniforms
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import Sampler, Score, entry, no_inverse
+from mdlm.samplers.base import Sampler, Score, check_length, entry, no_inverse
+from mdlm.samplers.logits.filters import restrict
+from mdlm.samplers.logits.shaping import Shaping, check_banned
 from mdlm.samplers.state import SampleState, extended, placed, step_keys
 from mdlm.samplers.unmasking_rules import FixedCount, Order, Rule, Turn
-from mdlm.types import pytree
+from mdlm.types import Attends, Vocab, pytree
+
+Priority = Literal["network", "processed"]
 
 
 @pytree
@@ -47,13 +54,20 @@ class Parallel(Sampler):
     1 - alpha(t) = open positions / positions that are not fixed, over each whole row. (No time is
     quite right, as the masked positions are not random as in training.)
 
-    Confidence, margin and entropy are those of the network's distribution, before `temperature`,
-    `top_k` and `top_p`. NFE is that of the row that needs most calls.
+    Confidence, margin and entropy are those of the network's distribution (`priority="network"`),
+    or of the one that tokens are drawn from, after bans, `temperature`, `top_k` and `top_p`
+    ("processed", as in Dream). Temperature 0 does not count there: it would make every token
+    certain. Tokens that are `deferred` have probability 0 in it: a position that proposes one is
+    among the last by confidence (LLaDA's way to keep its end tokens from coming first).
+
+    NFE is that of the row that needs most calls.
     """
 
     order: Order = "confidence"
     rule: Rule = FixedCount()
     block_size: int | None = None
+    priority: Priority = "network"
+    deferred: tuple[int, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
@@ -68,6 +82,14 @@ class Parallel(Sampler):
             raise ValueError(
                 f"block_size={self.block_size}: must be at least 1, or None for one block"
             )
+        if self.priority not in get_args(Priority):
+            raise ValueError(f'priority={self.priority!r}: must be "network" or "processed"')
+        if any(token < 0 for token in self.deferred):
+            raise ValueError(f"deferred={self.deferred}: ids must be at least 0")
+
+    def check_ids(self, vocab: Vocab) -> None:
+        super().check_ids(vocab)
+        check_banned(self.deferred, vocab, "deferred")
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)
@@ -103,7 +125,9 @@ class Parallel(Sampler):
             keys=step_keys(state, "rule"),
         )
         # A done row writes nothing at any time; time 0 is avoided, as log-SNR is infinite there.
-        left, writable = is_open.sum(-1, keepdims=True), (~state.is_fixed).sum(-1, keepdims=True)
+        is_timed = is_here if self.attends == "blocks" else jnp.ones_like(is_here)
+        left = (is_open & is_timed).sum(-1, keepdims=True)
+        writable = (~state.is_fixed & is_timed).sum(-1, keepdims=True)
         t = process.schedule.time_of(jnp.maximum(left, 1) / jnp.maximum(writable, 1))
         if self.order in ("random", "left"):  # known before the network is called
             is_written = self.rule.select(self.blind(state), is_asked, turn)
@@ -137,6 +161,52 @@ class Parallel(Sampler):
         if self.order == "random":
             return uniforms(step_keys(state, "order"), l)
         return jnp.broadcast_to(-jnp.arange(l, dtype=jnp.float32), state.tokens.shape)
+
+    def weighed(
+        self,
+        log_p0: Float[Array, "n v"],
+        processed: Callable[[Shaping], Float[Array, "n v"]],
+        mask_id: int,
+    ) -> Float[Array, "n v"]:
+        log_p = log_p0
+        if self.priority == "processed":
+            log_p = processed(replace(self, temperature=self.temperature or 1.0))
+        if self.deferred:
+            log_p = restrict(log_p, self.deferred, mask_id=mask_id, size=log_p.shape[-1])
+        return log_p
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelBlocks(Parallel):
+    """`Parallel` for networks that attend to diffusion blocks; `block_size` must be the network's.
+
+    Blocks are counted from the first position of a row, so the block in which a prompt ends is
+    shorter for the rule. The network is given the time of the share of masks in the current block.
+    Fixed tokens of later blocks stay, but influence nothing before their own block. Every call
+    reads the whole row [noised ; clean].
+    """
+
+    attends: ClassVar[Attends] = "blocks"
+
+    block_size: int = field()  # required here
+
+    def init(
+        self,
+        keys: Key[Array, " b"],
+        tokens: Int[Array, "b l"],
+        is_fixed: Bool[Array, "b l"],
+        diffusion: Diffusion[Masked],
+    ) -> BlockState:
+        check_length(self.block_size, tokens.shape[1])
+        return super().init(keys, tokens, is_fixed, diffusion)
+
+    def step(self, state: BlockState, diffusion: Diffusion[Masked]) -> BlockState:
+        # Open positions lie in the current block or later, so they are never read as clean.
+        return super().step(state, diffusion.with_clean(state.tokens))
+
+    def block(self, is_fixed: Bool[Array, "b l"]) -> Int[Array, "b l"]:
+        place = jnp.arange(is_fixed.shape[1])[None]
+        return jnp.broadcast_to(place // self.block_size, is_fixed.shape)
 
 
 def confidence(log_p: Float[Array, "n v"], token: Int[Array, " n"]) -> Float[Array, " n"]:

@@ -8,13 +8,15 @@ n, m and k count positions.
 
     FixedCount     the k best
     Share          the k best, with k such that a block of m takes S calls
-    Threshold      all above tau, and the best
+    Expected       the k best, with k the mean number that the reverse chain reveals, rounded down
+    Threshold      all above tau, and the `least` best
     Factor         the n best, n the largest with (n + 1)(1 - c_n) < f   (c falling)
     EntropyBound   by rising entropy h, while h_1 + ... + h_(n-1) <= gamma
     MaskGIT        after call i of S, m cos(pi i / 2S) are left; the order is noised
 """
 
 import abc
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
@@ -87,19 +89,50 @@ class Share(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Expected(Rule):
+    """Writes as many of the n positions left as the reverse chain of alpha = 1 - t reveals in the
+    mean: floor(n (1 - s / t)) between the times t and s of a uniform grid of `steps` steps from 1
+    to `eps`, all in the last one (Dream, arXiv:2508.15487, with eps = 0.001).
+
+    Times at which this would be none are passed over without a call. They are the first ones, if
+    the block has fewer positions than there are steps.
+    """
+
+    steps: int
+    eps: float = 0.0
+
+    def __post_init__(self):
+        _check_steps(self.steps)
+        if not 0 <= self.eps < 1:
+            raise ValueError(f"eps={self.eps}: must be in [0, 1)")
+
+    def select(self, score, is_open, turn):
+        # 1 - s / t is 1 / (total - i) at step i. Once n / (total - i) is 1 it never falls below.
+        total = self.steps / (1 - self.eps)
+        first = jnp.clip(math.ceil(total) - turn.total, 0, self.steps - 1)
+        i = turn.step + first
+        left = is_open.sum(-1, keepdims=True)
+        count = jnp.floor(left / jnp.maximum(total - i, 1.0)).astype(jnp.int32)
+        return best(score, is_open, jnp.where(i < self.steps - 1, count, left))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Threshold(Rule):
-    """Writes every position with a priority above `tau`, and the best one (Fast-dLLM,
-    arXiv:2505.22618). A `tau` of 1 or more writes one position with each call."""
+    """Writes every position with a priority above `tau`, and the `least` best ones (Fast-dLLM,
+    arXiv:2505.22618; SDAR). A `tau` of 1 or more writes `least` positions with each call."""
 
     tau: float = 0.9
+    least: int = 1
     orders: ClassVar[tuple[Order, ...]] = ("confidence", "margin")
 
     def __post_init__(self):
         if not self.tau >= 0:
             raise ValueError(f"tau={self.tau}: must be at least 0")
+        if self.least < 1:
+            raise ValueError(f"least={self.least}: must be at least 1")
 
     def select(self, score, is_open, turn):
-        return best(score, is_open, 1) | (is_open & (score > self.tau))
+        return best(score, is_open, self.least) | (is_open & (score > self.tau))
 
 
 @dataclass(frozen=True, kw_only=True)

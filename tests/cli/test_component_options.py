@@ -141,4 +141,4 @@ def test_components_are_listed(capsys):
     listed = capsys.readouterr().out
     assert "BlockByBlock(block_size, steps=128" in listed  # required settings come first
     assert main(["samplers"]) == 0
-    assert "Threshold(tau=0.9)" in capsys.readouterr().out
+    assert "Threshold(tau=0.9, least=1)" in capsys.readouterr().out

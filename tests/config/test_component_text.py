@@ -221,7 +221,7 @@ def test_defaults_of_its_own_are_told():
         ("Ancestral(grid='linear')", "expected one of uniform, cosine"),
         ("Ancestral(hook=3)", "hook=3: expected"),
         ("Ancestral(guidance=3)", "expected Classifier(...) or ClassifierFree(...) or none"),
-        ("Parallel(rule='Threshold')", "expected EntropyBound(...) or Factor(...)"),
+        ("Parallel(rule='Threshold')", "expected EntropyBound(...) or Expected(...)"),
         ("Parallel(rule=Ancestral())", "expected EntropyBound(...)"),
         ("Parallel(rule=Share(steps=3.5))", "steps=3.5: expected a whole number"),
         ("SelfCorrection(first=3)", "first=3: expected Ancestral(...) or"),

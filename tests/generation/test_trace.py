@@ -21,7 +21,7 @@ from mdlm.samplers.editing import Editing
 from mdlm.samplers.first_hitting import FirstHitting
 from mdlm.samplers.left_to_right import LeftToRight
 from mdlm.samplers.loop import Loop, generate
-from mdlm.samplers.parallel import Parallel
+from mdlm.samplers.parallel import Parallel, ParallelBlocks
 from mdlm.samplers.remask import Remask
 from mdlm.samplers.reverse import Reverse
 from mdlm.samplers.state import placed, removed
@@ -100,6 +100,7 @@ SAMPLERS = {
     "left to right": parts(LeftToRight()),
     "first hitting": parts(FirstHitting(per_call=2)),
     "parallel": parts(Parallel(block_size=3)),
+    "parallel blocks": parts(ParallelBlocks(block_size=4)),
     "remask": parts(Remask(steps=4, eta=0.5)),
     "editing": parts(Editing(write_above=0.3, edit_above=0.3, temperature=1.0, edits=3)),
     "takes back": parts(TakesBack()),
@@ -169,7 +170,7 @@ def test_confidence_is_the_distribution_s_probability_of_the_token(key):
 def test_places_are_those_of_the_text_and_steps_count_on_from_window_to_window(key, frame):
     keys, window = by_row(key, jnp.arange(ROWS)), Windows(length=LENGTH, stride=3, frame=frame)
     known, total = [[], [1], [2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3, 4], [1, 2, 3]], 17
-    given = dict(window=window, vocab=VOCAB, stop_at=1)
+    given = dict(window=window, vocab=VOCAB, stop_at=(1,))
     trace, windows = tracer(**SAMPLERS["ancestral"]), []
 
     def run(keys, tokens, is_fixed):

@@ -111,7 +111,7 @@ def test_rows_end_at_the_stop_token(key):
         window=Windows(length=8),
         run=run,
         vocab=VOCAB,
-        stop_at=stop,
+        stop_at=(stop,),
         report=reports.append,
     )
     # The stop token in a prompt does not end the row; row 1 counts 40 .. 49, 0 .. 12.
@@ -122,7 +122,7 @@ def test_rows_end_at_the_stop_token(key):
         assert (row[length:] == stop).all()
     assert [r.open_rows for r in reports][-1] == 0
     alone = generate_long(
-        keys_of(key, 1), [[]], 40, window=Windows(length=8), run=run, vocab=VOCAB, stop_at=stop
+        keys_of(key, 1), [[]], 40, window=Windows(length=8), run=run, vocab=VOCAB, stop_at=(stop,)
     )
     assert alone.windows == 3 < reports[0].windows  # no window after the last row has ended
 
@@ -150,7 +150,7 @@ def test_one_compilation_and_rows_that_do_not_depend_on_each_other(key):
         )
 
     window, prompts = Windows(length=8, stride=3), [[1, 2], [], list(range(20))]
-    settings = dict(window=window, run=run, vocab=VOCAB, stop_at=5)
+    settings = dict(window=window, run=run, vocab=VOCAB, stop_at=(5,))
     keys = keys_of(key, 3)
     together = generate_long(keys, prompts, 40, **settings)
     assert together.windows > 2 and len(traces) == 1

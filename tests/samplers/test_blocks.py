@@ -13,6 +13,8 @@ from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.samplers.blocks import BlockByBlock
 from mdlm.samplers.loop import generate
+from mdlm.samplers.parallel import ParallelBlocks
+from mdlm.samplers.unmasking_rules import Share
 from mdlm.schedules.closed_form import Cosine, LogLinear
 from mdlm.schedules.per_token import LearnedPolynomial
 from mdlm.types import DenseLogits, Vocab
@@ -155,6 +157,54 @@ def test_each_block_runs_down_the_whole_grid(key):
         assert (np.abs(share - np.array([0.25] * 4 + [0.0])) < 4 * error).all()
 
 
+@pytest.mark.parametrize("order", ["random", "left", "margin", "entropy"])
+@pytest.mark.parametrize("block_size", [1, 3])
+def test_one_by_one_in_parallel_blocks_has_the_distribution(key, order, block_size):
+    sampler = ParallelBlocks(order=order, block_size=block_size)
+    samples = sample(key, 50_000, sampler)
+    assert off_by(samples.tokens, P_DATA) < 1.6
+    assert int(samples.nfe) == LENGTH
+
+
+def test_parallel_blocks_are_counted_from_the_first_position(key):
+    """A token is the masks in the row in the call that writes it, and the times are those of the
+    shares of masks in the blocks."""
+    size, length = 4, 8
+    vocab = Vocab(size=30, mask_id=29)
+
+    def told(inputs, *, key=None):
+        assert inputs.clean is inputs.tokens
+        count = (inputs.tokens == vocab.mask_id).sum(-1, keepdims=True)
+        value = count + 9 * jnp.round(2 * inputs.t).astype(jnp.int32)
+        hot = jnp.arange(vocab.size)[None, None] == value[..., None]
+        logits = jnp.where(hot, 0.0, -jnp.inf)
+        return DenseLogits(jnp.broadcast_to(logits, (*inputs.tokens.shape, vocab.size)))
+
+    is_fixed = np.arange(length)[None] < np.array([0, 2, 4])[:, None]
+    samples = jax.jit(
+        lambda keys: generate(
+            keys,
+            jnp.zeros((3, length), jnp.int32),
+            jnp.asarray(is_fixed),
+            sampler=ParallelBlocks(order="left", block_size=size, rule=Share(steps=2)),
+            diffusion=Diffusion(
+                process=Masked(schedule=LogLinear(eps=0.0)).with_vocab(vocab),
+                parameterization=Subs().with_vocab(vocab),
+                denoise=told,
+            ),
+        )
+    )(by_row(key, jnp.arange(3)))
+    full, half = 18, 9
+    block = [4 + full, 4 + full, 2 + half, 2 + half]
+    expected = [
+        [8 + full, 8 + full, 6 + half, 6 + half, *block],
+        [0, 0, 6 + full, 5 + half, *block],
+        [0, 0, 0, 0, *block],
+    ]
+    np.testing.assert_array_equal(samples.tokens, expected)
+    assert int(samples.nfe) == 4
+
+
 def test_fixed_tokens_stay_and_condition_what_follows(key):
     tokens, is_fixed = np.array([[2, 0, 0]]), np.array([[True, False, False]])
     samples = sample(
@@ -169,8 +219,9 @@ def test_fixed_tokens_stay_and_condition_what_follows(key):
     assert int(nothing.nfe) == 0
 
 
-def test_a_row_does_not_depend_on_the_rows_beside_it(key):
-    sampler = BlockByBlock(block_size=3, steps=4)
+@pytest.mark.parametrize("kind", [BlockByBlock, ParallelBlocks])
+def test_a_row_does_not_depend_on_the_rows_beside_it(key, kind):
+    sampler = kind(block_size=3)
     both = np.asarray(sample(key, 40, sampler).tokens)
     np.testing.assert_array_equal(sample(key, 7, sampler).tokens, both[:7])
 
@@ -179,12 +230,17 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(key):
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=list(wrong)[-1]):
         BlockByBlock(**wrong)
+    with pytest.raises((ValueError, TypeError), match="block_size"):
+        ParallelBlocks(block_size=wrong["block_size"] - 2)
+    with pytest.raises(TypeError, match="block_size"):
+        ParallelBlocks()
 
 
 def test_what_it_cannot_do_is_said(key):
     sampler = BlockByBlock(block_size=2)
-    with pytest.raises(ValueError, match="block_size=2 does not divide the length of 3"):
-        sample(key, 1, sampler)
+    for kind in (sampler, ParallelBlocks(block_size=2)):
+        with pytest.raises(ValueError, match="block_size=2 does not divide the length of 3"):
+            sample(key, 1, kind, denoise=network(1))
     subs = Subs().with_vocab(VOCAB)
     assert sampler.incompatibility(Masked(), subs) is None
     assert "a rate for each" in sampler.incompatibility(Masked(schedule=LearnedPolynomial()), subs)

@@ -21,11 +21,12 @@ from oracle import (
 )
 
 from mdlm.diffusion import Diffusion
+from mdlm.errors import InputError
 from mdlm.keys import by_row
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.processes.uniform import Uniform
-from mdlm.samplers.loop import generate
+from mdlm.samplers.loop import Loop, generate
 from mdlm.samplers.parallel import Parallel, margin, negative_entropy
 from mdlm.samplers.unmasking_rules import (
     EntropyBound,
@@ -118,6 +119,46 @@ def test_scores_of_a_distribution():
     plain = [sum(x * np.log(x) for x in row if x > 0) for row in p]
     np.testing.assert_allclose(negative_entropy(log_p, token), plain, atol=1e-6)
     assert (np.asarray(negative_entropy(log_p, token)) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (dict(), [1, 0, 2]),
+        (dict(priority="processed"), [1, 0, 2]),  # at temperature 0 no token is certain
+        (dict(banned=(2,)), [0, 2, 1]),
+        (dict(banned=(2,), priority="processed"), [1, 0, 2]),
+        (dict(top_k=2), [1, 0, 2]),
+        (dict(top_k=2, priority="processed"), [0, 2, 1]),
+        (dict(deferred=(2,)), [0, 2, 1]),
+        (dict(deferred=(0, 1)), [1, 0, 2]),
+        (dict(order="margin", priority="processed", top_k=1), [0, 1, 2]),  # all certain
+        (dict(order="margin", deferred=(2,)), [1, 0, 2]),
+    ],
+)
+def test_priorities_are_those_of_the_chosen_distribution(key, settings, expected):
+    """The order in which three positions are written, each of its own distribution."""
+    p = jnp.asarray([[0.50, 0.30, 0.20], [0.05, 0.40, 0.55], [0.45, 0.30, 0.25]])
+    logits = jnp.pad(jnp.log(p), ((0, 0), (0, 1)))[None]
+    sampler = Parallel(temperature=0.0, **settings)
+    network = Diffusion(denoise=lambda inputs, key=None: DenseLogits(logits), **PARTS)
+    loop = Loop(sampler=sampler, diffusion=network)
+
+    @jax.jit
+    def written(keys):
+        def advance(state, _):
+            after = loop.advance(state)
+            return after, (after.tokens != state.tokens, after.tokens)
+
+        fresh = jnp.zeros((1, 3), jnp.int32), jnp.zeros((1, 3), bool)
+        _, (is_new, tokens) = jax.lax.scan(advance, loop.begin(keys, *fresh), length=3)
+        return is_new[:, 0], tokens[-1, 0]
+
+    is_new, tokens = written(key[None])
+    assert np.asarray(is_new).sum(-1).tolist() == [1, 1, 1]
+    assert np.asarray(is_new).argmax(-1).tolist() == expected
+    # Priorities change no token.
+    assert tokens.tolist() == [0, 1 if settings.get("banned") else 2, 0]
 
 
 def counted(value, largest, length, is_fixed, *, sampler, key, schedule=None):
@@ -266,6 +307,8 @@ def test_prompts_stay_and_a_row_does_not_depend_on_the_rows_beside_it(key, sampl
         (dict(rule=Threshold(), order="random"), "must be confidence or margin"),
         (dict(rule=MaskGIT(steps=3), order="left"), "must be confidence"),
         (dict(temperature=-1.0), "temperature"),
+        (dict(priority="filtered"), "priority"),
+        (dict(deferred=(-1,)), "deferred"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(wrong, said):
@@ -285,6 +328,8 @@ class Bare(Schedule):
 
 def test_what_it_cannot_do_is_said():
     sampler, subs = Parallel(), PARTS["parameterization"]
+    with pytest.raises(InputError, match="deferred token 4 is outside the vocabulary of 4"):
+        Parallel(deferred=(4,)).check_ids(VOCAB)
     assert not issubclass(Uniform, sampler.processes)
     assert sampler.incompatibility(Masked().with_vocab(VOCAB), subs) is None
     assert "a rate for each" in sampler.incompatibility(Masked(schedule=LearnedPolynomial()), subs)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields, replace
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from mdlm.keys import by_row
 from mdlm.samplers.unmasking_rules import (
     EntropyBound,
+    Expected,
     Factor,
     FixedCount,
     MaskGIT,
@@ -35,8 +37,10 @@ def wanted(rule, score, is_open, total, step):
         base, rest = divmod(total, rule.steps)
         n = [base + 1] * rest + [base] * rule.steps
         n = n[step]
+    elif isinstance(rule, Expected):
+        n = expected(rule, total, len(order), step)
     elif isinstance(rule, Threshold):
-        return {order[0]} | {i for i in order if score[i] > rule.tau}
+        return set(order[: rule.least]) | {i for i in order if score[i] > rule.tau}
     elif isinstance(rule, Factor):
         fits = [n for n in range(1, len(c) + 1) if (n + 1) * (1 - c[n - 1]) < rule.factor]
         n = max(fits, default=1)
@@ -48,6 +52,14 @@ def wanted(rule, score, is_open, total, step):
         left = math.floor(total * math.cos(math.pi / 2 * (step + 1) / rule.steps) + 1e-9)
         n = len(order) - left
     return set(order[: max(n, 1)])
+
+
+def expected(rule, total, left, call):
+    """The count at the step of this call: the first steps may write none of `total` positions."""
+    t = [1 - Fraction(i, rule.steps) * (1 - Fraction(str(rule.eps))) for i in range(rule.steps + 1)]
+    writes = [math.floor(total * (1 - s / t)) > 0 for t, s in zip(t, t[1:], strict=False)]
+    step = (writes.index(True) if True in writes else rule.steps - 1) + call
+    return left if step >= rule.steps - 1 else math.floor(left * (1 - t[step + 1] / t[step]))
 
 
 def cases(seed, rounded, entropy):
@@ -75,7 +87,11 @@ RULES = [
     FixedCount(per_call=50),
     Share(steps=4),
     Share(steps=11),
+    Expected(steps=4),
+    Expected(steps=7, eps=0.001),
+    Expected(steps=11, eps=0.3),
     Threshold(tau=0.0),
+    Threshold(tau=0.7321, least=3),
     Threshold(tau=0.7321),
     Threshold(tau=1.5),
     Factor(factor=0.03131),
@@ -178,12 +194,37 @@ def test_shares_are_lladas(key, total, steps):
     assert counts == [full + 1] * rest + [full] * (steps - rest)
 
 
+@pytest.mark.parametrize("eps", [0.0, 0.001, 0.2])
+@pytest.mark.parametrize("steps", [1, 3, 8, 12])
+def test_expected_counts_are_dreams_without_the_empty_calls(key, steps, eps):
+    """int(n (1 - t[i + 1] / t[i])) of the n masks left, on a grid from 1 to eps, then the rest."""
+    t = [1 - Fraction(i, steps) * (1 - Fraction(str(eps))) for i in range(steps + 1)]
+    totals = np.arange(1, 17)
+    is_open, counts = jnp.arange(16)[None] < totals[:, None], []
+    select = jax.jit(Expected(steps=steps, eps=eps).select)
+    for call in range(steps):
+        found = select(jnp.zeros((16, 16)), is_open, turn(totals, [call] * 16, key))
+        counts.append(np.asarray(found.sum(-1)))
+        is_open = is_open & ~found
+    assert not is_open.any()
+    for total, found in zip(totals.tolist(), np.stack(counts, axis=1), strict=True):
+        left, due = total, []
+        for i in range(steps):
+            n = left if i == steps - 1 else math.floor(left * (1 - t[i + 1] / t[i]))
+            left, due = left - n, due + [n]
+        assert [n for n in found if n > 0] == [n for n in due if n > 0]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         (FixedCount, dict(per_call=0)),
         (Share, dict(steps=0)),
+        (Expected, dict(steps=0)),
+        (Expected, dict(steps=4, eps=-0.1)),
+        (Expected, dict(steps=4, eps=1.0)),
         (Threshold, dict(tau=-0.1)),
+        (Threshold, dict(least=0)),
         (Threshold, dict(tau=float("nan"))),
         (Factor, dict(factor=0.0)),
         (Factor, dict(factor=float("nan"))),

@@ -15,10 +15,10 @@ from mdlm.interop.table import Table
 from mdlm.models.decoder import Decoder
 from mdlm.objectives.autoregressive import Autoregressive
 from mdlm.objectives.block import BlockNelbo
-from mdlm.samplers.blocks import BlockByBlock
+from mdlm.samplers.base import Sampler
 from mdlm.samplers.left_to_right import LeftToRight
-from mdlm.samplers.parallel import Parallel
-from mdlm.samplers.unmasking_rules import FixedCount
+from mdlm.samplers.parallel import Parallel, ParallelBlocks
+from mdlm.samplers.unmasking_rules import Expected, Share, Threshold
 
 BLOCK = {
     "norm1.scale": "input_layernorm.weight",
@@ -106,12 +106,18 @@ def _causal(**options: Any) -> Callable[[Config], Parts]:
     return parts
 
 
-def _diffusion(**options: Any) -> Callable[[Config], Parts]:
+_IN_BLOCKS = Parallel(rule=Share(steps=32), block_size=32, temperature=0.0)
+_BY_ENTROPY = Parallel(
+    order="entropy", rule=Expected(steps=512, eps=0.001), temperature=0.0, priority="processed"
+)
+"""Dream's own settings, at temperature 0."""
+
+
+def _diffusion(sampler: Sampler, **options: Any) -> Callable[[Config], Parts]:
     def parts(config: Config) -> Parts:
         # A setting of the checkpoint; dLLM trains without it, Dream with it.
         shift = config.flag("right_shift_logits", options.get("shift", False))
         network = network_of(config, **{**options, "shift": shift})
-        sampler = Parallel(rule=FixedCount(), block_size=32, temperature=0.0)
         return Parts(network=network, sampler=sampler, **_common(config))
 
     return parts
@@ -123,7 +129,7 @@ def _sdar(config: Config) -> Parts:
     return Parts(
         network=network,
         objective=BlockNelbo(block_size=size),
-        sampler=BlockByBlock(block_size=size, steps=size),
+        sampler=ParallelBlocks(rule=Threshold(tau=0.9), block_size=size, temperature=0.0),
         **_common(config),
     )
 
@@ -191,7 +197,7 @@ def _both(name: str, architecture: str, options: dict[str, Any]) -> tuple[Layout
     all_ = _layout(
         f"a2d-{name}",
         f"a2d-{name}",
-        _diffusion(**options),
+        _diffusion(_IN_BLOCKS, **options),
         f"A2D{architecture}LMHeadModel",
         attends="all",
         **options,
@@ -206,7 +212,7 @@ LAYOUTS: tuple[Layout, ...] = (
     _layout(
         "dream",
         "Dream",
-        _diffusion(**_QWEN2, shift=True),
+        _diffusion(_BY_ENTROPY, **_QWEN2, shift=True),
         "DreamModel",
         attends="all",
         shift=True,

@@ -8,7 +8,7 @@ from mdlm.interop.layouts.decoders import in_layers
 from mdlm.interop.table import Table
 from mdlm.models.decoder import Decoder
 from mdlm.samplers.parallel import Parallel
-from mdlm.samplers.unmasking_rules import FixedCount
+from mdlm.samplers.unmasking_rules import Share
 
 BLOCK = {
     "norm1.scale": "attn_norm.weight",
@@ -62,7 +62,7 @@ def parts(config: Config) -> Parts:
     )
     return Parts(
         network=network,
-        sampler=Parallel(rule=FixedCount(), block_size=32, temperature=0.0),
+        sampler=Parallel(rule=Share(steps=32), block_size=32, temperature=0.0),
         length=config.integer("max_sequence_length", 4096),
         mask=config.token("mask_token_id"),
         eos=config.token("eos_token_id"),

@@ -111,10 +111,10 @@ class ClassifierFree(Guidance):
         title = f'guidance=ClassifierFree(without="{self.without}")'
         if self.without == "label" and not network.takes_labels:
             return f"{title} needs a network that takes labels, e.g. network=DiT(labels=...)"
-        if self.without == "prompt" and network.attends != "all":
+        if self.without == "prompt" and network.attends == "causal":
             return (
-                f"{title} puts masks in place of the prompt: it needs a network that"
-                " attends to all tokens of the noised row"
+                f"{title} puts masks in place of the prompt: it needs a network that reads masks,"
+                " and a causal one does not"
             )
         return None
 
@@ -124,7 +124,9 @@ class ClassifierFree(Guidance):
 
         def withheld(inputs: NetInput) -> NetInput:
             if self.without == "prompt":
-                return replace(inputs, tokens=jnp.where(is_fixed, mask_id, inputs.tokens))
+                hidden = lambda tokens: jnp.where(is_fixed, mask_id, tokens)
+                clean = None if inputs.clean is None else hidden(inputs.clean)
+                return replace(inputs, tokens=hidden(inputs.tokens), clean=clean)
             if inputs.label is None:
                 raise InputError(
                     'ClassifierFree(without="label"): the rows have no label; give each row a label'

@@ -79,16 +79,17 @@ def check_settings(settings: Shaping) -> None:
         raise ValueError(f"banned={settings.banned}: ids must be at least 0")
 
 
-def check_banned(banned: tuple[int, ...], vocab: Vocab) -> None:
-    """Raises InputError if a banned token is not in the vocabulary, or if all are banned."""
+def check_banned(banned: tuple[int, ...], vocab: Vocab, name: str = "banned") -> None:
+    """Raises InputError if a banned token is not in the vocabulary, or if all are banned; `name` is
+    that of the setting."""
     for token in banned:
         if token >= vocab.size:
             raise InputError(
-                f"banned token {token} is outside the vocabulary of {vocab.size} tokens"
+                f"{name} token {token} is outside the vocabulary of {vocab.size} tokens"
             )
     if len({*banned, vocab.mask_id}) == vocab.size:
         raise InputError(
-            f"banned: all {vocab.size - 1} tokens are banned; leave at least one to write"
+            f"{name}: all {vocab.size - 1} tokens are {name}; leave at least one to write"
         )
 
 

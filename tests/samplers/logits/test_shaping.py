@@ -31,7 +31,7 @@ from mdlm.samplers.first_hitting import FirstHitting
 from mdlm.samplers.left_to_right import LeftToRight
 from mdlm.samplers.logits.shaping import Annealed, shape
 from mdlm.samplers.loop import generate
-from mdlm.samplers.parallel import Parallel
+from mdlm.samplers.parallel import Parallel, ParallelBlocks
 from mdlm.samplers.path_planning import PathPlanning
 from mdlm.samplers.psi import Psi
 from mdlm.samplers.remask import Remask, RemaskLoop
@@ -59,6 +59,7 @@ SAMPLERS = {
     "euler": (Euler(steps=2), *SCORES),
     "first hitting": (FirstHitting(per_call=2), *MASKED),
     "parallel": (Parallel(order="entropy"), *MASKED),
+    "parallel, blocks": (ParallelBlocks(order="entropy", block_size=2), *MASKED),
     "remask": (Remask(steps=3, eta=0.5), *MASKED),
     "remask, loop": (RemaskLoop(steps=8, eta=0.1), *MASKED),
     "psi": (Psi(steps=3, kappa=0.5), *MASKED),
