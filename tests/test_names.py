@@ -7,7 +7,16 @@ import pytest
 from test_imports import ROOT
 
 from mdlm import models
-from mdlm.models import BlockDiT, CausalTransformer, DiT, MD4Transformer, ScaledTransformer
+from mdlm.models import (
+    Bert,
+    BlockDiT,
+    CausalTransformer,
+    Decoder,
+    DiT,
+    MD4Transformer,
+    ModernBert,
+    ScaledTransformer,
+)
 from mdlm.models.network import shapes
 from mdlm.names import HEAD, KERNEL, MODULATION, PARTS, STACK
 from mdlm.optim import decayed, hidden
@@ -19,6 +28,9 @@ NETWORKS = [
     CausalTransformer(**SIZES),
     MD4Transformer(**SIZES),
     ScaledTransformer(**SIZES),
+    Decoder(**SIZES),
+    Bert(**SIZES),
+    ModernBert(**SIZES),
 ]
 
 
@@ -36,8 +48,12 @@ def test_networks_name_their_arrays(network):
     params = shapes(network, 11)
     stacked = {path: leaf for path, leaf in leaves(params).items() if STACK in path}
     assert stacked and all(path[0] == STACK for path in stacked)
-    assert all(leaf.shape[0] == network.depth for leaf in stacked.values())
-    assert any(HEAD in path for path in leaves(params))
+    # The first block of ModernBERT, which has one norm less, is a stack of its own.
+    is_first = lambda path: path[1] == "first"
+    apart = sum({1 for path in stacked if is_first(path)})
+    deep = {path: 1 if is_first(path) else network.depth - apart for path in stacked}
+    assert {path: leaf.shape[0] for path, leaf in stacked.items()} == deep
+    assert any(HEAD in path for path in leaves(params)) or getattr(network, "tied", False)
     # Muon has every matrix of the stack but the modulation's, and nothing else.
     muon = {path for path, label in leaves(hidden(params)).items() if label == "muon"}
     matrices = {path for path in stacked if path[-1] == KERNEL and MODULATION not in path}

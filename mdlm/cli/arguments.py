@@ -65,8 +65,11 @@ def whole(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """Reads a seed, of 64 bits at most."""
-    return _within(text, int, LARGEST_SEED)
+    """Reads a seed, of 63 bits."""
+    value = _read(text, int)
+    if not 0 <= value <= LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text[:40]}: must be in [0, 2**63)")
+    return value
 
 
 def real(text: str) -> float:
@@ -75,16 +78,20 @@ def real(text: str) -> float:
 
 
 def _within(text: str, kind: type, most: float) -> Any:
+    value = _read(text, kind)
+    if abs(value) > most:
+        raise argparse.ArgumentTypeError(f"{text[:40]}: must be at most {most:g}")
+    return value
+
+
+def _read(text: str, kind: type) -> Any:
     from mdlm.config.component_text import from_text
     from mdlm.config.field_types import WORDS
 
     try:
-        value = from_text(text, kind)
+        return from_text(text, kind)
     except InputError as error:
         raise argparse.ArgumentTypeError(f"{text[:40]}: expected {WORDS[kind]}") from error
-    if abs(value) > most:
-        raise argparse.ArgumentTypeError(f"{text[:40]}: must be at most {most:g}")
-    return value
 
 
 def writable(name: str) -> Path:
