@@ -5,21 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "mdlm"
 
-BASE = {
-    "types",
-    "errors",
-    "shown",
-    "typed_json",
-    "limits",
-    "arrays",
-    "patient",
-    "files",
-    "vocab",
-    "keys",
-    "draws",
-    "version",
-    "names",
-}
+BASE = {"types", "errors", "foreign", "files", "vocab", "keys", "draws", "version", "names"}
 DEVICES = {"cluster", "parallel", "profiling"}
 NOISE = {"schedules", "times"}
 METHODS = {"processes", "parameterizations", "diffusion", "objectives", "samplers"}

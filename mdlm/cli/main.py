@@ -34,7 +34,7 @@ from mdlm.cluster.launch import find_rank, joined
 from mdlm.config.components import nearest
 from mdlm.errors import InputError, Interrupted
 from mdlm.files import cache_folder
-from mdlm.shown import one_line
+from mdlm.foreign.shown import one_line
 from mdlm.version import __version__
 
 FILES = (

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from mdlm.shown import visible
+from mdlm.foreign.shown import visible
 
 GONE = (errno.EPIPE, errno.EIO)
 """Errors of writing to a pipe without a reader, and to a terminal that was closed."""

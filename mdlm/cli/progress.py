@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 
 from mdlm.cli.output import raw
 from mdlm.cluster import compiling
-from mdlm.shown import visible
+from mdlm.foreign.shown import visible
 
 WORTH_PRINTING = 0.03
 """Fraction of the time spent waiting for data above which it is printed."""

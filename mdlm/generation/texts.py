@@ -7,7 +7,7 @@ import numpy as np
 
 from mdlm.data.tokens.special_tokens import end_of
 from mdlm.data.tokens.tokenizer import Tokenizer
-from mdlm.shown import visible
+from mdlm.foreign.shown import visible
 
 END = "[end of document]"
 """The line that stands where a document ends."""

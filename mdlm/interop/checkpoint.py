@@ -13,9 +13,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mdlm.errors import InputError
+from mdlm.foreign.typed_json import decoded
 from mdlm.interop.layout import Config
 from mdlm.runs.weights import DTYPES
-from mdlm.typed_json import decoded
 
 WANTED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 """The files of a repository on the hub that are fetched."""

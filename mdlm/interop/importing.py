@@ -29,7 +29,7 @@ from mdlm.models.dit import DiT
 from mdlm.models.network import count_parameters
 from mdlm.runs import chat
 from mdlm.runs import weights as weights_file
-from mdlm.runs.finite import check_finite
+from mdlm.runs.finite import check_finite, is_finite
 from mdlm.runs.folder import RunFolder
 
 Report = Callable[[str, int, int], None]
@@ -121,7 +121,7 @@ def _reader(
 
     def read(name: str) -> np.ndarray:
         value = checkpoint.read(names[name])
-        if not np.isfinite(value).all():
+        if not is_finite(value):
             raise InputError(
                 f"{checkpoint.folder}: {names[name]} has values that are not finite; they are of no"
                 " use: fetch the checkpoint again"

@@ -13,8 +13,10 @@ Nothing else differs, so conversion both ways is exact.
 """
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,9 @@ from mdlm.runs.weights import named
 
 Table = Mapping[str, str | tuple[str, ...]]
 Read = Callable[[str], np.ndarray]
+
+ROWS, SHARE = 16, 1024
+"""Rows that are transposed at a time, and by a thread."""
 
 _COUNTED = re.compile(r"\{(layer|expert)(?:\+(\d+))?\}")
 _PART = re.compile(r"\[(\d+)/(\d+)\]$")
@@ -52,16 +57,35 @@ class Slot:
     part: tuple[int, int]
     shape: tuple[int, ...]
 
-    def taken(self, value: np.ndarray) -> np.ndarray:
-        """Returns what belongs in the slot, from the whole tensor."""
+    def put(self, value: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes what belongs in the slot, from the whole tensor."""
         number, parts = self.part
         rows = value.shape[0] // parts
         some = value[number * rows : (number + 1) * rows] if parts > 1 else value
-        return some.T if self.is_kernel else some
+        target = arrays[self.path][(*self.index, ..., self.columns)]
+        if self.is_kernel:
+            _transpose(some, target)
+        else:
+            target[...] = some
 
     @property
     def is_kernel(self) -> bool:
         return self.path.endswith(".kernel")
+
+
+def _transpose(value: np.ndarray, target: np.ndarray) -> None:
+    """Writes `value.T` into `target`. A few rows at a time, so that both fit the processor's cache,
+    and as whole numbers, which NumPy copies faster than bfloat16: five times as fast together."""
+    if value.dtype == target.dtype:
+        plain = np.dtype(f"u{value.dtype.itemsize}")
+        value, target = value.view(plain), target.view(plain)
+
+    def some(first: int) -> None:
+        for start in range(first, min(first + SHARE, value.shape[0]), ROWS):
+            target[:, start : start + ROWS] = value[start : start + ROWS].T
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(some, range(0, value.shape[0], SHARE)))
 
 
 def array_shapes(network: Network, columns: int) -> dict[str, tuple[int, ...]]:
@@ -139,7 +163,7 @@ def fill(places: list[Slot], read: Read, arrays: Mapping[str, np.ndarray]) -> It
     for name, group in itertools.groupby(places, key=lambda place: place.tensor):
         value = read(name)
         for place in group:
-            arrays[place.path][(*place.index, ..., place.columns)] = place.taken(value)
+            place.put(value, arrays)
         yield name
 
 

@@ -5,8 +5,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from mdlm.foreign.typed_json import Count
 from mdlm.runs.reading import json_of
-from mdlm.typed_json import Count
 
 FILE = "chat.json"
 

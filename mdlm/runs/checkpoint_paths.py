@@ -9,7 +9,7 @@ from typing import Any, NotRequired, TypedDict
 from etils import epath
 
 from mdlm.errors import InputError
-from mdlm.typed_json import Count, decoded
+from mdlm.foreign.typed_json import Count, decoded
 
 OPENED_BY = {"gs": "gcsfs", "s3": "s3fs"}
 """URL schemes that orbax writes arrays to, and the package that writes the other files."""

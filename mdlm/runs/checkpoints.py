@@ -26,10 +26,10 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
 from mdlm.errors import InputError
+from mdlm.foreign.typed_json import converted, decoded
 from mdlm.runs import digests
 from mdlm.runs.checkpoint_paths import Data, first_line, located, reach, steps_in
 from mdlm.runs.weights import named
-from mdlm.typed_json import converted, decoded
 from mdlm.types import ArrayTree
 
 METRIC = "nelbo"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from mdlm.files import append, check_contained, finite
-from mdlm.typed_json import decoded
+from mdlm.foreign.typed_json import decoded
 from mdlm.version import __version__
 
 FILE = "evaluations.jsonl"

@@ -27,7 +27,6 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from mdlm.arrays import numbers
 from mdlm.cluster import process_group
 from mdlm.config import records
 from mdlm.config.components import UnknownComponent, classes_in
@@ -38,6 +37,7 @@ from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import fingerprint, identity, identity_of
 from mdlm.experiment.loading import load_file
 from mdlm.files import replaced
+from mdlm.foreign.arrays import numbers
 from mdlm.runs import digests
 from mdlm.runs.checkpoint_paths import located, newest_in
 from mdlm.runs.environment import environment

@@ -13,8 +13,8 @@ from typing import Any, TypedDict
 
 from mdlm.errors import InputError
 from mdlm.files import append, finite, replaced
+from mdlm.foreign.typed_json import Count, decoded
 from mdlm.runs.writers import Writer
-from mdlm.typed_json import Count, decoded
 
 log = logging.getLogger(__name__)
 

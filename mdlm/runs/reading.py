@@ -6,7 +6,7 @@ from typing import Any, NotRequired, TypedDict
 from etils import epath
 
 from mdlm.errors import InputError
-from mdlm.typed_json import converted, decoded
+from mdlm.foreign.typed_json import converted, decoded
 
 
 def json_of(path: Path | epath.Path, kind: Any) -> Any:

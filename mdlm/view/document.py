@@ -17,9 +17,9 @@ from typing import Annotated
 import numpy as np
 
 from mdlm.errors import InputError
+from mdlm.foreign.limits import check_within
+from mdlm.foreign.typed_json import Meta, decoded
 from mdlm.generation.trace import RowTrace, Trace
-from mdlm.limits import check_within
-from mdlm.typed_json import Meta, decoded
 
 VERSION = 1
 

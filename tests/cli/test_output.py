@@ -11,8 +11,8 @@ import pytest
 
 from mdlm.cli.main import main
 from mdlm.cli.output import HANDLER, Output, raw
-from mdlm.patient import apart
-from mdlm.shown import LONGEST, one_line
+from mdlm.cluster.patient import apart
+from mdlm.foreign.shown import LONGEST, one_line
 
 ESCAPE = "a\x1b]0;owned\x07\n\tb\u202e"
 

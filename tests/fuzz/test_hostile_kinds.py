@@ -142,7 +142,7 @@ def test_the_document_names_each_kind():
 def test_counts_are_read_if_they_are_sound(tmp_path):
     import io
 
-    from mdlm.arrays import numbers
+    from mdlm.foreign.arrays import numbers
 
     buffer = io.BytesIO()
     np.save(buffer, np.array([3, 0, 7], np.int32))

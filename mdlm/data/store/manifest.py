@@ -20,7 +20,7 @@ import numpy as np
 
 from mdlm.data.store.location import opened
 from mdlm.errors import InputError
-from mdlm.typed_json import Count, Meta, Name, Sha256, decoded
+from mdlm.foreign.typed_json import Count, Meta, Name, Sha256, decoded
 
 FORMAT = 1
 NAME = "manifest.json"

@@ -11,13 +11,13 @@ import json
 import numpy as np
 from jaxtyping import Int64
 
-from mdlm.arrays import numbers
 from mdlm.data.store.location import opened
 from mdlm.data.store.manifest import REMEDY, Manifest, SplitRecord, counts_name
 from mdlm.data.store.shard_files import StoredFile, files_of
 from mdlm.data.store.stored_stream import StoredStream, files
 from mdlm.data.tokens.tokenizer import FILES, Tokenizer
 from mdlm.errors import InputError
+from mdlm.foreign.arrays import numbers
 
 
 class Store:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from mdlm.data.text.utf8 import EmptyFile, NotUTF8, Opened, read_text
 from mdlm.errors import InputError
-from mdlm.limits import check_within, limit
+from mdlm.foreign.limits import check_within, limit
 
 NOT_UTF8, NULL, EMPTY = "not UTF-8", "null instead of text", "a file without text"
 """The reasons under which documents or files that are left out are counted."""

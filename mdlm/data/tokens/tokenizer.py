@@ -20,7 +20,7 @@ from mdlm.data.tokens.plain_text import for_text, unknown_id
 from mdlm.data.tokens.spelling import Spelling
 from mdlm.errors import InputError
 from mdlm.files import replaced
-from mdlm.typed_json import decoded
+from mdlm.foreign.typed_json import decoded
 from mdlm.vocab import Vocab
 
 Report = Callable[[str, int, int], None]

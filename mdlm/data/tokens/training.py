@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
+from mdlm.cluster.patient import apart
 from mdlm.data.tokens.tokenizer import Report
 from mdlm.errors import InputError
-from mdlm.patient import apart
 
 SPECIALS = ("[BOS]", "[EOS]", "[PAD]", "[MASK]")
 ALPHABET = 1000

@@ -1,0 +1,1 @@
+"""What comes from others: read by type and within limits, and shown without obeying it."""
