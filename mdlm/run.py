@@ -31,7 +31,7 @@ from mdlm.generation.windows import Windows
 from mdlm.keys import of_seed
 from mdlm.objectives.clip_search import Interval
 from mdlm.parallel.mesh import MeshShape
-from mdlm.runs import chat, weights
+from mdlm.runs import agreement, chat, weights
 from mdlm.runs.folder import RunFolder
 from mdlm.runs.parameters import restore_parameters
 from mdlm.samplers.base import Sampler
@@ -72,7 +72,7 @@ class Run:
     ):
         self.folder = RunFolder(path, trust=trust, verify=verify)
         process_group.broadcast(lambda: self.folder.config() and None)  # raises if it is not a run
-        self.folder.check_shared()
+        agreement.check_shared(self.folder)
         self.experiment: Experiment = self.folder.experiment()
         self.tokenizer = self.experiment.data.load_tokenizer(self.folder.data)
         self.model = Model(self.experiment, self.tokenizer.vocab, self.folder.counts())

@@ -14,6 +14,7 @@ from mdlm.data.dataset import TextData
 from mdlm.data.packing import Wrap
 from mdlm.data.text.no_text import NoText
 from mdlm.data.tokenizers import Pretrained
+from mdlm.data.tokens.special_tokens import end_of
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import fingerprint
@@ -27,7 +28,7 @@ from mdlm.keys import of_seed, stream
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.network import count_parameters
-from mdlm.runs import chat
+from mdlm.runs import agreement, chat
 from mdlm.runs import weights as weights_file
 from mdlm.runs.finite import check_finite, is_finite
 from mdlm.runs.folder import RunFolder
@@ -60,10 +61,13 @@ def import_folder(
     layout = layout_of(checkpoint.config)
     parts = _parts(layout, checkpoint)
     chosen = tokenizer_of(checkpoint, parts, tokenizer, mask)
-    experiment = apply(_experiment(layout, parts, chosen), overrides)
-    run.check(experiment)
+    built = chosen.build([])
+    has_end = end_of(built.vocab) is not None
+    experiment = apply(_experiment(layout, parts, chosen, has_end), overrides)
+    agreement.check(run, experiment)
     records.record(experiment)
-    built = experiment.data.tokenizer.build([])
+    if experiment.data.tokenizer != chosen:
+        built = experiment.data.tokenizer.build([])
     model = Model(experiment, built.vocab)
     places = list(table.slots(layout.table(experiment.network), experiment.network, model.columns))
     names = {layout.plain(name): name for name in checkpoint.shapes}
@@ -145,18 +149,18 @@ def _parts(layout: Layout, checkpoint: Checkpoint) -> Parts:
         raise InputError(f"{checkpoint.config.title}: {error}") from error
 
 
-def _experiment(layout: Layout, parts: Parts, tokenizer: Pretrained) -> Experiment:
-    """Returns the experiment that a configuration describes, without text of its own."""
+def _experiment(layout: Layout, parts: Parts, tokenizer: Pretrained, has_end: bool) -> Experiment:
+    """Returns the experiment that a configuration describes, without text of its own. `has_end`
+    says whether the tokenizer has a token for the end of a text."""
     length = min(parts.length, LONGEST)
     size = getattr(parts.network, "block_size", 0)
     rows = length - length % size if size else length
-    has_eos = tokenizer.eos is not None or tokenizer.bos is not None
     return Experiment(
         name=layout.name,
         data=TextData(
             source=NoText(),
             tokenizer=tokenizer,
-            packing=Wrap(length=rows, row_specials=False, eos=has_eos),
+            packing=Wrap(length=rows, row_specials=False, eos=has_end),
         ),
         network=parts.network,
         process=parts.process,
@@ -183,7 +187,7 @@ def import_weights(
     experiment, or a value is too large for `dtype`.
     """
     folder = _new(out)
-    folder.check(experiment)
+    agreement.check(folder, experiment)
     network = experiment.network
     if not isinstance(network, DiT | CausalTransformer):
         raise InputError(

@@ -14,8 +14,6 @@ A resume with a changed experiment file keeps the new text beside the first, as
 """
 
 import json
-import shlex
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -39,10 +37,9 @@ from mdlm.experiment.loading import load_file
 from mdlm.files import replaced
 from mdlm.foreign.arrays import numbers
 from mdlm.runs import digests
-from mdlm.runs.checkpoint_paths import located, newest_in
+from mdlm.runs.checkpoint_paths import located
 from mdlm.runs.environment import environment
 from mdlm.runs.log import Log
-from mdlm.runs.past import LOCK
 from mdlm.runs.reading import config_of, starts_of
 from mdlm.runs.weights import NAME as WEIGHTS
 from mdlm.version import __version__
@@ -50,8 +47,6 @@ from mdlm.version import __version__
 COUNTS = "token_counts.npy"
 BEGINNING = ".begun"
 """Name of a file that marks a folder in which a run is being created."""
-PATIENCE = 10.0
-"""Seconds to wait until a file that one process wrote on a shared disk is visible to all."""
 
 
 class RunFolder:
@@ -91,9 +86,9 @@ class RunFolder:
     @property
     def checkpoints(self) -> epath.Path:
         """The folder of the run's checkpoints, on any disk or storage that orbax writes to."""
-        return self.asked or self._kept()
+        return self.asked or self.kept()
 
-    def _kept(self) -> epath.Path:
+    def kept(self) -> epath.Path:
         """Returns where the run has kept its checkpoints until now."""
         elsewhere = self.config().get("checkpoints") if self.exists else None
         return located(elsewhere or self.path / "checkpoints")
@@ -130,7 +125,7 @@ class RunFolder:
         step: int = 0,
         changed: Sequence[str] = (),
     ) -> None:
-        """Writes the experiment's copy, its values and the environment. Call `check` before.
+        """Writes the experiment's copy, its values and the environment, after `agreement.check`.
 
         `source` is the text of the experiment file, None if there is none; `file` is where it lies.
         A resumed run keeps its first copy, and its new environment is added to env.json, with the
@@ -193,102 +188,6 @@ class RunFolder:
 
     def _first(self, name: str) -> str | None:
         return next((start[name] for start in self.starts() if start.get(name)), None)
-
-    def agreed(self, experiment: Experiment) -> bool:
-        """Returns whether the folder holds a run to resume, after `check` on process 0.
-
-        Raises InputError, on all processes, if the folder does not fit the experiment, or if
-        processes read different folders.
-        """
-
-        def decide() -> bool:
-            self.check(experiment)
-            return self.exists
-
-        exists = process_group.broadcast(decide)
-        if exists:
-            self.check_shared()
-        return exists
-
-    def check_shared(self) -> None:
-        """Raises InputError, on all processes, if one of them does not read process 0's run."""
-        until = time.monotonic() + PATIENCE
-        while not self.exists and time.monotonic() < until:  # a network disk may be slow to show it
-            time.sleep(0.2)
-        config = self.path / "config.json"
-        seen = config.read_text(encoding="utf-8") if self.exists else None
-
-        def judge(all_seen: list[str | None]) -> None:
-            for number, one in enumerate(all_seen):
-                if one != all_seen[0]:
-                    raise InputError(
-                        f"process {number} does not see the run folder {self.path} of process 0:"
-                        " it must be on a disk that all processes share"
-                    )
-
-        process_group.decide_together(seen, judge)
-
-    def check(self, experiment: Experiment) -> None:
-        """Raises InputError if the folder is not empty and does not hold a run of this experiment,
-        or if the folder given by `--checkpoints` holds checkpoints of another run."""
-        if not self.exists:
-            begun = (self.path / BEGINNING).exists()  # an earlier start ended before config.json
-            others = self.path.exists() and {path.name for path in self.path.iterdir()} - {LOCK}
-            if others and not begun:
-                raise InputError(
-                    f"{self.path} exists and is not a run folder: choose a new or empty folder"
-                )
-        else:
-            found = records.differences(self.identity(experiment), identity(experiment))
-            if found:
-                raise InputError(
-                    f"{self.path} holds a run of another configuration; {_few(found)}."
-                    " Choose another --out, give the values of the first start, or begin a run"
-                    f" from its state: --fork {shlex.quote(str(self.path))} and another --out"
-                )
-        if self.asked is not None:
-            self._check_asked(self.asked, experiment)
-        elif self.exists and self._kept() != located(self.path / "checkpoints"):
-            self._check_elsewhere(self._kept(), experiment)
-
-    def _check_elsewhere(self, kept: epath.Path, experiment: Experiment) -> None:
-        """Raises InputError if config.json, which may be somebody else's, names a folder to write
-        to that has no checkpoint of this run."""
-        there = newest_in(kept)
-        if there is None:
-            raise InputError(
-                f"{self.path}: config.json keeps the checkpoints in {kept}, which has none; if that"
-                f" is right, give --checkpoints {shlex.quote(str(kept))}"
-            )
-        self._check_asked(kept, experiment)
-
-    def _check_asked(self, asked: epath.Path, experiment: Experiment) -> None:
-        """Raises InputError if `asked` holds checkpoints of another run, or is not where this run
-        keeps its checkpoints.
-
-        Checkpoints without a run folder are accepted: if the folder was lost with a machine, the
-        run resumes from them.
-        """
-        there = newest_in(asked)
-        if there is None:
-            kept = self._kept()
-            if kept != asked and newest_in(kept) is not None:
-                raise InputError(
-                    f"--checkpoints {asked}: the checkpoints of {self.path} are in {kept}; move"
-                    " them first, or leave the option out"
-                )
-            return
-        step, data = there
-        if "run" not in data and self.exists:
-            return  # an older version did not record the run
-        title = f"--checkpoints {asked}: the checkpoint of step {step}"
-        there = identity_of(data.get("run", {}), title, classes_in(experiment))
-        found = records.differences(there, identity(experiment))
-        if found:
-            raise InputError(
-                f"--checkpoints {asked} holds a checkpoint, of step {step}, of another run;"
-                f" {_few(found)}"
-            )
 
     def save_counts(self, counts: Int[np.ndarray, " v"] | None) -> None:
         """Writes the token counts from which the process is built; None writes nothing."""
@@ -371,8 +270,3 @@ class RunFolder:
             raise InputError(
                 f"{error}. The run is of mdlm {made[0]}, this is {__version__}: use that version"
             ) from error
-
-
-def _few(found: list[str]) -> str:
-    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-    return "; ".join(found[:3]) + more

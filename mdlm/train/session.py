@@ -33,7 +33,7 @@ from mdlm.generation.generator import Generation, Generator, window_of
 from mdlm.generation.programs import within_reach
 from mdlm.parallel.mesh import check_batch
 from mdlm.profiling import profile as profiles
-from mdlm.runs import curves
+from mdlm.runs import agreement, curves
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
 from mdlm.runs.log import warn_once
@@ -106,7 +106,7 @@ class Session:
         self.mesh = experiment.mesh.build()
         check_batch(self.mesh, settings.batch_size, settings.accumulate)
         experiment.network.check_mesh(self.mesh, experiment.data.packing.length)
-        resumes = self.folder.agreed(experiment)
+        resumes = agreement.agreed(self.folder, experiment)
         self.changed = self.folder.changes(experiment) if resumes else []
         if origin is not None and not resumes:
             self.dataset: Dataset = origin.load(experiment.data, report)
@@ -147,7 +147,7 @@ class Session:
             self.folder.save_counts(self.model.counts)
             self.folder.log.writers = writers(self.folder.path, tensorboard, wandb, experiment)
         process_group.barrier()
-        self.folder.check_shared()
+        agreement.check_shared(self.folder)
         self.step = 0
         self.references: dict[str, float] = {}
         self.metrics: list[Metric] = []
