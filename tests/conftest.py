@@ -11,11 +11,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from pathlib import Path  # noqa: E402
-from zlib import crc32  # noqa: E402
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from parts import part_of  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
@@ -60,16 +60,6 @@ def pytest_collection_modifyitems(config, items):
     chosen = {item for own in cases.values() for item in part_of(own, int(k), int(n))}
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = [item for item in items if item in chosen]
-
-
-def part_of(cases, k, n):
-    """The k-th of n parts of a test's cases. Some case that is not slow is in each of them."""
-    slow = [item for item in cases if item.get_closest_marker("slow") is not None]
-    quick = [item for item in cases if item not in slow]
-    if len(slow) > 1 and not quick:
-        return slow[k % len(slow) :: n]
-    of_this_day = [item for item in slow if crc32(item.nodeid.encode()) % n == k]
-    return of_this_day + (quick[k % len(quick) :: n] if quick else [])
 
 
 def _folder(variable: str) -> Path:

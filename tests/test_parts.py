@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import part_of
+from parts import part_of
 
 TESTS = Path(__file__).parent
 

@@ -23,7 +23,7 @@ from mdlm.keys import stream
 from mdlm.models.layers import compute_dtype
 from mdlm.models.network import count_parameters
 from mdlm.models.readout import chunk_size, positions_per_chunk
-from mdlm.names import HEAD, STACK
+from mdlm.names import EMBED, HEAD, STACK
 from mdlm.parallel.mesh import (
     AXES,
     FSDP,
@@ -166,7 +166,8 @@ def estimated_temporaries(model: Model, mesh: AbstractMesh) -> float:
         network = shapes(model)["params"]["network"]
         gathered += 2 * itemsize * count_parameters(network.get(STACK, {})) / depth
         gathered /= mesh.shape[TENSOR]
-        gathered += (itemsize + 4) * count_parameters(network.get(HEAD, {}))
+        head = network.get(HEAD) or network.get(EMBED, {})  # a tied head is the table
+        gathered += (itemsize + 4) * count_parameters(head)
     return (kept + max(block, 0)) / shared + gradients + logits + gathered
 
 

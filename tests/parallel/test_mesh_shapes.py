@@ -57,6 +57,18 @@ NETWORKS = {
     "md4": MD4Transformer(**SIZES, cond_dim=8, embed_width=16),
     "gidd": ScaledTransformer(**SIZES),
     "bert": Bert(**SIZES, positions=LENGTH, dropout=0.1),
+    "decoder": Decoder(
+        **SIZES,
+        kv_heads=2,
+        head_width=6,
+        qk_norm="separate",
+        qkv_bias=True,
+        tied=True,
+        logit_cap=5.0,
+        attends="blocks",
+        block_size=4,
+        shift=True,
+    ),
     "experts": Decoder(
         **SIZES,
         kv_heads=4,
@@ -70,6 +82,7 @@ PARTS: dict = {
     "blocks": dict(
         objective=BlockNelbo(block_size=4), sampler=BlockByBlock(block_size=4), time_condition="t"
     ),
+    "decoder": dict(objective=BlockNelbo(block_size=4), sampler=BlockByBlock(block_size=4)),
     "causal": dict(objective=Autoregressive(), sampler=LeftToRight()),
     "md4": dict(time_condition="t"),
 }
