@@ -39,6 +39,10 @@ READER = 2**25
 """Most tokens given to the other reader, which needs its own copy of four bytes per token."""
 
 
+NO_SUM = "0" * 64
+"""Stands for the checksum of a file that is not read whole."""
+
+
 def made_up(folder: Path, tokens: int, vocab: Vocab) -> None:
     """A store of random tokens, in shards of 2**26, without a tokenizer."""
     draw, shards = np.random.default_rng(0), []
@@ -51,7 +55,7 @@ def made_up(folder: Path, tokens: int, vocab: Vocab) -> None:
         ends = np.arange(DOCUMENT, n + 1, DOCUMENT)
         ends.astype("<u8").tofile(folder / f"{name}.ends")
         counts = {"documents": len(ends), "empty": 0, "bytes": 4 * n, "characters": 4 * n}
-        shards.append(Shard(name=name, tokens=n, sha256="", ends_sha256="", **counts))
+        shards.append(Shard(name=name, tokens=n, sha256=NO_SUM, ends_sha256=NO_SUM, **counts))
     Manifest(
         source="made up",
         revision=None,

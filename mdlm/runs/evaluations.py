@@ -37,7 +37,7 @@ class Kept(TypedDict):
     name: str
     protocol: str
     step: int
-    value: float
+    value: float | None  # None: not finite
     stderr: float | None
     date: str
 

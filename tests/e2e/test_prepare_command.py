@@ -126,7 +126,7 @@ def test_once_more_verifies(work):
         (["--out", "whole", "--data.source.separator", "#"], "whole was made from TextFiles"),
         ([], "no folder for the token store is given"),
         (["--out", "/proc/none"], "/proc/none cannot be used: No such file"),
-        (["--out", "x", "--workers", "0"], "workers=0: must be at least 1"),
+        (["--out", "x", "--workers", "0"], "workers=0: must be from 1 to 1024"),
         (["--out", "x", "--data.packing.lenght", "3"], "did you mean --data.packing.length?"),
         (["--out", "x", "--data.source.train", "no.txt"], "file not found: no.txt"),
     ],

@@ -36,7 +36,7 @@ def test_byte_pairs_of_files(folder):
     text = "".join(source.documents("valid"))
     assert rate == pytest.approx(len(text) / len(made.encode([text])[0]), abs=0.005)
     assert len(cut.split("|")) > 10 and cut.replace("|", "").strip() in text
-    assert after == 'next: tokenizer=Pretrained(name="t/bpe") in an experiment'
+    assert after == "next: tokenizer=Pretrained(name='t/bpe') in an experiment"
     v = made.vocab
     assert [v.bos_id, v.eos_id, v.pad_id, v.mask_id] == [0, 1, 2, 3]
     again = BPE(vocab_size=300).build(source.documents("train"))

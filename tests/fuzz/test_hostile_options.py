@@ -21,6 +21,7 @@ BEGINNINGS = {
     "sample": ["run", "--steps", "2", "--length", "8"],
     "view": ["made.trace"],
     "import": ["run/none.safetensors", "tiny.py", "--out", "new"],
+    "export": ["run", "--to", "new"],
     "completion": ["bash"],
 }
 """The words after each command that do something small; a case replaces one or adds one."""

@@ -29,9 +29,9 @@ def z_t():
 def test_vocabulary_sets_both_fields(output, z_t):
     vocab = Vocab(size=V, mask_id=MASK)
     assert Mean(mask_has_mass=True).with_vocab(vocab) == mean(True)
-    with pytest.raises(ValueError, match="mask_id=3, but the vocabulary's is 2"):
+    with pytest.raises(ValueError, match=r"mask_id=3\): the vocabulary's is 2"):
         Mean(mask_id=3).with_vocab(vocab)
-    with pytest.raises(ValueError, match="vocab_size=9, but the vocabulary's is 6"):
+    with pytest.raises(ValueError, match=r"vocab_size=9\): the vocabulary's is 6"):
         Mean(vocab_size=9).with_vocab(vocab)
     with pytest.raises(ValueError, match="with_vocab"):
         Mean().log_p0(output, z_t)

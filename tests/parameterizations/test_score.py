@@ -38,9 +38,9 @@ SIGMA = jnp.array([[0.01], [0.7], [5.0]])
 def test_vocabulary_sets_both_fields(output, z_t):
     vocab = Vocab(size=V, mask_id=MASK)
     assert Score(graph="uniform").with_vocab(vocab) == UNIFORM
-    with pytest.raises(ValueError, match="mask_id=3, but the vocabulary's is 2"):
+    with pytest.raises(ValueError, match=r"mask_id=3\): the vocabulary's is 2"):
         Score(mask_id=3).with_vocab(vocab)
-    with pytest.raises(ValueError, match="vocab_size=9, but the vocabulary's is 6"):
+    with pytest.raises(ValueError, match=r"vocab_size=9\): the vocabulary's is 6"):
         Score(vocab_size=9).with_vocab(vocab)
     with pytest.raises(ValueError, match="with_vocab"):
         Score().log_score(output, z_t, SIGMA)

@@ -26,9 +26,9 @@ def z_t():
 def test_vocabulary_sets_both_fields():
     vocab = Vocab(size=V, mask_id=MASK)
     assert Subs().with_vocab(vocab) == SUBS
-    with pytest.raises(ValueError, match="mask_id=3, but the vocabulary's is 2"):
+    with pytest.raises(ValueError, match=r"mask_id=3\): the vocabulary's is 2"):
         Subs(mask_id=3).with_vocab(vocab)
-    with pytest.raises(ValueError, match="vocab_size=9, but the vocabulary's is 6"):
+    with pytest.raises(ValueError, match=r"vocab_size=9\): the vocabulary's is 6"):
         Subs(vocab_size=9).with_vocab(vocab)
 
 

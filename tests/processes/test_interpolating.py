@@ -72,7 +72,7 @@ def assert_frequencies(drawn, p):
 def test_the_vocabulary_is_needed_and_checked():
     with pytest.raises(ValueError, match="Uniform has no mask_id"):
         Uniform().prior(by_row(jax.random.key(0), jnp.arange(1)), 2)
-    with pytest.raises(ValueError, match="mask_id=3, but the vocabulary's is 2"):
+    with pytest.raises(ValueError, match=r"mask_id=3\): the vocabulary's is 2"):
         Uniform(mask_id=3).with_vocab(VOCAB)
     with pytest.raises(ValueError, match="fewer than two tokens"):
         Uniform().with_vocab(Vocab(size=2, mask_id=0))

@@ -63,7 +63,7 @@ def test_vocabulary_sets_the_mask():
     vocab = Vocab(size=V, mask_id=MASK)
     assert Masked().with_vocab(vocab) == Masked(mask_id=MASK)
     assert Masked(schedule=Cosine(), mask_id=MASK).with_vocab(vocab).schedule == Cosine()
-    with pytest.raises(ValueError, match="mask_id=3, but the vocabulary's is 2"):
+    with pytest.raises(ValueError, match=r"mask_id=3\): the vocabulary's is 2"):
         Masked(mask_id=3).with_vocab(vocab)
     with pytest.raises(ValueError, match="with_vocab"):
         Masked().is_masked(clean(1, 2))

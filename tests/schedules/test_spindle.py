@@ -162,7 +162,7 @@ def _base(schedule, method):
         (lambda: SCHEDULES["spindle"].alpha(jnp.zeros(3)), "x_0 is needed"),
         (
             lambda: LearnedPolynomial(vocab_size=3).with_vocab(Vocab(size=4, mask_id=3)),
-            "vocab_size=3, but the vocabulary's is 4",
+            r"vocab_size=3\): the vocabulary's is 4",
         ),
     ],
 )
