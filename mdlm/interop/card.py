@@ -3,6 +3,8 @@
 from typing import Any
 
 from mdlm.config.component_text import to_text
+from mdlm.data.dataset import TextData
+from mdlm.data.text.no_text import NoText
 from mdlm.interop.layout import Layout
 from mdlm.models.network import count_parameters
 from mdlm.run import Run
@@ -46,7 +48,9 @@ def model_card(run: Run, layout: Layout) -> str:
 
 
 def _data(data: Any) -> str:
-    return to_text(data, lenient=True)
+    """Returns the data as text; of an imported network nothing is known but a folder here."""
+    is_unknown = isinstance(data, TextData) and isinstance(data.source, NoText)
+    return "unknown, imported" if is_unknown else to_text(data, lenient=True)
 
 
 def _code(run: Run) -> str:
