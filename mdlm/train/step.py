@@ -7,8 +7,8 @@ run's key, the step, and each row's index in the global batch, so neither the me
 micro-batches changes them (except for dropout, which is drawn per micro-batch).
 
 A step whose loss, gradient, new parameters or new optimizer state are not finite is skipped: it
-changes only `step` and the counters in
-`watch` (see `mdlm.train.guard`). Learning rate and EMA decay follow the number of updates made.
+changes only `step` and the counters in `watch` (see `mdlm.train.guard`). Learning rate and EMA
+decay follow the number of updates made.
 """
 
 from collections.abc import Callable

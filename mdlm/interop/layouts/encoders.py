@@ -124,8 +124,8 @@ def _check(network: Any, kind: type, architecture: str) -> None:
     if not isinstance(network, kind):
         name = type(network).__name__
         raise InputError(f"network={name}(...): {architecture} is a {kind.__name__}")
-    plain = dict(logit_cap=None, qk_norm=False, kv_heads=0, head_width=0, use_bias=True)
-    plain["use_bias"] = kind is Bert or network.use_bias
+    plain: dict[str, Any] = dict(logit_cap=None, qk_norm=False, kv_heads=0, head_width=0)
+    plain |= {"use_bias": True} if kind is Bert else {}
     for name, value in plain.items():
         if getattr(network, name) != value:
             raise InputError(f"{name}={getattr(network, name)!r}: {architecture} has {value!r}")

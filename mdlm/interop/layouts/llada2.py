@@ -3,7 +3,7 @@
 from typing import Any
 
 from mdlm.interop.layout import Config, Layout, Parts
-from mdlm.interop.layouts.decoders import in_layers
+from mdlm.interop.layouts.decoders import in_layers, network_of
 from mdlm.interop.table import Table
 from mdlm.models.decoder import Decoder
 from mdlm.models.experts import Experts
@@ -52,17 +52,7 @@ def table(network: Decoder) -> Table:
 
 
 def parts(config: Config) -> Parts:
-    config.only(
-        hidden_act="silu",
-        norm_head=False,
-        rope_scaling=None,
-        use_bias=False,
-        use_qk_norm=True,
-        use_qkv_bias=False,
-        use_sliding_window=False,
-    )
-    heads, width = config.integer("num_attention_heads"), config.integer("hidden_size")
-    size = config.integer("head_dim", 0)
+    config.only(norm_head=False, use_bias=False, use_qk_norm=True, use_qkv_bias=False)
     experts = Experts(
         count=config.integer("num_experts"),
         chosen=config.integer("num_experts_per_tok"),
@@ -73,22 +63,13 @@ def parts(config: Config) -> Parts:
         scaling=config.number("routed_scaling_factor", 1.0),
         dense=config.integer("first_k_dense_replace", 0),
     )
-    network = Decoder(
-        width=width,
-        depth=config.integer("num_hidden_layers"),
-        heads=heads,
-        kv_heads=config.integer("num_key_value_heads", heads),
-        head_width=0 if size * heads == width else size,
-        hidden=config.integer("intermediate_size"),
-        rotary_base=config.number("rope_theta", 10000.0),
+    network = network_of(
+        config,
         rotary_fraction=config.number("partial_rotary_factor", 1.0),
-        norm_epsilon=config.number("rms_norm_eps", 1e-6),
         qk_norm="separate",
-        tied=config.flag("tie_word_embeddings"),
         experts=experts,
         attends="blocks",
         block_size=config.integer("block_size", BLOCK_SIZE),
-        columns=config.integer("vocab_size"),
     )
     return Parts(
         network=network,
