@@ -72,22 +72,28 @@ def test_an_import_of_an_export_has_the_same_parameters_bit_by_bit(tmp_path, gol
             assert written[key] == config[key], key
 
 
-@pytest.mark.golden
-@pytest.mark.parametrize("name", ["ar_qwen3", "ar_llama"])
-def test_transformers_loads_an_export_and_gives_the_same_logits(tmp_path, golden_folder, name):
+def both_logits(tmp_path, golden_folder, name, kind, tokens):
+    """The run of an import, and the logits of the network here and of its export elsewhere."""
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     import_folder(source_of(tmp_path, golden_folder, name), tmp_path / "run", overrides=[])
     run = mdlm.load(tmp_path / "run")
     export(run, tmp_path / "out")
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    tokens = np.random.default_rng(0).integers(0, 60, (2, 9))
+    loaded = getattr(transformers, kind).from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
         theirs = loaded(torch.tensor(tokens)).logits.numpy()
     denoise = denoiser(run.experiment.network, run.model.columns, run.params["network"])
     ours = jax.jit(lambda tokens: denoise(NetInput(tokens=tokens)).logits())(jnp.asarray(tokens))
+    return run, ours, theirs
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", ["ar_qwen3", "ar_llama"])
+def test_transformers_loads_an_export_and_gives_the_same_logits(tmp_path, golden_folder, name):
+    tokens = np.random.default_rng(0).integers(0, 60, (2, 9))
+    run, ours, theirs = both_logits(tmp_path, golden_folder, name, "AutoModelForCausalLM", tokens)
     np.testing.assert_allclose(ours[:, 1:], theirs[:, :-1], rtol=1e-5, atol=1e-4)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    tokenizer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path / "out")
     assert (
         tokenizer.encode("hello", add_special_tokens=False)
         == run.tokenizer.encode(["hello"])[0].tolist()
@@ -98,17 +104,8 @@ def test_transformers_loads_an_export_and_gives_the_same_logits(tmp_path, golden
 @pytest.mark.golden
 @pytest.mark.parametrize("name", ["bert_mlm", "modernbert_mlm"])
 def test_transformers_loads_an_encoder_and_gives_the_same_logits(tmp_path, golden_folder, name):
-    transformers = pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
-    import_folder(source_of(tmp_path, golden_folder, name), tmp_path / "run", overrides=[])
-    run = mdlm.load(tmp_path / "run")
-    export(run, tmp_path / "out")
-    loaded = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
     tokens = np.random.default_rng(0).integers(0, 80, (2, 19))
-    with torch.no_grad():
-        theirs = loaded(torch.tensor(tokens)).logits.numpy()
-    denoise = denoiser(run.experiment.network, run.model.columns, run.params["network"])
-    ours = jax.jit(lambda tokens: denoise(NetInput(tokens=tokens)).logits())(jnp.asarray(tokens))
+    _, ours, theirs = both_logits(tmp_path, golden_folder, name, "AutoModelForMaskedLM", tokens)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
 
 
