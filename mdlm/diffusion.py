@@ -28,11 +28,16 @@ class Diffusion(Generic[P]):
         process: how tokens are noised, with its learned values.
         parameterization: how the network's output is read as a distribution of the clean token.
         denoise: the network with its parameters.
+        shift: whether the network computes the logits about a token at the one before it. (Position
+            i of its prediction is about token i all the same.)
+        verifier: a causal network over the same vocabulary, for `mdlm.samplers.verified`.
     """
 
     process: P
     parameterization: Parameterization
     denoise: Denoise
+    shift: bool = False
+    verifier: "Diffusion | None" = None
 
     def with_clean(self, tokens: Int[Array, "b l"]) -> Self:
         """Returns this diffusion with a network that also reads `tokens`, the clean ones."""
@@ -51,6 +56,10 @@ class NetworkTraits(Protocol):
 
     @property
     def takes_labels(self) -> bool: ...
+    @property
+    def passes(self) -> int: ...
+    @property
+    def caches(self) -> bool: ...
 
 
 class Component(Protocol):

@@ -59,11 +59,26 @@ def pytree(cls):
 
 @pytree
 class KeyValues:
-    """The key-value cache of a causal network: keys and values of the tokens it has read."""
+    """Stored keys and values of the tokens of each row, in all layers; m is the capacity."""
 
-    keys: Any  # Array, "n b l h d", by layer
-    values: Any  # Array, "n b l h d"
-    at: Any  # Int[Array, " b"], position of the token that each sequence reads next
+    keys: Any  # Array, "n b m g h", by layer, sequence, position and head
+    values: Any  # Array, "n b m g h"
+
+
+@pytree
+class Reading:
+    """A call that computes some positions of each row and has the others stored.
+
+    Positions count in the row that the network reads: 0..l-1, and for networks that attend to
+    diffusion blocks l..2l-1 too, the clean tokens. Larger numbers are no position.
+    """
+
+    stored: Any  # KeyValues, from an earlier Prediction; None: nothing is stored yet
+    at: Any  # Int[Array, "b q"], the positions computed, each once; numbers that are none come last
+    asked: Any = None  # Int[Array, ""], logits are needed at most for this many first entries of
+    # `at`, in every row (None: for all)
+    chunk: int = dataclasses.field(default=128, metadata={"static": True})
+    # so many positions of each row are computed at a time; parts without a position are skipped
 
 
 @pytree
@@ -82,13 +97,11 @@ class NetInput:
     # trained with it (BERT); default 0
     label: Any = None  # Int[Array, " b"]
     self_cond: Any = None  # Float[Array, "b l d"]
-    cache: Any = None  # KeyValues, from an earlier Prediction: the network then reads `tokens[at]`
-    # alone, and predicts the token after it
+    reading: Any = None  # Reading: the positions that are computed, if not all; for networks with
+    # `caches`
     defer_last_block: bool = dataclasses.field(default=False, metadata={"static": True})
     # True if logits are needed at few positions: a network may leave its last block to
     # `Prediction.logits(at)`, which computes it at those positions alone
-    make_cache: bool = dataclasses.field(default=False, metadata={"static": True})
-    # True returns the keys and values of all tokens in `Prediction.cache`, if the network can
 
 
 @pytree
@@ -136,7 +149,8 @@ class Prediction(abc.ABC):
     """
 
     hidden: Any = None  # Float[Array, "b l d"], input of the head, where there is one
-    cache: Any = None  # KeyValues, if `NetInput` had `make_cache` or a cache, else None
+    cache: Any = None  # KeyValues, the stored ones with those of this call, if the inputs have a
+    # `reading`
     scalars: Mapping[str, Any] = MappingProxyType({})  # Float[Array, ""], what the network says of
     # this call in the log
 

@@ -7,9 +7,9 @@ from mdlm.cli.command import Changes, Command
 
 def run(_: argparse.Namespace, __: Changes) -> int:
     from mdlm.config.catalogue import described
-    from mdlm.samplers import Annealed, Guidance, Rule, Sampler
+    from mdlm.samplers import Annealed, Cache, Guidance, Rule, Sampler
 
-    print(described(Sampler, Rule, Annealed, Guidance))
+    print(described(Sampler, Rule, Cache, Annealed, Guidance))
     return 0
 
 
@@ -18,6 +18,7 @@ The list shows each sampler with its settings and their defaults. Use one by its
 
   mdlm sample runs/quickstart --sampler "Ancestral(steps=64, top_p=0.9)"
   mdlm sample runs/quickstart --sampler "Parallel(rule=Threshold(tau=0.9))"
+  mdlm sample runs/quickstart --sampler "Parallel(block_size=32, cache=Dual(refresh=8))"
 
 or in an experiment file, as sampler=Ancestral(steps=64)."""
 

@@ -126,10 +126,14 @@ class Model:
             "sigma": schedule.sigma,
             "log_snr": schedule.log_snr,
         }[self.experiment.time_condition]
-        denoise = networks.denoiser(
-            self.experiment.network, self.columns, params["network"], condition=condition
+        network = self.experiment.network
+        denoise = networks.denoiser(network, self.columns, params["network"], condition=condition)
+        return Diffusion(
+            process=process,
+            parameterization=self.parameterization,
+            denoise=denoise,
+            shift=network.shift,
         )
-        return Diffusion(process=process, parameterization=self.parameterization, denoise=denoise)
 
     def loss(
         self, params: ArrayTree, key: Key[Array, ""], batch: Batch, part: int | Int[Array, ""] = 0

@@ -20,10 +20,11 @@ from jaxtyping import Float, Key
 
 from mdlm.models.attention.mask import Halves
 from mdlm.models.block_rows import flops_of_both, joined
+from mdlm.models.decoding.kv_cache import ReadPrediction
 from mdlm.models.decoding.last_block import DeferredReadout
 from mdlm.models.dit import DiT, DiTModule
 from mdlm.models.readout import Readout
-from mdlm.models.stack import run_blocks, run_but_last
+from mdlm.models.stack import mask_of, run_blocks, run_but_last
 from mdlm.types import Attends, NetInput
 
 
@@ -62,7 +63,7 @@ class BlockDiTModule(DiTModule):
         *,
         condition: Float[Array, " b #l"] | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> Readout | DeferredReadout:
+    ) -> Readout | DeferredReadout | ReadPrediction:
         """Returns the prediction about `inputs.tokens`.
 
         Raises ValueError if `inputs.clean` is missing, or `block_size` does not divide the length.
@@ -71,9 +72,12 @@ class BlockDiTModule(DiTModule):
         halves = Halves(length, self.config.block_size)
         cond = self._cond(inputs, condition)
         both = joined(inputs)
+        full_cond = cond if condition is None else self._with_clean(cond, length)
+        if inputs.reading is not None:
+            mask = mask_of(both, causal=False, halves=halves)
+            return self._read(inputs, both, mask, cond, full_cond)
         with jax.named_scope("embed"):
             x = self.embed(both.tokens)
-        full_cond = cond if condition is None else self._with_clean(cond, length)
         if inputs.defer_last_block and key is None:
             begun = run_but_last(self.blocks, x, both, halves=halves, cond=full_cond)
             return DeferredReadout(begun, cond, self.readout, length)

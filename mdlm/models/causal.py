@@ -28,5 +28,9 @@ class CausalTransformer(Transformer, Network):
     def modulated(self) -> int:
         return 0
 
+    @property
+    def caches(self) -> bool:
+        return True
+
     def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
         return DecoderModule(self, columns, rngs)

@@ -35,7 +35,7 @@ from jaxtyping import Bool, Float, Int, Key
 from mdlm.errors import InputError
 from mdlm.models.attention.mask import Halves
 from mdlm.models.block_rows import flops_of_both, joined
-from mdlm.models.decoding.kv_cache import NextToken, read_all, read_one
+from mdlm.models.decoding.kv_cache import ReadPrediction, read
 from mdlm.models.decoding.last_block import DeferredReadout, at_source
 from mdlm.models.experts import Experts, balance
 from mdlm.models.head import make_head, predicted
@@ -43,7 +43,7 @@ from mdlm.models.layers import Embedding, NormKind, compute_dtype, norm
 from mdlm.models.mlp import MLPKind
 from mdlm.models.network import Network
 from mdlm.models.readout import Readout
-from mdlm.models.stack import Stacks, run_but_last, run_with_load
+from mdlm.models.stack import Stacks, mask_of, run_but_last, run_with_load
 from mdlm.models.transformer import Transformer, check_sizes
 from mdlm.models.transformer_block import stack_blocks
 from mdlm.parallel.mesh import TENSOR
@@ -100,6 +100,10 @@ class Decoder(Transformer, Network):
         first = self.experts.dense
         return dense // self.depth * first + (self.depth - first) * mixture
 
+    @property
+    def caches(self) -> bool:
+        return True
+
     def check_mesh(self, mesh: Mesh | AbstractMesh, length: int) -> None:
         super().check_mesh(mesh, length)
         shared = self.experts.shared * self.experts.hidden if self.experts else 0
@@ -135,7 +139,7 @@ class DecoderModule(nnx.Module):
         *,
         condition: Float[Array, " b #l"] | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> Readout | DeferredReadout | NextToken:
+    ) -> Readout | DeferredReadout | ReadPrediction:
         """Returns the prediction about `inputs.tokens`.
 
         Raises ValueError if `inputs.clean` is missing for a network that reads it, or `block_size`
@@ -143,6 +147,8 @@ class DecoderModule(nnx.Module):
         """
         if condition is not None:
             raise ValueError("condition: this transformer has no input for the noise level")
+        if inputs.reading is not None:
+            return self._read(inputs)
         if self.config.attends == "causal":
             return self._causal(inputs, key)
         length, halves = inputs.tokens.shape[1], None
@@ -165,44 +171,45 @@ class DecoderModule(nnx.Module):
         with jax.named_scope("head"):
             return predicted(self, self.norm(x), scalars=_scalars(load))
 
-    def _source(self, inputs: NetInput) -> Int[Array, "b l"]:
+    def _source(self, inputs: NetInput) -> Int[Array, "#b l"]:
         """Returns the position from whose output each token's logits are computed, counted in the
-        rows that the network reads."""
+        rows that the network reads. A token without predecessor has its own, though a causal
+        network computes nothing from it."""
         place = jnp.arange(inputs.tokens.shape[1])[None]
+        if not (self.config.attends == "causal" or self.config.shift):
+            return place
         before = place - 1
         if self.config.attends == "blocks":
             is_first = place % self.config.block_size == 0
             before = before + jnp.where(is_first, inputs.tokens.shape[1], 0)
         return jnp.where(_has_predecessor(inputs), before, place)
 
-    def _causal(self, inputs: NetInput, key: Key[Array, ""] | None) -> Readout | NextToken:
-        if inputs.cache is not None:
-            return self._next(inputs)
-        cache = load = None
+    def _causal(self, inputs: NetInput, key: Key[Array, ""] | None) -> Readout:
         with jax.named_scope("embed"):
             x = self.embed(inputs.tokens)
-        if inputs.make_cache and key is None:
-            x, cache = read_all(self.blocks, x, inputs)
-        else:
-            x, load = run_with_load(self.blocks, x, inputs, causal=True, key=key)
+        x, load = run_with_load(self.blocks, x, inputs, causal=True, key=key)
         with jax.named_scope("head"):
             before = jnp.roll(self.norm(x), 1, axis=1)
             hidden = jnp.where(_has_predecessor(inputs)[..., None], before, 0)
-            return predicted(self, hidden, cache, scalars=_scalars(load))
+            return predicted(self, hidden, scalars=_scalars(load))
 
-    def _next(self, inputs: NetInput) -> NextToken:
-        """Predicts the tokens that follow those at `inputs.cache.at`."""
-        sequence, length = jnp.arange(inputs.tokens.shape[0]), inputs.tokens.shape[1]
-        at = inputs.cache.at
-        x = self.embed(inputs.tokens[sequence, at][:, None])
-        x, cache = read_one(self.blocks, x, inputs)
-        follows = _has_predecessor(inputs)[sequence, jnp.minimum(at + 1, length - 1)]
-        hidden = jnp.where(follows[:, None, None], self.norm(x), 0)
+    def _read(self, inputs: NetInput) -> ReadPrediction:
+        """Returns the prediction of a call that reads some positions, see `kv_cache`."""
+        causal, halves, row = self.config.attends == "causal", None, inputs
+        if self.config.attends == "blocks":
+            halves = Halves(inputs.tokens.shape[1], self.config.block_size)
+            row = joined(inputs)
+        mask = mask_of(row, causal=causal, halves=halves)
+        x, cache = read(self.blocks, row, self.embed, mask)
+        follows = _has_predecessor(inputs)
 
-        def head(hidden: Float[Array, "n d"]) -> Float[Array, "n v"]:
-            return predicted(self, hidden[None]).logits()[0]
+        def head(x: Float[Array, "1 n d"], sequence: Any, position: Any) -> Readout:
+            hidden = self.norm(x)
+            if causal:
+                hidden = jnp.where(follows[sequence, position][None, :, None], hidden, 0)
+            return predicted(self, hidden)
 
-        return NextToken(hidden, head, length, cache)
+        return ReadPrediction(x, inputs.reading, self._source(inputs), head, cache)
 
 
 def decoder_blocks(config: Any, rngs: nnx.Rngs, dtype: jnp.dtype) -> Any:

@@ -24,12 +24,14 @@ from jax import Array
 from jaxtyping import Float, Key
 
 from mdlm.keys import by_row
-from mdlm.models.decoding.last_block import DeferredReadout
+from mdlm.models.attention.mask import AttentionMask
+from mdlm.models.decoding.kv_cache import ReadPrediction, at_read, read
+from mdlm.models.decoding.last_block import DeferredReadout, picked
 from mdlm.models.head import make_head, predicted
 from mdlm.models.layers import Embedding, Linear, compute_dtype, modulate, norm
 from mdlm.models.network import Network
 from mdlm.models.readout import Readout
-from mdlm.models.stack import run_blocks, run_but_last
+from mdlm.models.stack import mask_of, run_blocks, run_but_last
 from mdlm.models.transformer import Transformer
 from mdlm.models.transformer_block import stack_blocks
 from mdlm.types import Batch, NetInput
@@ -78,6 +80,10 @@ class DiT(Transformer, Network):
     @property
     def passes(self) -> int:
         return 2 if self.self_conditioning else 1
+
+    @property
+    def caches(self) -> bool:
+        return not self.self_conditioning
 
     @property
     def takes_labels(self) -> bool:
@@ -157,8 +163,10 @@ class DiTModule(nnx.Module):
         *,
         condition: Float[Array, " b #l"] | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> Readout | DeferredReadout:
+    ) -> Readout | DeferredReadout | ReadPrediction:
         cond = self._cond(inputs, condition)
+        if inputs.reading is not None:
+            return self._read(inputs, inputs, mask_of(inputs, causal=False), cond, cond)
         with jax.named_scope("embed"):
             x = self._embed(inputs)
         if inputs.defer_last_block and key is None:
@@ -174,6 +182,21 @@ class DiTModule(nnx.Module):
             if self.modulation is not None:
                 hidden = modulate(hidden, *jnp.split(self.modulation(cond), 2, axis=-1))
             return predicted(self, hidden)
+
+    def _read(
+        self, inputs: NetInput, row: NetInput, mask: AttentionMask, cond: Any, row_cond: Any
+    ) -> ReadPrediction:
+        """Returns the prediction of a call that reads some positions of `row`, see `kv_cache`.
+        `row_cond` conditions the blocks at its positions, `cond` the head."""
+        if row_cond is not None and row_cond.shape[1] > 1:
+            row_cond = at_read(row_cond, inputs.reading)
+        x, cache = read(self.blocks, row, self.embed, mask, cond=row_cond)
+
+        def head(x: Float[Array, "1 n d"], sequence: Any, position: Any) -> Readout:
+            return self.readout(x, None if cond is None else picked(cond, sequence, position))
+
+        own = jnp.arange(inputs.tokens.shape[1])[None]
+        return ReadPrediction(x, inputs.reading, own, head, cache)
 
     def _embed(self, inputs: NetInput) -> Float[Array, "b l d"]:
         x = self.embed(inputs.tokens)

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from mdlm.models.layers import Linear, norm
 from mdlm.models.mlp import gelu
 from mdlm.models.readout import Readout
-from mdlm.types import KeyValues
 
 
 def make_head(config: Any, columns: int, rngs: nnx.Rngs, *, dtype: jnp.dtype) -> Any:
@@ -38,7 +37,6 @@ class Transform(nnx.Module):
 def predicted(
     module: Any,
     hidden: Float[Array, "b l d"],
-    cache: KeyValues | None = None,
     *,
     bias: Float[Array, " v"] | None = None,
     scalars: Mapping[str, Float[Array, ""]] | None = None,
@@ -55,6 +53,5 @@ def predicted(
         bias,
         chunk=config.logits_chunk,
         cap=config.logit_cap,
-        cache=cache,
         scalars=scalars,
     )

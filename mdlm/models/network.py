@@ -52,6 +52,8 @@ class Network(abc.ABC):
     """
 
     attends: ClassVar[Attends] = "all"
+    shift: ClassVar[bool] = False
+    """Whether the logits about a token are computed at the one before it (see `Decoder`)."""
     token_types: ClassVar[int] = 0
     """The number of token types that the network tells apart; 0: it has no such input."""
 
@@ -65,6 +67,11 @@ class Network(abc.ABC):
     def passes(self) -> int:
         """Forward passes per call: 2 with self-conditioning, see `self_conditioning`."""
         return 1
+
+    @property
+    def caches(self) -> bool:
+        """Whether calls can read some positions and have the others stored (`NetInput.reading`)."""
+        return False
 
     @property
     def takes_labels(self) -> bool:
@@ -150,11 +157,13 @@ def denoiser(
     `condition` maps diffusion time to the network's conditioning (sigma, the log-SNR, ...). With
     None a network with adaLN gets zeros, as the MDLM paper's without time conditioning.
     Raises ValueError if there is a `condition` and the inputs have no time, or if the inputs have
-    `token_types` and the network has no such input.
+    `token_types` or a `reading` and the network has no such input.
     """
     module: Any = bind(network, columns, params)
 
     def denoise(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
+        if inputs.reading is not None and not network.caches:
+            raise ValueError(f"reading: {type(network).__name__} has no cache")
         if inputs.token_types is not None and not network.token_types:
             raise ValueError(f"token_types: {type(network).__name__} has no such input")
         if condition is None:

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from mdlm.models.layers import materialised, matmul
 from mdlm.parallel.mesh import platform, row_parts
 from mdlm.parallel.sharding import STREAM, at_rest, axes_of, fitted, traced
-from mdlm.types import ArrayTree, KeyValues, Prediction, weighted
+from mdlm.types import ArrayTree, Prediction, weighted
 
 FEWEST = 128
 """Least positions of a chunk that is made small to skip more; smaller matmuls are slow."""
@@ -61,10 +61,9 @@ class Readout(Prediction):
         *,
         chunk: int | None = None,
         cap: float | None = None,
-        cache: KeyValues | None = None,
         scalars: Mapping[str, Float[Array, ""]] | None = None,
     ):
-        self.cache, self.cap, self.scalars = cache, cap, scalars or {}
+        self.cap, self.scalars = cap, scalars or {}
         self.hidden, self.kernel, self.bias = hidden, kernel, bias
         self.chunk = chunk_size() if chunk is None else chunk
 

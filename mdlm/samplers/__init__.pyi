@@ -1,6 +1,13 @@
 from .ancestral import Ancestral as Ancestral
 from .base import Sampler as Sampler
 from .blocks import BlockByBlock as BlockByBlock
+from .caches.base import Cache as Cache
+from .caches.finished_blocks import FinishedBlocks as FinishedBlocks
+from .caches.policies import Delayed as Delayed
+from .caches.policies import Dual as Dual
+from .caches.policies import FreeCache as FreeCache
+from .caches.policies import Prefix as Prefix
+from .caches.policies import ReCAP as ReCAP
 from .editing import Editing as Editing
 from .first_hitting import FirstHitting as FirstHitting
 from .left_to_right import LeftToRight as LeftToRight
@@ -26,3 +33,4 @@ from .unmasking_rules import MaskGIT as MaskGIT
 from .unmasking_rules import Rule as Rule
 from .unmasking_rules import Share as Share
 from .unmasking_rules import Threshold as Threshold
+from .verified import Verified as Verified

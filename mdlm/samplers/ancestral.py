@@ -24,6 +24,7 @@ from mdlm.draws import uniforms
 from mdlm.keys import streams
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import rates_differ
+from mdlm.samplers.caches.base import Cache
 from mdlm.samplers.grid import GridSampler, LastStep
 from mdlm.samplers.state import SampleState, extended
 from mdlm.times import grid_of
@@ -52,6 +53,8 @@ class Ancestral(LastStep, GridSampler):
     The step that resolves positions still masked after the grid is a step like the others, so that
     the network is compiled once.
     """
+
+    cache: Cache | None = None
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)

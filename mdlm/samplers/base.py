@@ -25,6 +25,7 @@ from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
+from mdlm.samplers.caches.base import Cache
 from mdlm.samplers.logits.filters import TopP
 from mdlm.samplers.logits.guidance import Guidance
 from mdlm.samplers.logits.shaping import (
@@ -36,7 +37,15 @@ from mdlm.samplers.logits.shaping import (
     shape,
     unshapeable,
 )
-from mdlm.samplers.state import Proposal, SampleState, State, filled, placed, step_keys
+from mdlm.samplers.state import (
+    Proposal,
+    SampleState,
+    State,
+    filled,
+    no_proposal,
+    placed,
+    step_keys,
+)
 from mdlm.types import Attends, NetInput, Prediction, Vocab
 
 CHUNK = 128
@@ -74,6 +83,8 @@ class Sampler(abc.ABC):
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Subs,)
     attends: ClassVar[Attends] = "all"
     """What the sampler is defined for; an experiment refuses anything else."""
+    cache: ClassVar[Cache | None] = None
+    """What it keeps between network calls; a field of the samplers that can use one."""
 
     temperature: float | Annealed = 1.0
     top_k: int = 0
@@ -103,6 +114,8 @@ class Sampler(abc.ABC):
             reason = unshapeable(self, process)
         if reason is None and self.guidance is not None:
             reason = self.guidance.incompatibility(process, parameterization, network)
+        if reason is None and self.cache is not None:
+            reason = self.cache.incompatibility(self.attends, network)
         return reason
 
     def init(
@@ -124,9 +137,11 @@ class Sampler(abc.ABC):
             confidence=is_fixed.astype(jnp.float32),
         )
 
-    def begin(self, state: SampleState, diffusion: Diffusion) -> SampleState:
-        """Calls the network once before the first step, if needed; by default does nothing."""
-        return state
+    def begin(self, state: State, diffusion: Diffusion) -> State:
+        """Calls the network before the first step, if needed; by default only for a cache."""
+        if self.cache is None:
+            return state
+        return self.cache.begin(self, state, self._reading_clean(state, diffusion))
 
     @abc.abstractmethod
     def step(self, state: SampleState, diffusion: Diffusion) -> SampleState:
@@ -178,31 +193,60 @@ class Sampler(abc.ABC):
         the mask's id, the distributions at visible tokens too are the network's own; without it
         the parameterization carries visible tokens over.
         """
-        b, l = state.tokens.shape
-        none = Proposal(
-            tokens=state.tokens.reshape(-1),
-            confidence=jnp.zeros(b * l),
-            present=jnp.zeros(b * l),
-            score=jnp.full(b * l, -jnp.inf),
-        )
-        draw = self._drawing(state, none.tokens, t, diffusion, score, unseen)
+        diffusion = self._reading_clean(state, diffusion)
+
+        def draw(prediction: Prediction) -> Proposal:
+            return self._drawn(prediction, state, is_asked, t, diffusion, score, unseen)
+
+        if self.cache is not None and state.cache is not None:
+            return self.cache.ask(self, state, is_asked, t, diffusion, draw)
 
         def ask() -> Proposal:
-            prediction = diffusion.denoise(
-                NetInput(tokens=state.tokens, t=t, defer_last_block=True)
-            )
-            many = min(CHUNK, b * l)
-            few = min(max(FEW, 2 * b), many)
-            return jax.lax.cond(
-                4 * is_asked.sum() <= b * l,
-                lambda: filled(none, is_asked, few, partial(draw, prediction)),
-                lambda: filled(none, is_asked, many, partial(draw, prediction.whole)),
-            )
+            inputs = NetInput(tokens=state.tokens, t=t, defer_last_block=True)
+            return draw(diffusion.denoise(inputs))
 
         is_any = is_asked.any()
-        proposal = jax.lax.cond(is_any, ask, lambda: none)
-        proposal = jax.tree.map(lambda flat: flat.reshape(b, l), proposal)
+        proposal = jax.lax.cond(is_any, ask, lambda: no_proposal(state.tokens))
         return replace(state, nfe=state.nfe + is_any), proposal
+
+    def longest_block(self) -> int | None:
+        """The most positions of the blocks that are written one after another; None: whole rows."""
+        return None
+
+    def here(self, state: SampleState, is_open: Bool[Array, "b l"]) -> Bool[Array, "b l"]:
+        """The block of each row that is being written: by default the whole row."""
+        return jnp.ones_like(is_open)
+
+    def _reading_clean(self, state: SampleState, diffusion: Diffusion) -> Diffusion:
+        """The diffusion whose network reads the clean tokens too, if it does.
+
+        Open positions lie in the current block or later, so they are never read as clean.
+        """
+        return diffusion.with_clean(state.tokens) if self.attends == "blocks" else diffusion
+
+    def _drawn(
+        self,
+        prediction: Prediction,
+        state: SampleState,
+        is_asked: Bool[Array, "b l"],
+        t: Float[Array, " b #l"] | None,
+        diffusion: Diffusion,
+        score: Score | None,
+        unseen: int | None,
+    ) -> Proposal:
+        """Draws a token at each position of `is_asked` from a prediction, see `propose`."""
+        b, l = state.tokens.shape
+        none = jax.tree.map(lambda array: array.reshape(-1), no_proposal(state.tokens))
+        draw = self._drawing(state, none.tokens, t, diffusion, score, unseen)
+        many = min(CHUNK, b * l)
+        few = min(max(FEW, 2 * b), many)
+        at_few = lambda: filled(none, is_asked, few, partial(draw, prediction))
+        at_many = lambda: filled(none, is_asked, many, partial(draw, prediction.whole))
+        if prediction.cache is not None:  # it has read few positions already
+            proposal = at_few()
+        else:
+            proposal = jax.lax.cond(4 * is_asked.sum() <= b * l, at_few, at_many)
+        return jax.tree.map(lambda flat: flat.reshape(b, l), proposal)
 
     def _drawing(
         self,

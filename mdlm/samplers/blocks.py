@@ -3,8 +3,8 @@
 p(x) = prod_j p(x_j | blocks before j). Block j is sampled by the ancestral chain of the masked
 process from all masks (see `ancestral`), conditioned on the finished blocks before it; later blocks
 are not attended to. With blocks of one token the samples have the network's autoregressive
-distribution exactly; with larger blocks, in the limit of many steps. Every call reads the whole row
-[noised ; clean] (there is no key-value cache).
+distribution exactly; with larger blocks, in the limit of many steps. Finished blocks are kept, see
+`caches.finished_blocks`; without a cache every call reads the whole row [noised ; clean].
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ from mdlm.diffusion import Diffusion
 from mdlm.processes.masked import Masked
 from mdlm.samplers.ancestral import RevealState, due_steps, reveal_due
 from mdlm.samplers.base import check_length, rates_differ
+from mdlm.samplers.caches.base import Cache
+from mdlm.samplers.caches.finished_blocks import FinishedBlocks
 from mdlm.samplers.grid import GridSampler, LastStep
 from mdlm.samplers.state import extended
 from mdlm.types import Attends
@@ -36,11 +38,15 @@ class BlockByBlock(LastStep, GridSampler):
     attends: ClassVar[Attends] = "blocks"
 
     block_size: int
+    cache: Cache | None = FinishedBlocks()
 
     def __post_init__(self):
         super().__post_init__()
         if self.block_size < 1:
             raise ValueError(f"block_size={self.block_size}: must be at least 1")
+
+    def longest_block(self) -> int | None:
+        return self.block_size
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)
@@ -61,5 +67,4 @@ class BlockByBlock(LastStep, GridSampler):
         return extended(state, RevealState, due=due)
 
     def step(self, state: RevealState, diffusion: Diffusion[Masked]) -> RevealState:
-        # Positions still masked lie in the current block or later, so they are never read as clean.
-        return reveal_due(self, state, diffusion.with_clean(state.tokens))
+        return reveal_due(self, state, diffusion)

@@ -32,6 +32,7 @@ from mdlm.draws import uniforms
 from mdlm.keys import streams
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import Sampler, no_inverse, rates_differ
+from mdlm.samplers.caches.base import Cache
 from mdlm.samplers.state import SampleState, extended, ranks
 from mdlm.types import pytree
 
@@ -54,6 +55,7 @@ class FirstHitting(Sampler):
 
     per_call: int = 1
     left_first: float = 0.0
+    cache: Cache | None = None
 
     def __post_init__(self):
         super().__post_init__()

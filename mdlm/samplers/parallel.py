@@ -30,6 +30,8 @@ from mdlm.diffusion import Diffusion
 from mdlm.draws import uniforms
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import Sampler, Score, check_length, entry, no_inverse
+from mdlm.samplers.caches.base import Cache
+from mdlm.samplers.caches.finished_blocks import FinishedBlocks
 from mdlm.samplers.logits.filters import restrict
 from mdlm.samplers.logits.shaping import Shaping, check_banned
 from mdlm.samplers.state import SampleState, extended, placed, step_keys
@@ -68,6 +70,7 @@ class Parallel(Sampler):
     block_size: int | None = None
     priority: Priority = "network"
     deferred: tuple[int, ...] = ()
+    cache: Cache | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -115,10 +118,10 @@ class Parallel(Sampler):
     def step(self, state: BlockState, diffusion: Diffusion[Masked]) -> BlockState:
         process = diffusion.process
         is_open = process.is_masked(state.tokens) & ~state.is_fixed
-        block = self.block(state.is_fixed)
-        never = jnp.iinfo(jnp.int32).max
-        is_here = block == jnp.where(is_open, block, never).min(-1, keepdims=True)
+        is_here = self.here(state, is_open)
         is_asked = is_open & is_here
+        if self.cache is not None:
+            is_asked = self.cache.answerable(self, state, is_asked, diffusion)
         turn = Turn(
             total=(is_here & ~state.is_fixed).sum(-1, keepdims=True),
             step=state.calls[:, None],
@@ -142,12 +145,20 @@ class Parallel(Sampler):
             )
             is_written = self.rule.select(proposal.score, is_asked, turn)
             state = placed(state, proposal, is_written)
-        is_over = (is_asked == is_written).all(-1)
+        is_over = ((is_open & is_here) == is_written).all(-1)
         return replace(
             state,
             calls=jnp.where(is_over, 0, state.calls + 1),
             done=(is_open == is_written).all(-1),
         )
+
+    def longest_block(self) -> int | None:
+        return self.block_size
+
+    def here(self, state: SampleState, is_open: Bool[Array, "b l"]) -> Bool[Array, "b l"]:
+        block = self.block(state.is_fixed)
+        never = jnp.iinfo(jnp.int32).max
+        return block == jnp.where(is_open, block, never).min(-1, keepdims=True)
 
     def block(self, is_fixed: Bool[Array, "b l"]) -> Int[Array, "b l"]:
         """The index of each position's block, 0 from the first position that is not fixed."""
@@ -182,13 +193,14 @@ class ParallelBlocks(Parallel):
 
     Blocks are counted from the first position of a row, so the block in which a prompt ends is
     shorter for the rule. The network is given the time of the share of masks in the current block.
-    Fixed tokens of later blocks stay, but influence nothing before their own block. Every call
-    reads the whole row [noised ; clean].
+    Fixed tokens of later blocks stay, but influence nothing before their own block. Without the
+    cache every call reads the whole row [noised ; clean], for the same samples.
     """
 
     attends: ClassVar[Attends] = "blocks"
 
     block_size: int = field()  # required here
+    cache: Cache | None = FinishedBlocks()
 
     def init(
         self,
@@ -199,10 +211,6 @@ class ParallelBlocks(Parallel):
     ) -> BlockState:
         check_length(self.block_size, tokens.shape[1])
         return super().init(keys, tokens, is_fixed, diffusion)
-
-    def step(self, state: BlockState, diffusion: Diffusion[Masked]) -> BlockState:
-        # Open positions lie in the current block or later, so they are never read as clean.
-        return super().step(state, diffusion.with_clean(state.tokens))
 
     def block(self, is_fixed: Bool[Array, "b l"]) -> Int[Array, "b l"]:
         place = jnp.arange(is_fixed.shape[1])[None]

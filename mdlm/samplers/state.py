@@ -26,6 +26,8 @@ class SampleState:
     confidence: Any  # Float[Array, "b l"], the network's probability of each written token, at
     # the time of writing; 1 where the caller's token stays, 0 where none is written yet
 
+    cache: Any = None  # what a sampler with a cache keeps between calls
+
     def is_after(self, steps: int, at: Int[Array, " n"]) -> Bool[Array, "#n"]:
         """Whether the flat positions `at` are written after a grid of `steps` steps."""
         return jnp.atleast_1d(self.step >= steps)
@@ -58,6 +60,13 @@ class Proposal:
 def extended(state: SampleState, kind: type[State], **more: Any) -> State:
     """Returns the state as the subclass `kind`, with the values of its own fields."""
     return kind(**{field.name: getattr(state, field.name) for field in fields(SampleState)} | more)
+
+
+def no_proposal(tokens: Int[Array, "b l"]) -> Proposal:
+    """The proposal if no position is asked for."""
+    zeros = jnp.zeros(tokens.shape)
+    none = jnp.full(tokens.shape, -jnp.inf)
+    return Proposal(tokens=tokens, confidence=zeros, present=zeros, score=none)
 
 
 def filled(

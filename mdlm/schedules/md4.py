@@ -18,7 +18,7 @@ from mdlm.schedules.base import Schedule, check_eps
 
 
 def relative_gap(
-    s: Float[Array, "*s"], t: Float[Array, "*s"], power: Float[Array, "*s"] | float
+    s: Float[Array, "*s"], t: Float[Array, "*s"], power: Float[Array, "*#s"] | float
 ) -> Float[Array, "*s"]:
     """(s^power - t^power) / t^power for s <= t, accurate in float32 however close s is to t.
 

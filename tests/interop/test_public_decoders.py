@@ -5,21 +5,13 @@ makes calls that write nothing, and waits for the slowest row of a batch.
 """
 
 import dataclasses
-import json
 
-import checkpoint_maker
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from canvases import agree, changes
 
-import mdlm
-from mdlm.diffusion import Diffusion
-from mdlm.interop.importing import import_folder
-from mdlm.keys import by_row
-from mdlm.models.network import denoiser
-from mdlm.parameterizations.subs import Subs
-from mdlm.processes.masked import Masked
 from mdlm.samplers import (
     Ancestral,
     ClassifierFree,
@@ -32,108 +24,10 @@ from mdlm.samplers import (
     Threshold,
     ancestral,
 )
-from mdlm.samplers.loop import Loop
 from mdlm.samplers.unmasking_rules import Turn
 
 pytestmark = pytest.mark.golden
-TOKENS = dict(t63="<mask>", t62="<eot>", t61="<eos>", t60="<bos>")
 MASK = 63
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """An imported network, in float32."""
-
-    run: mdlm.Run
-
-    def decoded(self, sampler, tokens, is_fixed, calls, network=None, **known):
-        """The canvases before the first step and after each, `[calls + 1, b, l]`, and the network
-        calls made. `network` replaces options of the network."""
-        run, vocab = self.run, self.run.model.vocab
-        options = dict(dtype="float32") | (network or {})
-        chosen = dataclasses.replace(run.experiment.network, **options)
-        known = {name: jnp.asarray(value) for name, value in known.items()}
-
-        @jax.jit
-        def decode(params, keys, tokens, is_fixed, known):
-            diffusion = Diffusion(
-                process=Masked().with_vocab(vocab),
-                parameterization=Subs().with_vocab(vocab),
-                denoise=denoiser(chosen, run.model.columns, params),
-            )
-            loop = Loop(sampler=sampler, diffusion=diffusion, **known)
-
-            def advance(state, _):
-                state = loop.advance(state)
-                return state, (state.tokens, state.done)
-
-            first = loop.begin(keys, tokens, is_fixed)
-            last, (canvases, done) = jax.lax.scan(advance, first, length=calls)
-            return jnp.concatenate([first.tokens[None], canvases]), done, last.nfe
-
-        params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), run.params["network"])
-        tokens = jnp.asarray(tokens, jnp.int32)
-        keys = by_row(jax.random.key(0), jnp.arange(tokens.shape[0]))
-        canvases, done, nfe = decode(params, keys, tokens, jnp.asarray(is_fixed), known)
-        assert done[-1].all() and not (np.asarray(canvases[-1]) == vocab.mask_id).any()
-        return np.asarray(canvases), int(nfe)
-
-
-def checkpoint(folder, golden_folder, weights, config, special=TOKENS):
-    """The network of a folder with these weights."""
-    source = checkpoint_maker.folder(
-        folder / "source",
-        config,
-        golden_folder / f"{weights}.safetensors",
-        checkpoint_maker.tokenizer(config["vocab_size"], **special),
-    )
-    import_folder(source, folder / "run", overrides=[])
-    return Checkpoint(mdlm.load(folder / "run"))
-
-
-def settings(golden_folder, name):
-    return json.loads((golden_folder / f"interop_{name}.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def llada(tmp_path_factory, golden_folder):
-    config = settings(golden_folder, "llada")["configs"]["mha"]
-    return checkpoint(tmp_path_factory.mktemp("mha"), golden_folder, "interop_llada_mha", config)
-
-
-@pytest.fixture(scope="module")
-def llada_gqa(tmp_path_factory, golden_folder):
-    config = settings(golden_folder, "llada")["configs"]["gqa"]
-    return checkpoint(tmp_path_factory.mktemp("gqa"), golden_folder, "interop_llada_gqa", config)
-
-
-@pytest.fixture(scope="module")
-def dream(tmp_path_factory, golden_folder):
-    config = settings(golden_folder, "dream")["configs"]["untied"]
-    return checkpoint(
-        tmp_path_factory.mktemp("dream"), golden_folder, "interop_dream_untied", config
-    )
-
-
-@pytest.fixture(scope="module")
-def sdar(tmp_path_factory, golden_folder):
-    config = settings(golden_folder, "sdar")["config"]
-    return checkpoint(tmp_path_factory.mktemp("sdar"), golden_folder, "interop_sdar", config)
-
-
-@pytest.fixture(scope="module")
-def a2d(tmp_path_factory, golden_folder):
-    config = settings(golden_folder, "ar")["configs"]["qwen3"]
-    config |= {"model_type": "a2d-qwen3", "mask_token_id": MASK}
-    return checkpoint(tmp_path_factory.mktemp("a2d"), golden_folder, "interop_ar_qwen3", config)
-
-
-@pytest.fixture(scope="module")
-def bd3lm(tmp_path_factory, golden_folder):
-    config = settings(golden_folder, "bd3lm_hf")["config"]
-    special = dict(t47="<mask>", t1="<bos>")
-    folder = tmp_path_factory.mktemp("bd3lm")
-    return checkpoint(folder, golden_folder, "interop_bd3lm_hf", config, special)
 
 
 def test_imported_checkpoints_sample_as_their_authors_do(llada, dream, sdar):
@@ -144,20 +38,6 @@ def test_imported_checkpoints_sample_as_their_authors_do(llada, dream, sdar):
     dynamic = ParallelBlocks(rule=Threshold(tau=0.9), block_size=4, temperature=0.0)
     for network, sampler in ((llada, in_blocks), (dream, by_entropy), (sdar, dynamic)):
         assert network.run.experiment.sampler == sampler
-
-
-def changes(canvases):
-    """The canvases of one row, without those equal to the one before."""
-    kept = [canvases[0]]
-    kept += [b for a, b in zip(canvases, canvases[1:], strict=False) if (a != b).any()]
-    return np.stack(kept)
-
-
-def agree(found, due):
-    """Compares canvases `[n, b, l]` row by row."""
-    assert found.shape[1:] == due.shape[1:]
-    for row in range(due.shape[1]):
-        np.testing.assert_array_equal(changes(found[:, row]), changes(due[:, row]))
 
 
 def moved(states, mask=MASK):
@@ -390,7 +270,7 @@ def test_sdar(sdar, golden, case, sampler):
     calls = int((~values[f"{case}__is_commit"]).sum())
     found, nfe = sdar.decoded(sampler, states[0], is_fixed, calls)
     agree(found, states)
-    assert nfe == calls
+    assert nfe == calls + 1  # the prompt
     np.testing.assert_array_equal(found[-1, 0], values[f"{case}__final"])
 
 
@@ -417,7 +297,7 @@ def test_sdar_keeps_the_prompt(sdar, golden):
     sampler = ParallelBlocks(rule=FixedCount(per_call=2), **SDAR)
     found, nfe = sdar.decoded(sampler, tokens, np.arange(12)[None] < 7, 3)
     np.testing.assert_array_equal(found[-1, 0, :7], prompt)
-    assert nfe == 3
+    assert nfe == 1 + 3
 
 
 def test_bd3lm(bd3lm, golden):

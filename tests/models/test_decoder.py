@@ -52,12 +52,6 @@ def logits(network, at=None, **inputs):
     return np.asarray(_logits(network, params_of(network), NetInput(**inputs), at))
 
 
-@jax.jit
-def next_one(params, inputs, at):
-    told = denoiser(CAUSAL, V, params)(inputs)
-    return told.logits(at), told.cache
-
-
 @pytest.fixture
 def tokens():
     return jax.random.randint(jax.random.key(3), (B, L), 0, V)
@@ -152,20 +146,6 @@ def test_the_deferred_last_block_gives_the_same_logits(network, shift, tokens):
     some = logits(network, at, **deferred)
     np.testing.assert_allclose(some, plain.reshape(-1, V)[at], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(logits(network, **deferred), plain, rtol=1e-5, atol=1e-5)
-
-
-def test_the_cache_gives_the_logits_of_whole_rows(tokens):
-    params = params_of(CAUSAL)
-    plain = logits(CAUSAL, tokens=tokens)
-    read = lambda params: (
-        denoiser(CAUSAL, V, params)(NetInput(tokens=tokens, make_cache=True)).cache
-    )
-    cache = jax.jit(read)(params)
-    assert cache.keys.shape == (2, B, L, 2, 12)
-    for i in range(L - 1):
-        inputs = NetInput(tokens=tokens, cache=dataclasses.replace(cache, at=jnp.full(B, i)))
-        found, cache = next_one(params, inputs, jnp.arange(B) * L + i + 1)
-        np.testing.assert_allclose(found, plain[:, i + 1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("network", [LLAMA, TIED], ids=["own head", "tied"])

@@ -20,7 +20,7 @@ from mdlm.models.network import denoiser, rests, shapes
 from mdlm.optim import decayed, hidden
 from mdlm.parallel import sharding
 from mdlm.parallel.mesh import AXES, MeshShape, on
-from mdlm.types import Batch, NetInput, Vocab
+from mdlm.types import Batch, NetInput, Reading, Vocab
 
 B, L, V = 2, 12, 19
 FEW = Experts(count=8, chosen=2, groups=4, kept_groups=2, hidden=12, dense=1)
@@ -109,21 +109,19 @@ def test_one_expert_has_the_weight_of_its_score():
 def test_the_cache_gives_the_logits_of_whole_rows(tokens):
     params = params_of(CAUSAL)
     plain, _ = predicted(CAUSAL, params, NetInput(tokens=tokens))
-    read = lambda params: (
-        denoiser(CAUSAL, V, params)(NetInput(tokens=tokens, make_cache=True)).cache
-    )
-    cache = jax.jit(read)(params)
-    assert cache.keys.shape == (3, B, L, 4, 8)
 
     @jax.jit
-    def next_one(params, inputs, at):
-        told = denoiser(CAUSAL, V, params)(inputs)
+    def read(params, reading, at):
+        told = denoiser(CAUSAL, V, params)(NetInput(tokens=tokens, reading=reading))
         return told.logits(at), told.cache
 
-    for i in range(3):
-        inputs = NetInput(tokens=tokens, cache=dataclasses.replace(cache, at=jnp.full(B, i)))
-        found, cache = next_one(params, inputs, jnp.arange(B) * L + i + 1)
-        np.testing.assert_allclose(found, plain[:, i + 1], rtol=1e-4, atol=1e-5)
+    stored = None
+    for read_now in ([0, 1], [2], [3], [4]):
+        places = jnp.broadcast_to(jnp.asarray(read_now, jnp.int32), (B, len(read_now)))
+        at = read_now[-1] + 1
+        found, stored = read(params, Reading(stored=stored, at=places), jnp.arange(B) * L + at)
+        np.testing.assert_allclose(found, plain[:, at], rtol=1e-4, atol=1e-5)
+    assert stored.keys.shape == (3, B, L, 4, 8)
 
 
 def test_the_deferred_last_block_gives_the_same_logits(tokens):

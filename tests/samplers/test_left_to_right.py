@@ -5,7 +5,6 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from mdlm.diffusion import Diffusion
 from mdlm.keys import by_row
@@ -15,7 +14,7 @@ from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.samplers.left_to_right import LeftToRight
 from mdlm.samplers.loop import generate
-from mdlm.types import DenseLogits, NetInput, Vocab
+from mdlm.types import DenseLogits, Vocab
 
 VOCAB = Vocab(size=5, mask_id=4, bos_id=0)
 TRANSITION = np.random.default_rng(0).dirichlet(np.full(4, 0.7), size=4)
@@ -87,45 +86,8 @@ def cached_and_whole(key, columns):
     params = init(network, key, columns)
     shake = lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
     denoise = denoiser(network, columns, jax.tree.map(shake, params))
-    whole = lambda asked, *, key=None: denoise(replace(asked, make_cache=False))
+    whole = lambda asked, *, key=None: denoise(replace(asked, reading=None))
     return denoise, whole
-
-
-def test_a_cache_is_made_only_where_it_is_asked_for(key):
-    denoise, _ = cached_and_whole(key, VOCAB.size)
-    inputs = NetInput(tokens=jnp.zeros((2, 5), jnp.int32))
-    plain, deferring = denoise(inputs), denoise(replace(inputs, defer_last_block=True))
-    assert plain.cache is None and deferring.cache is None
-    np.testing.assert_array_equal(plain.logits(), deferring.logits())
-    assert denoise(replace(inputs, make_cache=True)).cache.keys.shape[2] == 5
-
-
-@pytest.mark.slow
-def test_a_token_read_with_the_cache_says_what_the_whole_row_says(key):
-    rng = np.random.default_rng(0)
-    b, l, columns = 3, 7, 11
-    denoise, whole = cached_and_whole(key, columns)
-    tokens = jnp.asarray(rng.integers(0, columns, (b, l)))
-    about = dict(
-        is_valid=jnp.arange(l)[None] >= jnp.array([[0], [2], [0]]),
-        positions=jnp.asarray(rng.integers(0, 40, (b, l))),
-    )
-    dense = np.asarray(whole(NetInput(tokens=tokens, **about)).logits())
-    # Read with nothing known but the first tokens, then one after the other, each row at its own.
-    begin = jnp.array([0, 3, 1])
-    first = jnp.where(jnp.arange(l)[None] <= begin[:, None], tokens, 0)
-    cache = denoise(NetInput(tokens=first, make_cache=True, **about)).cache
-    cache = replace(cache, at=begin)
-    read = lambda cache: denoise(NetInput(tokens=tokens, cache=cache, **about))
-    for _ in range(4):
-        answer = read(cache)
-        at = np.asarray(cache.at) + 1
-        rows = [row for row in range(b) if at[row] < l]
-        found = answer.logits(jnp.asarray([row * l for row in rows]))
-        np.testing.assert_allclose(found, dense[rows, at[rows]], atol=2e-5)
-        cache = answer.cache
-    with pytest.raises(ValueError, match="one token"):
-        answer.logits()
 
 
 def test_the_cache_changes_no_sample(key):

@@ -1,97 +1,258 @@
-"""The KV cache: a causal stack runs one token at a time and keeps the keys and values.
+"""The key-value cache: a call reads some positions of each row, and has the others stored.
 
-In a causal network the hidden states of a token do not depend on later tokens, so reading one token
-after another with a cache gives the same result as reading all at once, for 1/l of the work.
+    q, k, v  at the positions read;  k, v  replace those stored there
+    out_q    softmax attention to all stored keys and values, under the network's own mask
+
+The result is that of a call that reads the whole row wherever the stored keys and values are those
+that the whole row would give: always, if what they depend on has not changed since they were
+stored (causal networks, finished diffusion blocks); else the call is an approximation. Which
+positions are read, and when, is up to the sampler.
+
+Positions are counted in the row that the network reads. A network that attends to diffusion blocks
+reads [tokens ; clean] and stores clean tokens alone. Its noised block, of which there is one at a
+time in each row, has `block_size` further entries at the end, which each call writes anew.
 """
 
+import functools
+import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
-from mdlm.models.decoding.last_block import BegunBlock, attend_at, joined_heads, picked
-from mdlm.models.stack import mask_of, stacks_of, table_of
-from mdlm.types import ArrayTree, KeyValues, NetInput, Prediction
+from mdlm.models.attention.mask import AttentionMask
+from mdlm.models.attention.xla import MASKED
+from mdlm.models.decoding.last_block import joined_heads
+from mdlm.models.readout import Readout
+from mdlm.models.rotary import rotary_table
+from mdlm.models.stack import positions_of, stacks_of
+from mdlm.types import ArrayTree, KeyValues, NetInput, Prediction, Reading
+
+HeadAt = Callable[[Float[Array, "1 n d"], Int[Array, " n"], Int[Array, " n"]], Readout]
+"""The function from the residual stream after the last block, of which each entry gives the logits
+of a position (sequence, position), to these logits."""
 
 
-class NextToken(Prediction):
-    """Logits of one token of each sequence, the one after the last token that was read.
+class ReadPrediction(Prediction):
+    """The prediction of a call with a `Reading`: it has the logits of the positions asked for.
 
-    An index of `logits` selects a sequence; its position in the sequence is ignored.
+    Args:
+        x: the residual stream after the last block at the positions read.
+        reading: which positions these are.
+        source: the position from whose output the logits of each token are computed.
+        head: see `HeadAt`.
+        cache: the stored keys and values, with those of the positions read.
     """
 
     def __init__(
         self,
-        hidden: Float[Array, "b 1 d"],
-        head: Callable[[Float[Array, "n d"]], Float[Array, "n v"]],
-        length: int,
+        x: Float[Array, "b q d"],
+        reading: Reading,
+        source: Int[Array, "#b l"],
+        head: HeadAt,
         cache: KeyValues,
     ):
-        self.hidden, self.cache, self._head, self._length = hidden, cache, head, length
+        b, q, _ = x.shape
+        self.cache, self._x, self._head = cache, x, head
+        self._source = jnp.broadcast_to(source, (b, source.shape[1]))
+        # The entry of each position in `x`; the row may be [tokens ; clean].
+        entry = jnp.zeros((b, 2 * source.shape[1]), jnp.int32)
+        order = jnp.broadcast_to(jnp.arange(q, dtype=jnp.int32)[None], (b, q))
+        self._entry = entry.at[jnp.arange(b)[:, None], reading.at].set(order, mode="drop")
 
     def logits(self, at: Int[Array, " n"] | None = None) -> Float[Array, "..."]:
         if at is None:
             raise ValueError(
-                "at=None: with a KV cache there are logits of one token per sequence; give `at`"
+                "at=None: with a cache there are logits of the positions read only; give `at`"
             )
-        return self._head(self.hidden[at // self._length, 0])
+        length = self._source.shape[1]
+        sequence, position = at // length, at % length
+        entry = self._entry[sequence, self._source[sequence, position]]
+        return self._head(self._x[sequence, entry][None], sequence, position).logits()[0]
 
     def reduce_rows(
         self, fn: Callable, rows: ArrayTree, weight: Float[Array, "b l"], shared: ArrayTree = None
     ) -> tuple[Float[Array, ""], Float[Array, "b l"]]:
-        raise ValueError(
-            "reduce_rows: not available with a KV cache; call the network without a cache"
-        )
+        raise ValueError("reduce_rows: not available with a cache; call the network without one")
 
 
-def read_all(
-    blocks: Any, x: Float[Array, "b l d"], inputs: NetInput
-) -> tuple[Float[Array, "b l d"], KeyValues]:
-    """Returns `x` after all blocks, and a cache of all tokens whose next token is the first."""
-    mask, table = mask_of(inputs, causal=True), table_of(inputs, x.shape[1], blocks.config.rotary)
-
-    def step(x: Array, block: Any) -> tuple[Array, tuple[Array, Array]]:
-        begun = BegunBlock(block, x, mask, table, None)
-        return begun.everywhere(), (begun.k, begun.v)
-
-    read = []
-    for layers in stacks_of(blocks):
-        x, keys_values = jax.lax.scan(step, x, layers)
-        read.append(keys_values)
-    keys, values = (jnp.concatenate(parts) for parts in zip(*read, strict=True))
-    return x, KeyValues(keys=keys, values=values, at=jnp.zeros(x.shape[0], jnp.int32))
+def at_read(array: Shaped[Array, "#b #l *s"], reading: Reading) -> Shaped[Array, "b q *s"]:
+    """Returns the entries of an array, which may broadcast over sequences or positions, at the
+    positions read."""
+    b, length = reading.at.shape[0], array.shape[1]
+    row = jnp.zeros((b, 1), jnp.int32) if array.shape[0] == 1 else jnp.arange(b)[:, None]
+    return array[row, jnp.minimum(reading.at, length - 1)]
 
 
-def read_one(
-    blocks: Any, x: Float[Array, "b 1 d"], inputs: NetInput
-) -> tuple[Float[Array, "b 1 d"], KeyValues]:
-    """Returns `x`, of the token at `inputs.cache.at` of each sequence, after all blocks, and the
-    cache with that token added."""
-    cache: KeyValues = inputs.cache
-    b, l = inputs.tokens.shape
-    mask, everywhere = mask_of(inputs, causal=True), table_of(inputs, l, blocks.config.rotary)
-    sequence, position = jnp.arange(b), cache.at
-    here = lambda part: picked(part, sequence, position).swapaxes(0, 1)
-    table: Any = jax.tree.map(here, everywhere)
+def read(
+    blocks: Any,
+    row: NetInput,
+    embed: Callable[[Int[Array, "b q"]], Float[Array, "b q d"]],
+    mask: AttentionMask,
+    *,
+    cond: Float[Array, "#b #q c"] | None = None,
+) -> tuple[Float[Array, "b q d"], KeyValues]:
+    """Reads the positions `row.reading.at` of each row.
+
+    Args:
+        blocks: the network's blocks.
+        row: the row that the network reads, of l tokens or, with `mask.halves`, of 2 l.
+        embed: the embedding of tokens.
+        mask: what attends to what in that row.
+        cond: the conditioning vector of each position read, or one for each sequence.
+
+    Returns the residual stream after the last block, of which the first `reading.asked` entries
+    are computed, and the stored keys and values with the new ones.
+    """
+    reading: Reading = row.reading
+    b, q = reading.at.shape
+    size = min(reading.chunk, q)
+    tokens, positions = row.tokens, positions_of(row, row.tokens.shape[1])
+    part = Parts(size=size, count=-(-q // size))
+    at = part.padded(reading.at, tokens.shape[1])
+    x = part.padded(embed(at_read(tokens, reading)), 0.0)
+    config = blocks.config
+    table: Any = config.rotary and rotary_table(at_read(positions, reading), *config.rotary)
+    table = jax.tree.map(lambda array: part.padded(array, 0.0), table)
+    if cond is not None and cond.shape[1] > 1:
+        cond = part.padded(cond, 0.0)
+    slots = Slots(mask, at, tokens.shape[1])
+    stored = reading.stored or empty(config, b, slots.capacity, block_dtype(blocks))
+    some = part.holding((at < tokens.shape[1]).any(0).sum())
+    asked = some if reading.asked is None else part.holding(reading.asked)
+    sequence = jnp.arange(b)[:, None]
 
     def step(carry: Any, layer: Any) -> tuple[Any, None]:
         x, keys, values = carry
         block, index = layer
-        begun = BegunBlock(block, x, mask, table, None)
-        keys = keys.at[index, sequence, position].set(begun.k[:, 0])
-        values = values.at[index, sequence, position].set(begun.v[:, 0])
-        q = begun.queries(begun.y)[:, 0]
-        out = attend_at(q, keys[index], values[index], mask, sequence, position)
-        out = joined_heads(out)[:, None]
-        return (block.after_attention(x, out, begun.vectors), keys, values), None
 
-    carry, start = (x, cache.keys, cache.values), 0
+        def store(i: Any, kept: Any) -> Any:
+            queries, keys, values = kept
+            y = block.before_attention(part.of(x, i), block.vectors(part.of(cond, i)))
+            q, k, v = block.projected(y, jax.tree.map(lambda a: part.of(a, i), table))
+            to = (index, sequence, part.of(slots.slot, i))
+            put = lambda array, new: array.at[to].set(new.astype(array.dtype), mode="drop")
+            return part.put(queries, q, i), put(keys, k), put(values, v)
+
+        queries = jnp.zeros((*x.shape[:2], *config.heads_shape[::2]), keys.dtype)
+        queries, keys, values = part.each(some, store, (queries, keys, values))
+        own_keys, own_values = keys[index], values[index]
+
+        def attend(i: Any, x: Array) -> Array:
+            may_attend = slots.may_attend(part.of(at, i))
+            out = attend_stored(part.of(queries, i), own_keys, own_values, may_attend)
+            vectors = block.vectors(part.of(cond, i))
+            new = block.after_attention(part.of(x, i), joined_heads(out), vectors)
+            return part.put(x, new, i)
+
+        count = jnp.where(index == depth - 1, asked, some)
+        return (part.each(count, attend, x), keys, values), None
+
+    depth = stored.keys.shape[0]
+    carry, start = (x, stored.keys, stored.values), 0
     for layers in stacks_of(blocks):
         end = start + jax.tree.leaves(layers)[0].shape[0]
         carry, _ = jax.lax.scan(step, carry, (layers, jnp.arange(start, end)))
         start = end
     x, keys, values = carry
-    return x, KeyValues(keys=keys, values=values, at=position + 1)
+    return x[:, :q], KeyValues(keys=keys, values=values)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Positions read, `size` at a time; so many parts of a row hold them all."""
+
+    size: int
+    count: int
+
+    def padded(self, array: Shaped[Array, "#b q *s"], value: Any) -> Shaped[Array, "#b p *s"]:
+        """Returns the array with `value` at the end, so that it consists of whole parts."""
+        more = self.size * self.count - array.shape[1]
+        widths = [(0, more if axis == 1 else 0) for axis in range(array.ndim)]
+        return jnp.pad(array, widths, constant_values=value) if more else array
+
+    def holding(self, positions: Int[Array, ""]) -> Int[Array, ""]:
+        """Returns the number of parts that hold the first positions."""
+        return -(-positions // self.size)
+
+    def of(self, array: Any, i: Any) -> Any:
+        """Returns part i of an array; all of it if it is the same at each position."""
+        if array is None or array.shape[1] == 1 or self.count == 1:
+            return array
+        return jax.lax.dynamic_slice_in_dim(array, i * self.size, self.size, axis=1)
+
+    def put(self, array: Shaped[Array, "b p *s"], new: Any, i: Any) -> Shaped[Array, "b p *s"]:
+        """Returns the array with part i replaced."""
+        new = new.astype(array.dtype)
+        if self.count == 1:
+            return new
+        return jax.lax.dynamic_update_slice_in_dim(array, new, i * self.size, axis=1)
+
+    def each(self, count: Int[Array, ""], do: Callable[[Any, Any], Any], carry: Any) -> Any:
+        """Runs `do(i, carry)` for the first parts, or once if there is one."""
+        return do(0, carry) if self.count == 1 else jax.lax.fori_loop(0, count, do, carry)
+
+
+class Slots:
+    """Where the keys and values of positions are stored, and who attends to them."""
+
+    def __init__(self, mask: AttentionMask, at: Int[Array, "b q"], length: int):
+        self._mask, self._length = mask, length
+        if mask.halves is None:
+            self.capacity, self.slot = length, at
+            self._position = jnp.arange(length)[None]
+            return
+        half, size = mask.halves.length, mask.halves.block_size
+        self.capacity = half + size
+        noised = jnp.where(at < half, half + at % size, self.capacity)
+        self.slot = jnp.where((half <= at) & (at < length), at - half, noised)
+        # The block that is read noised; block 0, to which no other attends, if there is none.
+        first = jnp.where(at < half, at, half).min(-1, keepdims=True) % half // size * size
+        is_clean = jnp.broadcast_to(half + jnp.arange(half)[None], (at.shape[0], half))
+        self._position = jnp.concatenate([is_clean, first + jnp.arange(size)[None]], axis=1)
+
+    def may_attend(self, at: Int[Array, "b q"]) -> Bool[Array, "b q m"] | None:
+        """Returns whether the query at each of these positions attends to what is in each slot."""
+        parts: list[Any] = []
+        near = self._mask.by_position(at[:, :, None], self._position[:, None, :])
+        if near is not None:
+            parts.append(near)
+        ids = self._mask.segments()
+        if ids is not None:
+            inside = lambda some: jnp.take_along_axis(ids, jnp.minimum(some, self._length - 1), 1)
+            here = jnp.broadcast_to(self._position, (at.shape[0], self.capacity))
+            parts.append(inside(at)[:, :, None] == inside(here)[:, None, :])
+        return functools.reduce(operator.and_, parts) if parts else None
+
+
+def attend_stored(
+    q: Float[Array, "b q h e"],
+    k: Float[Array, "b m g e"],
+    v: Float[Array, "b m g e"],
+    may_attend: Bool[Array, "#b q m"] | None,
+) -> Float[Array, "b q h e"]:
+    """Returns softmax attention to the stored keys and values, each for h / g heads of queries."""
+    b, n, heads, size = q.shape
+    grouped = q.reshape(b, n, k.shape[2], -1, size)
+    scores = jnp.einsum("bqgre,bmge->bgrqm", grouped, k, preferred_element_type=jnp.float32)
+    scores = scores * size**-0.5
+    if may_attend is not None:
+        scores = jnp.where(may_attend[:, None, None], scores, MASKED)
+    p = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bgrqm,bmge->bqgre", p, v).reshape(b, n, heads, size)
+
+
+def empty(config: Any, rows: int, capacity: int, dtype: jnp.dtype) -> KeyValues:
+    """Returns room for keys and values of `capacity` positions, all 0."""
+    _, kv_heads, size = config.heads_shape
+    zeros = jnp.zeros((config.depth, rows, capacity, kv_heads, size), dtype)
+    return KeyValues(keys=zeros, values=zeros)
+
+
+def block_dtype(blocks: Any) -> jnp.dtype:
+    """Returns the dtype of keys and values."""
+    return stacks_of(blocks)[0].qkv.dtype

@@ -135,6 +135,13 @@ class ClassifierFree(Guidance):
 
         def guided(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
             without = withheld(inputs)
+            if self.calls == 2 and inputs.reading is not None and inputs.reading.stored is not None:
+                # Each of the two calls has stored its own keys and values.
+                both = zip((inputs, without), inputs.reading.stored, strict=True)
+                inputs, without = (
+                    replace(one, reading=replace(one.reading, stored=stored))
+                    for one, stored in both
+                )
             if self.weight == 1:
                 return denoise(inputs, key=key)
             if self.weight == 0:
@@ -228,6 +235,8 @@ class Mixed(_Guided):
 
     def __init__(self, prediction: Prediction, other: Prediction, weight: float):
         self.prediction, self.other, self.weight = prediction, other, weight
+        if prediction.cache is not None:
+            self.cache = (prediction.cache, other.cache)
 
     @property
     def whole(self) -> Prediction:
@@ -255,7 +264,7 @@ class Tilted(_Guided):
         mask_id: int,
     ):
         self.prediction, self.tilt, self.weight = prediction, tilt, weight
-        self.mask_id = mask_id
+        self.mask_id, self.cache = mask_id, prediction.cache
 
     @property
     def whole(self) -> Prediction:

@@ -288,7 +288,7 @@ def test_auto_is_what_the_device_is_good_at(monkeypatch):
     [
         ("cpu", "cudnn", (1, 8, 1, 8), "bfloat16", "NVIDIA GPUs, and this is a cpu"),
         ("cpu", "splash", (1, 8, 1, 8), "bfloat16", "TPUs, and this is a cpu"),
-        ("gpu", "cudnn", (1, 8, 1, 8), "float32", "bfloat16, not float32"),
+        ("gpu", "cudnn", (1, 8, 1, 8), "float32", "float16, not float32"),
         ("gpu", "cudnn", (1, 8, 1, 12), "bfloat16", "multiple of 8, at most 128, not 12"),
         ("gpu", "cudnn", (1, 192, 1, 8), "bfloat16", "multiples of 128, not 192"),
         ("tpu", "splash", (1, 8, 1, 12), "bfloat16", "multiple of 8, not 12"),
