@@ -150,11 +150,11 @@ def within_reach(params: ArrayTree) -> ArrayTree:
     return jax.device_put(params, replicated(Mesh(np.array(jax.devices()), (AXIS,))))
 
 
-def holders(params: ArrayTree) -> list[jax.Device]:
+def holders(params: ArrayTree) -> list[Any]:
     """The devices that each hold all parameters; one device if the parameters are split."""
     found = [leaf.sharding for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
     is_whole = all(each.is_fully_replicated and each.is_fully_addressable for each in found)
-    if not found or not is_whole or len({each.device_set for each in found}) > 1:
+    if not found or not is_whole or any(each.device_set != found[0].device_set for each in found):
         return jax.devices()[:1]
     return sorted(found[0].device_set, key=lambda device: device.id)
 

@@ -15,7 +15,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Int, Key
 
+from mdlm.data.packing import Packing
+from mdlm.data.tokens.special_tokens import ends
 from mdlm.errors import InputError
+from mdlm.experiment.model import Model
 from mdlm.generation.prompts import check_prompt
 from mdlm.samplers.state import Samples
 from mdlm.types import Vocab
@@ -76,6 +79,20 @@ class Windows:
             known += self.room - self.context(known, total)
             windows += 1
         return windows
+
+
+def window_of(packing: Packing, model: Model) -> Windows:
+    """Returns windows with the length and frame of the rows that a network was trained on.
+
+    A causal network always needs a start token. Raises InputError if the tokenizer has none.
+    """
+    begins, closes = packing.frame
+    causal = model.experiment.network.attends == "causal"
+    bos, eos = ends(model.vocab) if begins or closes or causal else (None, None)
+    return Windows(
+        length=packing.length,
+        frame=(bos if begins or causal else None, eos if closes and not causal else None),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,12 @@ def with_bytes() -> Tokenizer:
     backend.add_special_tokens(["<mask>", "<s>", "</s>"])
     backend.normalizer = normalizers.Prepend("▁")
     backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1),
+        ]
     )
     return Tokenizer(backend, Vocab(size=len(names), mask_id=0, bos_id=1, eos_id=2))
 
