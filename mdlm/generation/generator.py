@@ -77,6 +77,11 @@ class Generator:
             )
         self._programs = Programs(self.sampler, model, params)
 
+    @property
+    def devices(self) -> int:
+        """The number of devices that generate."""
+        return len(self._programs.devices)
+
     def load(self, params: ArrayTree) -> None:
         """Goes on with other parameters, which lie where the first ones did."""
         self._programs.params = params
@@ -264,8 +269,7 @@ class Generator:
         Traced windows have all rows, on one device.
         """
         if not trace:
-            devices = len(self._programs.devices)
-            return partial(on_open_rows, self._programs.generate, devices=devices), None
+            return partial(on_open_rows, self._programs.generate, devices=self.devices), None
         windows: list[WindowTrace] = []
         steps, mask_id = self._steps(), self.model.vocab.mask_id
 
