@@ -59,7 +59,8 @@ def test_pieces_are_the_text_of_generate(run):
             assert "".join(pieces) == whole.texts[0].text, sampler
             assert stream.generation.texts == whole.texts
             assert stream.generation.new_tokens == whole.new_tokens
-            assert stream.generation.nfe == whole.nfe
+            # A stream takes no steps for what lies past the end of the text.
+            assert 0 < stream.generation.nfe <= whole.nfe
             assert stream.generation.windows == whole.windows
             shown = run.stream(prompt, length=length, seed=4, sampler=sampler).shown()
             assert "".join(shown) == whole.texts[0].shown
@@ -110,3 +111,13 @@ def test_bad_values_are_refused_at_once(run):
         run.stream("a" * 11, length=10)
     with pytest.raises(InputError, match="stride=40: must be in"):
         run.stream("a", length=10, stride=40)
+
+
+def test_prompts_of_different_lengths_in_one_call(run):
+    """Each text is that of its prompt alone."""
+    prompts = ["the quick brown fox", "a", ""]
+    together = run.generate(prompts, num=2, length=44, seed=6)
+    assert len(together.texts) == 6
+    for number, prompt in enumerate(prompts):
+        alone = run.generate(prompt, num=2, length=44, seed=6, first=2 * number)
+        assert together.texts[2 * number : 2 * number + 2] == alone.texts
