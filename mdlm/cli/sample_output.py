@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,10 +95,10 @@ class Making:
         there = process_group.broadcast(opened)
         size = args.batch or BATCH * self.run.generator(self.sampler).devices
         tokens, seconds = 0, 0.0
-        with Progress(quiet=file is None) as progress:
+        with file or nullcontext(), Progress(quiet=file is None) as progress:
             bar = progress.bar("generating", "texts")
             # Batches begin where those of an unbroken run do: then the last bits are the same too.
-            for first in range(there // size * size, args.num, size):
+            for first in range(there // size * size, args.num if there < args.num else 0, size):
                 bar(max(first, there), args.num)
                 out = self.made(min(size, args.num - first), first)
                 tokens, seconds = tokens + out.new_tokens, seconds + out.seconds

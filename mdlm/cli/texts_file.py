@@ -5,7 +5,6 @@ settings lie beside the file, in `FILE.settings.json`. A line of which only a pa
 dropped.
 """
 
-import contextlib
 import fcntl
 import json
 import os
@@ -31,22 +30,38 @@ class Line(TypedDict):
 class TextsFile:
     """The file at `path`, of texts made with `settings` (JSON values).
 
-    Another process cannot write it meanwhile. Raises InputError if one does, if the file holds
-    something else, or texts made with other settings.
+    Until it is closed no other process can write it. Raises InputError if one does, if the file
+    holds something else, or texts made with other settings.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
         self.path, self._beside = path, path.with_name(f"{path.name}.settings.json")
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: is no file; name one, or a new one")
-        self._held = open(path, "ab")  # noqa: SIM115, its lock is kept until this process ends
-        with contextlib.suppress(OSError):  # a disk without locks
+        is_new = not path.exists()
+        self._held = open(path, "ab")  # noqa: SIM115, it is locked until it is closed
+        try:
             self._lock()
-        self.count, end = self._whole_lines()
-        if self.count or end:
-            self._check(json.loads(json.dumps(settings)))
-        os.truncate(path, end)
-        write(self._beside, json.dumps(settings, indent=1) + "\n")
+            self.count, end = self._whole_lines()
+            if path.stat().st_size:
+                self._check(json.loads(json.dumps(settings)))
+            os.truncate(path, end)
+            write(self._beside, json.dumps(settings, indent=1) + "\n")
+        except BaseException:
+            self.close()
+            if is_new:
+                path.unlink(missing_ok=True)
+            raise
+
+    def __enter__(self) -> "TextsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets other processes write the file."""
+        self._held.close()
 
     def add(self, texts: Sequence[Text]) -> None:
         """Adds the next texts."""
@@ -56,12 +71,15 @@ class TextsFile:
         self.count += len(texts)
 
     def _lock(self) -> None:
+        """Locks the file, unless it lies on a disk without locks."""
         try:
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
                 f"{self.path}: another process writes it: wait until it ends, or name another file"
             ) from error
+        except OSError:
+            return
 
     def _whole_lines(self) -> tuple[int, int]:
         """The number of whole lines, and where the last one ends."""

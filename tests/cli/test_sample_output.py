@@ -124,16 +124,20 @@ def test_other_settings_are_refused_and_the_file_stays(work, capsys):
     assert main([*words[:-1], "other.jsonl"]) == 2
     assert "other.jsonl, line 1: is not text 0 of" in capsys.readouterr().err
     assert (work / "other.jsonl").read_text() == '{"text": "mine"}\n'
+    (work / "notes").write_text("mine")  # no torn line, but a file of others
+    assert main([*words[:-1], "notes"]) == 2
+    assert (work / "notes").read_text() == "mine"
 
 
 def test_two_at_once_are_refused(tmp_path):
-    first = TextsFile(tmp_path / "x.jsonl", {"seed": 0})
-    with pytest.raises(InputError, match="x.jsonl: another process writes it"):
-        TextsFile(tmp_path / "x.jsonl", {"seed": 0})
-    first.add([Text("a", (97,), ("a",))])
-    assert lines(tmp_path / "x.jsonl") == [
-        {"index": 0, "text": "a", "tokens": [97], "pieces": ["a"]}
-    ]
+    path = tmp_path / "x.jsonl"
+    with TextsFile(path, {"seed": 0}) as first:
+        with pytest.raises(InputError, match="x.jsonl: another process writes it"):
+            TextsFile(path, {"seed": 0})
+        first.add([Text("a", (97,), ("a",))])
+    assert lines(path) == [{"index": 0, "text": "a", "tokens": [97], "pieces": ["a"]}]
+    with TextsFile(path, {"seed": 0}) as again:
+        assert again.count == 1
 
 
 @pytest.mark.e2e
@@ -161,14 +165,10 @@ def test_after_a_kill_the_file_becomes_that_of_an_unbroken_run(work):
 
 @pytest.mark.e2e
 def test_a_stream_whose_reader_goes_away_ends_quietly(work):
-    process = subprocess.Popen(
-        command("--length", 4000, "--stream"),
-        env=ALONE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None and process.stderr is not None
-    assert len(process.stdout.read(5)) == 5
-    process.stdout.close()
-    said = process.stderr.read().decode()
-    assert process.wait() == 0 and "Traceback" not in said and "mdlm:" not in said
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command("--length", 4000, "--stream"), env=ALONE, **pipes) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert len(process.stdout.read(5)) == 5
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == 0 and "Traceback" not in said and "mdlm:" not in said
