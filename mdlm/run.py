@@ -23,7 +23,7 @@ from mdlm.evals.scorer import Report, Scorer, check_same_data
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.model import Model
-from mdlm.generation.chat import Message, prompt_of
+from mdlm.generation.chat import Message, prompt_of, window_of_answers
 from mdlm.generation.generator import Generator
 from mdlm.generation.programs import within_reach
 from mdlm.generation.streaming import Stream
@@ -225,10 +225,11 @@ class Run:
             )
         if stride is not None or stop_at_eos is not None:
             raise InputError("stride, stop_at_eos: not for conversations; leave them out")
-        tokens, total, ends = self._asked(prompt, ANSWER if length is None else length)
-        return generator.in_windows(Windows(length=total)).stream(
+        length = ANSWER if length is None else length
+        (tokens,), window, ends = self._asked([prompt], length)
+        return generator.in_windows(window).stream(
             tokens,
-            len(tokens) + (ANSWER if length is None else length),
+            len(tokens) + length,
             seed=seed,
             stop_at=ends,
             skip=len(tokens),
@@ -237,7 +238,7 @@ class Run:
 
     def chat(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
         *,
         num: int = 1,
         length: int = ANSWER,
@@ -248,8 +249,8 @@ class Run:
         sampler: Sampler | None = None,
         **settings: Any,
     ) -> Generation:
-        """Answers a conversation `num` times, each with at most `length` tokens, up to the first of
-        the tokens that end an answer. The texts are the answers alone.
+        """Answers a conversation, or each of several, `num` times with at most `length` tokens, up
+        to the first of the tokens that end an answer. The texts are the answers alone.
 
         `messages` are dictionaries with a role ("system", "user", "assistant") and a content; the
         chat template that came with the checkpoint makes a prompt of them. The network reads
@@ -257,18 +258,24 @@ class Run:
 
         Raises InputError if there is no template, or if prompt and answer are longer than a row.
         """
-        prompt, total, ends = self._asked(messages, length)
-        generator = self._generator_with(sampler, settings).in_windows(Windows(length=total))
-        out = generator.continue_tokens(
-            [prompt] * num,
-            len(prompt) + length,
-            seed=seed,
-            first=first,
-            stop_at=ends,
-            trace=trace,
-            report=report,
+        one = not messages or isinstance(messages[0], Mapping)
+        prompts, window, ends = self._asked([messages] if one else messages, length)
+        prompts = [prompt for prompt in prompts for _ in range(num)]
+        out = (
+            self._generator_with(sampler, settings)
+            .in_windows(window)
+            .continue_tokens(
+                prompts,
+                [len(prompt) + length for prompt in prompts],
+                seed=seed,
+                first=first,
+                stop_at=ends,
+                trace=trace,
+                report=report,
+            )
         )
-        answers = tuple(text_of(self.tokenizer, text.tokens[len(prompt) :]) for text in out.texts)
+        pairs = zip(out.texts, prompts, strict=True)
+        answers = tuple(text_of(self.tokenizer, t.tokens[len(prompt) :]) for t, prompt in pairs)
         return self._named(replace(out, texts=answers), seed)
 
     def infill(
@@ -295,21 +302,14 @@ class Run:
         return self.experiment.data.packing.is_one_document if stop_at_eos is None else stop_at_eos
 
     def _asked(
-        self, messages: Sequence[Message], length: int
-    ) -> tuple[list[int], int, tuple[int, ...]]:
-        """The tokens of a conversation, those of the row that also holds an answer of `length`
+        self, conversations: Sequence[Any], length: int
+    ) -> tuple[list[list[int]], Windows, tuple[int, ...]]:
+        """The tokens of conversations, the window that holds each with an answer of `length`
         tokens, and the tokens that end an answer."""
         told = chat.read(self.folder.data)
-        prompt = prompt_of(messages, told.template, self.tokenizer)
-        block = getattr(self.experiment.network, "block_size", 0) or 1
-        total = -(-(len(prompt) + length) // block) * block
-        longest = self.experiment.data.packing.length
-        if length < 1 or total > longest:
-            raise InputError(
-                f"length={length}: must be from 1 to {longest - len(prompt)}, as the prompt has"
-                f" {len(prompt)} tokens and a row of this run {longest}"
-            )
-        return prompt, total, told.ends
+        prompts = [prompt_of(one, told.template, self.tokenizer) for one in conversations]
+        longest, network = self.experiment.data.packing.length, self.experiment.network
+        return prompts, window_of_answers(prompts, length, longest, network), told.ends
 
     def _named(self, out: Generation, seed: int) -> Generation:
         """Returns the result with the run, its step and the seed in its trace, if it has one."""

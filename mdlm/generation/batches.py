@@ -26,14 +26,14 @@ def on_open_rows(
     keys: Key[Array, " b"],
     tokens: Int[np.ndarray, "b l"],
     is_fixed: Bool[np.ndarray, "b l"],
-    *,
+    *is_valid: Bool[np.ndarray, "b l"],
     devices: int,
 ) -> Samples:
     """Generates the rows that have an open position; the others keep their tokens.
 
     Where the batch is larger than these rows it is filled up with copies of one in which all is
-    fixed: these take no steps, and their results are dropped. `generate` is also given `parts`,
-    the number of devices.
+    fixed: these take no steps, and their results are dropped. `generate` is also given `is_valid`,
+    if there is one, and `parts`, the number of devices.
     """
     (is_open,) = np.nonzero(~is_fixed.all(axis=1))
     whole = np.array(tokens)
@@ -44,7 +44,7 @@ def on_open_rows(
     chosen[len(is_open) :] = is_open[0]
     is_filling = np.arange(len(chosen)) >= len(is_open)
     given: Any = (keys[chosen], tokens[chosen], is_fixed[chosen] | is_filling[:, None])
-    samples = generate(*given, parts=parts)
+    samples = generate(*given, *(valid[chosen] for valid in is_valid), parts=parts)
     whole[is_open] = np.asarray(samples.tokens)[: len(is_open)]
     return Samples(tokens=whole, nfe=samples.nfe)
 

@@ -126,7 +126,7 @@ class Generator:
     def continue_tokens(
         self,
         prompts: Sequence[Sequence[int]],
-        length: int,
+        length: int | Sequence[int],
         *,
         seed: int = 0,
         first: int = 0,
@@ -136,7 +136,7 @@ class Generator:
         report: Callable[[WindowDone], None] | None = None,
     ) -> Generation:
         """Continues prompts that are tokens, as `continue_from`, each to the first of the tokens
-        `stop_at` that is generated."""
+        `stop_at` that is generated. `length` may be one for each."""
         ids = [list(prompt) for prompt in prompts]
         window = self._windows(length, stride)
         run, windows = self._runner(trace)
@@ -241,10 +241,11 @@ class Generator:
             raise InputError("stop_at_eos=True: this tokenizer has no end-of-text token")
         return (eos,) if stop_at_eos and eos is not None else ()
 
-    def _windows(self, length: int, stride: int | None) -> Windows:
+    def _windows(self, length: int | Sequence[int], stride: int | None) -> Windows:
         """The windows of a text. Raises InputError if `length` or `stride` is out of range."""
-        if length < 1:
-            raise InputError(f"length={length}: must be at least 1")
+        shortest = length if isinstance(length, int) else min(length, default=1)
+        if shortest < 1:
+            raise InputError(f"length={shortest}: must be at least 1")
         if stride is not None and not 1 <= stride <= self.window.room:
             raise InputError(
                 f"stride={stride}: must be in 1..{self.window.room}, the text of a window"
@@ -258,7 +259,7 @@ class Generator:
         def prepared(*rows: Any) -> SampleState:
             state = begin(*rows)
             for name in ("advance", "finish"):
-                self._programs.prepare(name, state)
+                self._programs.prepare(name, state, *rows[3:])
             return state
 
         return dict(zip(("begin", "advance", "finish"), (prepared, *others), strict=True))
@@ -273,8 +274,8 @@ class Generator:
         windows: list[WindowTrace] = []
         steps, mask_id = self._steps(), self.model.vocab.mask_id
 
-        def traced(keys: Key[Array, " b"], tokens, is_fixed) -> Samples:
-            samples, window = generate_traced(keys, tokens, is_fixed, **steps, mask_id=mask_id)
+        def traced(*rows: Any) -> Samples:
+            samples, window = generate_traced(*rows, **steps, mask_id=mask_id)
             windows.append(window)
             return samples
 

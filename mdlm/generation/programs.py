@@ -37,11 +37,11 @@ class Programs:
     """
 
     def __init__(self, sampler: Sampler, model: Model, params: ArrayTree):
-        def loop(params: ArrayTree) -> Loop:
-            return Loop(sampler=sampler, diffusion=model.diffusion(params))
+        def loop(params: ArrayTree, is_valid: Any = None) -> Loop:
+            return Loop(sampler=sampler, diffusion=model.diffusion(params), is_valid=is_valid)
 
         def samples(params: ArrayTree, *rows: Any) -> Samples:
-            out = generate(*rows, **vars(loop(params)))
+            out = generate(*rows[:3], **vars(loop(params, *rows[3:])))
             return Samples(tokens=out.tokens, nfe=out.nfe[None])
 
         self.compiling = 0.0
@@ -52,9 +52,9 @@ class Programs:
         self._samples = samples
         self._programs = {
             ("generate", 1): jit(samples),
-            ("begin", 1): jit(lambda params, *rows: loop(params).begin(*rows)),
-            ("advance", 1): jit(lambda params, state: loop(params).advance(state)),
-            ("finish", 1): jit(lambda params, state: loop(params).finish(state)),
+            ("begin", 1): jit(lambda params, *rows: loop(params, *rows[3:]).begin(*rows[:3])),
+            ("advance", 1): jit(lambda params, state, *valid: loop(params, *valid).advance(state)),
+            ("finish", 1): jit(lambda params, state, *valid: loop(params, *valid).finish(state)),
         }
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
@@ -72,12 +72,12 @@ class Programs:
         keys: Key[Array, " b"],
         tokens: Int[np.ndarray, "b l"],
         is_fixed: Bool[np.ndarray, "b l"],
-        *,
+        *is_valid: Bool[np.ndarray, "b l"],
         parts: int = 1,
     ) -> Samples:
         """Draws samples on `parts` devices, which divide the rows. NFE is that of the device that
-        calls the network most."""
-        out = self._run(("generate", parts), keys, tokens, is_fixed)
+        calls the network most. Positions that are not `is_valid`, if it is given, are padding."""
+        out = self._run(("generate", parts), keys, tokens, is_fixed, *is_valid)
         return Samples(tokens=np.asarray(out.tokens), nfe=np.asarray(out.nfe).max())
 
     def __call__(self, name: str, *values: Any) -> Any:
@@ -99,19 +99,19 @@ class Programs:
         if shapes not in self._compiled:
             began = time.perf_counter()
             with compiling.announced("the sampler"):
-                if which not in self._programs:
-                    self._programs[which] = self._split(which[1])
-                lowered = self._programs[which].lower(self._on(which[1]), *values)
+                program = self._programs.get(which) or self._split(which[1], len(values))
+                lowered = program.lower(self._on(which[1]), *values)
                 self._compiled[shapes] = lowered.compile()
                 if self._everywhere is not None:
                     process_group.barrier()  # no process runs it while others still compile
             self.compiling += time.perf_counter() - began
         return self._compiled[shapes]
 
-    def _split(self, parts: int) -> Any:
-        """`generate` on several devices, each with a part of the rows and a loop of its own."""
-        mesh, whole, rows = self._mesh(parts), PartitionSpec(), PartitionSpec(AXIS)
-        specs = (whole, rows, rows, rows)
+    def _split(self, parts: int, arrays: int) -> Any:
+        """`generate` of so many arrays of rows on several devices, each with a part of the rows
+        and a loop of its own."""
+        mesh, rows = self._mesh(parts), PartitionSpec(AXIS)
+        specs = (PartitionSpec(), *[rows] * arrays)
         alone = jax.shard_map(
             self._samples, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False
         )

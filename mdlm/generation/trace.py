@@ -124,26 +124,29 @@ def states(
     keys: Key[jax.Array, " b"],
     tokens: Int[np.ndarray, "b l"],
     is_fixed: Bool[np.ndarray, "b l"],
-    *,
+    *is_valid: Bool[np.ndarray, "b l"],
     begin: Callable[..., SampleState],
-    advance: Callable[[SampleState], SampleState],
-    finish: Callable[[SampleState], SampleState],
+    advance: Callable[..., SampleState],
+    finish: Callable[..., SampleState],
 ) -> Iterator[SampleState]:
     """Yields the state before the first step, after each step and at the end: those of `generate`
-    with the same keys. `begin`, `advance` and `finish` are the jitted methods of a `Loop`."""
-    state = begin(keys, tokens, is_fixed)
+    with the same keys. `begin`, `advance` and `finish` are the jitted methods of a `Loop`; each is
+    also given `is_valid`, if there is one."""
+    for valid in is_valid:
+        is_fixed = is_fixed | ~valid
+    state = begin(keys, tokens, is_fixed, *is_valid)
     yield state
     while not np.asarray(state.done).all():
-        state = advance(state)
+        state = advance(state, *is_valid)
         yield state
-    yield finish(state)
+    yield finish(state, *is_valid)
 
 
 def generate_traced(
     keys: Key[jax.Array, " b"],
     tokens: Int[np.ndarray, "b l"],
     is_fixed: Bool[np.ndarray, "b l"],
-    *,
+    *is_valid: Bool[np.ndarray, "b l"],
     mask_id: int,
     **steps: Callable[..., SampleState],
 ) -> tuple[Samples, WindowTrace]:
@@ -152,8 +155,9 @@ def generate_traced(
     `steps` are those of `states`. `finish` counts as a step if it calls the network or changes a
     token.
     """
-    recorder = Recorder(np.where(is_fixed, tokens, mask_id), mask_id)
-    for state in states(keys, tokens, is_fixed, **steps):
+    known = np.logical_or.reduce([is_fixed, *(~valid for valid in is_valid)])
+    recorder = Recorder(np.where(known, tokens, mask_id), mask_id)
+    for state in states(keys, tokens, is_fixed, *is_valid, **steps):
         recorder.look(state)
     samples = Samples(tokens=jnp.asarray(recorder.tokens), nfe=jnp.asarray(recorder.nfe[-1]))
     return samples, recorder.trace()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Int, Key
+from jaxtyping import Int, Key
 
 from mdlm.data.packing import Packing
 from mdlm.data.tokens.special_tokens import ends
@@ -24,7 +24,8 @@ from mdlm.samplers.state import Samples
 from mdlm.types import Vocab
 
 Run = Callable[..., Samples]
-"""`run(keys [b], tokens [b l], is_fixed [b l]) -> Samples`: a compiled `generate`."""
+"""`run(keys [b], tokens [b l], is_fixed [b l]) -> Samples`: a compiled `generate`. If some
+positions are padding, `is_valid [b l]` follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +34,14 @@ class Windows:
 
     `length` is the network's row length. `stride` is the number of new tokens in each window but
     the first (default: half of a window's text). `frame` holds the first and the last token of
-    every window, None for no such token.
+    every window, None for no such token. With `closes_at` = n a shorter text is in a row of its own
+    length, rounded up to a multiple of n; the rest of the window is padding.
     """
 
     length: int
     stride: int | None = None
     frame: tuple[int | None, int | None] = (None, None)
+    closes_at: int | None = None
 
     def __post_init__(self):
         if self.room < 1:
@@ -123,25 +126,28 @@ class LongSamples:
 class Writing:
     """Texts on their way from prompts to `total` tokens, prompt included, window by window.
 
-    Of a prompt that leaves no room in a window, the window holds the last tokens only. A row ends
-    after the first token of `stop_at` that it generates (it is kept and counted). `lengths` has
-    None for rows that have not ended. Raises InputError if a prompt is longer than `total`, or has
-    a token that may not be fixed.
+    `total` is one number, or one for each prompt. Of a prompt that leaves no room in a window, the
+    window holds the last tokens only. A row ends after the first token of `stop_at` that it
+    generates (it is kept and counted). `lengths` has None for rows that have not ended. Raises
+    InputError if a prompt is longer than its `total`, or has a token that may not be fixed.
     """
 
     def __init__(
         self,
         prompts: Sequence[Sequence[int]],
-        total: int,
+        total: int | Sequence[int],
         window: Windows,
         vocab: Vocab,
         stop_at: Sequence[int] = (),
     ):
-        self.total, self.window, self.vocab, self.stop_at = total, window, vocab, stop_at
-        self.texts = [_checked(prompt, row, total, vocab) for row, prompt in enumerate(prompts)]
+        self.window, self.vocab, self.stop_at = window, vocab, stop_at
+        self.totals = [total] * len(prompts) if isinstance(total, int) else list(total)
+        rows = enumerate(zip(prompts, self.totals, strict=True))
+        self.texts = [_checked(prompt, row, total, vocab) for row, (prompt, total) in rows]
         self._starts = [len(text) for text in self.texts]
-        self.lengths = [total if start == total else None for start in self._starts]
-        self.windows = max((window.count(start, total) for start in self._starts), default=0)
+        pairs = list(zip(self._starts, self.totals, strict=True))
+        self.lengths = [total if start == total else None for start, total in pairs]
+        self.windows = max((window.count(*pair) for pair in pairs), default=0)
         self.begins: list[list[int]] = []
 
     @property
@@ -152,42 +158,46 @@ class Writing:
         """The keys of the next window."""
         return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, len(self.begins))
 
-    def next(self) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
-        """The next window of every row. All positions of ended rows are fixed: they need no
-        steps."""
+    def next(self) -> tuple[np.ndarray, ...]:
+        """The next window of every row: its tokens [b l], which are fixed, and, if some are
+        padding, which are not. All positions of ended rows are fixed: they need no steps."""
         shape = (len(self.texts), self.window.length)
         tokens, is_fixed = np.full(shape, filler(self.vocab), np.int32), np.zeros(shape, bool)
         for row, text in enumerate(self.texts):
             if self.lengths[row] is not None:
                 is_fixed[row] = True
                 continue
-            context = self.window.context(len(text), self.total)
+            context = self.window.context(len(text), self.totals[row])
             tokens[row, self.window.text][:context] = text[len(text) - context :]
             is_fixed[row, self.window.text][:context] = True
         for column, token in zip((0, -1), self.window.frame, strict=True):
             if token is not None:
                 tokens[:, column], is_fixed[:, column] = token, True
-        return tokens, is_fixed
+        if (n := self.window.closes_at) is None:
+            return tokens, is_fixed
+        ends = -(-np.array(self.totals) // n) * n
+        is_valid = np.arange(self.window.length)[None] < ends[:, None]
+        return (tokens, is_fixed) if is_valid.all() else (tokens, is_fixed, is_valid)
 
     def with_window(
         self, row: int, written: Int[np.ndarray, " l"], count: int | None = None
     ) -> tuple[list[int], int | None]:
         """The text of an open row with the first `count` tokens of the text in its window (None:
         all), and its length if the row then ends, else None."""
-        text = self.texts[row]
-        context = self.window.context(len(text), self.total)
+        text, total = self.texts[row], self.totals[row]
+        context = self.window.context(len(text), total)
         text = text + written[self.window.text][context:count].tolist()
-        for end in range(self._starts[row], min(len(text), self.total)):
+        for end in range(self._starts[row], min(len(text), total)):
             if text[end] in self.stop_at:
                 return text, end + 1
-        return text, self.total if len(text) >= self.total else None
+        return text, total if len(text) >= total else None
 
     def add(self, written: Int[np.ndarray, "b l"]) -> None:
         """Takes the windows of all rows, as they were generated."""
         self.begins.append([-1] * len(self.texts))
         for row, text in enumerate(self.texts):
             if self.lengths[row] is None:
-                context = self.window.context(len(text), self.total)
+                context = self.window.context(len(text), self.totals[row])
                 self.begins[-1][row] = len(text) - context
                 self.texts[row], self.lengths[row] = self.with_window(row, written[row])
 
@@ -195,7 +205,7 @@ class Writing:
 def generate_long(
     keys: Key[Array, " b"],
     prompts: Sequence[Sequence[int]],
-    total: int,
+    total: int | Sequence[int],
     *,
     window: Windows,
     run: Run,
@@ -220,7 +230,7 @@ def generate_long(
             report(WindowDone(window=done, windows=texts.windows, open_rows=rows, nfe=nfe))
     ended = stop_at[0] if stop_at else filler(vocab)
     return LongSamples(
-        tokens=_cut(texts.texts, texts.lengths, total, ended),
+        tokens=_cut(texts.texts, texts.lengths, max(texts.totals, default=0), ended),
         lengths=np.asarray(texts.lengths, np.int32),
         nfe=nfe,
         windows=len(texts.begins),

@@ -121,3 +121,15 @@ def test_prompts_of_different_lengths_in_one_call(run):
     for number, prompt in enumerate(prompts):
         alone = run.generate(prompt, num=2, length=44, seed=6, first=2 * number)
         assert together.texts[2 * number : 2 * number + 2] == alone.texts
+
+
+def test_conversations_of_different_lengths_in_one_call(run):
+    """Each answer is that to its conversation alone: the network does not see what fills a row."""
+    run.folder.save_data(kept.files(kept.Chat(template="{{ messages[-1].content }}:")))
+    asked = [[{"role": "user", "content": text}] for text in ("hello", "a", "what is it")]
+    for trace in (False, True):
+        together = run.chat(asked, num=2, length=9, seed=3, trace=trace)
+        assert len(together.texts) == 6 and together.new_tokens == 54
+        for number, messages in enumerate(asked):
+            alone = run.chat(messages, num=2, length=9, seed=3, first=2 * number)
+            assert together.texts[2 * number : 2 * number + 2] == alone.texts
