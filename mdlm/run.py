@@ -5,7 +5,7 @@ run.perplexity()
 print(run.generate("The ", length=200).texts[0].text)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +23,12 @@ from mdlm.evals.scorer import Report, Scorer, check_same_data
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.model import Model
-from mdlm.generation.chat import Message, prompt_of
-from mdlm.generation.generator import Generation, Generator, window_of
+from mdlm.generation.chat import Message, prompt_of, window_of_answers
+from mdlm.generation.generator import Generator
 from mdlm.generation.programs import within_reach
-from mdlm.generation.texts import text_of
-from mdlm.generation.windows import Windows
+from mdlm.generation.streaming import Stream
+from mdlm.generation.texts import Generation, text_of
+from mdlm.generation.windows import Windows, window_of
 from mdlm.keys import of_seed
 from mdlm.objectives.clip_search import Interval
 from mdlm.parallel.mesh import MeshShape
@@ -35,6 +36,9 @@ from mdlm.runs import agreement, chat, weights
 from mdlm.runs.folder import RunFolder
 from mdlm.runs.parameters import restore_parameters
 from mdlm.samplers.base import Sampler
+
+ANSWER = 128
+"""Most tokens of an answer, if nothing is said of its length."""
 
 
 def load(
@@ -80,6 +84,7 @@ class Run:
         self.mesh = self.shape.build()
         abstract = self.model.abstract_params(self.mesh)
         self.step, self.params = restore_parameters(self.folder, abstract, step)
+        self._generator: Generator | None = None
 
     @property
     def remark(self) -> str | None:
@@ -138,21 +143,25 @@ class Run:
         return scorer.clip_search(self.params, batches=batches, key=of_seed(seed))
 
     def generator(self, sampler: Sampler | None = None) -> Generator:
-        """Returns a generator with this run's parameters. Keep it, so that it compiles only once.
+        """Returns a generator with this run's parameters, compiled only once: the newest is kept.
 
         Raises InputError if `sampler` does not fit the run.
         """
-        window = window_of(self.experiment.data.packing, self.model)
-        params = within_reach(self.params)
-        return Generator(self.model, params, self.tokenizer, window, sampler)
+        sampler = sampler or self.experiment.sampler
+        if self._generator is None or self._generator.sampler != sampler:
+            window = window_of(self.experiment.data.packing, self.model)
+            params = within_reach(self.params)
+            self._generator = Generator(self.model, params, self.tokenizer, window, sampler)
+        return self._generator
 
     def generate(
         self,
-        prompt: str = "",
+        prompt: str | Sequence[str] = "",
         *,
         num: int = 1,
         length: int | None = None,
         seed: int = 0,
+        first: int = 0,
         stride: int | None = None,
         stop_at_eos: bool | None = None,
         trace: bool = False,
@@ -160,41 +169,88 @@ class Run:
         sampler: Sampler | None = None,
         **settings: Any,
     ) -> Generation:
-        """Continues a prompt `num` times to `length` tokens (default: a row of the data).
+        """Continues a prompt, or each of several, `num` times to `length` tokens (default: a row of
+        the data), in one batch.
 
         Texts end at their EOS with `stop_at_eos`, by default if the rows of the run are documents.
+
+        Text number i, counted from `first`, depends on the seed, on i and on its prompt only: the
+        next call may go on from where one ended.
 
         `settings` replace fields of the sampler (by default the experiment's), e.g. `steps=64,
         top_p=0.9`. With `trace` the result also records each step.
         """
-        generator = self.generator(replace(sampler or self.experiment.sampler, **settings))
-        if stop_at_eos is None:
-            stop_at_eos = self.experiment.data.packing.is_one_document
+        generator = self._generator_with(sampler, settings)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
         out = generator.continue_from(
-            [prompt] * num,
+            [one for one in prompts for _ in range(num)],
             generator.window.room if length is None else length,
             seed=seed,
+            first=first,
             stride=stride,
-            stop_at_eos=stop_at_eos,
+            stop_at_eos=self._stops(stop_at_eos),
             trace=trace,
             report=report,
         )
         return self._named(out, seed)
 
+    def stream(
+        self,
+        prompt: str | Sequence[Message] = "",
+        *,
+        length: int | None = None,
+        seed: int = 0,
+        stride: int | None = None,
+        stop_at_eos: bool | None = None,
+        report: Callable[[Any], None] | None = None,
+        sampler: Sampler | None = None,
+        **settings: Any,
+    ) -> Stream:
+        """Yields the text of `generate`, or of `chat` if `prompt` is a conversation, in pieces, as
+        it is written: `for piece in run.stream("The "): print(piece, end="", flush=True)`.
+
+        A piece is given out once it can no longer change: with samplers that write from left to
+        right or in blocks soon, else with each window. Arguments as in those; of a conversation,
+        neither `stride` nor `stop_at_eos`.
+        """
+        generator = self._generator_with(sampler, settings)
+        if isinstance(prompt, str):
+            return generator.stream(
+                prompt,
+                generator.window.room if length is None else length,
+                seed=seed,
+                stride=stride,
+                stop_at_eos=self._stops(stop_at_eos),
+                report=report,
+            )
+        if stride is not None or stop_at_eos is not None:
+            raise InputError("stride, stop_at_eos: not for conversations; leave them out")
+        length = ANSWER if length is None else length
+        (tokens,), window, ends = self._asked([prompt], length)
+        return generator.in_windows(window).stream(
+            tokens,
+            len(tokens) + length,
+            seed=seed,
+            stop_at=ends,
+            skip=len(tokens),
+            report=report,
+        )
+
     def chat(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
         *,
         num: int = 1,
-        length: int = 128,
+        length: int = ANSWER,
         seed: int = 0,
+        first: int = 0,
         trace: bool = False,
         report: Callable[[Any], None] | None = None,
         sampler: Sampler | None = None,
         **settings: Any,
     ) -> Generation:
-        """Answers a conversation `num` times, each with at most `length` tokens, up to the first of
-        the tokens that end an answer. The texts are the answers alone.
+        """Answers a conversation, or each of several, `num` times with at most `length` tokens, up
+        to the first of the tokens that end an answer. The texts are the answers alone.
 
         `messages` are dictionaries with a role ("system", "user", "assistant") and a content; the
         chat template that came with the checkpoint makes a prompt of them. The network reads
@@ -202,27 +258,24 @@ class Run:
 
         Raises InputError if there is no template, or if prompt and answer are longer than a row.
         """
-        told = chat.read(self.folder.data)
-        prompt = prompt_of(messages, told.template, self.tokenizer)
-        block = getattr(self.experiment.network, "block_size", 0) or 1
-        total = -(-(len(prompt) + length) // block) * block
-        longest = self.experiment.data.packing.length
-        if length < 1 or total > longest:
-            raise InputError(
-                f"length={length}: must be from 1 to {longest - len(prompt)}, as the prompt has"
-                f" {len(prompt)} tokens and a row of this run {longest}"
+        one = not messages or isinstance(messages[0], Mapping)
+        prompts, window, ends = self._asked([messages] if one else messages, length)
+        prompts = [prompt for prompt in prompts for _ in range(num)]
+        out = (
+            self._generator_with(sampler, settings)
+            .in_windows(window)
+            .continue_tokens(
+                prompts,
+                [len(prompt) + length for prompt in prompts],
+                seed=seed,
+                first=first,
+                stop_at=ends,
+                trace=trace,
+                report=report,
             )
-        generator = self.generator(replace(sampler or self.experiment.sampler, **settings))
-        generator.window = Windows(length=total, frame=(None, None))
-        out = generator.continue_tokens(
-            [prompt] * num,
-            len(prompt) + length,
-            seed=seed,
-            stop_at=told.ends,
-            trace=trace,
-            report=report,
         )
-        answers = tuple(text_of(self.tokenizer, text.tokens[len(prompt) :]) for text in out.texts)
+        pairs = zip(out.texts, prompts, strict=True)
+        answers = tuple(text_of(self.tokenizer, t.tokens[len(prompt) :]) for t, prompt in pairs)
         return self._named(replace(out, texts=answers), seed)
 
     def infill(
@@ -231,13 +284,32 @@ class Run:
         *,
         num: int = 1,
         seed: int = 0,
+        first: int = 0,
         trace: bool = False,
         sampler: Sampler | None = None,
         **settings: Any,
     ) -> Generation:
         """Fills the blanks (`[MASK]`, `[MASK:n]`) of a text. Other arguments as in `generate`."""
-        generator = self.generator(replace(sampler or self.experiment.sampler, **settings))
-        return self._named(generator.infill(text, num=num, seed=seed, trace=trace), seed)
+        generator = self._generator_with(sampler, settings)
+        out = generator.infill(text, num=num, seed=seed, first=first, trace=trace)
+        return self._named(out, seed)
+
+    def _generator_with(self, sampler: Sampler | None, settings: Mapping[str, Any]) -> Generator:
+        return self.generator(replace(sampler or self.experiment.sampler, **settings))
+
+    def _stops(self, stop_at_eos: bool | None) -> bool:
+        """Whether texts end at their EOS: by default, if the rows of the run are documents."""
+        return self.experiment.data.packing.is_one_document if stop_at_eos is None else stop_at_eos
+
+    def _asked(
+        self, conversations: Sequence[Any], length: int
+    ) -> tuple[list[list[int]], Windows, tuple[int, ...]]:
+        """The tokens of conversations, the window that holds each with an answer of `length`
+        tokens, and the tokens that end an answer."""
+        told = chat.read(self.folder.data)
+        prompts = [prompt_of(one, told.template, self.tokenizer) for one in conversations]
+        longest, network = self.experiment.data.packing.length, self.experiment.network
+        return prompts, window_of_answers(prompts, length, longest, network), told.ends
 
     def _named(self, out: Generation, seed: int) -> Generation:
         """Returns the result with the run, its step and the seed in its trace, if it has one."""

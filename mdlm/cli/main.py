@@ -192,7 +192,7 @@ def _together(args: argparse.Namespace) -> Iterator[None]:
     with joined(rank, timeout=args.join_timeout, advice=again if args.command == "train" else ""):
         try:
             if args.command != "train":  # which compares the resulting experiments instead
-                own = ("run_folder", "trace", "traceback", *PROCESS_ARGUMENTS)
+                own = ("run_folder", "trace", "out", "traceback", *PROCESS_ARGUMENTS)
                 said = {name: value for name, value in vars(args).items() if name not in own}
                 process_group.check_same(said, "arguments")
             yield

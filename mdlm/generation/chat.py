@@ -9,6 +9,7 @@ from typing import Any
 
 from mdlm.data.tokens.tokenizer import Tokenizer
 from mdlm.errors import InputError
+from mdlm.generation.windows import Windows
 
 Message = Mapping[str, str]
 """A message: its `role` ("system", "user" or "assistant") and its `content`."""
@@ -54,6 +55,24 @@ def prompt_of(messages: Any, template: str | None, tokenizer: Tokenizer) -> list
                 raise InputError(f"message {number} spells the special token {token}: leave it out")
     text = rendered(template, plain, tokenizer)
     return tokenizer.encode_marked(text)
+
+
+def window_of_answers(
+    prompts: Sequence[Sequence[int]], length: int, longest: int, network: Any
+) -> Windows:
+    """Returns the window that holds each prompt with an answer of `length` tokens and nothing else.
+
+    Raises InputError if a row of `longest` tokens does not hold them.
+    """
+    most, block = max(map(len, prompts)), getattr(network, "block_size", 0) or 1
+    total = -(-(most + length) // block) * block
+    if length < 1 or total > longest:
+        raise InputError(
+            f"length={length}: must be from 1 to {longest - most}, as the prompt has"
+            f" {most} tokens and a row of this run {longest}"
+        )
+    # What follows a text is nothing to a network that goes from left to right.
+    return Windows(length=total, closes_at=None if network.attends == "causal" else block)
 
 
 def rendered(template: str, messages: list[dict[str, str]], tokenizer: Tokenizer) -> str:

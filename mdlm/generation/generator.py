@@ -8,8 +8,10 @@ full rows only, so the positions after the end of an infilled text are sampled t
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,20 +19,21 @@ from jax import Array
 from jaxtyping import Key
 
 from mdlm.config.component_text import to_text
-from mdlm.data.packing import Packing
-from mdlm.data.tokens.special_tokens import end_of, ends
+from mdlm.data.tokens.special_tokens import end_of
 from mdlm.data.tokens.tokenizer import Tokenizer
 from mdlm.errors import InputError
 from mdlm.experiment.model import Model, check_sampler
-from mdlm.generation.programs import Programs, mesh_of
+from mdlm.generation.batches import on_open_rows
+from mdlm.generation.programs import Programs
 from mdlm.generation.prompts import check_prompt
+from mdlm.generation.streaming import Stream, keeps
 from mdlm.generation.template import Template
-from mdlm.generation.texts import Text, text_of
+from mdlm.generation.texts import Generation, text_of
 from mdlm.generation.trace import Trace, WindowTrace, generate_traced, rows_of
-from mdlm.generation.windows import Run, WindowDone, Windows, generate_long
+from mdlm.generation.windows import Run, WindowDone, Windows, Writing, generate_long
 from mdlm.keys import by_row, of_seed, stream
 from mdlm.samplers.base import Sampler
-from mdlm.samplers.state import Samples
+from mdlm.samplers.state import Samples, SampleState
 from mdlm.types import ArrayTree
 
 log = logging.getLogger(__name__)
@@ -39,33 +42,6 @@ LEFT_TO_RIGHT = (
     "this run's network goes from left to right: it fills a blank without looking at what follows "
     "(its block); a network that attends to all of a row, such as DiT, does look"
 )
-
-
-@dataclass(frozen=True)
-class Generation:
-    """The texts of one call, and their cost. `seconds` excludes compilation.
-
-    `trace` is None unless requested; its positions count from the start of each text. Tracing
-    takes time, which `seconds` includes.
-    """
-
-    texts: tuple[Text, ...]
-    new_tokens: int
-    nfe: int
-    windows: int
-    seconds: float
-    trace: Trace | None = None
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.new_tokens / self.seconds if self.seconds > 0 else float("nan")
-
-    def __str__(self) -> str:
-        windows = f" in {self.windows} windows" if self.windows > 1 else ""
-        return (
-            f"{len(self.texts)} texts, {self.new_tokens} new tokens, NFE {self.nfe}{windows},"
-            f" {self.seconds:.1f} s, {self.tokens_per_second:.0f} tokens/s"
-        )
 
 
 class Generator:
@@ -91,7 +67,7 @@ class Generator:
         window: Windows,
         sampler: Sampler | None = None,
     ):
-        self.model, self.params, self.tokenizer, self.window = model, params, tokenizer, window
+        self.model, self.tokenizer, self.window = model, tokenizer, window
         self.sampler = sampler or model.experiment.sampler
         check_sampler(self.sampler, model)
         if self.sampler.guidance is not None and self.sampler.guidance.needs_labels:
@@ -99,8 +75,22 @@ class Generator:
                 'guidance=ClassifierFree(without="label"): a Generator takes no labels;'
                 " use mdlm.samplers.loop.generate(..., label=...)"
             )
+        self._programs = Programs(self.sampler, model, params)
 
-        self._programs = Programs(self.sampler, model, mesh_of(params))
+    @property
+    def devices(self) -> int:
+        """The number of devices that generate."""
+        return len(self._programs.devices)
+
+    def load(self, params: ArrayTree) -> None:
+        """Goes on with other parameters, which lie where the first ones did."""
+        self._programs.params = params
+
+    def in_windows(self, window: Windows) -> "Generator":
+        """Returns a generator with other windows and the same compiled programs."""
+        other = copy(self)
+        other.window = window
+        return other
 
     def continue_from(
         self,
@@ -108,6 +98,7 @@ class Generator:
         length: int,
         *,
         seed: int = 0,
+        first: int = 0,
         stride: int | None = None,
         stop_at_eos: bool = False,
         trace: bool = False,
@@ -115,27 +106,19 @@ class Generator:
     ) -> Generation:
         """Continues each prompt (which may be empty) until the text has `length` tokens.
 
-        With `trace` the result records the changes of each step; the texts are the same.
+        Text number i, counted from `first`, depends on the seed, on i and on its prompt only. With
+        `trace` the result records the changes of each step; the texts are the same.
 
         Raises InputError if a prompt is too long or cannot be encoded with the vocabulary, or if
         `length` or `stride` is out of range.
         """
-        if length < 1:
-            raise InputError(f"length={length}: must be at least 1")
-        if stride is not None and not 1 <= stride <= self.window.room:
-            raise InputError(
-                f"stride={stride}: must be in 1..{self.window.room}, the text of a window"
-            )
-        eos = end_of(self.model.vocab)
-        if stop_at_eos and eos is None:
-            raise InputError("stop_at_eos=True: this tokenizer has no end-of-text token")
-        ids = [row.tolist() for row in self.tokenizer.encode(list(prompts))]
         return self.continue_tokens(
-            ids,
+            self._encoded(prompts),
             length,
             seed=seed,
+            first=first,
             stride=stride,
-            stop_at=(eos,) if stop_at_eos and eos is not None else (),
+            stop_at=self._ends(stop_at_eos),
             trace=trace,
             report=report,
         )
@@ -143,22 +126,23 @@ class Generator:
     def continue_tokens(
         self,
         prompts: Sequence[Sequence[int]],
-        length: int,
+        length: int | Sequence[int],
         *,
         seed: int = 0,
+        first: int = 0,
         stride: int | None = None,
         stop_at: Sequence[int] = (),
         trace: bool = False,
         report: Callable[[WindowDone], None] | None = None,
     ) -> Generation:
         """Continues prompts that are tokens, as `continue_from`, each to the first of the tokens
-        `stop_at` that is generated."""
+        `stop_at` that is generated. `length` may be one for each."""
         ids = [list(prompt) for prompt in prompts]
-        window = replace(self.window, stride=stride or self.window.stride)
+        window = self._windows(length, stride)
         run, windows = self._runner(trace)
         began = self._now()
         out = generate_long(
-            self._keys(seed, len(ids)),
+            self._keys(seed, len(ids), first),
             ids,
             length,
             window=window,
@@ -175,8 +159,44 @@ class Generator:
         texts = tuple(text_of(self.tokenizer, row) for row in rows)
         return Generation(texts, new, out.nfe, out.windows, seconds, record)
 
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        length: int,
+        *,
+        seed: int = 0,
+        stride: int | None = None,
+        stop_at_eos: bool = False,
+        stop_at: Sequence[int] = (),
+        skip: int = 0,
+        report: Callable[[WindowDone], None] | None = None,
+    ) -> Stream:
+        """Returns the pieces of the text that `continue_from` (or, of tokens, `continue_tokens`)
+        makes of one prompt, without its first `skip` tokens, as they are written.
+
+        Raises InputError, at once, where those do.
+        """
+        ids = self._encoded([prompt])[0] if isinstance(prompt, str) else list(prompt)
+        window, ends = self._windows(length, stride), (*self._ends(stop_at_eos), *stop_at)
+        return Stream(
+            Writing([ids], length, window, self.model.vocab, ends),
+            self._keys(seed, 1),
+            self._steps(),
+            self.tokenizer,
+            keeps=keeps(self.sampler),
+            skip=skip,
+            now=self._now,
+            report=report,
+        )
+
     def infill(
-        self, template: str, *, num: int = 1, seed: int = 0, trace: bool = False
+        self,
+        template: str,
+        *,
+        num: int = 1,
+        seed: int = 0,
+        first: int = 0,
+        trace: bool = False,
     ) -> Generation:
         """Fills the blanks of a text, `num` times. What is given stays to the letter.
 
@@ -202,7 +222,7 @@ class Generator:
             log.warning(LEFT_TO_RIGHT)
         run, windows = self._runner(trace)
         began = self._now()
-        out = run(self._keys(seed, num), tokens, is_fixed)
+        out = run(self._keys(seed, num, first), tokens, is_fixed)
         written = list(np.asarray(out.tokens)[:, span])
         seconds = self._now() - began
         begins = np.zeros((1, num), np.int32)
@@ -211,17 +231,51 @@ class Generator:
         new = num * int(is_open.sum())
         return Generation(texts, new, int(out.nfe), 1, seconds, record)
 
-    def _runner(self, trace: bool) -> tuple[Run, list[WindowTrace] | None]:
-        """A function that generates a window, and the list to which it appends traces, if any."""
-        if not trace:
-            return partial(self._programs, "generate", self.params), None
-        windows: list[WindowTrace] = []
-        names = ("begin", "advance", "finish")
-        steps = {name: partial(self._programs, name, self.params) for name in names}
-        mask_id = self.model.vocab.mask_id
+    def _encoded(self, prompts: Sequence[str]) -> list[list[int]]:
+        return [row.tolist() for row in self.tokenizer.encode(list(prompts))]
 
-        def traced(keys: Key[Array, " b"], tokens, is_fixed) -> Samples:
-            samples, window = generate_traced(keys, tokens, is_fixed, **steps, mask_id=mask_id)
+    def _ends(self, stop_at_eos: bool) -> tuple[int, ...]:
+        """The token that ends a text, if it is to. Raises InputError if there is none."""
+        eos = end_of(self.model.vocab)
+        if stop_at_eos and eos is None:
+            raise InputError("stop_at_eos=True: this tokenizer has no end-of-text token")
+        return (eos,) if stop_at_eos and eos is not None else ()
+
+    def _windows(self, length: int | Sequence[int], stride: int | None) -> Windows:
+        """The windows of a text. Raises InputError if `length` or `stride` is out of range."""
+        shortest = length if isinstance(length, int) else min(length, default=1)
+        if shortest < 1:
+            raise InputError(f"length={shortest}: must be at least 1")
+        if stride is not None and not 1 <= stride <= self.window.room:
+            raise InputError(
+                f"stride={stride}: must be in 1..{self.window.room}, the text of a window"
+            )
+        return replace(self.window, stride=stride or self.window.stride)
+
+    def _steps(self) -> dict[str, Callable]:
+        """The single steps of a window; all are compiled before the first."""
+        begin, *others = (partial(self._programs, name) for name in ("begin", "advance", "finish"))
+
+        def prepared(*rows: Any) -> SampleState:
+            state = begin(*rows)
+            for name in ("advance", "finish"):
+                self._programs.prepare(name, state, *rows[3:])
+            return state
+
+        return dict(zip(("begin", "advance", "finish"), (prepared, *others), strict=True))
+
+    def _runner(self, trace: bool) -> tuple[Run, list[WindowTrace] | None]:
+        """A function that generates a window, and the list to which it appends traces, if any.
+
+        Traced windows have all rows, on one device.
+        """
+        if not trace:
+            return partial(on_open_rows, self._programs.generate, devices=self.devices), None
+        windows: list[WindowTrace] = []
+        steps, mask_id = self._steps(), self.model.vocab.mask_id
+
+        def traced(*rows: Any) -> Samples:
+            samples, window = generate_traced(*rows, **steps, mask_id=mask_id)
             windows.append(window)
             return samples
 
@@ -253,20 +307,6 @@ class Generator:
         """The time in seconds, which stands still during compilation."""
         return time.perf_counter() - self._programs.compiling
 
-    def _keys(self, seed: int, rows: int) -> Key[Array, " b"]:
+    def _keys(self, seed: int, rows: int, first: int = 0) -> Key[Array, " b"]:
         key = stream(of_seed(seed), "sample")
-        return by_row(key, jax.numpy.arange(rows))
-
-
-def window_of(packing: Packing, model: Model) -> Windows:
-    """Returns windows with the length and frame of the rows that a network was trained on.
-
-    A causal network always needs a start token. Raises InputError if the tokenizer has none.
-    """
-    begins, closes = packing.frame
-    causal = model.experiment.network.attends == "causal"
-    bos, eos = ends(model.vocab) if begins or closes or causal else (None, None)
-    return Windows(
-        length=packing.length,
-        frame=(bos if begins or causal else None, eos if closes and not causal else None),
-    )
+        return by_row(key, jax.numpy.arange(first, first + rows))

@@ -1,4 +1,9 @@
-"""The compiled programs that a `Generator` runs, on one device or on the mesh of several hosts."""
+"""The compiled programs that a `Generator` runs, on the devices of this host or on the mesh of
+several hosts.
+
+On one host each device holds all parameters and generates rows of its own, without a word to the
+others: a device whose rows are done is idle. Programs that take single steps run on one device.
+"""
 
 import time
 from functools import partial
@@ -6,66 +11,160 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Bool, Int, Key
 
 from mdlm.cluster import compiling, process_group
 from mdlm.experiment.model import Model
 from mdlm.parallel.mesh import replicated
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.loop import Loop, generate
+from mdlm.samplers.state import Samples
 from mdlm.types import ArrayTree
+
+AXIS = "rows"
+"""The axis of a mesh of devices that each have rows of their own."""
 
 
 class Programs:
     """`generate`, and the methods of a `Loop`, called by name; each shape compiles once.
 
-    They are compiled apart from their runs; `compiling` counts the seconds. `mesh` is that of
-    parameters which span several host processes (see `mesh_of`).
+    They are compiled apart from their runs; `compiling` counts the seconds. `params` may be
+    replaced by others that lie in the same places; `devices` are those that hold all of them, at
+    least one. Parameters that span several host processes stay there, and all processes get the
+    results.
     """
 
-    def __init__(self, sampler: Sampler, model: Model, mesh: jax.sharding.Mesh | None):
-        def loop(params: ArrayTree) -> Loop:
-            return Loop(sampler=sampler, diffusion=model.diffusion(params))
+    def __init__(self, sampler: Sampler, model: Model, params: ArrayTree):
+        def loop(params: ArrayTree, is_valid: Any = None) -> Loop:
+            return Loop(sampler=sampler, diffusion=model.diffusion(params), is_valid=is_valid)
+
+        def samples(params: ArrayTree, *rows: Any) -> Samples:
+            out = generate(*rows[:3], **vars(loop(params, *rows[3:])))
+            return Samples(tokens=out.tokens, nfe=out.nfe[None])
 
         self.compiling = 0.0
+        self.params = params
+        mesh = mesh_of(params)
         self._everywhere = None if mesh is None else replicated(mesh)
         jit = partial(jax.jit, out_shardings=self._everywhere)
+        self._samples = samples
         self._programs = {
-            "generate": jit(lambda params, *row: generate(*row, **vars(loop(params)))),
-            "begin": jit(lambda params, *row: loop(params).begin(*row)),
-            "advance": jit(lambda params, state: loop(params).advance(state)),
-            "finish": jit(lambda params, state: loop(params).finish(state)),
+            ("generate", 1): jit(samples),
+            ("begin", 1): jit(lambda params, *rows: loop(params, *rows[3:]).begin(*rows[:3])),
+            ("advance", 1): jit(lambda params, state, *valid: loop(params, *valid).advance(state)),
+            ("finish", 1): jit(lambda params, state, *valid: loop(params, *valid).finish(state)),
         }
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
-    def __call__(self, name: str, params: ArrayTree, *values: Any) -> Any:
-        """Runs a program with parameters and `values`, which every host process has."""
+    @property
+    def params(self) -> ArrayTree:
+        return self._params
+
+    @params.setter
+    def params(self, params: ArrayTree) -> None:
+        self._params, self.devices = params, holders(params)
+        self._copies: dict[int, ArrayTree] = {}
+
+    def generate(
+        self,
+        keys: Key[Array, " b"],
+        tokens: Int[np.ndarray, "b l"],
+        is_fixed: Bool[np.ndarray, "b l"],
+        *is_valid: Bool[np.ndarray, "b l"],
+        parts: int = 1,
+    ) -> Samples:
+        """Draws samples on `parts` devices, which divide the rows. NFE is that of the device that
+        calls the network most. Positions that are not `is_valid`, if it is given, are padding."""
+        out = self._run(("generate", parts), keys, tokens, is_fixed, *is_valid)
+        return Samples(tokens=np.asarray(out.tokens), nfe=np.asarray(out.nfe).max())
+
+    def __call__(self, name: str, *values: Any) -> Any:
+        """Runs a method of the loop with `values`, which every host process has."""
+        return self._run((name, 1), *values)
+
+    def prepare(self, name: str, *values: Any) -> None:
+        """Compiles a method of the loop for such values."""
+        self._program((name, 1), values)
+
+    def _run(self, which: tuple[str, int], *values: Any) -> Any:
         if self._everywhere is not None:
             values = jax.tree.map(partial(copied, to=self._everywhere), values)
-        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(values))
-        if (name, shapes) not in self._compiled:
+        return self._program(which, values)(self._on(which[1]), *values)
+
+    def _program(self, which: tuple[str, int], values: tuple[Any, ...]) -> Any:
+        """The program compiled for values of these shapes."""
+        shapes = (which, *(leaf.shape for leaf in jax.tree.leaves(values)))
+        if shapes not in self._compiled:
             began = time.perf_counter()
             with compiling.announced("the sampler"):
-                lowered = self._programs[name].lower(params, *values)
-                self._compiled[name, shapes] = lowered.compile()
+                program = self._programs.get(which) or self._split(which[1], len(values))
+                lowered = program.lower(self._on(which[1]), *values)
+                self._compiled[shapes] = lowered.compile()
                 if self._everywhere is not None:
                     process_group.barrier()  # no process runs it while others still compile
             self.compiling += time.perf_counter() - began
-        return self._compiled[name, shapes](params, *values)
+        return self._compiled[shapes]
+
+    def _split(self, parts: int, arrays: int) -> Any:
+        """`generate` of so many arrays of rows on several devices, each with a part of the rows
+        and a loop of its own."""
+        mesh, rows = self._mesh(parts), PartitionSpec(AXIS)
+        specs = (PartitionSpec(), *[rows] * arrays)
+        alone = jax.shard_map(
+            self._samples, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False
+        )
+        return jax.jit(alone, in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs))
+
+    def _mesh(self, parts: int) -> Mesh:
+        return Mesh(np.array(self.devices[:parts]), (AXIS,))
+
+    def _on(self, parts: int) -> ArrayTree:
+        """The parameters on the first `parts` of the devices; nothing is copied."""
+        if len(self.devices) == 1:
+            return self._params
+        if parts not in self._copies:
+            here = self.devices[:parts]
+            to = NamedSharding(self._mesh(parts), PartitionSpec())
+
+            def seen(leaf: jax.Array) -> jax.Array:
+                held = {shard.device: shard.data for shard in leaf.addressable_shards}
+                arrays = [held[device] for device in here]
+                if parts == 1:
+                    return arrays[0]
+                return jax.make_array_from_single_device_arrays(leaf.shape, to, arrays)
+
+            self._copies[parts] = jax.tree.map(seen, self._params)
+        return self._copies[parts]
 
 
 def within_reach(params: ArrayTree) -> ArrayTree:
     """Returns parameters where a `Generator` can use them.
 
-    With one host process they are put on one device. With several they stay sharded, as no single
-    process may hold them all.
+    With one host process each device gets all of them. With several they stay sharded, as no
+    single process may hold them all.
     """
-    return params if jax.process_count() > 1 else jax.device_put(params, jax.devices()[0])
+    if jax.process_count() > 1:
+        return params
+    return jax.device_put(params, replicated(Mesh(np.array(jax.devices()), (AXIS,))))
+
+
+def holders(params: ArrayTree) -> list[Any]:
+    """The devices that each hold all parameters; one device if the parameters are split."""
+    found = [leaf.sharding for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
+    is_whole = all(each.is_fully_replicated and each.is_fully_addressable for each in found)
+    if not found or not is_whole or any(each.device_set != found[0].device_set for each in found):
+        return jax.devices()[:1]
+    return sorted(found[0].device_set, key=lambda device: device.id)
 
 
 def mesh_of(params: ArrayTree) -> jax.sharding.Mesh | None:
     """The mesh of the parameters if it spans several host processes, else None."""
-    sharding = jax.tree.leaves(params)[0].sharding
-    return None if sharding.is_fully_addressable else sharding.mesh
+    leaves = jax.tree.leaves(params)
+    if not leaves or leaves[0].sharding.is_fully_addressable:
+        return None
+    return leaves[0].sharding.mesh
 
 
 def copied(value: Any, to: jax.sharding.NamedSharding) -> jax.Array:

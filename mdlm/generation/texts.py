@@ -1,4 +1,4 @@
-"""A generated text, divided where its documents end, and how a terminal shows it."""
+"""Generated texts, divided where their documents end, and how a terminal shows them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import numpy as np
 from mdlm.data.tokens.special_tokens import end_of
 from mdlm.data.tokens.tokenizer import Tokenizer
 from mdlm.foreign.shown import visible
+from mdlm.generation.trace import Trace
 
 END = "[end of document]"
 """The line that stands where a document ends."""
@@ -31,6 +32,33 @@ class Text:
         *ended, last = map(visible, self.pieces or (self.text,))
         lines = [f"{piece.removesuffix(chr(10))}\n{END}" for piece in ended]
         return "\n".join([*lines, last] if last or not lines else lines)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The texts of one call, and their cost. `seconds` excludes compilation.
+
+    `trace` is None unless requested; its positions count from the start of each text. Tracing
+    takes time, which `seconds` includes.
+    """
+
+    texts: tuple[Text, ...]
+    new_tokens: int
+    nfe: int
+    windows: int
+    seconds: float
+    trace: Trace | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.new_tokens / self.seconds if self.seconds > 0 else float("nan")
+
+    def __str__(self) -> str:
+        windows = f" in {self.windows} windows" if self.windows > 1 else ""
+        return (
+            f"{len(self.texts)} texts, {self.new_tokens} new tokens, NFE {self.nfe}{windows},"
+            f" {self.seconds:.1f} s, {self.tokens_per_second:.0f} tokens/s"
+        )
 
 
 def text_of(tokenizer: Tokenizer, ids: np.ndarray | Sequence[int]) -> Text:

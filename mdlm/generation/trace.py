@@ -5,7 +5,7 @@ state is fetched and compared with the one before. Each change of a token is an 
 token gives an event whose token is the mask; an edited token, one whose token is the new one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -91,11 +91,9 @@ class Recorder:
         self.events: list[tuple[np.ndarray, ...]] = []
         self.nfe: list[int] = []
 
-    def look(self, state: SampleState) -> bool:
-        """Records the changes; returns True when all rows are done."""
-        now, confidence, done, calls = jax.device_get(
-            (state.tokens, state.confidence, state.done, state.nfe)
-        )
+    def look(self, state: SampleState) -> None:
+        """Records the changes."""
+        now, confidence, calls = jax.device_get((state.tokens, state.confidence, state.nfe))
         rows, columns = np.nonzero(now != self.tokens)
         drawn = now[rows, columns]
         p = np.clip(confidence[rows, columns], TINY if self.events else 0.0, 1.0)
@@ -103,7 +101,6 @@ class Recorder:
         self.events.append((np.full(len(rows), len(self.nfe)), rows, columns, drawn, p))
         self.tokens = now
         self.nfe.append(int(calls))
-        return bool(done.all())
 
     def trace(self) -> WindowTrace:
         """The trace; the last state counts as a step only if it differs from the one before."""
@@ -123,26 +120,45 @@ class Recorder:
         )
 
 
+def states(
+    keys: Key[jax.Array, " b"],
+    tokens: Int[np.ndarray, "b l"],
+    is_fixed: Bool[np.ndarray, "b l"],
+    *is_valid: Bool[np.ndarray, "b l"],
+    begin: Callable[..., SampleState],
+    advance: Callable[..., SampleState],
+    finish: Callable[..., SampleState],
+) -> Iterator[SampleState]:
+    """Yields the state before the first step, after each step and at the end: those of `generate`
+    with the same keys. `begin`, `advance` and `finish` are the jitted methods of a `Loop`; each is
+    also given `is_valid`, if there is one."""
+    for valid in is_valid:
+        is_fixed = is_fixed | ~valid
+    state = begin(keys, tokens, is_fixed, *is_valid)
+    yield state
+    while not np.asarray(state.done).all():
+        state = advance(state, *is_valid)
+        yield state
+    yield finish(state, *is_valid)
+
+
 def generate_traced(
     keys: Key[jax.Array, " b"],
     tokens: Int[np.ndarray, "b l"],
     is_fixed: Bool[np.ndarray, "b l"],
-    *,
-    begin: Callable[..., SampleState],
-    advance: Callable[[SampleState], SampleState],
-    finish: Callable[[SampleState], SampleState],
+    *is_valid: Bool[np.ndarray, "b l"],
     mask_id: int,
+    **steps: Callable[..., SampleState],
 ) -> tuple[Samples, WindowTrace]:
     """Draws the same samples as `generate` with the same keys, and records every token change.
 
-    `begin`, `advance` and `finish` are the jitted methods of a `Loop`. `finish` counts as a step
-    if it calls the network or changes a token.
+    `steps` are those of `states`. `finish` counts as a step if it calls the network or changes a
+    token.
     """
-    recorder = Recorder(np.where(is_fixed, tokens, mask_id), mask_id)
-    state = begin(keys, tokens, is_fixed)
-    while not recorder.look(state):
-        state = advance(state)
-    recorder.look(finish(state))
+    known = np.logical_or.reduce([is_fixed, *(~valid for valid in is_valid)])
+    recorder = Recorder(np.where(known, tokens, mask_id), mask_id)
+    for state in states(keys, tokens, is_fixed, *is_valid, **steps):
+        recorder.look(state)
     samples = Samples(tokens=jnp.asarray(recorder.tokens), nfe=jnp.asarray(recorder.nfe[-1]))
     return samples, recorder.trace()
 

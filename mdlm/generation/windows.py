@@ -13,15 +13,19 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Int, Key
+from jaxtyping import Int, Key
 
+from mdlm.data.packing import Packing
+from mdlm.data.tokens.special_tokens import ends
 from mdlm.errors import InputError
+from mdlm.experiment.model import Model
 from mdlm.generation.prompts import check_prompt
 from mdlm.samplers.state import Samples
 from mdlm.types import Vocab
 
 Run = Callable[..., Samples]
-"""`run(keys [b], tokens [b l], is_fixed [b l]) -> Samples`: a compiled `generate`."""
+"""`run(keys [b], tokens [b l], is_fixed [b l]) -> Samples`: a compiled `generate`. If some
+positions are padding, `is_valid [b l]` follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +34,14 @@ class Windows:
 
     `length` is the network's row length. `stride` is the number of new tokens in each window but
     the first (default: half of a window's text). `frame` holds the first and the last token of
-    every window, None for no such token.
+    every window, None for no such token. With `closes_at` = n a shorter text is in a row of its own
+    length, rounded up to a multiple of n; the rest of the window is padding.
     """
 
     length: int
     stride: int | None = None
     frame: tuple[int | None, int | None] = (None, None)
+    closes_at: int | None = None
 
     def __post_init__(self):
         if self.room < 1:
@@ -78,6 +84,20 @@ class Windows:
         return windows
 
 
+def window_of(packing: Packing, model: Model) -> Windows:
+    """Returns windows with the length and frame of the rows that a network was trained on.
+
+    A causal network always needs a start token. Raises InputError if the tokenizer has none.
+    """
+    begins, closes = packing.frame
+    causal = model.experiment.network.attends == "causal"
+    bos, eos = ends(model.vocab) if begins or closes or causal else (None, None)
+    return Windows(
+        length=packing.length,
+        frame=(bos if begins or causal else None, eos if closes and not causal else None),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class WindowDone:
     """Progress: the number of the window just finished, of at most `windows`."""
@@ -103,10 +123,89 @@ class LongSamples:
     begins: Int[np.ndarray, "windows b"]
 
 
+class Writing:
+    """Texts on their way from prompts to `total` tokens, prompt included, window by window.
+
+    `total` is one number, or one for each prompt. Of a prompt that leaves no room in a window, the
+    window holds the last tokens only. A row ends after the first token of `stop_at` that it
+    generates (it is kept and counted). `lengths` has None for rows that have not ended. Raises
+    InputError if a prompt is longer than its `total`, or has a token that may not be fixed.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        total: int | Sequence[int],
+        window: Windows,
+        vocab: Vocab,
+        stop_at: Sequence[int] = (),
+    ):
+        self.window, self.vocab, self.stop_at = window, vocab, stop_at
+        self.totals = [total] * len(prompts) if isinstance(total, int) else list(total)
+        rows = enumerate(zip(prompts, self.totals, strict=True))
+        self.texts = [_checked(prompt, row, total, vocab) for row, (prompt, total) in rows]
+        self._starts = [len(text) for text in self.texts]
+        pairs = list(zip(self._starts, self.totals, strict=True))
+        self.lengths = [total if start == total else None for start, total in pairs]
+        self.windows = max((window.count(*pair) for pair in pairs), default=0)
+        self.begins: list[list[int]] = []
+
+    @property
+    def open_rows(self) -> int:
+        return self.lengths.count(None)
+
+    def keys(self, keys: Key[Array, " b"]) -> Key[Array, " b"]:
+        """The keys of the next window."""
+        return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, len(self.begins))
+
+    def next(self) -> tuple[np.ndarray, ...]:
+        """The next window of every row: its tokens [b l], which are fixed, and, if some are
+        padding, which are not. All positions of ended rows are fixed: they need no steps."""
+        shape = (len(self.texts), self.window.length)
+        tokens, is_fixed = np.full(shape, filler(self.vocab), np.int32), np.zeros(shape, bool)
+        for row, text in enumerate(self.texts):
+            if self.lengths[row] is not None:
+                is_fixed[row] = True
+                continue
+            context = self.window.context(len(text), self.totals[row])
+            tokens[row, self.window.text][:context] = text[len(text) - context :]
+            is_fixed[row, self.window.text][:context] = True
+        for column, token in zip((0, -1), self.window.frame, strict=True):
+            if token is not None:
+                tokens[:, column], is_fixed[:, column] = token, True
+        if (n := self.window.closes_at) is None:
+            return tokens, is_fixed
+        ends = -(-np.array(self.totals) // n) * n
+        is_valid = np.arange(self.window.length)[None] < ends[:, None]
+        return (tokens, is_fixed) if is_valid.all() else (tokens, is_fixed, is_valid)
+
+    def with_window(
+        self, row: int, written: Int[np.ndarray, " l"], count: int | None = None
+    ) -> tuple[list[int], int | None]:
+        """The text of an open row with the first `count` tokens of the text in its window (None:
+        all), and its length if the row then ends, else None."""
+        text, total = self.texts[row], self.totals[row]
+        context = self.window.context(len(text), total)
+        text = text + written[self.window.text][context:count].tolist()
+        for end in range(self._starts[row], min(len(text), total)):
+            if text[end] in self.stop_at:
+                return text, end + 1
+        return text, total if len(text) >= total else None
+
+    def add(self, written: Int[np.ndarray, "b l"]) -> None:
+        """Takes the windows of all rows, as they were generated."""
+        self.begins.append([-1] * len(self.texts))
+        for row, text in enumerate(self.texts):
+            if self.lengths[row] is None:
+                context = self.window.context(len(text), self.totals[row])
+                self.begins[-1][row] = len(text) - context
+                self.texts[row], self.lengths[row] = self.with_window(row, written[row])
+
+
 def generate_long(
     keys: Key[Array, " b"],
     prompts: Sequence[Sequence[int]],
-    total: int,
+    total: int | Sequence[int],
     *,
     window: Windows,
     run: Run,
@@ -114,44 +213,28 @@ def generate_long(
     stop_at: Sequence[int] = (),
     report: Callable[[WindowDone], None] | None = None,
 ) -> LongSamples:
-    """Continues each prompt (which may be empty) to `total` tokens, the prompt included.
+    """Continues each prompt (which may be empty) to `total` tokens, as `Writing` does.
 
-    `run` is called with the same shapes every time, so a jitted one compiles once. Of a prompt
-    that leaves no room in a window, the window holds the last tokens only. A row ends after the
-    first token of `stop_at` that it generates (it is kept and counted); generation stops when all
-    rows have ended. Each row's text depends on its own prompt and key, not on the other rows.
-
-    Raises InputError if a prompt is longer than `total`, or has a token that may not be fixed.
+    `run` is called with the same shapes every time, so a jitted one compiles once. Generation stops
+    when all rows have ended. Each row's text depends on its own prompt and key, not on the other
+    rows. Raises InputError as `Writing`.
     """
-    texts = [_checked(prompt, row, total, vocab) for row, prompt in enumerate(prompts)]
-    starts = [len(text) for text in texts]
-    lengths = [total if start == total else None for start in starts]
-    windows = max((window.count(start, total) for start in starts), default=0)
+    texts = Writing(prompts, total, window, vocab, stop_at)
     nfe = 0
-    begins: list[list[int]] = []
-    while None in lengths:
-        tokens, is_fixed = _frame(texts, lengths, total, window, vocab)
-        window_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, len(begins))
-        samples = run(window_keys, tokens, is_fixed)
+    while texts.open_rows:
+        samples = run(texts.keys(keys), *texts.next())
         nfe += int(samples.nfe)
-        written = np.asarray(samples.tokens)[:, window.text]
-        begins.append([-1] * len(texts))
-        for row, text in enumerate(texts):
-            if lengths[row] is not None:
-                continue
-            context = window.context(len(text), total)
-            begins[-1][row] = len(text) - context
-            text.extend(written[row, context:].tolist())
-            lengths[row] = _length(text, starts[row], total, stop_at)
+        texts.add(np.asarray(samples.tokens))
         if report is not None:
-            open_rows = lengths.count(None)
-            report(WindowDone(window=len(begins), windows=windows, open_rows=open_rows, nfe=nfe))
+            done, rows = len(texts.begins), texts.open_rows
+            report(WindowDone(window=done, windows=texts.windows, open_rows=rows, nfe=nfe))
+    ended = stop_at[0] if stop_at else filler(vocab)
     return LongSamples(
-        tokens=_cut(texts, lengths, total, stop_at[0] if stop_at else _filler(vocab)),
-        lengths=np.asarray(lengths, np.int32),
+        tokens=_cut(texts.texts, texts.lengths, max(texts.totals, default=0), ended),
+        lengths=np.asarray(texts.lengths, np.int32),
         nfe=nfe,
-        windows=len(begins),
-        begins=np.asarray(begins, np.int32).reshape(len(begins), len(texts)),
+        windows=len(texts.begins),
+        begins=np.asarray(texts.begins, np.int32).reshape(len(texts.begins), len(prompts)),
     )
 
 
@@ -165,15 +248,6 @@ def _checked(prompt: Sequence[int], row: int, total: int, vocab: Vocab) -> list[
     return tokens.tolist()
 
 
-def _length(text: list[int], start: int, total: int, stop_at: Sequence[int]) -> int | None:
-    """The length of a finished row: up to the first token of `stop_at` that was generated, or
-    `total`; else None."""
-    for end in range(start, min(len(text), total)):
-        if text[end] in stop_at:
-            return end + 1
-    return total if len(text) >= total else None
-
-
 def _cut(
     texts: list[list[int]], lengths: list[int | None], total: int, filler: int
 ) -> Int[np.ndarray, "b total"]:
@@ -184,27 +258,6 @@ def _cut(
     return result
 
 
-def _frame(
-    texts: list[list[int]], lengths: list[int | None], total: int, window: Windows, vocab: Vocab
-) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
-    """The next window of every row. All positions of ended rows are fixed, so that they need no
-    steps, but the shape of the batch stays the same.
-    """
-    shape = (len(texts), window.length)
-    tokens, is_fixed = np.full(shape, _filler(vocab), np.int32), np.zeros(shape, bool)
-    for row, text in enumerate(texts):
-        if lengths[row] is not None:
-            is_fixed[row] = True
-            continue
-        context = window.context(len(text), total)
-        tokens[row, window.text][:context] = text[len(text) - context :]
-        is_fixed[row, window.text][:context] = True
-    for column, token in zip((0, -1), window.frame, strict=True):
-        if token is not None:
-            tokens[:, column], is_fixed[:, column] = token, True
-    return tokens, is_fixed
-
-
-def _filler(vocab: Vocab) -> int:
+def filler(vocab: Vocab) -> int:
     """A token other than the mask, for positions that are never read."""
     return 0 if vocab.mask_id != 0 else 1

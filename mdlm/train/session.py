@@ -29,8 +29,10 @@ from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import without_stores
 from mdlm.experiment.model import Model
 from mdlm.files import Lock
-from mdlm.generation.generator import Generation, Generator, window_of
+from mdlm.generation.generator import Generator
 from mdlm.generation.programs import within_reach
+from mdlm.generation.texts import Generation
+from mdlm.generation.windows import window_of
 from mdlm.parallel.mesh import check_batch
 from mdlm.profiling import profile as profiles
 from mdlm.runs import agreement, curves
@@ -232,7 +234,7 @@ class Session:
         if self._generator is None:
             window = window_of(self.experiment.data.packing, self.model)
             self._generator = Generator(self.model, params, self.dataset.tokenizer, window)
-        self._generator.params = params
+        self._generator.load(params)
         length = self.experiment.train.sample_length or self._generator.window.room
         self.generated = self._generator.continue_from(
             [""] * SAMPLES,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from mdlm.cli.sample import banned_by, temperature_of
+from mdlm.cli.sampler_options import banned_by, temperature_of
 from mdlm.config.components import fitting
 from mdlm.data.tokenizers import Bytes
 from mdlm.diffusion import Diffusion
