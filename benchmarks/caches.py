@@ -32,9 +32,8 @@ from benchmarks import harness
 from benchmarks.samplers import entropy
 from mdlm.config.component_text import from_text, to_text
 from mdlm.experiment.model import Model
-from mdlm.generation.generator import window_of
 from mdlm.generation.programs import within_reach
-from mdlm.generation.windows import Windows
+from mdlm.generation.windows import Windows, window_of
 from mdlm.keys import by_row
 from mdlm.run import load
 from mdlm.samplers import Cache, Parallel, ParallelBlocks, Sampler, Threshold

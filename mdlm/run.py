@@ -28,6 +28,7 @@ from mdlm.generation.generator import Generator
 from mdlm.generation.programs import within_reach
 from mdlm.generation.streaming import Stream
 from mdlm.generation.texts import Generation, text_of
+from mdlm.generation.verifying import Verifier
 from mdlm.generation.windows import Windows, window_of
 from mdlm.keys import of_seed
 from mdlm.objectives.clip_search import Interval
@@ -85,6 +86,7 @@ class Run:
         abstract = self.model.abstract_params(self.mesh)
         self.step, self.params = restore_parameters(self.folder, abstract, step)
         self._generator: Generator | None = None
+        self._verified_by: Run | None = None
 
     @property
     def remark(self) -> str | None:
@@ -142,17 +144,26 @@ class Run:
         scorer = Scorer(self.model, self.mesh, self.dataset)
         return scorer.clip_search(self.params, batches=batches, key=of_seed(seed))
 
-    def generator(self, sampler: Sampler | None = None) -> Generator:
+    def generator(
+        self, sampler: Sampler | None = None, *, verifier: "Run | None" = None
+    ) -> Generator:
         """Returns a generator with this run's parameters, compiled only once: the newest is kept.
+        `verifier` is an autoregressive run that verifies the drafts of `sampler=Verified(...)`.
 
-        Raises InputError if `sampler` does not fit the run.
+        Raises InputError if `sampler` or `verifier` does not fit the run.
         """
         sampler = sampler or self.experiment.sampler
-        if self._generator is None or self._generator.sampler != sampler:
+        known = self._generator
+        if known is None or known.sampler != sampler or self._verified_by is not verifier:
             window = window_of(self.experiment.data.packing, self.model)
-            params = within_reach(self.params)
-            self._generator = Generator(self.model, params, self.tokenizer, window, sampler)
-        return self._generator
+            parts = (self.model, within_reach(self.params), self.tokenizer, window, sampler)
+            theirs = None
+            if verifier is not None:
+                params = within_reach(verifier.params)
+                theirs = Verifier(verifier.model, params, verifier.tokenizer)
+            self._generator, self._verified_by = Generator(*parts, theirs), verifier
+            return self._generator
+        return known
 
     def generate(
         self,
@@ -178,7 +189,8 @@ class Run:
         next call may go on from where one ended.
 
         `settings` replace fields of the sampler (by default the experiment's), e.g. `steps=64,
-        top_p=0.9`. With `trace` the result also records each step.
+        top_p=0.9`; `verifier` is a run that verifies the drafts of `Verified`. With `trace` the
+        result also records each step.
         """
         generator = self._generator_with(sampler, settings)
         prompts = [prompt] if isinstance(prompt, str) else prompt
@@ -295,7 +307,9 @@ class Run:
         return self._named(out, seed)
 
     def _generator_with(self, sampler: Sampler | None, settings: Mapping[str, Any]) -> Generator:
-        return self.generator(replace(sampler or self.experiment.sampler, **settings))
+        own = {name: value for name, value in settings.items() if name != "verifier"}
+        sampler = replace(sampler or self.experiment.sampler, **own)
+        return self.generator(sampler, verifier=settings.get("verifier"))
 
     def _stops(self, stop_at_eos: bool | None) -> bool:
         """Whether texts end at their EOS: by default, if the rows of the run are documents."""

@@ -39,7 +39,8 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     )
     if run.remark and process_group.is_main():
         print(f"mdlm: {run.remark}", file=sys.stderr)
-    making = Making(args, run, sampler_of(args, run), messages)
+    verifier = load(args.verifier, trust=args.trust_experiment) if args.verifier else None
+    making = Making(args, run, sampler_of(args, run), messages, verifier)
     if args.stream:
         return making.stream()
     return making.print(trace) if out is None else making.write(out)
@@ -103,6 +104,8 @@ examples:
   mdlm sample runs/quickstart --infill "A list is [MASK:8] that can be changed."
   mdlm sample runs/quickstart --temperature 1.0:0.3 --ban "!"
   mdlm sample runs/quickstart --sampler "Ancestral(steps=32, top_p=0.9)"
+  mdlm sample runs/quickstart --sampler "Parallel(block_size=32, cache=Dual(refresh=8))"
+  mdlm sample runs/quickstart --verifier runs/quickstart-ar
   mdlm sample runs/quickstart --num 2 --trace sample.trace
   mdlm sample runs/quickstart --length 512 --stream
   mdlm sample runs/quickstart --num 1000 --out texts.jsonl

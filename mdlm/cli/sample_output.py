@@ -34,6 +34,7 @@ class Making:
     run: "Run"
     sampler: "Sampler"
     messages: list[dict[str, str]] | None
+    verifier: "Run | None" = None
 
     def print(self, trace: Path | None) -> int:
         """Prints all texts at the end, and writes their trace."""
@@ -50,7 +51,7 @@ class Making:
             again = typed(["view", str(trace)])
             print(f"{trace}: {out.trace.steps} steps; next: {again}", file=sys.stderr)
         if args.json:
-            names = ("nfe", "seconds", "tokens_per_second")
+            names = ("nfe", "seconds", "tokens_per_second", "note")
             summary = {name: getattr(out, name) for name in names}
             print(json.dumps(finite({**summary, "texts": [vars(t) for t in out.texts]})))
             return 0
@@ -71,6 +72,7 @@ class Making:
             stride=args.stride,
             stop_at_eos=args.stop_at_eos,
             sampler=self.sampler,
+            verifier=self.verifier,
         )
         with Progress(quiet=not is_main):
             for piece in text.shown():
@@ -93,7 +95,9 @@ class Making:
             return file.count
 
         there = process_group.broadcast(opened)
-        size = args.batch or BATCH * self.run.generator(self.sampler).devices
+        size = (
+            args.batch or BATCH * self.run.generator(self.sampler, verifier=self.verifier).devices
+        )
         tokens, seconds = 0, 0.0
         with file or nullcontext(), Progress(quiet=file is None) as progress:
             bar = progress.bar("generating", "texts")
@@ -118,6 +122,7 @@ class Making:
         args = self.args
         common: dict[str, Any] = {"num": num, "first": first, "seed": args.seed}
         common |= {"sampler": self.sampler, "trace": args.trace is not None}
+        common |= {"verifier": self.verifier}
         if args.infill is not None:
             return self.run.infill(args.infill, **common)
         if self.messages is not None:
@@ -144,4 +149,5 @@ class Making:
             "sampler": to_text(self.sampler, lenient=True),
             **{name: getattr(self.args, name) for name in names},
             "messages": self.messages,
+            "verifier": self.verifier and str(self.verifier.folder.path.resolve()),
         }

@@ -21,6 +21,12 @@ def add_sampler(sub: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help='sampler to use, such as "Ancestral(steps=32)" (default: the run\'s)',
     )
+    sub.add_argument(
+        "--verifier",
+        metavar="RUN",
+        help="an autoregressive run with the same tokenizer, which verifies what this one drafts "
+        "(default sampler: Verified())",
+    )
     sub.add_argument("--steps", type=whole, help="sampling steps per window")
     sub.add_argument(
         "--temperature",
@@ -54,9 +60,9 @@ def sampler_of(args: argparse.Namespace, run: "Run") -> "Sampler":
     """
     from mdlm.config.component_text import from_text
     from mdlm.config.ranges import check_ranges
-    from mdlm.samplers import Sampler
+    from mdlm.samplers import Sampler, Verified
 
-    sampler = run.experiment.sampler
+    sampler = Verified() if args.verifier else run.experiment.sampler
     if args.sampler:
         sampler = from_text(args.sampler, Sampler, f"--sampler {args.sampler}")
     names = ("steps", "top_p", "top_k", "top_p_rule")

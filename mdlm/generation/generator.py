@@ -26,10 +26,11 @@ from mdlm.experiment.model import Model, check_sampler
 from mdlm.generation.batches import on_open_rows
 from mdlm.generation.programs import Programs
 from mdlm.generation.prompts import check_prompt
-from mdlm.generation.streaming import Stream, keeps
+from mdlm.generation.streaming import Stream
 from mdlm.generation.template import Template
 from mdlm.generation.texts import Generation, text_of
 from mdlm.generation.trace import Trace, WindowTrace, generate_traced, rows_of
+from mdlm.generation.verifying import Drafted, Verifier, check_verifier
 from mdlm.generation.windows import Run, WindowDone, Windows, Writing, generate_long
 from mdlm.keys import by_row, of_seed, stream
 from mdlm.samplers.base import Sampler
@@ -57,6 +58,7 @@ class Generator:
         tokenizer: the run's tokenizer.
         window: the frame and length of the rows that the network was trained on.
         sampler: replaces the experiment's sampler.
+        verifier: verifies the drafts of `Verified`, the only sampler that takes one.
     """
 
     def __init__(
@@ -66,16 +68,24 @@ class Generator:
         tokenizer: Tokenizer,
         window: Windows,
         sampler: Sampler | None = None,
+        verifier: Verifier | None = None,
     ):
         self.model, self.tokenizer, self.window = model, tokenizer, window
         self.sampler = sampler or model.experiment.sampler
         check_sampler(self.sampler, model)
+        check_verifier(self.sampler, verifier is not None)
+        self.verifier = verifier
+        drafts: Any = model
+        if verifier is not None:
+            verifier.check(tokenizer, window.length)
+            self.window = verifier.window(window.length)
+            drafts, params = Drafted(model, verifier.model), (params, verifier.params)
         if self.sampler.guidance is not None and self.sampler.guidance.needs_labels:
             raise InputError(
                 'guidance=ClassifierFree(without="label"): a Generator takes no labels;'
                 " use mdlm.samplers.loop.generate(..., label=...)"
             )
-        self._programs = Programs(self.sampler, model, params)
+        self._programs = Programs(self.sampler, drafts.diffusion, params)
 
     @property
     def devices(self) -> int:
@@ -157,7 +167,8 @@ class Generator:
         is_open = [np.arange(len(row)) >= len(known) for row, known in zip(rows, ids, strict=True)]
         record = self._trace(windows, out.begins, rows, is_open)
         texts = tuple(text_of(self.tokenizer, row) for row in rows)
-        return Generation(texts, new, out.nfe, out.windows, seconds, record)
+        note = self.sampler.note(new, out.nfe)
+        return Generation(texts, new, out.nfe, out.windows, seconds, record, note)
 
     def stream(
         self,
@@ -183,7 +194,7 @@ class Generator:
             self._keys(seed, 1),
             self._steps(),
             self.tokenizer,
-            keeps=keeps(self.sampler),
+            sampler=self.sampler,
             skip=skip,
             now=self._now,
             report=report,
@@ -229,7 +240,8 @@ class Generator:
         record = self._trace(windows, begins, written, [is_open] * num)
         texts = tuple(parsed.filled(self.tokenizer, row, is_open) for row in written)
         new = num * int(is_open.sum())
-        return Generation(texts, new, int(out.nfe), 1, seconds, record)
+        note = self.sampler.note(new, int(out.nfe))
+        return Generation(texts, new, int(out.nfe), 1, seconds, record, note)
 
     def _encoded(self, prompts: Sequence[str]) -> list[list[int]]:
         return [row.tolist() for row in self.tokenizer.encode(list(prompts))]

@@ -6,6 +6,7 @@ others: a device whose rows are done is idle. Programs that take single steps ru
 """
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Int, Key
 
 from mdlm.cluster import compiling, process_group
-from mdlm.experiment.model import Model
+from mdlm.diffusion import Diffusion
 from mdlm.parallel.mesh import replicated
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.loop import Loop, generate
@@ -36,9 +37,14 @@ class Programs:
     results.
     """
 
-    def __init__(self, sampler: Sampler, model: Model, params: ArrayTree):
+    def __init__(
+        self,
+        sampler: Sampler,
+        diffusion: Callable[[ArrayTree], Diffusion],
+        params: ArrayTree,
+    ):
         def loop(params: ArrayTree, is_valid: Any = None) -> Loop:
-            return Loop(sampler=sampler, diffusion=model.diffusion(params), is_valid=is_valid)
+            return Loop(sampler=sampler, diffusion=diffusion(params), is_valid=is_valid)
 
         def samples(params: ArrayTree, *rows: Any) -> Samples:
             out = generate(*rows[:3], **vars(loop(params, *rows[3:])))
@@ -53,7 +59,11 @@ class Programs:
         self._programs = {
             ("generate", 1): jit(samples),
             ("begin", 1): jit(lambda params, *rows: loop(params, *rows[3:]).begin(*rows[:3])),
-            ("advance", 1): jit(lambda params, state, *valid: loop(params, *valid).advance(state)),
+            # The state before a step is not used again, and it may hold a large cache.
+            ("advance", 1): jit(
+                lambda params, state, *valid: loop(params, *valid).advance(state),
+                donate_argnums=1,
+            ),
             ("finish", 1): jit(lambda params, state, *valid: loop(params, *valid).finish(state)),
         }
         self._compiled: dict[tuple[Any, ...], Any] = {}

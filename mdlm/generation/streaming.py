@@ -16,21 +16,13 @@ from mdlm.generation.growing import pieces, shown_pieces
 from mdlm.generation.texts import Generation, text_of
 from mdlm.generation.trace import states
 from mdlm.generation.windows import WindowDone, Writing
-from mdlm.samplers.ancestral import Ancestral
 from mdlm.samplers.base import Sampler
-from mdlm.samplers.blocks import BlockByBlock
-from mdlm.samplers.first_hitting import FirstHitting
-from mdlm.samplers.left_to_right import LeftToRight
-from mdlm.samplers.parallel import Parallel, ParallelBlocks
 from mdlm.samplers.state import SampleState
-
-KEEPING = (Ancestral, BlockByBlock, FirstHitting, LeftToRight, Parallel, ParallelBlocks)
-"""The samplers that never change a token that they wrote. A class derived from one might."""
 
 
 def keeps(sampler: Sampler) -> bool:
-    """Whether what the sampler wrote stays."""
-    return type(sampler) in KEEPING
+    """Whether what the sampler wrote stays. A class derived from one that keeps it might not."""
+    return vars(type(sampler)).get("keeps_written", False)
 
 
 class Stream:
@@ -47,12 +39,12 @@ class Stream:
         steps: dict[str, Callable],
         tokenizer: Tokenizer,
         *,
-        keeps: bool,
+        sampler: Sampler,
         skip: int = 0,
         now: Callable[[], float],
         report: Callable[[WindowDone], None] | None = None,
     ):
-        self._text, self._key, self._steps, self._keeps = text, key, steps, keeps
+        self._text, self._key, self._steps, self._sampler = text, key, steps, sampler
         self._tokenizer, self._skip, self._now, self._report = tokenizer, skip, now, report
         self._prompt, self._nfe = len(text.texts[0]), 0
         self.generation: Generation | None = None
@@ -84,12 +76,14 @@ class Stream:
                 )
         whole = text.texts[0][: text.lengths[0]]
         yield whole[told:]
+        new = len(whole) - self._prompt
         self.generation = Generation(
             (text_of(self._tokenizer, whole[self._skip :]),),
-            new_tokens=len(whole) - self._prompt,
+            new_tokens=new,
             nfe=self._nfe,
             windows=len(text.begins),
             seconds=self._now() - began,
+            note=self._sampler.note(new, self._nfe),
         )
 
     def _window(self) -> Iterator[list[int]]:
@@ -99,7 +93,7 @@ class Stream:
         for state in states(text.keys(self._key), *text.next(), **self._steps):
             written, is_open = self._seen(state)
             self._nfe = before + int(state.nfe)
-            if self._keeps:
+            if keeps(self._sampler):
                 count = int(np.argmax(is_open)) if is_open.any() else None
                 known, length = text.with_window(0, written, count)
                 yield known[:length]
@@ -110,5 +104,5 @@ class Stream:
 
     def _seen(self, state: SampleState) -> tuple[np.ndarray, np.ndarray]:
         """The tokens of the window, and which of its text are open."""
-        written = np.asarray(state.tokens)[0]
+        written = np.array(state.tokens)[0]  # a copy: the next step reuses the state's memory
         return written, written[self._text.window.text] == self._text.vocab.mask_id

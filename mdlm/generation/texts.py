@@ -39,7 +39,7 @@ class Generation:
     """The texts of one call, and their cost. `seconds` excludes compilation.
 
     `trace` is None unless requested; its positions count from the start of each text. Tracing
-    takes time, which `seconds` includes.
+    takes time, which `seconds` includes. `note` is that of the sampler (`Sampler.note`).
     """
 
     texts: tuple[Text, ...]
@@ -48,6 +48,7 @@ class Generation:
     windows: int
     seconds: float
     trace: Trace | None = None
+    note: str = ""
 
     @property
     def tokens_per_second(self) -> float:
@@ -58,6 +59,7 @@ class Generation:
         return (
             f"{len(self.texts)} texts, {self.new_tokens} new tokens, NFE {self.nfe}{windows},"
             f" {self.seconds:.1f} s, {self.tokens_per_second:.0f} tokens/s"
+            f"{self.note and '; '}{self.note}"
         )
 
 

@@ -94,6 +94,7 @@ class Recorder:
     def look(self, state: SampleState) -> None:
         """Records the changes."""
         now, confidence, calls = jax.device_get((state.tokens, state.confidence, state.nfe))
+        now = np.array(now)  # a copy: the next step reuses the state's memory
         rows, columns = np.nonzero(now != self.tokens)
         drawn = now[rows, columns]
         p = np.clip(confidence[rows, columns], TINY if self.events else 0.0, 1.0)

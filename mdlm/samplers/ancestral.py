@@ -13,7 +13,7 @@ independently of the other rows. The distribution of the sample is the same.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -53,6 +53,8 @@ class Ancestral(LastStep, GridSampler):
     The step that resolves positions still masked after the grid is a step like the others, so that
     the network is compiled once.
     """
+
+    keeps_written: ClassVar[bool] = True
 
     cache: Cache | None = None
 

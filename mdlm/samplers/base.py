@@ -83,6 +83,8 @@ class Sampler(abc.ABC):
     parameterizations: ClassVar[tuple[type[Parameterization], ...]] = (Subs,)
     attends: ClassVar[Attends] = "all"
     """What the sampler is defined for; an experiment refuses anything else."""
+    keeps_written: ClassVar[bool] = False
+    """Whether no token that it wrote is ever changed. Streams read it from the class itself."""
     cache: ClassVar[Cache | None] = None
     """What it keeps between network calls; a field of the samplers that can use one."""
 
@@ -212,6 +214,13 @@ class Sampler(abc.ABC):
     def longest_block(self) -> int | None:
         """The most positions of the blocks that are written one after another; None: whole rows."""
         return None
+
+    def note(self, tokens: int, nfe: int) -> str:
+        """What to say of a generation of so many tokens with so many calls: that a cache makes it
+        approximate; else nothing."""
+        if self.cache is None or self.cache.exact:
+            return ""
+        return f"approximate, by cache={type(self.cache).__name__}(...)"
 
     def here(self, state: SampleState, is_open: Bool[Array, "b l"]) -> Bool[Array, "b l"]:
         """The block of each row that is being written: by default the whole row."""

@@ -35,6 +35,7 @@ class BlockByBlock(LastStep, GridSampler):
     Fixed tokens stay, but those of later blocks influence nothing before their own block.
     """
 
+    keeps_written: ClassVar[bool] = True
     attends: ClassVar[Attends] = "blocks"
 
     block_size: int

@@ -21,7 +21,7 @@ network whose conditional distributions are all exact draws from the exact distr
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -52,6 +52,8 @@ class FirstHitting(Sampler):
     other. NFE is the largest number of open positions of a row, divided by `per_call` and rounded
     up.
     """
+
+    keeps_written: ClassVar[bool] = True
 
     per_call: int = 1
     left_first: float = 0.0

@@ -38,6 +38,7 @@ class LeftToRight(Sampler):
     position that some row writes).
     """
 
+    keeps_written: ClassVar[bool] = True
     attends: ClassVar[Attends] = "causal"
 
     def begin(self, state: SampleState, diffusion: Diffusion) -> ReadState:

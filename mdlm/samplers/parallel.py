@@ -65,6 +65,8 @@ class Parallel(Sampler):
     NFE is that of the row that needs most calls.
     """
 
+    keeps_written: ClassVar[bool] = True
+
     order: Order = "confidence"
     rule: Rule = FixedCount()
     block_size: int | None = None
@@ -197,6 +199,7 @@ class ParallelBlocks(Parallel):
     cache every call reads the whole row [noised ; clean], for the same samples.
     """
 
+    keeps_written: ClassVar[bool] = True
     attends: ClassVar[Attends] = "blocks"
 
     block_size: int = field()  # required here

@@ -16,7 +16,7 @@ first draft is not accepted, it is written all the same.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,8 @@ class Verified(Sampler):
     how many are accepted. NFE counts the calls of both networks.
     """
 
+    keeps_written: ClassVar[bool] = True
+
     ahead: int = 16
     accept: Accept = "exact"
     cache: Cache | None = None
@@ -69,6 +71,10 @@ class Verified(Sampler):
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)
         return reason or no_inverse(process, "a given number of masks")
+
+    def note(self, tokens: int, nfe: int) -> str:
+        biased = "" if self.accept == "exact" else f"biased, by accept={self.accept!r}; "
+        return f"{biased}{2 * tokens / max(nfe, 1):.1f} tokens accepted with each verification"
 
     def begin(self, state: SampleState, diffusion: Diffusion) -> VerifiedState:
         state, verifier = super().begin(state, diffusion), verifier_of(diffusion)

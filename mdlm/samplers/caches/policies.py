@@ -19,8 +19,8 @@ Until = Literal["prompt", "block", "written"]
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix(Partial):
-    """Approximate. Reads from the block that is being written to the end of the row; a block's first call is
-    full (Fast-dLLM's prefix cache, arXiv:2505.22618)."""
+    """Approximate. Reads from the block that is being written to the end of the row; a block's
+    first call is full (Fast-dLLM's prefix cache, arXiv:2505.22618)."""
 
     def reads(self, view: View) -> Bool[Array, "b l"]:
         return jnp.cumsum(view.is_here, axis=-1) > 0
@@ -28,8 +28,8 @@ class Prefix(Partial):
 
 @dataclass(frozen=True, kw_only=True)
 class Dual(Partial):
-    """Approximate. Reads the block that is being written only; a block's first call is full (Fast-dLLM's dual
-    cache, arXiv:2505.22618). Without blocks it reads all."""
+    """Approximate. Reads the block that is being written only; a block's first call is full
+    (Fast-dLLM's dual cache, arXiv:2505.22618). Without blocks it reads all."""
 
     def reads(self, view: View) -> Bool[Array, "b l"]:
         return view.is_here
@@ -52,8 +52,8 @@ class Delayed(Partial):
 
 @dataclass(frozen=True, kw_only=True)
 class FreeCache(Partial):
-    """Approximate. Reads from some position to the end of the row; what is before keeps its keys and
-    values from the last call that read it (FreeCache, arXiv:2505.21467).
+    """Approximate. Reads from some position to the end of the row; what is before keeps its keys
+    and values from the last call that read it (FreeCache, arXiv:2505.21467).
 
     Args:
         until: reading begins where the prompt ends ("prompt"), at the block that is being written
