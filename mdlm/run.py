@@ -21,8 +21,9 @@ from mdlm.data.mixture import Mixture
 from mdlm.data.pairs import Encoded, Messages, Pair, as_pairs, encode_pairs
 from mdlm.data.places import placed
 from mdlm.errors import InputError
-from mdlm.evals.likelihood import By, Likelihood, LogLikelihood, Passes
+from mdlm.evals.likelihood import By, Likelihood
 from mdlm.evals.likelihood import Report as PairsReport
+from mdlm.evals.log_likelihood import LogLikelihood, Passes
 from mdlm.evals.nll import Metric
 from mdlm.evals.orders import log_marginal
 from mdlm.evals.scorer import Report, Scorer, check_same_data

@@ -29,10 +29,10 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from mdlm.data.pairs import Encoded, check_lengths, rows_of
-from mdlm.data.rows.base import Rows
 from mdlm.diffusion import Diffusion
 from mdlm.errors import InputError
 from mdlm.evals import monte_carlo
+from mdlm.evals.log_likelihood import LogLikelihood, Passes
 from mdlm.evals.row_program import RowProgram
 from mdlm.experiment.model import Model
 from mdlm.keys import by_row, of_seed
@@ -53,45 +53,6 @@ MOST_ROWS = 2**30
 DiffusionOf = Callable[[ArrayTree], Diffusion]
 Report = Callable[[int, int], None]
 """Called with the pairs that were scored in a round, and all of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogLikelihood:
-    """The log-likelihood of `tokens` tokens in nats, or a lower bound on it, as `protocol` says.
-
-    `stderr` is the standard error of the Monte Carlo estimate from `passes` passes of the network;
-    None if the value is exact.
-    """
-
-    value: float
-    stderr: float | None
-    tokens: int
-    passes: int
-    protocol: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Passes:
-    """How often pairs are scored.
-
-    Args:
-        passes: network passes for each pair, an even number.
-        sure: repeat them until the standard error of each pair is at most this, in nats.
-        most: the passes of a pair after which it is not scored again.
-    """
-
-    passes: int = 32
-    sure: float | None = None
-    most: int = 2**14
-
-    def __post_init__(self):
-        if self.passes < 2 or self.passes % 2:
-            raise InputError(
-                f"passes={self.passes}: must be even and at least 2, as each noise level is drawn"
-                " twice, which gives the standard error"
-            )
-        if self.sure is not None and not self.sure > 0:
-            raise InputError(f"sure={self.sure}: must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,11 +209,14 @@ class Likelihood:
             report(done // passes, len(pairs))
 
         for length, own in by_length(pairs, self.lengths):
+            rows = rows_of([pairs[i] for i in own], length, self.vocab)
 
-            def make(index, length=length, own=own):
-                which, at = own[index // passes], index % passes
+            def make(index, rows=rows, first=first[own]):
+                which, at = index // passes, index % passes
                 return {
-                    **fields_of(rows_of([pairs[i] for i in which], length, self.vocab)),
+                    "tokens": rows.tokens[which],
+                    "loss_mask": rows.loss_mask[which],
+                    "is_valid": rows.is_valid[which],
                     "row": (first[which] + at).astype(np.int32),
                     "rows": np.asarray(passes * apart, np.int32),
                 }
@@ -296,11 +260,6 @@ def by_length(
     fitting = np.searchsorted(lengths, [len(pair) for pair in pairs])
     for bucket in np.unique(fitting):
         yield lengths[bucket], np.flatnonzero(fitting == bucket)
-
-
-def fields_of(rows: Rows) -> dict[str, np.ndarray]:
-    """Returns rows as fields of a batch."""
-    return {"tokens": rows.tokens, "loss_mask": rows.loss_mask, "is_valid": rows.is_valid}
 
 
 def with_prompt(denoise: Denoise, batch: Batch) -> Denoise:

@@ -24,7 +24,8 @@ from mdlm.data.pairs import Encoded, rows_of
 from mdlm.data.rows.base import Rows
 from mdlm.diffusion import Diffusion
 from mdlm.errors import InputError
-from mdlm.evals.likelihood import DiffusionOf, LogLikelihood, by_length
+from mdlm.evals.likelihood import DiffusionOf, by_length
+from mdlm.evals.log_likelihood import LogLikelihood
 from mdlm.evals.row_program import RowProgram
 from mdlm.experiment.model import Model
 from mdlm.keys import of_seed
