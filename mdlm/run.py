@@ -179,8 +179,8 @@ class Run:
     def log_marginal(
         self,
         tokens: Sequence[int] | Int[np.ndarray, " l"],
-        known: Sequence[bool] | Bool[np.ndarray, " l"],
-        given: Sequence[bool] | Bool[np.ndarray, " l"] | None = None,
+        known: Sequence[bool] | Bool[np.ndarray, " k"],
+        given: Sequence[bool] | Bool[np.ndarray, " g"] | None = None,
         *,
         orders: int = 8,
         seed: int = 0,

@@ -14,7 +14,7 @@ def noised(params):
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(2), len(leaves))
     noise = [
-        0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)
+        0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(tree, [a + b for a, b in zip(leaves, noise, strict=True)])
 

@@ -47,6 +47,7 @@ FILES = (
     "tokenizer",
     "eval",
     "score",
+    "harness",
     "sample",
     "components",
     "samplers",

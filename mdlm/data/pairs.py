@@ -189,6 +189,19 @@ def divided(tokenizer: Tokenizer, prompt: str, response: str) -> tuple[list[int]
     return tokenizer.encode([prompt])[0].tolist(), tokenizer.encode_after(response).tolist()
 
 
+def rolled(text: Sequence[int], start: int | None, longest: int) -> Iterator[Encoded]:
+    """Yields rows that score each token of a text once, each row but the last conditioned on the
+    one token before it, the last one on as many as fit."""
+    before = [] if start is None else [start]
+    first = longest - len(before)
+    if text:
+        yield Encoded(prompt=tuple(before), response=tuple(text[:first]), where="the text")
+    for begin in range(first, len(text), longest - 1):
+        end = min(begin + longest - 1, len(text))
+        seen = text[end - longest : begin] if end == len(text) else text[begin - 1 : begin]
+        yield Encoded(prompt=tuple(seen), response=tuple(text[begin:end]), where="the text")
+
+
 def check_lengths(pairs: Sequence[Encoded], longest: int) -> None:
     """Raises InputError if a pair has more tokens than a row."""
     for pair in pairs:
