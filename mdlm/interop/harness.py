@@ -23,6 +23,7 @@ from mdlm.data.tokens.special_tokens import end_of
 from mdlm.errors import InputError
 from mdlm.evals.log_likelihood import Passes
 from mdlm.evals.orders import Greedy
+from mdlm.files import check_contained
 from mdlm.generation.chat import checked, prompt_of, rendered
 from mdlm.generation.generator import Generator, window_of
 from mdlm.generation.windows import Windows
@@ -83,7 +84,6 @@ class HarnessModel(LM):
         self.sampler = _sampler(sampler, self.run)
         self.chat = chat.read(self.run.folder.data)
         self.start = window_of(self.run.experiment.data.packing, self.run.model).frame[0]
-        folder = self.run.folder.path
         settings = {
             "step": self.run.step,
             "experiment": self.run.folder.config().get("fingerprint"),
@@ -93,7 +93,10 @@ class HarnessModel(LM):
             "sampler": repr(self.sampler),
             "seed": self.seed,
         }
-        path = Path(folder) / KEPT if kept is None else Path(kept) if kept else None
+        folder = Path(self.run.folder.path)
+        if kept is None:
+            check_contained(folder)
+        path = folder / KEPT if kept is None else Path(kept) if kept else None
         self.answers = Answers(path, settings)
         self._greedy: Greedy | None = None
         self._generators: dict[tuple[Any, ...], Generator] = {}

@@ -1,5 +1,5 @@
 """lm-eval with runs whose answers are known: the network ignores its input and gives each byte a
-fixed probability, so every likelihood is known, and is exact in any order."""
+fixed probability, so every likelihood is known. Texts of one byte, repeated, have no noise."""
 
 import json
 import math
@@ -18,6 +18,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from mdlm.data import Bytes, NoText, TextData, Wrap  # noqa: E402
 from mdlm.data.pairs import rolled  # noqa: E402
 from mdlm.errors import InputError  # noqa: E402
+from mdlm.evals.likelihood import Likelihood  # noqa: E402
 from mdlm.interop.answers import Answer, Answers  # noqa: E402
 from mdlm.interop.harness import HarnessModel  # noqa: E402
 from mdlm.interop.harness_tasks import evaluate  # noqa: E402
@@ -85,7 +86,7 @@ dataset_kwargs: {{data_files: {{test: {data}}}}}
 test_split: test
 output_type: multiple_choice
 doc_to_text: "{{{{question}}}}"
-doc_to_choice: ["yes", "no", "xyzzy"]
+doc_to_choice: ["yy", "nn", "xxxxx"]
 doc_to_target: "{{{{answer}}}}"
 metric_list:
   - {{metric: acc, aggregation: mean, higher_is_better: true}}
@@ -130,15 +131,15 @@ def tasks(tmp_path, monkeypatch):
     ]
     folder = tmp_path / "tasks"
     folder.mkdir()
-    task(folder, "always", MULTIPLE, ask(["yes"] * 4))
-    task(folder, "half", MULTIPLE, ask(["yes", "xyzzy", "yes", "no"]))
+    task(folder, "always", MULTIPLE, ask(["yy"] * 4))
+    task(folder, "half", MULTIPLE, ask(["yy", "xxxxx", "yy", "nn"]))
     task(folder, "alike", ROLLING, [{"text": "the same text"}] * 3)
     task(folder, "written", GENERATE, ask(["yyyyyy"] * 4))
     return str(folder)
 
 
 def test_tasks_with_known_scores(known, tasks):
-    assert log_p("yes") > max(log_p("no"), log_p("xyzzy"))
+    assert log_p("yy") > log_p("nn") > log_p("xxxxx")
     names = ["always", "half", "written"]
     found = evaluate(model(known), names, tasks)["results"]
     assert found["always"]["acc,none"] == 1.0
@@ -164,11 +165,13 @@ def test_the_noise_is_in_the_error_of_a_task(noisy, tasks):
 
 
 def test_log_likelihoods(known):
-    scorer = model(known)
+    scorer = model(known, passes=32)
     requests = [("why? ", "yes"), ("", "no"), ("x" * 100, "y"), ("a", "yyy"), ("a", "yyn")]
     found = scorer.loglikelihood(asked("loglikelihood", *requests))
-    for (_, text), (value, is_greedy) in zip(requests, found, strict=True):
-        assert value == pytest.approx(log_p(text), abs=1e-3)
+    for request, (value, is_greedy) in zip(requests, found, strict=True):
+        text, error = request[1], scorer.error_of("loglikelihood", request)
+        assert value == pytest.approx(log_p(text), abs=5 * error + 1e-4)
+        assert (error < 1e-5) == (len(set(text)) == 1)
         assert is_greedy == (set(text) == {"y"})
     with pytest.raises(InputError, match="has no token"):
         scorer.loglikelihood(asked("loglikelihood", ("a", "")))
@@ -186,10 +189,11 @@ def test_answers_do_not_depend_on_what_else_is_asked(noisy):
 
 def test_whole_texts(known):
     """Each token once, also of texts that are longer than a row."""
-    texts = ["yes", "no yes " * 30, ""]
+    texts, scorer = ["yyyy", "n" * 150, "no yes " * 20, ""], model(known)
     requests = asked("loglikelihood_rolling", *((text,) for text in texts))
-    found = model(known).loglikelihood_rolling(requests)
-    assert found == pytest.approx([log_p(text) for text in texts], abs=1e-2)
+    for text, value in zip(texts, scorer.loglikelihood_rolling(requests), strict=True):
+        error = scorer.error_of("loglikelihood_rolling", (text,))
+        assert value == pytest.approx(log_p(text), rel=1e-5, abs=5 * error)
     for start in (None, 7):
         for n in (0, 1, 9, 10, 11, 28, 40):
             rows = list(rolled(list(range(100, 100 + n)), start, 10))
@@ -224,30 +228,33 @@ def test_answers_survive_a_kill(noisy, tmp_path, monkeypatch):
     requests = [(f"prompt {i}", "answer") for i in range(6)]
     monkeypatch.setattr("mdlm.interop.harness.TOGETHER", 2)
 
-    def killed(call=[]):  # noqa: B006
-        """Raises at the third part."""
-        call.append(1)
-        if len(call) == 3:
-            raise KeyboardInterrupt
+    calls = []
 
-    first = model(noisy, kept=kept, greedy=False)
-    score = first.likelihood.__call__
-    first.likelihood = lambda *a, **k: (killed(), score(*a, **k))[1]
+    def killed(self, *arguments, **settings):
+        """Raises at the third call."""
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return score(self, *arguments, **settings)
+
+    def counted(self, pairs, *arguments, **settings):
+        seen.extend(pairs)
+        return score(self, pairs, *arguments, **settings)
+
+    score, seen = Likelihood.__call__, []
+    monkeypatch.setattr(Likelihood, "__call__", killed)
     with pytest.raises(KeyboardInterrupt):
-        first.loglikelihood(asked("loglikelihood", *requests))
+        model(noisy, kept=kept, greedy=False).loglikelihood(asked("loglikelihood", *requests))
     with open(kept, "a", encoding="utf-8") as file:
         file.write('{"key": "ab')  # half a line, as a full disk or a kill leaves it
-    second, seen = model(noisy, kept=kept, greedy=False), []
-    second.likelihood = lambda pairs, *a, **k: (seen.extend(pairs), score(pairs, *a, **k))[1]
-    found = second.loglikelihood(asked("loglikelihood", *requests))
+    monkeypatch.setattr(Likelihood, "__call__", counted)
+    found = model(noisy, kept=kept, greedy=False).loglikelihood(asked("loglikelihood", *requests))
     assert len(seen) == 2
+    again = model(noisy, kept=kept, greedy=False).loglikelihood(asked("loglikelihood", *requests))
+    assert again == found and len(seen) == 2
     whole = model(noisy, greedy=False).loglikelihood(asked("loglikelihood", *requests))
     assert [a for a, _ in found] == pytest.approx([a for a, _ in whole], abs=1e-4)
-    third = model(noisy, kept=kept, greedy=False)
-    third.likelihood = None
-    assert third.loglikelihood(asked("loglikelihood", *requests)) == found
     # Other passes are other answers.
-    assert model(noisy, kept=kept, greedy=False, passes=6).answers.known.keys()
     other = model(noisy, kept=kept, greedy=False, passes=6)
     assert other.loglikelihood(asked("loglikelihood", requests[0])) != found[:1]
 
