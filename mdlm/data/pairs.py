@@ -4,6 +4,7 @@ In a row the prompt is valid and attended to, but neither noised nor scored: it 
 log p(response | prompt). After the response comes padding that no token attends to.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def read_pairs(
 ) -> list[Pair]:
     """Returns the pairs of a .jsonl file, or of a split of a data set: a folder, or a name on the
     Hugging Face hub. Raises InputError, in one line, if it has none or one of them is damaged."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # no error without a home folder
     if path.is_file() and not path.name.endswith(ENDINGS):
         raise InputError(f"{name}: unknown ending: must be .jsonl, also with .gz, or a data set")
     if name.endswith(ENDINGS):

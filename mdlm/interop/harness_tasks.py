@@ -77,8 +77,10 @@ def _add_noise(
         return
     for filtered in {sample["filter"] for sample in samples}:
         own = [sample for sample in samples if sample["filter"] == filtered]
-        errors = [[model.error_of(kind, tuple(a)) for a in s["arguments"]] for s in own]
-        for metric, noise in _spread(task, own, errors).items():
+        asked = [[tuple(request) for request in sample["arguments"]] for sample in own]
+        keys = [[model.answers.key(kind, request) for request in part] for part in asked]
+        errors = {key: model.answers.known[key].stderr for part in keys for key in part}
+        for metric, noise in _spread(task, own, keys, errors).items():
             reported = result.get(f"{metric}_stderr,{filtered}")
             if f"{metric},{filtered}" in result:
                 result[f"{metric}_noise_stderr,{filtered}"] = noise
@@ -87,17 +89,19 @@ def _add_noise(
 
 
 def _spread(
-    task: Any, samples: list[dict[str, Any]], errors: list[list[float]]
+    task: Any, samples: list[dict[str, Any]], keys: list[list[str]], errors: dict[str, float]
 ) -> dict[str, float]:
-    """Returns the standard deviation of each metric over log-likelihoods with new noise."""
+    """Returns the standard deviation of each metric over log-likelihoods with new noise. `keys` are
+    those of the requests of each sample: the same request has one answer, with one noise."""
     random, aggregate = np.random.default_rng(0), task.aggregation()
     found = defaultdict(list)
-    for _ in range(REPEATS if any(map(any, errors)) else 1):
+    for _ in range(REPEATS if any(errors.values()) else 1):
         values = defaultdict(list)
-        for sample, own in zip(samples, errors, strict=True):
+        noise = {key: error * random.normal() for key, error in errors.items()}
+        for sample, own in zip(samples, keys, strict=True):
             drawn = [
-                _moved(answer, error * random.normal())
-                for answer, error in zip(sample["filtered_resps"], own, strict=True)
+                _moved(answer, noise[key])
+                for answer, key in zip(sample["filtered_resps"], own, strict=True)
             ]
             for metric, value in task.process_results(sample["doc"], drawn).items():
                 values[metric].append(value)

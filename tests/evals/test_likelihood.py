@@ -17,11 +17,22 @@ from mdlm.evals.likelihood import Likelihood, lengths_of
 from mdlm.evals.log_likelihood import Passes
 from mdlm.evals.oracles import Enumerated
 from mdlm.evals.orders import Greedy, in_orders
-from mdlm.objectives import LLaDA, Nelbo, OrderAgnostic
+from mdlm.objectives import (
+    GeneralizedNelbo,
+    HybridNelbo,
+    LLaDA,
+    Nelbo,
+    OrderAgnostic,
+    UniformNelbo,
+)
 from mdlm.parallel.mesh import MeshShape
+from mdlm.parameterizations.mean import Mean
 from mdlm.parameterizations.subs import Subs
+from mdlm.processes.hybrid import Hybrid
 from mdlm.processes.masked import Masked
+from mdlm.processes.uniform import Uniform
 from mdlm.schedules.closed_form import LogLinear
+from mdlm.schedules.per_token import Spindle
 from mdlm.types import DenseLogits, Vocab
 
 LENGTH, SYMBOLS = 4, 3
@@ -264,3 +275,43 @@ def test_pairs_longer_than_a_row():
     long = replace(pair((0, 1, 2, 0), 2), response=(1, 1, 1))
     with pytest.raises(InputError, match=r"a pair: prompt and response have 2 \+ 3 tokens, a row"):
         likelihood(LAW)([long])
+
+
+@pytest.mark.parametrize(
+    ("process", "objective"),
+    [
+        (Uniform(), UniformNelbo()),
+        (Hybrid(), HybridNelbo(weights="elbo")),
+        (Masked(schedule=Spindle(strength=0.3)), GeneralizedNelbo()),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_any_noise_leaves_the_prompt_alone(process, objective):
+    """What the network reads: the prompt's own tokens, and noise in the response."""
+    seen, x = [], (2, 0, 1, 1)
+
+    class Watched:
+        def denoise(self, inputs, *, key=None):
+            jax.debug.callback(lambda z: seen.append(np.asarray(z)), inputs.tokens)
+            return DenseLogits(jnp.zeros((*inputs.tokens.shape, SYMBOLS + 1)))
+
+    def diffusion(params):
+        return replace(
+            diffusion_of(Watched())(params),
+            process=with_counts(process.with_vocab(VOCAB)),
+            parameterization=Mean().with_vocab(VOCAB)
+            if not isinstance(process, Masked)
+            else Subs().with_vocab(VOCAB),
+        )
+
+    scorer = likelihood(LAW, objective)
+    scorer.diffusion = diffusion
+    [found] = scorer([pair(x, 2)], Passes(passes=64))
+    jax.effects_barrier()
+    tokens = np.concatenate(seen)
+    assert (tokens[:, :2] == x[:2]).all() and (tokens[:, 2:] != x[2:]).any(axis=0).all()
+    assert found.tokens == 2 and -20 < found.value < 0
+
+
+def with_counts(process):
+    return process.with_counts(np.array([5, 3, 2, 0])) if process.needs_counts else process
