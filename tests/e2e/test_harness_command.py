@@ -49,11 +49,11 @@ def test_harness(work, monkeypatch):
     found = json.loads((work / "found.json").read_text(encoding="utf-8"))
     acc = found["results"]["which"]["acc,none"]
     kept = (work / "run" / "harness.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(kept) == 6 and all(json.loads(line)["stderr"] == 0 for line in kept)
+    assert len(kept) == 6 and sum(json.loads(line)["stderr"] > 0 for line in kept) > 2
     out = mdlm(*words, "--json", cwd=work)
     [row] = json.loads(out.stdout)
     assert (row["task"], row["metric"], row["value"]) == ("which", "acc", acc)
-    assert row["noise_stderr"] == 0
+    assert row["stderr"] >= row["noise_stderr"] >= 0
     assert len((work / "run" / "harness.jsonl").read_text(encoding="utf-8").splitlines()) == 6
 
 

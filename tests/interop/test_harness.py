@@ -14,6 +14,7 @@ from made_run import made
 pytest.importorskip("lm_eval", reason="needs the extra `harness`")
 
 from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.registry import get_model  # noqa: E402
 
 from mdlm.data import Bytes, NoText, TextData, Wrap  # noqa: E402
 from mdlm.data.pairs import rolled  # noqa: E402
@@ -176,6 +177,14 @@ def test_log_likelihoods(known):
         scorer.loglikelihood(asked("loglikelihood", ("a", "")))
     with pytest.raises(InputError, match="the continuation 'xx.*a row of this run 64"):
         scorer.loglikelihood(asked("loglikelihood", ("a", "x" * 65)))
+
+
+def test_the_name_of_the_model(known):
+    """As `lm_eval --model mdlm --model_args ...` makes it, once the file was imported."""
+    text = f"run={known.folder.path},passes=6,greedy=False,kept=,seed=3"
+    made = get_model("mdlm").create_from_arg_string(text, {"batch_size": "8", "device": None})
+    assert isinstance(made, HarnessModel) and made.answers.path is None
+    assert (made.how.passes, made.greedy, made.batch_size, made.seed) == (6, False, 8, 3)
 
 
 def test_answers_do_not_depend_on_what_else_is_asked(noisy):
