@@ -84,7 +84,10 @@ def objective_of(model: Model, by: By | None = None) -> tuple[Objective, str]:
         raise InputError(f"by=counts: {reason}; use by=nelbo")
     chosen = model.reported if by == "nelbo" or reason is not None else counts
     bound = chosen.protocol_on(process).removesuffix(", given the unscored tokens")
-    return chosen, f"log p(response | prompt) >= -{bound}"
+    if "no bound" in bound.lower():
+        raise InputError(f"by=nelbo: this run reports {bound}; use by=counts")
+    is_whole = bound.startswith("NELBO,")  # no term is left out
+    return chosen, f"log p(response | prompt) {'>=' if is_whole else '~'} -{bound}"
 
 
 def lengths_of(longest: int, multiple: int) -> list[int]:

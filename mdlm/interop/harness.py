@@ -28,6 +28,7 @@ from mdlm.generation.chat import checked, prompt_of, rendered
 from mdlm.generation.generator import Generator, window_of
 from mdlm.generation.windows import Windows
 from mdlm.interop.answers import Answer, Answers
+from mdlm.processes.masked import Masked
 from mdlm.run import Run, load
 from mdlm.runs import chat
 
@@ -79,7 +80,8 @@ class HarnessModel(LM):
         )
         self.how = Passes(passes=int(passes), sure=None if sure is None else float(sure))
         self.seed, self.batch_size = int(seed), int(batch_size) if batch_size != "auto" else 32
-        self.greedy = greedy not in (False, "False", "false", "0")
+        is_masked = isinstance(self.run.model.process, Masked)  # others do not reveal tokens
+        self.greedy = is_masked and greedy not in (False, "False", "false", "0")
         self.likelihood = self.run.likelihood(by, seed=self.seed, batch_size=self.batch_size)  # pyright: ignore[reportArgumentType]
         self.sampler = _sampler(sampler, self.run)
         self.chat = chat.read(self.run.folder.data)

@@ -15,7 +15,7 @@ from mdlm.data.pairs import as_pairs
 from mdlm.errors import InputError
 from mdlm.evals.log_likelihood import totals
 from mdlm.models import BlockDiT, CausalTransformer
-from mdlm.objectives import Autoregressive, BlockNelbo
+from mdlm.objectives import Autoregressive, BlockNelbo, MaskedLM, Nelbo
 from mdlm.runs import chat
 from mdlm.samplers import BlockByBlock, LeftToRight
 from mdlm.types import NetInput
@@ -121,6 +121,15 @@ def test_two_bounds_of_one_network_agree(run):
     assert per_token.stderr == pytest.approx(error)
     assert perplexity.value == pytest.approx(math.exp(per_token.value))
     assert perplexity.stderr == pytest.approx(perplexity.value * error)
+
+
+def test_what_is_no_bound_is_not_called_one(tmp_path):
+    only = new(tmp_path / "a", objective=MaskedLM())
+    with pytest.raises(InputError, match="by=nelbo: this run reports masked-LM.*use by=counts"):
+        only.log_likelihood(PAIRS, by="nelbo")
+    assert ">= -NELBO" in only.likelihood().protocol
+    short = new(tmp_path / "b", objective=Nelbo(reconstruction=False))
+    assert "prompt) ~ -NELBO without the reconst" in short.likelihood("nelbo").protocol
 
 
 def test_until_sure(run):
