@@ -18,8 +18,10 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     from mdlm.evals.log_likelihood import Passes
 
     Passes(passes=args.passes, sure=args.sure)
-    if args.batch_size < 1:
-        raise InputError(f"--batch-size {args.batch_size}: must be at least 1")
+    least = {"--batch-size": (args.batch_size, 1), "--limit": (args.limit, 1)}
+    for option, (value, low) in {**least, "--num-fewshot": (args.num_fewshot, 0)}.items():
+        if value is not None and value < low:
+            raise InputError(f"{option} {value}: must be at least {low}")
     out = None if args.out is None else writable(args.out)
     from mdlm.interop.harness import HarnessModel
     from mdlm.interop.harness_tasks import evaluate
@@ -86,7 +88,7 @@ def _metrics(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 HARNESS_HELP = """\
 examples:
   mdlm harness runs/llada --tasks arc_easy,hellaswag --passes 128
-  mdlm harness runs/llada --tasks gsm8k --chat --sampler "Parallel(steps=256)" --out gsm8k.json
+  mdlm harness runs/llada --tasks gsm8k --chat --sampler "Parallel(rule=Share(steps=256))" --out gsm8k.json
   mdlm harness runs/quickstart --tasks my_task --include-path tasks --limit 20
 
 Runs tasks of lm-eval (EleutherAI's harness) with a run; `lm_eval ls tasks` lists them. Needs

@@ -51,7 +51,7 @@ class HarnessModel(LM):
         passes, sure, by: as in `mdlm score`.
         greedy: whether to find out if greedy decoding writes a text, which costs a network call
             for each of its tokens; tasks that choose among answers do not use it.
-        sampler: a sampler as text, such as "Parallel(steps=64)", in place of the run's.
+        sampler: a sampler as text, such as "Parallel(rule=Share(steps=64))", in place of the run's.
         kept: the file that answers are kept in (default: harness.jsonl of the run; "": none).
         batch_size: rows evaluated, and texts generated, at a time.
     """

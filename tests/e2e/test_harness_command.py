@@ -62,6 +62,8 @@ def test_harness(work, monkeypatch):
     [
         (["--tasks", "which", "--passes", "3"], "passes=3: must be even"),
         (["--tasks", "which", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
+        (["--tasks", "which", "--limit", "0"], "--limit 0: must be at least 1"),
+        (["--tasks", "which", "--num-fewshot", "-1"], "--num-fewshot -1: must be at least 0"),
         (["--tasks", "whic", "--include-path", "tasks"], "--tasks whic: no such task of lm-eval"),
         (["--tasks", "which", "--include-path", "none"], "--include-path none: no such folder"),
     ],
