@@ -88,7 +88,7 @@ def _metrics(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 HARNESS_HELP = """\
 examples:
   mdlm harness runs/llada --tasks arc_easy,hellaswag --passes 128
-  mdlm harness runs/llada --tasks gsm8k --chat --sampler "Parallel(rule=Share(steps=256))" --out gsm8k.json
+  mdlm harness runs/llada --tasks gsm8k --chat --sampler "Parallel(rule=Share(steps=256))"
   mdlm harness runs/quickstart --tasks my_task --include-path tasks --limit 20
 
 Runs tasks of lm-eval (EleutherAI's harness) with a run; `lm_eval ls tasks` lists them. Needs
