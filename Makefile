@@ -48,10 +48,10 @@ test-newest:  ## The tests on the newest Python found here, with the newest JAX 
 
 # A build of PyTorch for the CPU alone is enough; one that is installed already is kept.
 $(BENCH): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench,harness]'
 	touch $@
 
-bench-install: $(BENCH)  ## What the benchmarks, and their tests, compare with: PyTorch.
+bench-install: $(BENCH)  ## What benchmarks and tests compare with, PyTorch, and lm-eval.
 
 bench: $(BENCH)  ## Speed and memory on this machine, beside PyTorch: about seven minutes.
 	$(BIN)/python -m benchmarks.train_step

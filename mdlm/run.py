@@ -7,18 +7,25 @@ print(run.generate("The ", length=200).texts[0].text)
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Bool, Int
 
 from mdlm.cluster import process_group
 from mdlm.data.dataset import Dataset, TextData
 from mdlm.data.mixture import Mixture
+from mdlm.data.pairs import Encoded, Messages, Pair, as_pairs, encode_pairs
 from mdlm.data.places import placed
 from mdlm.errors import InputError
+from mdlm.evals.likelihood import By, Likelihood
+from mdlm.evals.likelihood import Report as PairsReport
+from mdlm.evals.log_likelihood import LogLikelihood, Passes
 from mdlm.evals.nll import Metric
+from mdlm.evals.orders import log_marginal
 from mdlm.evals.scorer import Report, Scorer, check_same_data
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.experiment.experiment import Experiment
@@ -133,6 +140,76 @@ class Run:
             model = replace(model, experiment=replace(self.experiment, evaluation=how))
         check_same_data(dataset, (how.split,))
         return Scorer(model, self.mesh, dataset).run(self.params, how, report=report)
+
+    def log_likelihood(
+        self,
+        pairs: Sequence[Pair | tuple[str | Messages, str]],
+        *,
+        by: By | None = None,
+        passes: int = 32,
+        sure: float | None = None,
+        seed: int = 0,
+        batch_size: int = 32,
+        report: PairsReport = lambda done, of: None,
+    ) -> list[LogLikelihood]:
+        """Returns log p(response | prompt) of each pair in nats, or a lower bound on it, with its
+        standard error (see `evals.likelihood`).
+
+        A prompt is a text, or messages for the run's chat template. `by` is "counts" or "nelbo", by
+        default what fits; causal networks and blocks of one token are exact. `passes` is even;
+        with `sure` passes are added until the standard error of each pair is at most that.
+
+        Raises InputError if a response is empty, a pair is longer than a row, or `by` does not fit.
+        """
+        how = Passes(passes=passes, sure=sure)
+        likelihood = self.likelihood(by, seed=seed, batch_size=batch_size)
+        return likelihood(self.encoded(as_pairs(pairs)), how, report=report)
+
+    def encoded(self, pairs: Sequence[Pair]) -> list[Encoded]:
+        """Returns the tokens of pairs as `log_likelihood` scores them."""
+        told = chat.read(self.folder.data)
+        return encode_pairs(
+            pairs,
+            self.tokenizer,
+            start=window_of(self.experiment.data.packing, self.model).frame[0],
+            prompt_of=partial(prompt_of, template=told.template, tokenizer=self.tokenizer),
+        )
+
+    def likelihood(
+        self, by: By | None = None, *, seed: int = 0, batch_size: int = 32
+    ) -> Likelihood:
+        """Returns what scores pairs of tokens. Keep it, so that it compiles only once."""
+        return Likelihood.of(
+            self.model, self.params, by, mesh=self.mesh, batch_size=batch_size, seed=seed
+        )
+
+    def log_marginal(
+        self,
+        tokens: Sequence[int] | Int[np.ndarray, " l"],
+        known: Sequence[bool] | Bool[np.ndarray, " k"],
+        given: Sequence[bool] | Bool[np.ndarray, " g"] | None = None,
+        *,
+        orders: int = 8,
+        seed: int = 0,
+    ) -> LogLikelihood:
+        """Returns the log of the probability of the `known` tokens of a row, whatever the others
+        are, in nats: the mean of the chain rule over random orders (see `evals.orders`), a lower
+        bound that is exact where the network is the true posterior. `given` tokens are conditioned
+        on.
+
+        Raises InputError if no token is known, the arguments differ in length, or the network does
+        not attend to the whole row.
+        """
+        return log_marginal(
+            self.model,
+            self.params,
+            np.asarray(tokens),
+            np.asarray(known, bool),
+            np.zeros(len(tokens), bool) if given is None else np.asarray(given, bool),
+            mesh=self.mesh,
+            orders=orders,
+            seed=seed,
+        )
 
     def clip_search(self, *, batches: int = 4, seed: int = 0) -> list[Interval]:
         """Intervals of times to train block diffusion on, in order of the variance of their loss,

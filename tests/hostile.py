@@ -153,6 +153,7 @@ def serve() -> None:
     """Answers each line of standard input, a command and a folder, with the outcome."""
     import mdlm.run  # noqa: F401, so that the first case does not import it
     import mdlm.train.session  # noqa: F401
+    from mdlm.evals.likelihood import Likelihood
     from mdlm.evals.scorer import Scorer
     from mdlm.generation.generator import Generator
     from mdlm.train import loop
@@ -162,6 +163,7 @@ def serve() -> None:
         raise SystemExit(0)
 
     Trainer._batches = Generator.continue_from = Scorer.run = loop.create_state = accepted
+    Likelihood.__call__ = accepted
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     print(file=answers, flush=True)
@@ -247,10 +249,12 @@ def prepared(make: Path, folder: Path) -> Path:
 
 
 def made(folder: Path) -> Path:
-    """A working folder with a text, an experiment, its run, a store, a trace and a tokenizer."""
+    """A working folder with a text, pairs, an experiment, its run, a store, a trace, tokenizers."""
     folder.mkdir()
     tiny.write_text(folder / "text.txt", words=1500)
     (folder / "tiny.py").write_text(tiny.FILE.format(text="text.txt"), encoding="utf-8")
+    pair = {"prompt": "the quick", "response": " fox"}
+    (folder / "pairs.jsonl").write_text(json.dumps(pair) + "\n", encoding="utf-8")
     script = f"import sys; from mdlm.cli.main import main; sys.exit(max(map(main, {steps()!r})))"
     subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, capture_output=True)
     return folder

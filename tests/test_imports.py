@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generation": DEVICES | METHODS | {"config", "data", "models", "experiment"},
     "runs": DEVICES | {"config", "experiment"},
     "train": DEVICES | COMPONENTS | {"experiment", "evals", "generation", "runs"},
-    "interop": DEVICES | COMPONENTS | {"experiment", "runs", "run"},
+    "interop": DEVICES | COMPONENTS | {"experiment", "evals", "generation", "runs", "run"},
     "planning": DEVICES | {"data", "diffusion", "experiment", "models", "train"},
     "view": {"generation"},
     "run": DEVICES | COMPONENTS | {"experiment", "evals", "generation", "runs"},

@@ -2,8 +2,8 @@
 
 A command is a few lines around `mdlm.load` or a training session. This file parses the arguments
 and reports errors that the user can mend as one line on standard error.
-`train`, `eval` and `sample` may run on several processes (see `mdlm.cluster.launch`), all started
-with the same command: process 0 prints and writes for all, the others print errors only.
+`train`, `eval`, `score` and `sample` may run on several processes (see `mdlm.cluster.launch`), all
+started with the same command: process 0 prints and writes for all, the others print errors only.
 
 Exit codes: 0 success; 2 wrong arguments or input; 3 the run diverged (its checkpoints are intact;
 starting it again unchanged will not help); 4 another process was lost (the same command, started
@@ -46,6 +46,8 @@ FILES = (
     "prepare",
     "tokenizer",
     "eval",
+    "score",
+    "harness",
     "sample",
     "components",
     "samplers",

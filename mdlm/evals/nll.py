@@ -76,11 +76,13 @@ def summarise(
     protocol: str,
     is_exact: bool = False,
     units: dict[str, float] | None = None,
+    noise: float | None = None,
 ) -> list[Metric]:
     """Returns metrics from the sums by pass and row, both `[passes rows]`.
 
-    `units` has the size of the evaluated text by unit ("byte", "character"). Raises InputError if
-    the sum is negative: it is then no bound.
+    `noise` is the standard error of the sum over all rows, by default that of the mean of the
+    passes. `units` has the size of the evaluated text by unit ("byte", "character"). Raises
+    InputError if the sum is negative: it is then no bound.
     """
     tokens = int(count[0].sum())
     if tokens == 0:
@@ -92,7 +94,8 @@ def summarise(
             f"the loss is {nats / tokens:.4g} nats per token, and a bound on a negative"
             " log-likelihood of tokens is at least 0: the schedule, process or objective is wrong"
         )
-    noise = None if is_exact or len(passes) == 1 else passes.std(ddof=1) / math.sqrt(len(passes))
+    if noise is None and not is_exact and len(passes) > 1:
+        noise = passes.std(ddof=1) / math.sqrt(len(passes))
     by_row, row_tokens = bound.mean(axis=0), count[0]
     scored = row_tokens > 0
     spread = None

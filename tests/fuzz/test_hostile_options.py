@@ -16,6 +16,8 @@ BEGINNINGS = {
     "prepare": ["tiny.py", "--out", "new", "--workers", "1"],
     "tokenizer": ["train", "text.txt", "--out", "new", "--vocab-size", "270"],
     "eval": ["run", "--passes", "1"],
+    "score": ["run", "pairs.jsonl", "--passes", "2"],
+    "harness": ["run", "--tasks", "none"],
     "components": [],
     "samplers": [],
     "sample": ["run", "--steps", "2", "--length", "8"],

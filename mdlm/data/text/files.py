@@ -229,19 +229,28 @@ class NullText(InputError):
         )
 
 
-def read_json_line(line: str, text_field: str, where: str) -> str:
-    """Returns the text of one line of a `.jsonl` file; `where` is FILE:LINE, for errors."""
+def json_object(line: str, where: str, used: str) -> dict[str, Any]:
+    """Returns the object in a line of a `.jsonl` file; whole numbers in it become 0.
+
+    `where` is FILE:LINE, and `used` names the fields that are used, for errors. Raises InputError
+    if it is none.
+    """
     try:
         entry = json.loads(line, parse_int=lambda digits: 0)  # however many digits: none is used
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
         raise InputError(
-            f"{where}: a field is nested too deeply to be read: take out fields other than "
-            f"{text_field!r}"
+            f"{where}: a field is nested too deeply to be read: take out fields other than {used}"
         ) from error
     if not isinstance(entry, dict):
         raise InputError(f"{where}: {type(entry).__name__}, must be a JSON object")
+    return entry
+
+
+def read_json_line(line: str, text_field: str, where: str) -> str:
+    """Returns the text of one line of a `.jsonl` file; `where` is FILE:LINE, for errors."""
+    entry = json_object(line, where, repr(text_field))
     if text_field not in entry:
         raise InputError(f"{where}: no field {text_field!r}, only {', '.join(sorted(entry))}")
     text = entry[text_field]

@@ -82,7 +82,7 @@ class HuggingFace(Source):
     def version(self) -> str | None:
         """Returns the fingerprints of a saved folder, or the hub's commit if the hub answers."""
         if self._is_saved:
-            return ", ".join(self._rows(split)._fingerprint for split in self.splits)
+            return ", ".join(self.table(split)._fingerprint for split in self.splits)
         if Path(self.path).exists():
             return None
         import huggingface_hub
@@ -108,8 +108,9 @@ class HuggingFace(Source):
                 reason = f"the hub does not answer ({away}); name a folder with a copy of it"
             raise InputError(f"{self.name} cannot be read: {reason}") from error
 
-    def _rows(self, split: str, streaming: bool = False) -> Any:
-        """Returns the library's data set for the whole split that holds `split`."""
+    def table(self, split: str, streaming: bool = False) -> Any:
+        """Returns the library's data set, with all its columns, for the whole split that holds
+        `split`. Raises InputError if it cannot be read."""
         import datasets
 
         def read() -> Any:
@@ -126,10 +127,7 @@ class HuggingFace(Source):
             stored = datasets.load_from_disk(self.path)
             return stored[name] if isinstance(stored, datasets.DatasetDict) else stored
 
-        rows = self._open(read)
-        if rows.column_names is not None:  # a stream may not know them
-            self._check_field(rows.column_names)
-        return rows
+        return self._open(read)
 
     def _check_field(self, there: list[str]) -> None:
         if self.text_field not in there:
@@ -171,7 +169,9 @@ class HuggingFace(Source):
         if self.streaming and not self._is_saved:
             yield from self._streamed(split, position)
             return
-        rows = self._rows(split).select_columns([self.text_field])
+        rows = self.table(split)
+        self._check_field(rows.column_names)
+        rows = rows.select_columns([self.text_field])
         first, last = self._range(split, len(rows))
         assert last is not None
         for start in range(first + (position or 0), last, ROWS):
@@ -183,7 +183,7 @@ class HuggingFace(Source):
                 yield Piece(text=text, ends=True, position=row + 1, done=done)
 
     def _streamed(self, split: str, position: Any) -> Iterator[Piece]:
-        known = self._rows(split, streaming=True).info.splits or {}
+        known = self.table(split, streaming=True).info.splits or {}
         name = self._names[split]
         total = (known[name].num_examples or None) if name in known else None
         first, last = self._range(split, total)
@@ -192,7 +192,7 @@ class HuggingFace(Source):
         if last is not None and position["row"] >= last:
             return
 
-        found = hub_stream.stream(lambda: self._rows(split, streaming=True), position, self.name)
+        found = hub_stream.stream(lambda: self.table(split, streaming=True), position, self.name)
         for values, position in found:
             row = position["row"]
             self._check_field(list(values))

@@ -1,0 +1,207 @@
+"""The chain rule in an order of one's choice, for networks that attend to the whole row.
+
+    log p(x_known) = sum_k log p(x_s(k) | x_s(1) .. x_s(k-1), the rest masked)
+
+A network that were the true posterior would give the same sum in every order s. Others do not: the
+mean over uniform orders is a lower bound on the log of the mean probability (u-PMLM,
+arXiv:2004.11579), and the spread between orders says how far the network is from any distribution.
+
+`Greedy` says whether a response is what greedy decoding writes: of the masked tokens (of each
+block) the most confident one is revealed, one at a time, as in LLaDA's check.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Int
+
+from mdlm.data.pairs import Encoded, rows_of
+from mdlm.data.rows.base import Rows
+from mdlm.diffusion import Diffusion
+from mdlm.errors import InputError
+from mdlm.evals.likelihood import DiffusionOf, by_length
+from mdlm.evals.log_likelihood import LogLikelihood
+from mdlm.evals.row_program import RowProgram
+from mdlm.experiment.model import Model
+from mdlm.keys import of_seed
+from mdlm.objectives.base import ask, score_masked
+from mdlm.objectives.masked_count import time_of_share
+from mdlm.processes.masked import Masked
+from mdlm.types import ArrayTree, Batch, Vocab
+
+
+def log_marginal(
+    model: Model,
+    params: ArrayTree,
+    tokens: Int[np.ndarray, " l"],
+    known: Bool[np.ndarray, " k"],
+    given: Bool[np.ndarray, " g"],
+    *,
+    mesh: Mesh,
+    orders: int,
+    seed: int = 0,
+) -> LogLikelihood:
+    """Returns the log of the probability of the `known` tokens of a row, conditioned on the `given`
+    ones, in nats: the mean over `orders` random orders, with the standard error over orders.
+
+    All other tokens of the row are masked. Raises InputError if there is no known token, or the
+    network does not attend to the whole row.
+    """
+    if model.experiment.network.attends != "all" or not isinstance(model.process, Masked):
+        raise InputError(
+            "log_marginal: needs a masked process and a network that attends to the whole row"
+        )
+    if not len(tokens) == len(known) == len(given):
+        lengths = f"{len(tokens)}, {len(known)} and {len(given)}"
+        raise InputError(f"tokens, known and given: must be equally long, not {lengths}")
+    at = np.flatnonzero(known & ~given)
+    if not len(at):
+        raise InputError("known: at least one token must be known that is not given")
+    if orders < 1:
+        raise InputError(f"orders={orders}: must be at least 1")
+    random = np.random.default_rng(seed)
+    drawn = np.stack([random.permutation(at) for _ in range(orders)])
+    by_order = in_orders(model.diffusion, params, tokens, drawn, given, mesh=mesh)
+    return LogLikelihood(
+        value=float(by_order.mean()),
+        stderr=None if orders == 1 else float(by_order.std(ddof=1) / math.sqrt(orders)),
+        tokens=len(at),
+        passes=orders * len(at),
+        protocol=f"log p(known tokens) >= -NELBO, chain rule in {orders} random orders",
+    )
+
+
+def in_orders(
+    diffusion: DiffusionOf,
+    params: ArrayTree,
+    tokens: Int[np.ndarray, " l"],
+    orders: Int[np.ndarray, "o n"],
+    given: Bool[np.ndarray, " l"],
+    *,
+    mesh: Mesh,
+    batch_size: int = 32,
+) -> Float[np.ndarray, " o"]:
+    """Returns the log-probability of tokens of a row by the chain rule, in nats, in each of the
+    orders of their positions."""
+    (count, n), l = orders.shape, len(tokens)
+    rank = np.full((count, l), n, np.int32)  # of a token in its order; n: never revealed
+    np.put_along_axis(rank, orders, np.arange(n, dtype=np.int32)[None], axis=1)
+    rank[:, given] = -1
+
+    def evaluate(params, _, rows):
+        now = diffusion(params)
+        is_next = rows["rank"] == rows["step"][:, None]
+        is_hidden = rows["rank"] >= rows["step"][:, None]
+        batch = Batch(tokens=rows["tokens"], loss_mask=is_next, **NO)
+        z_t = _masked(now, batch.tokens, is_hidden)
+        t = _time(now, is_hidden, jnp.ones_like(is_hidden))
+        return score_masked(batch, now, z_t=z_t, t=t, weight=jnp.ones(z_t.shape)).bound.sum(-1)
+
+    def make(index):
+        row = np.broadcast_to(tokens.astype(np.int32), (len(index), l))
+        return {"tokens": row, "rank": rank[index // n], "step": (index % n).astype(np.int32)}
+
+    program = RowProgram(evaluate, params, mesh=mesh, batch_size=batch_size, what="the chain rule")
+    return -program(of_seed(0), make, count * n).reshape(count, n).sum(axis=1)
+
+
+NO: dict[str, Any] = {"row": None, "rows": None}
+"""The fields of a batch that only objectives use."""
+
+
+def _masked(diffusion: Diffusion, tokens: Any, is_hidden: Any) -> Any:
+    keys = jax.random.split(jax.random.key(0), len(tokens))  # a masked process draws nothing
+    return jnp.where(is_hidden, diffusion.process.prior(keys, tokens.shape[1]), tokens)
+
+
+def _time(diffusion: Diffusion, is_hidden: Any, is_valid: Any) -> Any:
+    """Returns the time at which so many tokens are masked, for networks that are conditioned on
+    it; the middle where the schedule does not say."""
+    schedule, hidden = diffusion.process.schedule, is_hidden.sum(-1, keepdims=True)
+    if schedule.per_token or not schedule.has_inverse:
+        return jnp.full(hidden.shape, 0.5)
+    return time_of_share(schedule, hidden, is_valid.sum(-1, keepdims=True))
+
+
+class Greedy:
+    """Says which responses greedy decoding writes; each length of rows compiles once.
+
+    `block` is the number of tokens that are decoded together, each block after the one before; 0:
+    all tokens of the response. A `causal` network is decoded token by token.
+    """
+
+    def __init__(
+        self,
+        diffusion: DiffusionOf,
+        params: ArrayTree,
+        *,
+        mesh: Mesh,
+        vocab: Vocab,
+        lengths: Sequence[int],
+        batch_size: int = 32,
+        block: int = 0,
+        causal: bool = False,
+    ):
+        self.vocab, self.lengths, self.block = vocab, lengths, 1 if causal else block
+
+        def evaluate(params, _, rows):
+            """The probability of the likeliest token, negative where it is another one."""
+            now, tokens, is_hidden = diffusion(params), rows["tokens"], rows["is_hidden"]
+            batch = Batch(tokens=tokens, loss_mask=is_hidden, is_valid=rows["is_valid"], **NO)
+            z_t = _masked(now, tokens, is_hidden)
+            t = _time(now, is_hidden, rows["is_valid"])
+            asked = now.with_clean(tokens) if block and not causal else now
+            seen, when = (tokens, None) if causal else (z_t, t)
+            prediction = ask(asked.denoise, batch, tokens=seen, t=when, key=None)
+            known = {
+                "x_0": tokens,
+                "z_t": _masked(now, tokens, jnp.ones_like(is_hidden)),
+                "t": jnp.broadcast_to(t, tokens.shape),
+            }
+
+            def confidence(logits, known, _):
+                log_p = now.parameterization.log_p0(logits, known["z_t"], known["t"])
+                p = jnp.exp(log_p.max(-1))
+                return jnp.where(log_p.argmax(-1) == known["x_0"], p, -p)
+
+            return prediction.reduce_rows(confidence, known, is_hidden.astype(jnp.float32))[1]
+
+        self._program = RowProgram(
+            evaluate, params, mesh=mesh, batch_size=batch_size, what="the greedy check"
+        )
+
+    def __call__(self, pairs: Sequence[Encoded]) -> Bool[np.ndarray, " n"]:
+        """Returns for each pair whether greedy decoding of its prompt writes its response."""
+        matches = np.ones(len(pairs), bool)
+        for length, own in by_length(pairs, self.lengths):
+            rows = rows_of([pairs[i] for i in own], length, self.vocab)
+            is_hidden = rows.loss_mask.copy()
+            blocks = np.arange(length) // (self.block or length)
+            while len(open_ := np.flatnonzero(is_hidden.any(axis=1) & matches[own])):
+                signed = self._confidence(rows, is_hidden, open_)
+                for block in np.unique(blocks[is_hidden[open_].any(axis=0)]):
+                    inside = is_hidden[open_] & (blocks == block)[None]
+                    best = np.where(inside, np.abs(signed), -1.0).argmax(axis=1)
+                    some = inside.any(axis=1)
+                    is_right = signed[np.arange(len(open_)), best] > 0
+                    matches[own[open_]] &= is_right | ~some
+                    is_hidden[open_[some], best[some]] = False
+        return matches
+
+    def _confidence(
+        self, rows: Rows, is_hidden: Bool[np.ndarray, "n l"], at: Int[np.ndarray, " m"]
+    ) -> Float[np.ndarray, "m l"]:
+        def make(index):
+            here = at[index]
+            return {
+                "tokens": rows.tokens[here],
+                "is_valid": rows.is_valid[here],
+                "is_hidden": is_hidden[here],
+            }
+
+        return self._program(jax.random.key(0), make, len(at))

@@ -1,0 +1,32 @@
+"""Run folders that are not trained: with random parameters, or with those that a test chooses."""
+
+import jax
+
+import mdlm
+from mdlm.experiment import Model
+from mdlm.experiment.identity import fingerprint
+from mdlm.runs import weights
+from mdlm.runs.folder import RunFolder
+
+
+def noised(params):
+    """Parameters with noise in all of them: networks begin with zeros in their last layers."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    noise = [
+        0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, [a + b for a, b in zip(leaves, noise, strict=True)])
+
+
+def made(folder, experiment, change=noised) -> mdlm.Run:
+    """Makes a run folder of an experiment with the parameters that `change` returns for those that
+    training begins with, and opens it."""
+    tokenizer = experiment.data.tokenizer.build([])
+    model = Model(experiment, tokenizer.vocab)
+    params = change(jax.jit(model.init)(jax.random.key(1)))
+    run = RunFolder(folder)
+    run.begin(None, [], experiment)
+    run.save_data(tokenizer.files())
+    weights.write(run.path, params, step=0, fingerprint=fingerprint(experiment))
+    return mdlm.load(folder)
