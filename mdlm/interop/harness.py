@@ -25,8 +25,8 @@ from mdlm.evals.log_likelihood import Passes
 from mdlm.evals.orders import Greedy
 from mdlm.files import check_contained
 from mdlm.generation.chat import checked, prompt_of, rendered
-from mdlm.generation.generator import Generator, window_of
-from mdlm.generation.windows import Windows
+from mdlm.generation.generator import Generator
+from mdlm.generation.windows import Windows, window_of
 from mdlm.interop.answers import Answer, Answers
 from mdlm.processes.masked import Masked
 from mdlm.run import Run, load
