@@ -8,15 +8,13 @@ lm-eval has no entry points for models, so importing this file registers the cla
 does that.
 """
 
+import importlib
 import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
-from lm_eval.api.registry import register_model  # pyright: ignore[reportMissingImports]
 
 from mdlm.data.pairs import Encoded, divided, rolled
 from mdlm.data.tokens.special_tokens import end_of
@@ -31,6 +29,10 @@ from mdlm.interop.answers import Answer, Answers
 from mdlm.processes.masked import Masked
 from mdlm.run import Run, load
 from mdlm.runs import chat
+
+# lm-eval's own types are too narrow for its models, and it may not be installed.
+LM: Any = importlib.import_module("lm_eval.api.model").LM
+register_model: Any = importlib.import_module("lm_eval.api.registry").register_model
 
 TOGETHER = 64
 """Pairs that are scored before their answers are kept."""
