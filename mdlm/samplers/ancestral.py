@@ -23,9 +23,9 @@ from mdlm.diffusion import Diffusion
 from mdlm.draws import uniforms
 from mdlm.keys import streams
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import rates_differ
 from mdlm.samplers.caches.base import Cache
 from mdlm.samplers.grid import GridSampler, LastStep
+from mdlm.samplers.requirements import rates_differ
 from mdlm.samplers.state import SampleState, extended
 from mdlm.times import grid_of
 from mdlm.types import pytree

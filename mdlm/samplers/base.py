@@ -319,31 +319,6 @@ class Sampler(abc.ABC):
         return placed(state, proposal, is_chosen)
 
 
-def rates_differ(process: Process, does: str) -> str | None:
-    """Why a sampler with one rate for all tokens cannot be used; None if the schedule has one."""
-    if not process.schedule.per_token:
-        return None
-    return (
-        f"it {does} all tokens at one rate, but the schedule has a rate for each token;"
-        " use sampler=Reverse()"
-    )
-
-
-def no_inverse(process: Process, asks_at: str) -> str | None:
-    """Why a sampler that computes times from noise levels cannot be used; None if the schedule has
-    an inverse."""
-    if process.schedule.has_inverse:
-        return None
-    name = type(process.schedule).__name__
-    return f"it needs the time of {asks_at}, but {name} has no inverse"
-
-
-def check_length(block_size: int, length: int) -> None:
-    """Raises ValueError if rows of this length do not consist of whole diffusion blocks."""
-    if length % block_size:
-        raise ValueError(f"block_size={block_size} does not divide the length of {length}")
-
-
 def entry(log_p: Float[Array, "n v"], token: Int[Array, " n"]) -> Float[Array, " n"]:
     """The log-probability of each token under its own distribution."""
     return jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]

@@ -17,10 +17,10 @@ from jaxtyping import Bool, Int, Key
 from mdlm.diffusion import Diffusion
 from mdlm.processes.masked import Masked
 from mdlm.samplers.ancestral import RevealState, due_steps, reveal_due
-from mdlm.samplers.base import check_length, rates_differ
 from mdlm.samplers.caches.base import Cache
 from mdlm.samplers.caches.finished_blocks import FinishedBlocks
 from mdlm.samplers.grid import GridSampler, LastStep
+from mdlm.samplers.requirements import check_length, rates_differ
 from mdlm.samplers.state import extended
 from mdlm.types import Attends
 

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from mdlm.diffusion import Diffusion
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import Sampler, no_inverse
+from mdlm.samplers.base import Sampler
+from mdlm.samplers.requirements import no_inverse
 from mdlm.samplers.state import SampleState, extended, placed, ranks
 from mdlm.types import pytree
 

@@ -31,8 +31,9 @@ from mdlm.diffusion import Diffusion
 from mdlm.draws import uniforms
 from mdlm.keys import streams
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import Sampler, no_inverse, rates_differ
+from mdlm.samplers.base import Sampler
 from mdlm.samplers.caches.base import Cache
+from mdlm.samplers.requirements import no_inverse, rates_differ
 from mdlm.samplers.state import SampleState, extended, ranks
 from mdlm.types import pytree
 

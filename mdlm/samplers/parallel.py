@@ -29,11 +29,12 @@ from jaxtyping import Bool, Float, Int, Key
 from mdlm.diffusion import Diffusion
 from mdlm.draws import uniforms
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import Sampler, Score, check_length, entry, no_inverse
+from mdlm.samplers.base import Sampler, Score, entry
 from mdlm.samplers.caches.base import Cache
 from mdlm.samplers.caches.finished_blocks import FinishedBlocks
 from mdlm.samplers.logits.filters import restrict
 from mdlm.samplers.logits.shaping import Shaping, check_banned
+from mdlm.samplers.requirements import check_length, no_inverse
 from mdlm.samplers.state import SampleState, extended, placed, step_keys
 from mdlm.samplers.unmasking_rules import FixedCount, Order, Rule, Turn
 from mdlm.types import Attends, Vocab, pytree

@@ -30,10 +30,10 @@ from mdlm.parameterizations.subs import Subs
 from mdlm.processes.base import Process
 from mdlm.processes.interpolating import Interpolating
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import rates_differ
 from mdlm.samplers.grid import GridSampler, LastStep
 from mdlm.samplers.logits.shaping import shape_all
 from mdlm.samplers.remask import Exchange, Remasking, reveal_probability
+from mdlm.samplers.requirements import rates_differ
 from mdlm.samplers.state import SampleState, rewritten, step_keys
 
 

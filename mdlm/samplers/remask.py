@@ -43,8 +43,9 @@ from jaxtyping import Bool, Float
 from mdlm.diffusion import Diffusion
 from mdlm.draws import uniforms
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import Sampler, no_inverse, rates_differ
+from mdlm.samplers.base import Sampler
 from mdlm.samplers.grid import GridSampler, LastStep
+from mdlm.samplers.requirements import no_inverse, rates_differ
 from mdlm.samplers.state import SampleState, removed, step_keys
 
 TINY = 1e-30

@@ -27,9 +27,10 @@ from mdlm import draws
 from mdlm.diffusion import Diffusion
 from mdlm.draws import uniforms
 from mdlm.processes.masked import Masked
-from mdlm.samplers.base import Sampler, entry, no_inverse
+from mdlm.samplers.base import Sampler, entry
 from mdlm.samplers.caches.base import Cache
 from mdlm.samplers.logits.shaping import shape
+from mdlm.samplers.requirements import no_inverse
 from mdlm.samplers.state import SampleState, extended, step_keys
 from mdlm.types import NetInput, Reading, pytree
 

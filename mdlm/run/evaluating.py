@@ -1,0 +1,127 @@
+"""Likelihoods under a run: of splits of data, of responses given prompts, of parts of a row."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from mdlm.data.dataset import TextData
+from mdlm.data.mixture import Mixture
+from mdlm.data.pairs import Encoded, Messages, Pair, as_pairs, encode_pairs
+from mdlm.evals.likelihood import By, Likelihood
+from mdlm.evals.likelihood import Report as PairsReport
+from mdlm.evals.log_likelihood import LogLikelihood, Passes
+from mdlm.evals.nll import Metric
+from mdlm.evals.orders import log_marginal
+from mdlm.evals.scorer import Report, Scorer, check_same_data
+from mdlm.experiment.evaluation import Perplexity
+from mdlm.generation.chat import prompt_of
+from mdlm.generation.windows import window_of
+from mdlm.keys import of_seed
+from mdlm.objectives.clip_search import Interval
+from mdlm.run.opened import OpenedRun
+from mdlm.runs import chat
+
+
+class EvaluatedRun(OpenedRun):
+    """A run that can be evaluated."""
+
+    def perplexity(
+        self,
+        how: Perplexity | None = None,
+        *,
+        data: TextData | Mixture | None = None,
+        report: Report = lambda done, rows: None,
+    ) -> list[Metric]:
+        """Evaluates a split of the run's data, or of `data` with the run's tokenizer.
+
+        Raises InputError if `how.objective` does not fit the run.
+        """
+        dataset = self.dataset if data is None else data.load(self.folder.data)
+        how, model = how or self.experiment.evaluation, self.model
+        if how.objective != self.experiment.evaluation.objective:
+            model = replace(model, experiment=replace(self.experiment, evaluation=how))
+        check_same_data(dataset, (how.split,))
+        return Scorer(model, self.mesh, dataset).run(self.params, how, report=report)
+
+    def log_likelihood(
+        self,
+        pairs: Sequence[Pair | tuple[str | Messages, str]],
+        *,
+        by: By | None = None,
+        passes: int = 32,
+        sure: float | None = None,
+        seed: int = 0,
+        batch_size: int = 32,
+        report: PairsReport = lambda done, of: None,
+    ) -> list[LogLikelihood]:
+        """Returns log p(response | prompt) of each pair in nats, or a lower bound on it, with its
+        standard error (see `evals.likelihood`).
+
+        A prompt is a text, or messages for the run's chat template. `by` is "counts" or "nelbo", by
+        default what fits; causal networks and blocks of one token are exact. `passes` is even;
+        with `sure` passes are added until the standard error of each pair is at most that.
+
+        Raises InputError if a response is empty, a pair is longer than a row, or `by` does not fit.
+        """
+        how = Passes(passes=passes, sure=sure)
+        likelihood = self.likelihood(by, seed=seed, batch_size=batch_size)
+        return likelihood(self.encoded(as_pairs(pairs)), how, report=report)
+
+    def encoded(self, pairs: Sequence[Pair]) -> list[Encoded]:
+        """Returns the tokens of pairs as `log_likelihood` scores them."""
+        told = chat.read(self.folder.data)
+        return encode_pairs(
+            pairs,
+            self.tokenizer,
+            start=window_of(self.experiment.data.packing, self.model).frame[0],
+            prompt_of=partial(prompt_of, template=told.template, tokenizer=self.tokenizer),
+        )
+
+    def likelihood(
+        self, by: By | None = None, *, seed: int = 0, batch_size: int = 32
+    ) -> Likelihood:
+        """Returns what scores pairs of tokens. Keep it, so that it compiles only once."""
+        return Likelihood.of(
+            self.model, self.params, by, mesh=self.mesh, batch_size=batch_size, seed=seed
+        )
+
+    def log_marginal(
+        self,
+        tokens: Sequence[int] | Int[np.ndarray, " l"],
+        known: Sequence[bool] | Bool[np.ndarray, " k"],
+        given: Sequence[bool] | Bool[np.ndarray, " g"] | None = None,
+        *,
+        orders: int = 8,
+        seed: int = 0,
+    ) -> LogLikelihood:
+        """Returns the log of the probability of the `known` tokens of a row, whatever the others
+        are, in nats: the mean of the chain rule over random orders (see `evals.orders`), a lower
+        bound that is exact where the network is the true posterior. `given` tokens are conditioned
+        on.
+
+        Raises InputError if no token is known, the arguments differ in length, or the network does
+        not attend to the whole row.
+        """
+        return log_marginal(
+            self.model,
+            self.params,
+            np.asarray(tokens),
+            np.asarray(known, bool),
+            np.zeros(len(tokens), bool) if given is None else np.asarray(given, bool),
+            mesh=self.mesh,
+            orders=orders,
+            seed=seed,
+        )
+
+    def clip_search(self, *, batches: int = 4, seed: int = 0) -> list[Interval]:
+        """Intervals of times to train block diffusion on, in order of the variance of their loss,
+        smallest first, estimated on `batches` batches of the validation split (see
+        `objectives.clip_search`).
+
+        Raises InputError if the run does not use block diffusion.
+        """
+        scorer = Scorer(self.model, self.mesh, self.dataset)
+        return scorer.clip_search(self.params, batches=batches, key=of_seed(seed))
