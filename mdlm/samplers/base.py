@@ -25,7 +25,7 @@ from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
-from mdlm.samplers.caches.base import Cache
+from mdlm.samplers.caches.base import NO_CACHE
 from mdlm.samplers.logits.filters import TopP
 from mdlm.samplers.logits.guidance import Guidance
 from mdlm.samplers.logits.shaping import (
@@ -77,6 +77,8 @@ class Sampler(abc.ABC):
         banned: ids of tokens that are never written. Fixed tokens stay.
         hook: changes the distribution before all of these; see `Hook`.
         guidance: steers the network's distributions towards a condition, such as a label.
+
+    Some also have a `cache`, which keeps keys and values between network calls, or None.
     """
 
     processes: ClassVar[tuple[type[Process], ...]] = (Masked,)
@@ -85,8 +87,8 @@ class Sampler(abc.ABC):
     """What the sampler is defined for; an experiment refuses anything else."""
     keeps_written: ClassVar[bool] = False
     """Whether no token that it wrote is ever changed. Streams read it from the class itself."""
-    cache: ClassVar[Cache | None] = None
-    """What it keeps between network calls; a field of the samplers that can use one."""
+    # A field of the samplers that can use one, and no field here (hence no annotation).
+    cache = NO_CACHE
 
     temperature: float | Annealed = 1.0
     top_k: int = 0

