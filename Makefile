@@ -31,9 +31,9 @@ quickstart: $(STAMP)  ## Train, evaluate and sample a small model: about five mi
 	$(BIN)/mdlm eval runs/quickstart
 	$(BIN)/mdlm sample runs/quickstart --length 256
 
-# A twelfth of the slow tests and of each test's cases (one at least): another each day.
-# `make test PART=3/12` runs that of another day.
-PART ?= $(shell expr `date +%s` / 86400 % 12)/12
+# One of 36 parts of the tests, another each day (see tests/parts.py). `make test PART=3/36` runs
+# that of another day.
+PART ?= $(shell expr `date +%s` / 86400 % 36)/36
 
 test: $(STAMP)  ## The tests that CI runs: a rotating part of the slow tests and of the cases.
 	$(BIN)/python -m pytest -m "not gpu" --part $(PART) --numprocesses auto --dist loadfile

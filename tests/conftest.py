@@ -31,7 +31,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--part",
         metavar="K/N",
-        help="K-th of N parts: of the slow tests, and of the cases of each test (one at least)",
+        help="K-th of N parts, see tests/parts.py; 0/1 are all, compiled quickly",
     )
 
 

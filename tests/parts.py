@@ -1,13 +1,37 @@
-"""The cases of a test that belong to a part of all tests (`--part K/N`)."""
+"""The cases of a test that belong to a part of all tests (`--part K/N`).
+
+One of N parts is run each day, all of them in N days:
+
+    slow cases        each in one part
+    other cases       of a test in `DAILY`, some in each part; of another test, in every third part
+"""
 
 from zlib import crc32
 
+DAILY = ("exact", "objectives", "samplers")
+"""Folders whose tests are in every part, as are those of no folder: whatever changes a number."""
+DAYS = 3
+
 
 def part_of(cases, k, n):
-    """The k-th of n parts of a test's cases. Some case that is not slow is in each of them."""
+    """The k-th of n parts of a test's cases."""
     slow = [item for item in cases if item.get_closest_marker("slow") is not None]
     quick = [item for item in cases if item not in slow]
-    if len(slow) > 1 and not quick:
-        return slow[k % len(slow) :: n]
-    of_this_day = [item for item in slow if crc32(item.nodeid.encode()) % n == k]
-    return of_this_day + (quick[k % len(quick) :: n] if quick else [])
+    chosen = [item for item in slow if number_of(item.nodeid) % n == k]
+    if not quick:
+        return chosen
+    if n % DAYS or is_daily(quick[0].nodeid):
+        return chosen + quick[k % len(quick) :: n]
+    turn, of_turn = n // DAYS, number_of(quick[0].nodeid.partition("[")[0]) % DAYS
+    return chosen + (quick[k // DAYS % len(quick) :: turn] if k % DAYS == of_turn else [])
+
+
+def is_daily(nodeid):
+    """Whether a test is in every part."""
+    folders = nodeid.partition("::")[0].split("/")[:-1]
+    return folders in ([], ["tests"]) or any(folder in DAILY for folder in folders)
+
+
+def number_of(nodeid):
+    """A number that belongs to the name of a test or case."""
+    return crc32(nodeid.encode())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from parts import part_of
+from parts import DAILY, part_of
 
 TESTS = Path(__file__).parent
 
@@ -19,21 +19,26 @@ class Case:
         return self.is_slow and name == "slow" or None
 
 
-def cases(quick, slow):
+def cases(quick, slow, file):
     kinds = [False] * quick + [True] * slow
-    return [Case(f"t.py::test[{i}]", is_slow) for i, is_slow in enumerate(kinds)]
+    return [Case(f"{file}::test[{i}]", is_slow) for i, is_slow in enumerate(kinds)]
 
 
-@pytest.mark.parametrize(("quick", "slow"), [(1, 0), (0, 1), (5, 0), (30, 0), (0, 5), (1, 3)])
-def test_parts_are_all_cases_and_each_has_a_quick_one(quick, slow):
-    own = cases(quick, slow)
-    parts = [part_of(own, k, 12) for k in range(12)]
+@pytest.mark.parametrize(("quick", "slow"), [(1, 0), (0, 1), (5, 0), (50, 0), (0, 5), (1, 3)])
+@pytest.mark.parametrize("file", ["tests/samplers/logits/t.py", "tests/data/t.py", "tests/t.py"])
+def test_parts_are_all_cases(quick, slow, file):
+    own = cases(quick, slow, file)
+    parts = [part_of(own, k, 36) for k in range(36)]
     assert {case for part in parts for case in part} == set(own)
-    for part in parts:
+    for k, part in enumerate(parts):
         assert len(part) == len(set(part))
-        assert not quick or any(not case.is_slow for case in part)
-    if slow > 1 and not quick:
-        assert all(parts)  # one of several slow cases at least
+        some = [any(not case.is_slow for case in parts[(k + day) % 36]) for day in range(3)]
+        assert sum(some) == (0 if not quick else 1 if "data" in file else 3)
+
+
+def test_one_part_of_one_is_everything():
+    own = cases(4, 3, "tests/data/t.py")
+    assert set(part_of(own, 0, 1)) == set(own)
 
 
 def is_slow(node: ast.AST) -> bool:
@@ -44,7 +49,7 @@ def is_slow(node: ast.AST) -> bool:
     )
 
 
-@pytest.mark.parametrize("folder", ["samplers", "objectives", "exact"])
+@pytest.mark.parametrize("folder", DAILY)
 def test_every_sampler_and_objective_is_tested_each_day(folder):
     """No file of these folders is wholly slow, and most tests of each are not."""
     files = sorted((TESTS / folder).rglob("test_*.py"))
