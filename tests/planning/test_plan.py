@@ -45,6 +45,7 @@ def experiment(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_step(experiment):
     """On the CPU nothing is padded: the arguments are the state and the batch to the byte."""
     model = Model(experiment, VOCAB)

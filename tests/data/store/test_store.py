@@ -129,7 +129,7 @@ def test_tokenizer_is_that_of_the_store(tmp_path):
         ({"tokenizer": BPE(vocab_size=280)}, r"made of Bytes\(\), this experiment has BPE\(vocab"),
         (
             {"source": FakeSource(word="x")},
-            r"made of FakeSource\(.*word='mät'\), this experiment has FakeSource\(",
+            r"made of FakeSource\(.*word='mät'\), this experiment has .*FakeSource\(word='x'\)",
         ),
         ({"packing": Wrap(length=16, eos=False)}, r"train split: .*use Wrap\(eos=True\)"),
         (

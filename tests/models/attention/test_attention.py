@@ -29,6 +29,7 @@ from mdlm.models.attention import (
 )
 from mdlm.models.attention.dispatch import attention, choose, platform
 from mdlm.models.attention.mask import AttentionMask, Halves
+from mdlm.parallel.mesh import AXES
 
 B, L, H, D = 3, 128, 2, 16
 
@@ -239,7 +240,7 @@ def test_under_scan_checkpoint_and_a_mesh(implementation):
     """As the network calls it: layer after layer, recomputed, the batch split over devices."""
     attend, dtype = implementation
     devices = 4 if len(jax.devices()) >= 4 else 1
-    mesh = jax.make_mesh((devices, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    mesh = jax.make_mesh((devices, 1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 4)
     is_valid = jnp.arange(L)[None] < jnp.array([L, 50, 7, L])[:, None]
     arrays = inputs(L, dtype, batch=4)
 
