@@ -57,7 +57,14 @@ def pytest_collection_modifyitems(config, items):
     cases = defaultdict(list)
     for item in items:
         cases[item.nodeid.partition("[")[0]].append(item)
-    chosen = {item for own in cases.values() for item in part_of(own, int(k), int(n))}
+    first: dict[str, str] = {}
+    for test in cases:
+        first.setdefault(test.partition("::")[0], test)
+    chosen = {
+        item
+        for test, own in cases.items()
+        for item in part_of(own, int(k), int(n), first[test.partition("::")[0]] == test)
+    }
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = [item for item in items if item in chosen]
 

@@ -25,15 +25,23 @@ def cases(quick, slow, file):
 
 
 @pytest.mark.parametrize(("quick", "slow"), [(1, 0), (0, 1), (5, 0), (50, 0), (0, 5), (1, 3)])
-@pytest.mark.parametrize("file", ["tests/samplers/logits/t.py", "tests/data/t.py", "tests/t.py"])
-def test_parts_are_all_cases(quick, slow, file):
+@pytest.mark.parametrize(
+    ("file", "is_first", "days"),
+    [
+        ("tests/samplers/logits/t.py", True, 6),
+        ("tests/samplers/t.py", False, 1),
+        ("tests/data/t.py", True, 1),
+        ("tests/t.py", False, 6),
+    ],
+)
+def test_parts_are_all_cases(quick, slow, file, is_first, days):
     own = cases(quick, slow, file)
-    parts = [part_of(own, k, 36) for k in range(36)]
+    parts = [part_of(own, k, 36, is_first) for k in range(36)]
     assert {case for part in parts for case in part} == set(own)
     for k, part in enumerate(parts):
         assert len(part) == len(set(part))
-        some = [any(not case.is_slow for case in parts[(k + day) % 36]) for day in range(3)]
-        assert sum(some) == (0 if not quick else 1 if "data" in file else 3)
+        some = [any(not case.is_slow for case in parts[(k + day) % 36]) for day in range(6)]
+        assert sum(some) == (days if quick else 0)
 
 
 def test_one_part_of_one_is_everything():
@@ -51,7 +59,7 @@ def is_slow(node: ast.AST) -> bool:
 
 @pytest.mark.parametrize("folder", DAILY)
 def test_every_sampler_and_objective_is_tested_each_day(folder):
-    """No file of these folders is wholly slow, and most tests of each are not."""
+    """No file of these folders is wholly slow, nor is its first test, and most tests are not."""
     files = sorted((TESTS / folder).rglob("test_*.py"))
     assert len(files) >= 8
     for path in files:
@@ -60,4 +68,5 @@ def test_every_sampler_and_objective_is_tested_each_day(folder):
         assert not any(map(is_slow, marks)), f"{path.name} is wholly slow"
         tests = [n for n in body if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")]
         slow = [test.name for test in tests if is_slow(test)]
+        assert not is_slow(tests[0]), f"{path.name}: {tests[0].name} is the first"
         assert len(slow) < len(tests) / 2, f"{path.name}: {slow}"
