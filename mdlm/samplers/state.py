@@ -83,7 +83,8 @@ def filled(
 
     def fill_chunk(i: Int[Array, ""], known: Proposal) -> Proposal:
         rows = jax.lax.dynamic_slice_in_dim(asked, i * size, size)
-        found = draw(jnp.minimum(rows, end - 1))  # indices past the end are dropped below
+        # Indices past the end are dropped below; a position that was asked for stands for them.
+        found = draw(jnp.where(rows < end, rows, asked[0]))
         put = lambda known, found: known.at[rows].set(found, mode="drop")
         return jax.tree.map(put, known, found)
 
