@@ -200,7 +200,7 @@ def run(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         off = np.array(list(seen.kl.values()) or [np.nan])
         row = {
             "cache": name,
-            "exact": name == "none" or bool(getattr(case.sampler.cache, "exact", False)),
+            "exact": case.sampler.cache is None or case.sampler.cache.exact,
             "tokens/s": count / float(np.median(times[name])),
             "times": float(np.median(np.array(times["none"]) / np.array(times[name]))),
             "passes": seen.positions / (tokens.size * halves(model)) / count * args.num,

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdlm.cli.command import Changes
+from mdlm.cluster import process_group
 from mdlm.config.ranges import LARGEST, LARGEST_SEED
 from mdlm.errors import InputError
 
 if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.experiment.experiment import Experiment
+    from mdlm.run import Run
 
 MANY_HELP = """\
 
@@ -117,6 +119,21 @@ def add_run(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="print the result as JSON")
     add_trust(sub)
     add_no_verify(sub)
+
+
+def opened(args: argparse.Namespace) -> "Run":
+    """Opens the run that the options of `add_run` name, and says if its mesh is another here."""
+    from mdlm.run import load
+
+    run = load(
+        args.run_folder,
+        step=args.step,
+        trust=args.trust_experiment,
+        verify=not args.no_verify,
+    )
+    if run.remark and process_group.is_main():
+        print(f"mdlm: {run.remark}", file=sys.stderr)
+    return run
 
 
 def add_trust(sub: argparse.ArgumentParser) -> None:

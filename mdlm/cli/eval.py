@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run, whole
+from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run, opened, whole
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.cluster import process_group
@@ -23,17 +23,9 @@ if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
 
 def run(args: argparse.Namespace, _: Changes) -> int:
     from mdlm.evals.nll import table
-    from mdlm.run import load
 
     objective, settings = _checked(args), _reading(args)
-    run = load(
-        args.run_folder,
-        step=args.step,
-        trust=args.trust_experiment,
-        verify=not args.no_verify,
-    )
-    if run.remark and process_group.is_main():
-        print(f"mdlm: {run.remark}", file=sys.stderr)
+    run = opened(args)
     how, data = run.experiment.evaluation, None
     if args.on:
         data, split = _well_known(args, run.experiment)

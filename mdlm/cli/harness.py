@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import sys
 from importlib import util
 from typing import Any
 
-from mdlm.cli.arguments import add_run, real, seed, whole, writable
+from mdlm.cli.arguments import add_run, opened, real, seed, whole, writable
 from mdlm.cli.command import Changes, Command
 from mdlm.errors import InputError
 from mdlm.files import finite, write
@@ -25,18 +24,10 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     out = None if args.out is None else writable(args.out)
     from mdlm.interop.harness import HarnessModel
     from mdlm.interop.harness_tasks import evaluate
-    from mdlm.run import load
 
-    opened = load(
-        args.run_folder,
-        step=args.step,
-        trust=args.trust_experiment,
-        verify=not args.no_verify,
-    )
-    if opened.remark:
-        print(f"mdlm: {opened.remark}", file=sys.stderr)
+    run = opened(args)
     model = HarnessModel(
-        opened,
+        run,
         passes=args.passes,
         sure=args.sure,
         by=args.by,
@@ -60,7 +51,7 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     if args.json:
         print(json.dumps(finite(found), indent=1))
         return 0
-    print(f"{args.run_folder}, step {opened.step}: {model.likelihood.protocol}")
+    print(f"{args.run_folder}, step {run.step}: {model.likelihood.protocol}")
     print(f"{'':44}{'value':>12}{'+- all':>10}{'+- noise':>10}")
     for row in found:
         cells = (row["stderr"], row["noise_stderr"])

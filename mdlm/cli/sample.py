@@ -1,15 +1,13 @@
 """`mdlm sample`."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run, seed, whole, writable
+from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run, opened, seed, whole, writable
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.sample_output import Making
 from mdlm.cli.sampler_options import add_sampler, sampler_of
-from mdlm.cluster import process_group
 from mdlm.errors import InputError
 
 MOST = 10_000_000
@@ -31,15 +29,11 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     check_options(args)
     messages = messages_of(args)
     trace, out = (None if name is None else writable(name) for name in (args.trace, args.out))
-    run = load(
-        args.run_folder,
-        step=args.step,
-        trust=args.trust_experiment,
-        verify=not args.no_verify,
-    )
-    if run.remark and process_group.is_main():
-        print(f"mdlm: {run.remark}", file=sys.stderr)
-    verifier = load(args.verifier, trust=args.trust_experiment) if args.verifier else None
+    run = opened(args)
+    verifier = None
+    if args.verifier:
+        trust, verify = args.trust_experiment, not args.no_verify
+        verifier = load(args.verifier, trust=trust, verify=verify)
     making = Making(args, run, sampler_of(args, run), messages, verifier)
     if args.stream:
         return making.stream()

@@ -5,7 +5,16 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run, real, seed, whole, writable
+from mdlm.cli.arguments import (
+    MANY_HELP,
+    add_process_group,
+    add_run,
+    opened,
+    real,
+    seed,
+    whole,
+    writable,
+)
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.cluster import process_group
@@ -20,7 +29,6 @@ if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
 def run(args: argparse.Namespace, _: Changes) -> int:
     from mdlm.data.pairs import Fields, read_pairs
     from mdlm.evals.log_likelihood import Passes, table_of, totals
-    from mdlm.run import load
 
     how = Passes(passes=args.passes, sure=args.sure)
     if args.batch_size < 1:
@@ -30,14 +38,7 @@ def run(args: argparse.Namespace, _: Changes) -> int:
         prompt=args.prompt_field, response=args.response_field, messages=args.messages_field
     )
     pairs = read_pairs(args.file, fields, split=args.split, config=args.config)
-    run = load(
-        args.run_folder,
-        step=args.step,
-        trust=args.trust_experiment,
-        verify=not args.no_verify,
-    )
-    if run.remark and process_group.is_main():
-        print(f"mdlm: {run.remark}", file=sys.stderr)
+    run = opened(args)
     with Progress(quiet=not process_group.is_main()) as progress:
         found = run.log_likelihood(
             pairs,

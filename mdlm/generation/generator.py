@@ -74,7 +74,6 @@ class Generator:
         self.sampler = sampler or model.experiment.sampler
         check_sampler(self.sampler, model)
         check_verifier(self.sampler, verifier is not None)
-        self.verifier = verifier
         drafts: Any = model
         if verifier is not None:
             verifier.check(tokenizer, window.length)

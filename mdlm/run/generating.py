@@ -27,7 +27,7 @@ class GeneratingRun(OpenedRun):
     _verified_by: OpenedRun | None = None
 
     def generator(
-        self, sampler: Sampler | None = None, *, verifier: "OpenedRun | None" = None
+        self, sampler: Sampler | None = None, *, verifier: OpenedRun | None = None
     ) -> Generator:
         """Returns a generator with this run's parameters, compiled only once: the newest is kept.
         `verifier` is an autoregressive run that verifies the drafts of `sampler=Verified(...)`.
@@ -60,6 +60,7 @@ class GeneratingRun(OpenedRun):
         trace: bool = False,
         report: Callable[[Any], None] | None = None,
         sampler: Sampler | None = None,
+        verifier: OpenedRun | None = None,
         **settings: Any,
     ) -> Generation:
         """Continues a prompt, or each of several, `num` times to `length` tokens (default: a row of
@@ -74,7 +75,7 @@ class GeneratingRun(OpenedRun):
         top_p=0.9`; `verifier` is a run that verifies the drafts of `Verified`. With `trace` the
         result also records each step.
         """
-        generator = self._generator_with(sampler, settings)
+        generator = self._generator_with(sampler, verifier, settings)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         out = generator.continue_from(
             [one for one in prompts for _ in range(num)],
@@ -98,6 +99,7 @@ class GeneratingRun(OpenedRun):
         stop_at_eos: bool | None = None,
         report: Callable[[Any], None] | None = None,
         sampler: Sampler | None = None,
+        verifier: OpenedRun | None = None,
         **settings: Any,
     ) -> Stream:
         """Yields the text of `generate`, or of `chat` if `prompt` is a conversation, in pieces, as
@@ -107,7 +109,7 @@ class GeneratingRun(OpenedRun):
         right or in blocks soon, else with each window. Arguments as in those; of a conversation,
         neither `stride` nor `stop_at_eos`.
         """
-        generator = self._generator_with(sampler, settings)
+        generator = self._generator_with(sampler, verifier, settings)
         if isinstance(prompt, str):
             return generator.stream(
                 prompt,
@@ -141,6 +143,7 @@ class GeneratingRun(OpenedRun):
         trace: bool = False,
         report: Callable[[Any], None] | None = None,
         sampler: Sampler | None = None,
+        verifier: OpenedRun | None = None,
         **settings: Any,
     ) -> Generation:
         """Answers a conversation, or each of several, `num` times with at most `length` tokens, up
@@ -156,7 +159,7 @@ class GeneratingRun(OpenedRun):
         prompts, window, ends = self._asked([messages] if one else messages, length)
         prompts = [prompt for prompt in prompts for _ in range(num)]
         out = (
-            self._generator_with(sampler, settings)
+            self._generator_with(sampler, verifier, settings)
             .in_windows(window)
             .continue_tokens(
                 prompts,
@@ -181,17 +184,19 @@ class GeneratingRun(OpenedRun):
         first: int = 0,
         trace: bool = False,
         sampler: Sampler | None = None,
+        verifier: OpenedRun | None = None,
         **settings: Any,
     ) -> Generation:
         """Fills the blanks (`[MASK]`, `[MASK:n]`) of a text. Other arguments as in `generate`."""
-        generator = self._generator_with(sampler, settings)
+        generator = self._generator_with(sampler, verifier, settings)
         out = generator.infill(text, num=num, seed=seed, first=first, trace=trace)
         return self._named(out, seed)
 
-    def _generator_with(self, sampler: Sampler | None, settings: Mapping[str, Any]) -> Generator:
-        own = {name: value for name, value in settings.items() if name != "verifier"}
-        sampler = replace(sampler or self.experiment.sampler, **own)
-        return self.generator(sampler, verifier=settings.get("verifier"))
+    def _generator_with(
+        self, sampler: Sampler | None, verifier: OpenedRun | None, settings: Mapping[str, Any]
+    ) -> Generator:
+        sampler = replace(sampler or self.experiment.sampler, **settings)
+        return self.generator(sampler, verifier=verifier)
 
     def _stops(self, stop_at_eos: bool | None) -> bool:
         """Whether texts end at their EOS: by default, if the rows of the run are documents."""

@@ -46,7 +46,7 @@ from mdlm.samplers.state import (
     placed,
     step_keys,
 )
-from mdlm.types import Attends, NetInput, Prediction, Vocab
+from mdlm.types import ArrayTree, Attends, NetInput, Prediction, Reading, Vocab
 
 CHUNK = 128
 """The largest number of positions whose logits are held at once."""
@@ -202,8 +202,12 @@ class Sampler(abc.ABC):
         def draw(prediction: Prediction) -> Proposal:
             return self._drawn(prediction, state, is_asked, t, diffusion, score, unseen)
 
+        def read(reading: Reading) -> tuple[Proposal, ArrayTree]:
+            told = diffusion.denoise(NetInput(tokens=state.tokens, t=t, reading=reading))
+            return draw(told), told.cache
+
         if self.cache is not None and state.cache is not None:
-            return self.cache.ask(self, state, is_asked, t, diffusion, draw)
+            return self.cache.ask(self, state, is_asked, diffusion, read)
 
         def ask() -> Proposal:
             inputs = NetInput(tokens=state.tokens, t=t, defer_last_block=True)

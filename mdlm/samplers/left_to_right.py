@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Int
 
 from mdlm.diffusion import Diffusion
 from mdlm.samplers.base import Sampler
 from mdlm.samplers.state import SampleState, extended
-from mdlm.types import Attends, NetInput, Reading, pytree
+from mdlm.types import ArrayTree, Attends, NetInput, Reading, pytree
 
 
 @pytree
@@ -42,17 +44,7 @@ class LeftToRight(Sampler):
     attends: ClassVar[Attends] = "causal"
 
     def begin(self, state: SampleState, diffusion: Diffusion) -> ReadState:
-        # The token before the first open position is read in the first step.
-        first_open = jnp.argmax(~state.is_fixed.at[:, 0].set(True), axis=1)
-        at = jnp.maximum(first_open.astype(jnp.int32) - 1, 0)
-        l = state.tokens.shape[1]
-        position = jnp.arange(l, dtype=jnp.int32)[None]
-        reading = Reading(
-            stored=None,
-            at=jnp.where(position < at[:, None], position, l),
-            asked=jnp.zeros((), jnp.int32),
-        )
-        stored = diffusion.denoise(NetInput(tokens=state.tokens, reading=reading)).cache
+        stored, at = prompts_read(state, diffusion)
         nfe = state.nfe + (0 if stored is None else (at > 0).any())
         return extended(state, ReadState, nfe=nfe, stored=stored, at=at)
 
@@ -76,3 +68,19 @@ class LeftToRight(Sampler):
             state = replace(written, nfe=asked.nfe + 1, **read)
         is_left = ~state.is_fixed & (position > here)
         return replace(state, step=step, done=~is_left.any(-1))
+
+
+def prompts_read(state: SampleState, diffusion: Diffusion) -> tuple[ArrayTree, Int[Array, " b"]]:
+    """Has a causal network read the prompts, in one call. Returns what it stored, None if it stores
+    nothing, and how many tokens of each row that is: all before the one that gives the distribution
+    of the first open position."""
+    l = state.tokens.shape[1]
+    first_open = jnp.argmax(~state.is_fixed.at[:, 0].set(True), axis=1)
+    count = jnp.maximum(first_open.astype(jnp.int32) - 1, 0)
+    position = jnp.arange(l, dtype=jnp.int32)[None]
+    reading = Reading(
+        stored=None,
+        at=jnp.where(position < count[:, None], position, l),
+        asked=jnp.zeros((), jnp.int32),
+    )
+    return diffusion.denoise(NetInput(tokens=state.tokens, reading=reading)).cache, count

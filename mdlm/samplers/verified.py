@@ -29,6 +29,7 @@ from mdlm.draws import uniforms
 from mdlm.processes.masked import Masked
 from mdlm.samplers.base import Sampler, entry
 from mdlm.samplers.caches.base import Cache
+from mdlm.samplers.left_to_right import prompts_read
 from mdlm.samplers.logits.shaping import shape
 from mdlm.samplers.requirements import no_inverse
 from mdlm.samplers.state import SampleState, extended, step_keys
@@ -78,17 +79,11 @@ class Verified(Sampler):
         return f"{biased}{2 * tokens / max(nfe, 1):.1f} tokens accepted with each verification"
 
     def begin(self, state: SampleState, diffusion: Diffusion) -> VerifiedState:
-        state, verifier = super().begin(state, diffusion), verifier_of(diffusion)
-        l = state.tokens.shape[1]
-        position = jnp.arange(l, dtype=jnp.int32)[None]
-        # The token before the first open position is read in the first step.
-        first = jnp.argmax(~state.is_fixed.at[:, 0].set(True), axis=1)[:, None]
-        at = jnp.where(position < first - 1, position, l)
-        reading = Reading(stored=None, at=at, asked=jnp.zeros((), jnp.int32))
-        stored = verifier.denoise(NetInput(tokens=state.tokens, reading=reading)).cache
+        state = super().begin(state, diffusion)
+        stored, count = prompts_read(state, verifier_of(diffusion))
         if stored is None:
             raise ValueError("verifier: its network keeps no keys and values")
-        nfe = state.nfe + (first > 1).any()
+        nfe = state.nfe + (count > 0).any()
         return extended(state, VerifiedState, stored=stored, nfe=nfe)
 
     def step(self, state: VerifiedState, diffusion: Diffusion[Masked]) -> VerifiedState:

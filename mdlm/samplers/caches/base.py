@@ -8,14 +8,15 @@ from typing import ClassVar, Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from mdlm.diffusion import Diffusion, NetworkTraits
 from mdlm.samplers.state import Proposal, SampleState, State
-from mdlm.types import ArrayTree, Attends, NetInput, Prediction, Reading
+from mdlm.types import ArrayTree, Attends, NetInput, Reading
 
-Draw = Callable[[Prediction], Proposal]
-"""Draws the tokens that a sampler asks for, from a prediction."""
+Read = Callable[[Reading], tuple[Proposal, ArrayTree]]
+"""Calls the network with a `Reading`; returns the proposals of the sampler that asks, and what is
+then stored."""
 
 
 class InBlocks(Protocol):
@@ -60,13 +61,11 @@ class Cache(abc.ABC):
         sampler: InBlocks,
         state: State,
         is_asked: Bool[Array, "b l"],
-        t: Float[Array, " b #l"] | None,
         diffusion: Diffusion,
-        draw: Draw,
+        read: Read,
     ) -> tuple[State, Proposal]:
-        """Calls the network at the tokens of `state` and time t, and draws the tokens at the
-        positions of `is_asked`. Returns the state with the cache after the call, which is counted.
-        """
+        """Has the network read what the proposals at the positions of `is_asked` need. Returns the
+        state with the cache after the call, which is counted, and the proposals."""
 
     def answerable(
         self,

@@ -12,15 +12,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from mdlm.diffusion import Diffusion
-from mdlm.samplers.caches.base import Cache, Draw, InBlocks, nothing_stored
+from mdlm.samplers.caches.base import Cache, InBlocks, Read, nothing_stored
 from mdlm.samplers.state import Proposal, State
 from mdlm.types import ArrayTree, Attends, NetInput, Reading, pytree
-
-PROMPT_CHUNK = 128
-"""Positions of a prompt that are computed at a time."""
 
 
 @pytree
@@ -49,19 +46,18 @@ class FinishedBlocks(Cache):
         known = jnp.where(is_open.any(-1), jnp.argmax(is_open, axis=-1), 0)[:, None]
         count = (known // size).astype(jnp.int32)
 
-        def read() -> ArrayTree:
+        def read_prompts() -> ArrayTree:
             place = jnp.arange(l, dtype=jnp.int32)[None]
             reading = Reading(
                 stored=stored,
                 at=jnp.where(place < count * size, l + place, 2 * l),
                 asked=jnp.zeros((), jnp.int32),
-                chunk=PROMPT_CHUNK,
             )
             inputs = NetInput(tokens=state.tokens, t=jnp.ones((b, 1)), reading=reading)
             return diffusion.denoise(inputs).cache
 
         is_any = (count > 0).any()
-        cache = BlocksState(stored=jax.lax.cond(is_any, read, lambda: stored), count=count)
+        cache = BlocksState(stored=jax.lax.cond(is_any, read_prompts, lambda: stored), count=count)
         return replace(state, cache=cache, nfe=state.nfe + is_any)
 
     def ask(
@@ -69,9 +65,8 @@ class FinishedBlocks(Cache):
         sampler: InBlocks,
         state: State,
         is_asked: Bool[Array, "b l"],
-        t: Float[Array, " b #l"] | None,
         diffusion: Diffusion,
-        draw: Draw,
+        read: Read,
     ) -> tuple[State, Proposal]:
         l, kept = state.tokens.shape[1], state.cache
         size = sampler.longest_block() or l
@@ -82,23 +77,24 @@ class FinishedBlocks(Cache):
         shift = int(diffusion.shift)
         needed = size + shift
 
-        def read(more: int) -> tuple[Proposal, ArrayTree]:
+        def at_most(more: int) -> tuple[Proposal, ArrayTree]:
+            """Reads the noised block, and of the clean tokens before it at most so many."""
             order = jnp.arange(needed + more, dtype=jnp.int32)[None]
             before = jnp.where(first > 0, l + first - 1, 2 * l)
             clean = l + begin + order - needed
             clean = jnp.where(clean < l + first - shift, clean, 2 * l)
             at = jnp.where(order < needed, before, clean)
             at = jnp.where(order < size, first + order, at)
-            reading = Reading(
-                stored=kept.stored,
-                at=jnp.where(is_live, at, 2 * l),
-                asked=jnp.asarray(needed),
-                chunk=needed,
+            return read(
+                Reading(
+                    stored=kept.stored,
+                    at=jnp.where(is_live, at, 2 * l),
+                    asked=jnp.asarray(needed),
+                    chunk=needed,
+                )
             )
-            told = diffusion.denoise(NetInput(tokens=state.tokens, t=t, reading=reading))
-            return draw(told), told.cache
 
         is_behind = is_live & (begin < first)
-        proposal, stored = jax.lax.cond(is_behind.any(), lambda: read(l), lambda: read(0))
+        proposal, stored = jax.lax.cond(is_behind.any(), lambda: at_most(l), lambda: at_most(0))
         after = BlocksState(stored=stored, count=jnp.where(is_behind, first // size, kept.count))
         return replace(state, cache=after, nfe=state.nfe + is_live.any()), proposal

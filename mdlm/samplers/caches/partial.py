@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from mdlm.diffusion import Diffusion
-from mdlm.samplers.caches.base import Cache, Draw, InBlocks, nothing_stored
+from mdlm.samplers.caches.base import Cache, InBlocks, Read, nothing_stored
 from mdlm.samplers.state import Proposal, SampleState, State
-from mdlm.types import ArrayTree, NetInput, Reading, pytree
+from mdlm.types import ArrayTree, Reading, pytree
 
 FULL_CHUNK = 128
 """Positions of a row that a full call computes at a time."""
@@ -109,9 +109,8 @@ class Partial(Cache):
         sampler: InBlocks,
         state: State,
         is_asked: Bool[Array, "b l"],
-        t: Float[Array, " b #l"] | None,
         diffusion: Diffusion,
-        draw: Draw,
+        read: Read,
     ) -> tuple[State, Proposal]:
         l, kept = state.tokens.shape[1], state.cache
         view = viewed(sampler, state, diffusion)
@@ -120,19 +119,19 @@ class Partial(Cache):
         is_needed = is_asked | before(is_asked) if diffusion.shift else is_asked
         is_read = is_full | (is_live & (is_needed | self.reads(view)))
 
-        def read(most: int, chunk: int) -> tuple[Proposal, ArrayTree]:
-            reading = Reading(
-                stored=kept.stored,
-                at=packed(is_read, is_needed, most),
-                asked=is_needed.sum(-1).max(),
-                chunk=chunk,
+        def at_most(most: int, chunk: int) -> tuple[Proposal, ArrayTree]:
+            return read(
+                Reading(
+                    stored=kept.stored,
+                    at=packed(is_read, is_needed, most),
+                    asked=is_needed.sum(-1).max(),
+                    chunk=chunk,
+                )
             )
-            told = diffusion.denoise(NetInput(tokens=state.tokens, t=t, reading=reading))
-            return draw(told), told.cache
 
         most = min(self.most(l, sampler.longest_block()) + int(diffusion.shift), l)
-        some = lambda: read(most, most if most <= FULL_CHUNK else CHUNK)
-        proposal, stored = jax.lax.cond(is_full.any(), lambda: read(l, FULL_CHUNK), some)
+        some = lambda: at_most(most, most if most <= FULL_CHUNK else CHUNK)
+        proposal, stored = jax.lax.cond(is_full.any(), lambda: at_most(l, FULL_CHUNK), some)
         after = PartialState(
             stored=stored,
             tokens=jnp.where(is_read, state.tokens, kept.tokens),
