@@ -20,7 +20,7 @@ row is without a cache.
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,16 +31,26 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.samplers import entropy
 from mdlm.config.component_text import from_text, to_text
+from mdlm.data import Mixture, TextData
+from mdlm.data.sources import other_files
 from mdlm.experiment.model import Model
 from mdlm.generation.programs import within_reach
 from mdlm.generation.windows import Windows, window_of
 from mdlm.keys import by_row
-from mdlm.run import load
+from mdlm.run import Run, load
 from mdlm.samplers import Cache, Parallel, ParallelBlocks, Sampler, Threshold
 from mdlm.samplers.loop import Loop, generate
-from mdlm.types import ArrayTree, Batch, NetInput
+from mdlm.types import ArrayTree, Batch, Denoise, NetInput
 
-WHOLE = ("Prefix()", "Dual()", "Dual(refresh=4)", "Delayed()", "FreeCache(window=8)", "ReCAP()")
+WHOLE = (
+    "Prefix()",
+    "Dual()",
+    "Dual(refresh=4)",
+    "Delayed()",
+    "FreeCache(window=8)",
+    "ReCAP()",
+    "D2Cache()",
+)
 BLOCKS = ("FinishedBlocks()",)
 
 
@@ -58,6 +68,20 @@ class Watched:
         row = np.asarray(tokens).tobytes()
         for place, value in zip(at[is_open].tolist(), kl[is_open].tolist(), strict=True):
             self.kl[row, place] = value  # the last of a chunk are repeated
+
+
+def read_by(denoise: Denoise, read: Callable[[Any], None], halves: int = 1) -> Denoise:
+    """Returns the network, which tells `read` how many positions each call reads. A whole row has
+    `halves` times as many as its tokens."""
+
+    def told(inputs: NetInput, *, key: Any = None) -> Any:
+        positions = jnp.asarray(inputs.tokens.size * halves)
+        if inputs.reading is not None:
+            positions = (inputs.reading.at < inputs.tokens.shape[1] * halves).sum()
+        jax.debug.callback(read, positions)
+        return denoise(inputs, key=key)
+
+    return told
 
 
 class Case:
@@ -83,14 +107,6 @@ class Case:
             diffusion = model.diffusion(params)
             plain = diffusion.denoise
 
-            def denoise(inputs: NetInput, *, key=None):
-                l = inputs.tokens.shape[1]
-                read = inputs.tokens.size * halves(model)
-                if inputs.reading is not None:
-                    read = (inputs.reading.at < l * halves(model)).sum()
-                jax.debug.callback(seen.read, read)
-                return plain(inputs, key=key)
-
             def hook(log_p, at, tokens):
                 is_open = (tokens == model.vocab.mask_id).reshape(-1)[at]
                 clean = tokens if model.experiment.network.attends == "blocks" else None
@@ -102,7 +118,8 @@ class Case:
                 return log_p
 
             sampler = self.sampler if is_timed else replace(self.sampler, hook=hook)
-            return Loop(sampler=sampler, diffusion=replace(diffusion, denoise=denoise))
+            counted = read_by(plain, seen.read, halves(model))
+            return Loop(sampler=sampler, diffusion=replace(diffusion, denoise=counted))
 
         begin = jax.jit(lambda params, *row: watching(params).begin(*row))
         advance = jax.jit(lambda params, state: watching(params).advance(state))
@@ -155,6 +172,7 @@ def run(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_folder", metavar="RUN", help="a run folder")
+    parser.add_argument("--data", nargs="+", metavar="FILE", help="texts (default: those of RUN)")
     parser.add_argument("--num", type=int, default=4, help="texts (default: %(default)s)")
     parser.add_argument("--new", type=int, default=96, help="new tokens of a text")
     parser.add_argument("--block-size", type=int, default=32, help="for networks without blocks")
@@ -165,7 +183,7 @@ def run(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--plot", metavar="FILE", help="draw speed against KL (PNG)")
     args = parser.parse_args(argv)
     opened = load(args.run_folder)
-    model, network = opened.model, opened.experiment.network
+    network = opened.experiment.network
     in_blocks = network.attends == "blocks"
     rule: Any = dict(rule=Threshold(tau=args.tau), temperature=0.0)
     plain: Sampler = (
@@ -179,31 +197,59 @@ def run(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         to_text(cache): replace(plain, cache=cache)
         for cache in (from_text(text, Cache) for text in texts)
     }
-    data = opened.dataset.valid.rows.all().tokens[: args.num]
-    windows = window_of(opened.experiment.data.packing, model)
-    tokens, is_fixed, is_new = inputs_of(windows, data, args.new)
-    keys = by_row(jax.random.key(0), jnp.arange(args.num))
+    rows = measured(opened, samplers, prompts(opened, args.data)[: args.num], args)
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(rows, file, indent=1)
+    if args.plot:
+        draw(rows, args.plot)
+    return rows
+
+
+def prompts(opened: Run, files: Sequence[str] | None) -> np.ndarray:
+    """Returns rows of tokens of the validation split, or of other files."""
+    data = opened.dataset
+    if files:
+        mine = opened.experiment.data
+        sources = [part.source for part in (mine.parts if isinstance(mine, Mixture) else (mine,))]
+        text = TextData(
+            source=other_files(sources, tuple(files), "valid"),
+            tokenizer=mine.tokenizer,
+            packing=mine.packing,
+        )
+        data = text.load(opened.folder.data)
+    return data.valid.rows.all().tokens
+
+
+def measured(
+    opened: Run, samplers: Mapping[str, Sampler], rows: np.ndarray, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Prints and returns the rows of the table."""
+    model = opened.model
+    tokens, is_fixed, is_new = inputs_of(
+        window_of(opened.experiment.data.packing, model), rows, args.new
+    )
+    inputs = (by_row(jax.random.key(0), jnp.arange(len(rows))), tokens, is_fixed)
     params = within_reach(opened.params)
-    cases = {name: Case(model, params, s, (keys, tokens, is_fixed)) for name, s in samplers.items()}
+    cases = {name: Case(model, params, sampler, inputs) for name, sampler in samplers.items()}
     draws: dict[str, Callable[[], Any]] = {
         name: lambda case=case: jax.block_until_ready(case.generate())
         for name, case in cases.items()
     }
     times = harness.alternate(draws, rounds=args.rounds, calls=1)
     nll, count = bound(model, 8), int(is_new.sum())
-    due, rows = np.asarray(cases["none"].generate().tokens), []
+    due, table = np.asarray(cases["none"].generate().tokens), []
     print("| cache | samples | tokens/s | times | passes | MFLOP | same tokens |", end="")
     print(" KL | largest | NLL | entropy |\n|" + "---|" * 11)
     for name, case in cases.items():
-        samples = case.generate()
-        found, seen = np.asarray(samples.tokens), case.watched()
+        found, seen = np.asarray(case.generate().tokens), case.watched()
         off = np.array(list(seen.kl.values()) or [np.nan])
         row = {
             "cache": name,
             "exact": case.sampler.cache is None or case.sampler.cache.exact,
             "tokens/s": count / float(np.median(times[name])),
             "times": float(np.median(np.array(times["none"]) / np.array(times[name]))),
-            "passes": seen.positions / (tokens.size * halves(model)) / count * args.num,
+            "passes": seen.positions / (tokens.size * halves(model)) / count * len(rows),
             "MFLOP": flops(model, seen, tokens.shape, len(seen.kl) or count) / count / 1e6,
             "same": float((found == due)[is_new].mean()),
             "KL": float(off.mean()),
@@ -211,7 +257,7 @@ def run(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             "NLL": nll(params, found, is_new),
             "entropy": entropy(found[is_new]),
         }
-        rows.append(row)
+        table.append(row)
         kind = "exact" if row["exact"] else "approximate"
         print(
             f"| `{name}` | {kind} | {row['tokens/s']:,.0f} | {row['times']:.2f} |"
@@ -219,12 +265,7 @@ def run(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             f" {row['largest']:.3f} | {row['NLL']:.3f} | {row['entropy']:.3f} |",
             flush=True,
         )
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(rows, file, indent=1)
-    if args.plot:
-        draw(rows, args.plot)
-    return rows
+    return table
 
 
 def flops(model: Model, seen: Watched, shape: tuple[int, int], drawn: int) -> float:

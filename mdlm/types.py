@@ -63,6 +63,7 @@ class KeyValues:
 
     keys: Any  # Array, "n b m g h", by layer, sequence, position and head
     values: Any  # Array, "n b m g h"
+    rollout: Any = None  # Float[Array, "b m"], see `Reading.rollout`; None: not asked for
 
 
 @pytree
@@ -79,6 +80,9 @@ class Reading:
     # `at`, in every row (None: for all)
     chunk: int = dataclasses.field(default=128, metadata={"static": True})
     # so many positions of each row are computed at a time; parts without a position are skipped
+    rollout: bool = dataclasses.field(default=False, metadata={"static": True})
+    # whether to store the attention rollout of the call (Abnar & Zuidema, arXiv:2005.00928): how
+    # much each position contributes to the outputs of all, summed over them; the sum is l
 
 
 @pytree

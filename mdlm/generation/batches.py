@@ -17,8 +17,8 @@ from mdlm.samplers.state import Samples
 
 def split(count: int, rows: int, devices: int) -> tuple[int, int]:
     """Returns how many devices compute `count` rows of a batch of `rows`, and the rows of each."""
-    parts = min(devices, _power(count))
-    return parts, min(_power(-(-count // parts)), -(-rows // parts))
+    parts = min(devices, power_of_two(count))
+    return parts, min(power_of_two(-(-count // parts)), -(-rows // parts))
 
 
 def on_open_rows(
@@ -49,6 +49,6 @@ def on_open_rows(
     return Samples(tokens=whole, nfe=samples.nfe)
 
 
-def _power(count: int) -> int:
+def power_of_two(count: int) -> int:
     """The least power of two that is at least `count`."""
     return 1 << (count - 1).bit_length()

@@ -84,7 +84,9 @@ class Generator:
                 'guidance=ClassifierFree(without="label"): a Generator takes no labels;'
                 " use mdlm.samplers.loop.generate(..., label=...)"
             )
-        self._programs = Programs(self.sampler, drafts.diffusion, params)
+        network, columns = model.experiment.network, model.columns
+        flops = lambda length: network.flops(1, length, length, columns)
+        self._programs = Programs(self.sampler, drafts.diffusion, params, flops)
 
     @property
     def devices(self) -> int:

@@ -2,6 +2,7 @@ from .ancestral import Ancestral as Ancestral
 from .base import Sampler as Sampler
 from .blocks import BlockByBlock as BlockByBlock
 from .caches.base import Cache as Cache
+from .caches.d2cache import D2Cache as D2Cache
 from .caches.finished_blocks import FinishedBlocks as FinishedBlocks
 from .caches.policies import Delayed as Delayed
 from .caches.policies import Dual as Dual

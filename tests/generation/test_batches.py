@@ -15,7 +15,7 @@ from mdlm.generation.generator import Generator
 from mdlm.generation.programs import within_reach
 from mdlm.generation.windows import Windows
 from mdlm.keys import by_row
-from mdlm.samplers import Ancestral, Parallel, Remask
+from mdlm.samplers import Ancestral, FixedCount, Parallel, Remask
 from mdlm.samplers.state import Samples
 
 SAMPLERS = {
@@ -62,6 +62,7 @@ def counted(generator: Generator) -> list[tuple[int, int]]:
     return seen
 
 
+@pytest.mark.optimized  # the same last digits for every size of a batch
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_eight_devices_write_what_one_writes(parts, name):
     prompts = ["", "the ", "a", "quick brown", ""]
@@ -159,3 +160,21 @@ def test_what_fills_a_batch_is_done_and_never_seen(key):
     assert (out.tokens == np.where(is_fixed, tokens, 7)).all() and out.nfe == 4
     nothing = on_open_rows(generate, keys, tokens, np.ones_like(is_fixed), devices=2)
     assert len(seen) == 1 and nothing.nfe == 0 and (nothing.tokens == tokens).all()
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("devices", [1, 2])
+def test_rows_that_are_done_leave_a_window(parts, devices):
+    """Where calls are worth a compilation, half a batch goes on; the texts are the same."""
+    sampler = Parallel(rule=FixedCount(), temperature=0.7)
+    whole, fewer = generator(parts, sampler, devices=1), generator(parts, sampler)
+    fewer._programs.devices = jax.devices()[:devices]
+    whole._programs.worth, fewer._programs.worth = np.inf, 0.0
+    prompts = [[97] * length for length in (30, 29, 28, 27, 26, 10, 20, 25)]
+    due, found = whole.continue_tokens(prompts, 32), fewer.continue_tokens(prompts, 32)
+    assert found.texts == due.texts and found.nfe == due.nfe == 22
+    sizes = lambda made: sorted(
+        key[1][0] for key in made._programs._compiled if key[0][0] == "until"
+    )
+    assert sizes(whole) == [8]
+    assert sizes(fewer) == ([1, 2, 4, 8] if devices == 1 else [2, 4, 8])  # rows of all devices

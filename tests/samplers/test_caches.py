@@ -18,6 +18,7 @@ from mdlm.samplers import (
     Ancestral,
     BlockByBlock,
     ClassifierFree,
+    D2Cache,
     Delayed,
     Dual,
     FinishedBlocks,
@@ -120,6 +121,7 @@ ALWAYS = [
     ("delayed", WHOLE, Ancestral(steps=6), Delayed(refresh=1)),
     ("freecache", SHIFT, FirstHitting(per_call=2), FreeCache(refresh=1)),
     ("recap", WHOLE, Parallel(rule=FixedCount(per_call=3)), ReCAP(refresh=1)),
+    ("d2cache", SHIFT, IN_BLOCKS, D2Cache(refresh=1)),
     (
         "guided",
         WHOLE,
@@ -146,6 +148,8 @@ SELDOM = [
     ("delayed", WHOLE, Ancestral(steps=6), Delayed()),
     ("freecache", SHIFT, replace(IN_BLOCKS, order="left", rule=FixedCount()), FreeCache()),
     ("recap", WHOLE, Parallel(rule=FixedCount(per_call=2)), ReCAP(local=6)),
+    ("d2cache", SHIFT, IN_BLOCKS, D2Cache(masks=3, sigma=2.0)),
+    ("d2cache, times", WHOLE, Ancestral(steps=9), D2Cache(masks=3, sigma=2.0)),
     (
         "guided",
         WHOLE,
@@ -174,6 +178,10 @@ def test_caches_that_cannot_be_used_say_why():
         Dual(refresh=0)
     with pytest.raises(ValueError, match="local=0"):
         ReCAP(local=0)
+    with pytest.raises(ValueError, match="share=1.5"):
+        D2Cache(share=1.5)
+    with pytest.raises(ValueError, match="sigma=0"):
+        D2Cache(sigma=0.0)
     with pytest.raises(ValueError, match="window=-1"):
         FreeCache(window=-1)
     parts = Masked().with_vocab(VOCAB), Subs().with_vocab(VOCAB)

@@ -15,7 +15,7 @@ time in each row, has `block_size` further entries at the end, which each call w
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,12 +121,14 @@ def read(
     if cond is not None and cond.shape[1] > 1:
         cond = part.padded(cond, 0.0)
     slots = Slots(mask, at, tokens.shape[1])
+    if reading.rollout and mask.halves is not None:
+        raise ValueError("rollout: not for networks that read [tokens ; clean]")
     stored = reading.stored or empty(config, b, slots.capacity, block_dtype(blocks))
     some = part.holding((at < tokens.shape[1]).any(0).sum())
-    asked = some if reading.asked is None else part.holding(reading.asked)
+    asked = some if reading.asked is None or reading.rollout else part.holding(reading.asked)
     sequence = jnp.arange(b)[:, None]
 
-    def step(carry: Any, layer: Any) -> tuple[Any, None]:
+    def step(carry: Any, layer: Any) -> tuple[Any, Any]:
         x, keys, values = carry
         block, index = layer
 
@@ -142,24 +144,60 @@ def read(
         queries, keys, values = part.each(some, store, (queries, keys, values))
         own_keys, own_values = keys[index], values[index]
 
-        def attend(i: Any, x: Array) -> Array:
+        def attend(i: Any, kept: Any) -> Any:
+            x, weights = kept
             may_attend = slots.may_attend(part.of(at, i))
-            out = attend_stored(part.of(queries, i), own_keys, own_values, may_attend)
+            out, p = attend_stored(part.of(queries, i), own_keys, own_values, may_attend)
             vectors = block.vectors(part.of(cond, i))
             new = block.after_attention(part.of(x, i), joined_heads(out), vectors)
-            return part.put(x, new, i)
+            if weights is not None:
+                weights = part.put(weights, p.mean((1, 2)), i)
+            return part.put(x, new, i), weights
 
+        weights = jnp.zeros((b, at.shape[1], slots.capacity)) if reading.rollout else None
         count = jnp.where(index == depth - 1, asked, some)
-        return (part.each(count, attend, x), keys, values), None
+        x, weights = part.each(count, attend, (x, weights))
+        return (x, keys, values), weights
 
     depth = stored.keys.shape[0]
     carry, start = (x, stored.keys, stored.values), 0
+    maps: list[Any] = []
     for layers in stacks_of(blocks):
         end = start + jax.tree.leaves(layers)[0].shape[0]
-        carry, _ = jax.lax.scan(step, carry, (layers, jnp.arange(start, end)))
+        carry, weights = jax.lax.scan(step, carry, (layers, jnp.arange(start, end)))
+        maps.append(weights)
         start = end
     x, keys, values = carry
-    return x[:, :q], KeyValues(keys=keys, values=values)
+    shares = None
+    if reading.rollout:
+        shares = rollout(maps, at, slots.capacity)
+        if reading.stored is not None:  # a row of which nothing is read keeps what it has
+            is_live = (at < slots.capacity).any(-1, keepdims=True)
+            shares = jnp.where(is_live, shares, reading.stored.rollout)
+    return x[:, :q], KeyValues(keys=keys, values=values, rollout=shares)
+
+
+def rollout(
+    maps: Sequence[Float[Array, "n b p m"]], at: Int[Array, "b p"], capacity: int
+) -> Float[Array, "b m"]:
+    """Returns the sum over outputs of the attention rollout of a call, see `Reading.rollout`.
+
+    A block's map is (attention, averaged over heads, + identity) / 2 at the positions `at`, and the
+    identity at those not read. The product over blocks is multiplied from its last factor on with a
+    row of ones, so that no product of two maps is computed.
+    """
+    sequence = jnp.arange(at.shape[0])[:, None]
+    shares = jnp.ones((at.shape[0], capacity))
+    is_read = at < capacity
+
+    def back(shares: Array, weights: Array) -> tuple[Array, None]:
+        own = jnp.where(is_read, shares[sequence, jnp.minimum(at, capacity - 1)], 0.0) / 2
+        spread = jnp.einsum("bp,bpm->bm", own, weights)
+        return shares.at[sequence, at].add(-own, mode="drop") + spread, None
+
+    for weights in reversed(maps):
+        shares, _ = jax.lax.scan(back, shares, weights, reverse=True)
+    return shares
 
 
 @dataclass(frozen=True)
@@ -234,16 +272,18 @@ def attend_stored(
     k: Float[Array, "b m g e"],
     v: Float[Array, "b m g e"],
     may_attend: Bool[Array, "#b q m"] | None,
-) -> Float[Array, "b q h e"]:
-    """Returns softmax attention to the stored keys and values, each for h / g heads of queries."""
+) -> tuple[Float[Array, "b q h e"], Float[Array, "b g r q m"]]:
+    """Returns softmax attention to the stored keys and values, each for r = h / g heads of queries,
+    and the weights."""
     b, n, heads, size = q.shape
     grouped = q.reshape(b, n, k.shape[2], -1, size)
     scores = jnp.einsum("bqgre,bmge->bgrqm", grouped, k, preferred_element_type=jnp.float32)
     scores = scores * size**-0.5
     if may_attend is not None:
         scores = jnp.where(may_attend[:, None, None], scores, MASKED)
-    p = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bgrqm,bmge->bqgre", p, v).reshape(b, n, heads, size)
+    p = jax.nn.softmax(scores, axis=-1)
+    out = jnp.einsum("bgrqm,bmge->bqgre", p.astype(v.dtype), v)
+    return out.reshape(b, n, heads, size), p
 
 
 def empty(config: Any, rows: int, capacity: int, dtype: jnp.dtype) -> KeyValues:

@@ -82,13 +82,16 @@ NO_CACHE: Cache | None = None
 """The cache of samplers that keep nothing."""
 
 
-def nothing_stored(tokens: Int[Array, "b l"], diffusion: Diffusion) -> ArrayTree:
+def nothing_stored(
+    tokens: Int[Array, "b l"], diffusion: Diffusion, *, rollout: bool = False
+) -> ArrayTree:
     """Room for the keys and values of a batch, as the network returns it, all 0. With guidance that
-    calls the network twice, it is a tuple of two. None if the network stores nothing."""
+    calls the network twice, it is a tuple of two. None if the network stores nothing. See `Reading`
+    for `rollout`."""
 
     def read() -> ArrayTree:
         t = jnp.ones((tokens.shape[0], 1))
-        reading = Reading(stored=None, at=tokens[:, :1])
+        reading = Reading(stored=None, at=tokens[:, :1], rollout=rollout)
         return diffusion.denoise(NetInput(tokens=tokens, t=t, reading=reading)).cache
 
     shapes = jax.eval_shape(read)

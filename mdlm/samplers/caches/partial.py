@@ -8,18 +8,20 @@ What a row reads depends on that row only, and so do its samples.
 """
 
 import abc
+import functools
+import operator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from mdlm.diffusion import Diffusion
 from mdlm.samplers.caches.base import Cache, InBlocks, Read, nothing_stored
 from mdlm.samplers.state import Proposal, SampleState, State
-from mdlm.types import ArrayTree, Reading, pytree
+from mdlm.types import ArrayTree, KeyValues, Reading, pytree
 
 FULL_CHUNK = 128
 """Positions of a row that a full call computes at a time."""
@@ -39,6 +41,9 @@ class View:
     is_changed: Any  # Bool[Array, "b l"], tokens written since they were last read
     calls: Any  # Int[Array, "b 1"], calls since the last full one
     priority: Any  # Float[Array, "b l"], of the proposals of the last full call; -inf: none
+    confidence: Any  # Float[Array, "b l"], the network's probability of the token that was proposed
+    # last at each position; 1: none was
+    rollout: Any  # Float[Array, "b l"], of the last call, see `Reading`; None: not wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,9 @@ class Partial(Cache):
         refresh: every so many calls, one is full; 1 is the same as no cache. None: only the calls
             that the cache itself wants to be full, at least a row's first.
     """
+
+    rollout: ClassVar[bool] = False
+    """Whether `reads` wants the attention rollout of the last call."""
 
     refresh: int | None = None
 
@@ -77,7 +85,7 @@ class Partial(Cache):
 
     def begin(self, sampler: InBlocks, state: State, diffusion: Diffusion) -> State:
         b, l = state.tokens.shape
-        stored = nothing_stored(state.tokens, diffusion)
+        stored = nothing_stored(state.tokens, diffusion, rollout=self.rollout)
         if stored is None:
             raise ValueError("the network keeps no keys and values: leave the sampler's cache out")
         cache = PartialState(
@@ -86,6 +94,7 @@ class Partial(Cache):
             block=jnp.full((b, 1), -1, jnp.int32),
             calls=jnp.zeros((b, 1), jnp.int32),
             priority=jnp.full((b, l), -jnp.inf),
+            confidence=jnp.ones((b, l)),
         )
         return replace(state, cache=cache)
 
@@ -126,6 +135,7 @@ class Partial(Cache):
                     at=packed(is_read, is_needed, most),
                     asked=is_needed.sum(-1).max(),
                     chunk=chunk,
+                    rollout=self.rollout,
                 )
             )
 
@@ -138,6 +148,7 @@ class Partial(Cache):
             block=jnp.where(is_live, first_of(view.is_here), kept.block),
             calls=jnp.where(is_full, 1, kept.calls + is_live),
             priority=jnp.where(is_full, proposal.score, kept.priority),
+            confidence=jnp.where(is_asked, proposal.confidence, kept.confidence),
         )
         return replace(state, cache=after, nfe=state.nfe + is_live.any()), proposal
 
@@ -151,6 +162,7 @@ class PartialState:
     block: Any  # Int[Array, "b 1"], first position of the block of the last call; -1 before it
     calls: Any  # Int[Array, "b 1"], calls since the last full one
     priority: Any  # Float[Array, "b l"], see `View`
+    confidence: Any  # Float[Array, "b l"], see `View`
 
 
 def viewed(sampler: InBlocks, state: SampleState, diffusion: Diffusion) -> View:
@@ -165,7 +177,16 @@ def viewed(sampler: InBlocks, state: SampleState, diffusion: Diffusion) -> View:
         is_changed=state.tokens != kept.tokens,
         calls=kept.calls,
         priority=kept.priority,
+        confidence=kept.confidence,
+        rollout=rollout_of(kept.stored),
     )
+
+
+def rollout_of(stored: ArrayTree) -> Float[Array, "b l"] | None:
+    """The attention rollout of the last call; with guidance by two calls, the sum of both."""
+    is_one = lambda node: isinstance(node, KeyValues)
+    shares = [one.rollout for one in jax.tree.leaves(stored, is_leaf=is_one)]
+    return None if shares[0] is None else functools.reduce(operator.add, shares)
 
 
 def packed(

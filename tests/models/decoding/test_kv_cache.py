@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mdlm.models import Bert, BlockDiT, CausalTransformer, Decoder, DiT
+from mdlm.models.decoding.kv_cache import rollout
 from mdlm.models.network import denoiser, init, shapes
 from mdlm.types import NetInput, Reading
 
@@ -131,6 +132,40 @@ def test_only_the_positions_asked_for_pass_the_last_block():
     found, _ = ask(np.array([2, 11]), **known, reading=few)
     np.testing.assert_allclose(found[0], due[0, 2], **CLOSE)
     assert np.abs(found[1] - due[0, 11]).max() > 0.01
+
+
+def test_rollout_is_the_product_of_the_blocks_maps():
+    """Two blocks; the first row reads two positions and has a number that is none, the second
+    nothing."""
+    rng = np.random.default_rng(1)
+    at, m = np.array([[4, 1, 99], [99, 99, 99]]), 6
+    maps = rng.random((2, 2, 3, m))
+    due = np.ones((2, m))
+    for layer in (1, 0):
+        step = np.tile(np.eye(m), (2, 1, 1))
+        step[0, [4, 1]] = (step[0, [4, 1]] + maps[layer, 0, :2]) / 2
+        due = np.einsum("bq,bqm->bm", due, step)
+    stacks = [jnp.asarray(maps[:1], jnp.float32), jnp.asarray(maps[1:], jnp.float32)]
+    np.testing.assert_allclose(rollout(stacks, jnp.asarray(at), m), due, rtol=1e-5)
+
+
+def test_the_rollout_of_even_attention_is_known():
+    """Queries of 0 attend evenly to all that they may: here, to earlier tokens and their own."""
+    network = replace(CAUSAL["causal decoder"], depth=2)
+    ask = Asked(network)
+    ask.params["blocks"]["qkv"] = jax.tree.map(lambda q: q * 0, ask.params["blocks"]["qkv"])
+    known = dict(tokens=rows()["tokens"])
+    _, stored = ask(flat(EVERY)[:1], **known, reading=places(*EVERY, rollout=True, chunk=5))
+    step = (np.tril(np.ones((L, L))) / np.arange(1, L + 1)[:, None] + np.eye(L)) / 2
+    np.testing.assert_allclose(stored.rollout, np.tile((step @ step).sum(0), (B, 1)), rtol=1e-5)
+    # Some positions again: the others' outputs are as they were stored. A row of which nothing is
+    # read keeps what it has.
+    again = replace(places([3, 4], [], [7], rollout=True), stored=stored)
+    _, after = ask(flat(EVERY)[:1], **known, reading=again)
+    some = np.eye(L)
+    some[[3, 4]] = step[[3, 4]]
+    np.testing.assert_allclose(after.rollout[0], (some @ some).sum(0), rtol=1e-5)
+    np.testing.assert_allclose(after.rollout[1], stored.rollout[1])
 
 
 @pytest.mark.parametrize("name", list(CAUSAL))
