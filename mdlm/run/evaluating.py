@@ -10,12 +10,16 @@ from jaxtyping import Bool, Int
 from mdlm.data.dataset import TextData
 from mdlm.data.mixture import Mixture
 from mdlm.data.pairs import Encoded, Messages, Pair, as_pairs, encode_pairs
+from mdlm.data.tokens.special_tokens import ends
+from mdlm.evals.generated.judge import NgramJudge
+from mdlm.evals.generated.judge import Report as TextsReport
+from mdlm.evals.generated.network_judge import NetworkJudge
 from mdlm.evals.likelihood import By, Likelihood
 from mdlm.evals.likelihood import Report as PairsReport
 from mdlm.evals.log_likelihood import LogLikelihood, Passes
 from mdlm.evals.nll import Metric
 from mdlm.evals.orders import log_marginal
-from mdlm.evals.scorer import Report, Scorer, check_same_data
+from mdlm.evals.scorer import TABLE_TOKENS, Report, Scorer, check_same_data
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.generation.chat import prompt_of
 from mdlm.generation.windows import window_of
@@ -115,6 +119,47 @@ class EvaluatedRun(OpenedRun):
             orders=orders,
             seed=seed,
         )
+
+    def judge(
+        self, *, context: int | None = None, stride: int | None = None, batch_size: int = 32
+    ) -> NetworkJudge:
+        """Returns what judges texts by this run, which must be causal (see `evals.generated`).
+
+        Windows have `context` tokens, `stride` of them new; by default a row, and half of it.
+        Raises InputError if the network is not causal, or a number is out of range.
+        """
+        return NetworkJudge(
+            self.model,
+            self.params,
+            self.tokenizer,
+            name=f"{self.folder.path}, step {self.step}",
+            start=self._start,
+            mesh=self.mesh,
+            context=context,
+            stride=stride,
+            batch_size=batch_size,
+        )
+
+    def ngram_judge(
+        self, *, order: int = 5, report: TextsReport = lambda done, of: None
+    ) -> NgramJudge:
+        """Returns what judges texts by n-grams of the run's training split, of its first rows if
+        it is large (`evals.scorer.TABLE_TOKENS`)."""
+        rows = self.dataset.train.rows
+        sequences = [
+            tokens[is_valid]
+            for some in rows.first(max(1, TABLE_TOKENS // rows.length)).chunks()
+            for tokens, is_valid in zip(some.tokens, some.is_valid, strict=True)
+        ]
+        return NgramJudge.of(
+            sequences, self.tokenizer, start=self._start, order=order, report=report
+        )
+
+    @property
+    def _start(self) -> int | None:
+        """The token that rows of the data begin with, None if they have none."""
+        packing = self.experiment.data.packing
+        return ends(self.tokenizer.vocab)[0] if packing.frame[0] else None
 
     def clip_search(self, *, batches: int = 4, seed: int = 0) -> list[Interval]:
         """Intervals of times to train block diffusion on, in order of the variance of their loss,

@@ -1,4 +1,4 @@
-"""An interpolated Kneser-Ney language model of n-grams (Kneser and Ney 1995; Chen and Goodman 1998).
+"""An interpolated n-gram language model (Kneser and Ney 1995; Chen and Goodman 1998).
 
 For a token w after the n - 1 tokens h, h' being h without its first token,
 
@@ -84,7 +84,7 @@ class KneserNey:
         p = np.full(len(units), 1 / (self.vocab.size - 1))
         p[units == self.vocab.mask_id] = 0
         history = np.zeros(len(units), np.int64)  # the one n-gram of order 0
-        for n, table in enumerate(self.tables):
+        for table in self.tables:
             codes = np.where(history != NONE, history * self.base + units, NONE)
             number = table.numbers(codes)
             known = np.flatnonzero((history != NONE) & (table.total[history] > 0))
