@@ -147,9 +147,9 @@ class EvaluatedRun(OpenedRun):
         it is large (`evals.scorer.TABLE_TOKENS`)."""
         rows = self.dataset.train.rows
         sequences = [
-            tokens[is_valid]
+            tokens[is_text]
             for some in rows.first(max(1, TABLE_TOKENS // rows.length)).chunks()
-            for tokens, is_valid in zip(some.tokens, some.is_valid, strict=True)
+            for tokens, is_text in zip(some.tokens, some.loss_mask, strict=True)
         ]
         return NgramJudge.of(
             sequences, self.tokenizer, start=self._start, order=order, report=report

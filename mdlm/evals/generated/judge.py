@@ -57,10 +57,12 @@ class Judge(Protocol):
 class Judged:
     """What a judge says of n texts: sums over the scored tokens of each.
 
-    `entropy` is that of all tokens of a text, ends included; `unknown` is the fraction of the
-    tokens that stand for text which the judge has no token for.
+    `read` are the tokens of each text as the judge reads them, `entropy` is that of all tokens of a
+    text, ends included, and `unknown` the fraction of the tokens that stand for text which the
+    judge has no token for.
     """
 
+    texts: Sequence[Text]
     nats: Float[np.ndarray, " n"]
     tokens: Float[np.ndarray, " n"]
     bytes: Float[np.ndarray, " n"]
@@ -98,6 +100,7 @@ def judged(
     read = [np.concatenate(own) for own in read]
     unknown, every = judge.tokenizer.unk_id, np.concatenate(read)
     return Judged(
+        texts=texts,
         nats=by_text([found[at].sum() for found, at in zip(nats, used, strict=True)]),
         tokens=by_text([at.sum() for at in used]),
         # Where tokens do not spell a text exactly, the scored ones get their share of it.

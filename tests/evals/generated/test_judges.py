@@ -35,10 +35,12 @@ class Bigram:
 
     def nats(self, sequences, report):
         return [
-            np.array([
-                -math.log((AFTER[own[i - 1]] if i else FIRST)[letter] / 4)
-                for i, letter in enumerate(own)
-            ])
+            np.array(
+                [
+                    -math.log((AFTER[own[i - 1]] if i else FIRST)[letter] / 4)
+                    for i, letter in enumerate(own)
+                ]
+            )
             for own in (self.tokenizer.decode(ids) for ids in sequences)
         ]
 
@@ -135,8 +137,11 @@ def test_windows_have_the_context_that_they_say(run):
     assert math.isnan(found[0]) and np.isfinite(found[1:]).all()
     whole = run.judge(context=32, stride=1)
     for i in (1, 11, 12, 16, 17, len(ids) - 1):
-        begin = next(b for b, first, end in Context(context=12, stride=5).windows(len(ids))
-                     if first <= i < end)
+        begin = next(
+            b
+            for b, first, end in Context(context=12, stride=5).windows(len(ids))
+            if first <= i < end
+        )
         alone = whole.nats([np.array(ids[begin : i + 1])], lambda done, of: None)[0]
         assert found[i] == pytest.approx(alone[-1], rel=1e-4)
         assert i < 12 or i - begin >= 7
