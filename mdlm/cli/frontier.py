@@ -256,6 +256,7 @@ def protocol(
 ) -> list[str]:
     """Returns lines that say how the numbers are measured."""
     from mdlm.evals.generated.halves import HALVES
+    from mdlm.evals.generated.mauve import clusters_of
 
     split = args.split or run.experiment.evaluation.split
     ends = {"none": "not scored", "first": "the first scored", "all": "scored"}[args.ends]
@@ -268,6 +269,9 @@ def protocol(
         f" distinct, repetition, self-BLEU of {args.units}",
         f"+-: standard error over the texts, {HALVES} random halves",
     ]
+    if any(row.measures["MAUVE"].value is not None for row in rows):
+        clusters = clusters_of(min(row.texts for row in rows))
+        lines.append(f"MAUVE: the judge's features, {clusters} clusters, against the {REAL}")
     return [part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent="  ")]
 
 

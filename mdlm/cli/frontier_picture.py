@@ -23,7 +23,8 @@ def picture(rows: Sequence[Row], title: str) -> bytes:
     for row in (row for row in rows if not row.settings):
         _draw(axes, [row], REAL, color="black", fmt="*", markersize=13)
         for draw, measure in ((axes.axvline, "entropy"), (axes.axhline, "perplexity")):
-            draw(row.measures[measure].value, color="black", linestyle=":", linewidth=0.8)
+            at: Any = row.measures[measure].value
+            draw(at, color="black", linestyle=":", linewidth=0.8)
     axes.set_yscale("log")
     for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         which("{x:g}")

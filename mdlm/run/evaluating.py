@@ -19,7 +19,7 @@ from mdlm.evals.likelihood import Report as PairsReport
 from mdlm.evals.log_likelihood import LogLikelihood, Passes
 from mdlm.evals.nll import Metric
 from mdlm.evals.orders import log_marginal
-from mdlm.evals.scorer import TABLE_TOKENS, Report, Scorer, check_same_data
+from mdlm.evals.scorer import Report, Scorer, check_same_data
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.generation.chat import prompt_of
 from mdlm.generation.windows import window_of
@@ -143,16 +143,10 @@ class EvaluatedRun(OpenedRun):
     def ngram_judge(
         self, *, order: int = 5, report: TextsReport = lambda done, of: None
     ) -> NgramJudge:
-        """Returns what judges texts by n-grams of the run's training split, of its first rows if
-        it is large (`evals.scorer.TABLE_TOKENS`)."""
-        rows = self.dataset.train.rows
-        sequences = [
-            tokens[is_text]
-            for some in rows.first(max(1, TABLE_TOKENS // rows.length)).chunks()
-            for tokens, is_text in zip(some.tokens, some.loss_mask, strict=True)
-        ]
+        """Returns what judges texts by n-grams of the run's training split (see
+        `evals.generated`). Raises InputError if there is no text."""
         return NgramJudge.of(
-            sequences, self.tokenizer, start=self._start, order=order, report=report
+            self.dataset.train.rows, self.tokenizer, start=self._start, order=order, report=report
         )
 
     @property

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
+from mdlm.data.rows.base import RowSet
 from mdlm.data.tokens.special_tokens import end_of
 from mdlm.data.tokens.text_size import TextSizes
 from mdlm.data.tokens.tokenizer import Tokenizer
@@ -30,7 +31,8 @@ Tokens = Int[np.ndarray, "..."]
 Ends = Literal["none", "first", "all"]
 """The end tokens of a text that are scored (all are read): none, as in BD3-LM's code; the first, as
 in MDLM's; or all."""
-ENDS: tuple[Ends, ...] = ("none", "first", "all")
+COUNTED = 2**22
+"""The most tokens of a training split that n-grams are counted of."""
 
 
 class Judge(Protocol):
@@ -40,9 +42,12 @@ class Judge(Protocol):
     judges, by which rule of contexts, and whether first tokens are scored.
     """
 
-    tokenizer: Tokenizer
-    start: int | None
-    protocol: str
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def start(self) -> int | None: ...
+    @property
+    def protocol(self) -> str: ...
 
     def nats(self, sequences: Sequence[Tokens], report: Report) -> list[Float[np.ndarray, "..."]]:
         """Returns -log p of each token given those before it, NaN where it is not scored."""
@@ -158,19 +163,26 @@ class NgramJudge:
 
     @staticmethod
     def of(
-        sequences: Sequence[np.ndarray],
+        rows: RowSet,
         tokenizer: Tokenizer,
         *,
         start: int | None,
         order: int = 5,
         report: Report = lambda done, of: None,
     ) -> "NgramJudge":
-        """Returns the judge that is counted on sequences of tokens. Those of `start`, if any, begin
-        with it."""
+        """Returns the judge that is counted on the rows of a training split, or on its first rows
+        if it is large. If rows begin with a token, `start` is that."""
+        few = rows.first(max(1, COUNTED // rows.length))
+        sequences = [
+            tokens[is_text]
+            for some in few.chunks()
+            for tokens, is_text in zip(some.tokens, some.loss_mask, strict=True)
+        ]
         model = KneserNey(sequences, tokenizer.vocab, order=order, report=report)
         words = (
-            f"interpolated Kneser-Ney {order}-gram of {model.tokens:,} tokens of the training"
-            f" split; contexts of {order - 1} tokens, first token scored"
+            f"interpolated Kneser-Ney {order}-gram of the {'first ' * (len(few) < len(rows))}"
+            f"{model.tokens:,} tokens of the training split; contexts of {order - 1} tokens, first"
+            " token scored"
         )
         return NgramJudge(model=model, tokenizer=tokenizer, start=start, protocol=words)
 

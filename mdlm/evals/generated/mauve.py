@@ -33,8 +33,7 @@ class Mauve:
     """MAUVE of two sets of texts, from a feature vector of each text."""
 
     def __init__(self, ours: np.ndarray, real: np.ndarray, *, seed: int = 0):
-        few = min(len(ours), len(real))
-        self.clusters = max(2, round(few / TEXTS_PER_CLUSTER))
+        self.clusters = clusters_of(min(len(ours), len(real)))
         both = projected(np.concatenate([ours, real]))
         found = k_means(both, min(self.clusters, len(both)), seed=seed)
         self.ours, self.real = found[: len(ours)], found[len(ours) :]
@@ -55,6 +54,11 @@ class Mauve:
 
     def _histogram(self, own: np.ndarray) -> Float[np.ndarray, " k"]:
         return np.bincount(own, minlength=self.clusters) / len(own)
+
+
+def clusters_of(texts: int) -> int:
+    """Returns the number of clusters for sets of so many texts."""
+    return max(2, round(texts / TEXTS_PER_CLUSTER))
 
 
 def area(p: Float[np.ndarray, " k"], q: Float[np.ndarray, " k"]) -> float:
