@@ -70,9 +70,11 @@ def run(args: Namespace, _: Changes) -> int:
         other = load(args.judge, trust=trust, verify=verify)
     with Progress() as progress:
         judge = judge_of(args, run, other, progress)
-        real = real_of(args, run, length)
+        real = [
+            judged_texts(args, judge, REAL, own, progress) for own in real_of(args, run, length)
+        ]
         made = [texts_of(args, run, point, length, progress) for point in points]
-        rows = judged_rows(args, judge, points, made, real, progress)
+        rows = rows_of(args, judge, points, made, real, progress)
     result = {
         "run": str(run.folder.path),
         "step": run.step,
@@ -214,36 +216,42 @@ def texts_of(args: Namespace, run: "Run", point: Point, length: int, progress: P
     )
 
 
-def judged_rows(
+def judged_texts(
+    args: Namespace, judge: "Judge", name: str, texts: "list[Documents]", progress: Progress
+) -> "Judged | None":
+    """Returns what the judge says of texts; None if there are fewer than two. Raises InputError if
+    it cannot read them."""
+    from mdlm.evals.generated.judge import judged
+
+    if len(texts) < 2:
+        return None
+    try:
+        return judged(judge, texts, args.ends, progress.bar(f"judging {name}", "rows"))
+    except InputError as error:
+        raise InputError(f"{name}, {error}") from error
+
+
+def rows_of(
     args: Namespace,
     judge: "Judge",
     points: Sequence[Point],
     made: Sequence[Made],
-    real: "list[list[Documents]]",
+    real: "Sequence[Judged | None]",
     progress: Progress,
 ) -> list[Row]:
-    """Returns the results of each point, and of real text, if there are at least two of it."""
-    from mdlm.evals.generated.judge import judged
+    """Returns the results of each point, and of real text, if there is some. MAUVE compares all
+    with the first set of real texts, and this one with the second."""
     from mdlm.evals.generated.measures import measures
-
-    def judge_all(name: str, texts: "list[Documents]") -> "Judged | None":
-        if len(texts) < 2:
-            return None
-        bar = progress.bar(f"judging {name}", "rows")
-        try:
-            return judged(judge, texts, args.ends, bar)
-        except InputError as error:
-            raise InputError(f"{name}, {error}") from error
 
     def row(name: str, found: "Judged", against: "Judged | None", **more: Any) -> Row:
         bar = progress.bar(f"measuring {name}", "numbers")
         numbers = measures(found, against, units=args.units, report=bar)
         return Row(measures=numbers, texts=len(found.texts), unknown=found.unknown, **more)
 
-    truth, other = (judge_all(REAL, texts) for texts in real)
+    truth, other = real
     rows = []
     for point, own in zip(points, made, strict=True):
-        found: Any = judge_all(point.name, own.texts)
+        found: Any = judged_texts(args, judge, point.name, own.texts, progress)
         costs: Any = {"nfe": own.nfe, "tokens_per_second": own.tokens / (own.seconds or 1)}
         rows.append(row(point.name, found, truth, settings=point.settings, **costs))
     if truth is not None:

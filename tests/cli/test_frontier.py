@@ -14,9 +14,8 @@ from mdlm.cli.frontier import points_of
 from mdlm.cli.frontier_picture import picture
 from mdlm.cli.frontier_table import Row, latex, table
 from mdlm.cli.main import main, parser
-from mdlm.data import Bytes, Characters, NoText, TextData, TextFiles, Wrap
+from mdlm.data import Bytes, Dna, NoText, TextData, TextFiles, Wrap
 from mdlm.evals.generated.measures import Measure
-from mdlm.experiment import Training
 from mdlm.models import CausalTransformer, DiT
 from mdlm.objectives import Autoregressive
 from mdlm.samplers import LeftToRight
@@ -167,17 +166,15 @@ def test_refusals(work, words, message, capsys):
 
 
 def test_a_judge_that_cannot_read_the_texts(work, tmp_path, capsys):
-    text = tmp_path / "letters.txt"
-    text.write_text("abc " * 900)
-    data = TextData(
-        source=TextFiles(train=str(text)), tokenizer=Characters(), packing=Wrap(length=48)
-    )
-    training = Training(steps=1, batch_size=8)
-    mdlm.train(tiny.experiment(text, data=data, train=training, **CAUSAL), tmp_path / "letters")
+    data = TextData(source=NoText(), tokenizer=Dna(), packing=Wrap(length=48))
+    made(tmp_path / "letters", tiny.experiment(tmp_path, data=data, **CAUSAL))
     asked = ["frontier", "run", "--steps", "2", "--num", "4", "--judge", str(tmp_path / "letters")]
     assert main(asked) == 2
     said = capsys.readouterr().err.splitlines()
-    assert re.search(r"text \d: the judge has no tokens for it: .*; take another judge", said[-1])
+    assert re.search(
+        r"real text, text 0: the judge has no tokens for it: .*; take another", said[0]
+    )
+    assert len(said) == 1  # before a text is generated
 
 
 def test_without_training_text(work, capsys):
