@@ -29,10 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.samplers import entropy
 from mdlm.config.component_text import from_text, to_text
 from mdlm.data import Mixture, TextData
 from mdlm.data.sources import other_files
+from mdlm.evals.generated.statistics import entropy
 from mdlm.experiment.model import Model
 from mdlm.generation.programs import within_reach
 from mdlm.generation.windows import Windows, window_of

@@ -47,6 +47,7 @@ FILES = (
     "tokenizer",
     "eval",
     "score",
+    "frontier",
     "harness",
     "sample",
     "components",

@@ -17,6 +17,7 @@ BEGINNINGS = {
     "tokenizer": ["train", "text.txt", "--out", "new", "--vocab-size", "270"],
     "eval": ["run", "--passes", "1"],
     "score": ["run", "pairs.jsonl", "--passes", "2"],
+    "frontier": ["run", "--steps", "2", "--length", "8", "--num", "2", "--batch", "2"],
     "harness": ["run", "--tasks", "none"],
     "components": [],
     "samplers": [],
