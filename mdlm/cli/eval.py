@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, _: Changes) -> int:
         how = replace(how, objective=objective)
     with Progress(quiet=not process_group.is_main()) as progress:
         metrics = run.perplexity(how, data=data, report=progress.bar("evaluating", "rows"))
-    earlier = _kept(Path(args.run_folder), run.step, metrics) if process_group.is_main() else []
+    earlier = keep(Path(args.run_folder), run.step, metrics) if process_group.is_main() else []
     if args.json:
         print(json.dumps(finite([vars(m) for m in metrics]), indent=1))
     else:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     return 0
 
 
-def _kept(folder: Path, step: int, metrics: "list[Metric]") -> list[str]:
+def keep(folder: Path, step: int, metrics: "list[Metric]") -> list[str]:
     """Keeps the results in the run folder; returns earlier ones of the same protocols, as text."""
     from mdlm.runs import evaluations
 

@@ -47,6 +47,7 @@ FILES = (
     "tokenizer",
     "eval",
     "score",
+    "blanks",
     "harness",
     "sample",
     "components",

@@ -22,6 +22,7 @@ from mdlm.cluster import compiling, process_group
 from mdlm.data.dataset import Dataset, Split, TextData
 from mdlm.data.loader import evaluation_batches
 from mdlm.data.mixture import Mixture
+from mdlm.data.rows.base import RowSet
 from mdlm.data.tokens.text_size import UNITS, TextSizes
 from mdlm.errors import InputError
 from mdlm.evals.ngrams import Baselines
@@ -95,9 +96,17 @@ class Scorer:
         report: Report = lambda done, rows: None,
     ) -> list[Metric]:
         """Returns metrics of a split, or of its first `limit` rows (then per token only)."""
-        part = getattr(self.dataset, how.split)
-        whole = not 0 < limit < len(part.rows)
-        rows = part.rows if whole else part.rows.first(limit)
+        return self.metrics(self.sums(params, how, limit, report), how, limit)
+
+    def sums(
+        self,
+        params: ArrayTree,
+        how: Perplexity,
+        limit: int = 0,
+        report: Report = lambda done, rows: None,
+    ) -> Sums:
+        """Evaluates a split, or its first `limit` rows, and returns the sums."""
+        rows, _ = self.rows(how.split, limit)
         experiment, objective = self.model.experiment, self.model.reported
         size = how.batch_size or experiment.train.batch_size
         check_batch(self.mesh, size)
@@ -119,25 +128,44 @@ class Scorer:
         def batches():
             return evaluation_batches(rows, size)
 
-        n = len(rows)
-        sums = passes(
-            evaluate, batches, count=how.passes, rows=n, seed=experiment.seed, report=report
+        return passes(
+            evaluate,
+            batches,
+            count=how.passes,
+            rows=len(rows),
+            seed=experiment.seed,
+            report=report,
         )
-        share = "" if whole else f", first {n} rows"
-        text = "" if self.dataset.data == experiment.data else other_text(self.dataset.data)
-        packing = self.dataset.protocol(how.split)
+
+    def metrics(self, sums: Sums, how: Perplexity, limit: int = 0) -> list[Metric]:
+        """Returns the metrics of sums over a split, or its first `limit` rows."""
+        objective, (_, whole) = self.model.reported, self.rows(how.split, limit)
         words = objective.protocol_on(self.model.process)
-        protocol = f"{text}{how.split}{share}, {packing}, {words}, EMA parameters"
         metrics = summarise(
             sums.bound,
             sums.count,
-            protocol=protocol,
+            protocol=self.protocol(how.split, words, limit),
             is_exact=objective.is_exact,
             units=self._units(how.split, sums.text) if whole else {},
         )
         if how.ngrams and whole:
             metrics += self.ngrams(how.split)
         return metrics
+
+    def protocol(self, split: str, words: str, limit: int = 0) -> str:
+        """Returns the protocol of a number: its text and rows, `words` about it, and whose
+        parameters."""
+        rows, whole = self.rows(split, limit)
+        share = "" if whole else f", first {len(rows)} rows"
+        is_own = self.dataset.data == self.model.experiment.data
+        text = "" if is_own else other_text(self.dataset.data)
+        return f"{text}{split}{share}, {self.dataset.protocol(split)}, {words}, EMA parameters"
+
+    def rows(self, split: str, limit: int) -> tuple[RowSet, bool]:
+        """Returns the first `limit` rows of a split (0: all), and whether these are all."""
+        rows = getattr(self.dataset, split).rows
+        whole = not 0 < limit < len(rows)
+        return (rows if whole else rows.first(limit)), whole
 
     @cached_property
     def text_sizes(self) -> TextSizes:

@@ -15,7 +15,7 @@ from mdlm.evals.likelihood import Report as PairsReport
 from mdlm.evals.log_likelihood import LogLikelihood, Passes
 from mdlm.evals.nll import Metric
 from mdlm.evals.orders import log_marginal
-from mdlm.evals.scorer import Report, Scorer, check_same_data
+from mdlm.evals.scorer import Report, Scorer, Sums, check_same_data
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.generation.chat import prompt_of
 from mdlm.generation.windows import window_of
@@ -45,6 +45,23 @@ class EvaluatedRun(OpenedRun):
             model = replace(model, experiment=replace(self.experiment, evaluation=how))
         check_same_data(dataset, (how.split,))
         return Scorer(model, self.mesh, dataset).run(self.params, how, report=report)
+
+    def by_row(
+        self,
+        how: Perplexity,
+        *,
+        rows: int = 0,
+        seed: int = 0,
+        report: Report = lambda done, rows: None,
+    ) -> tuple[Sums, str]:
+        """Returns the sums by row of a split of the run's data, or of its first `rows` rows, and
+        their protocol. Runs with the same rows get the same noise from the same seed."""
+        check_same_data(self.dataset, (how.split,))
+        model = replace(self.model, experiment=replace(self.experiment, seed=seed))
+        scorer = Scorer(model, self.mesh, self.dataset)
+        words = model.reported.protocol_on(model.process)
+        sums = scorer.sums(self.params, how, rows, report)
+        return sums, scorer.protocol(how.split, words, rows)
 
     def log_likelihood(
         self,
