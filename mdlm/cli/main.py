@@ -53,6 +53,7 @@ FILES = (
     "components",
     "samplers",
     "view",
+    "report",
     "import_weights",
     "export",
     "completion",

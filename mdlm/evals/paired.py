@@ -36,19 +36,17 @@ class Difference:
 
 
 def difference(a: Sums, b: Sums) -> Difference:
-    """Returns the difference of two evaluations of the same rows, with the same draws."""
+    """Returns the difference of two evaluations of the same rows, with the same draws, in as many
+    passes."""
     values, residuals, tokens = zip(*map(_residuals, (a, b)), strict=True)
     many = len(residuals[0])
 
     def error(of: np.ndarray) -> float:
         return math.sqrt(many / (many - 1) * np.square(of).sum())
 
-    passes = [one.bound.sum(axis=1) / n for one, n in zip((a, b), tokens, strict=True)]
-    noise = None
-    if min(map(len, passes)) > 1:
-        both = len(passes[0]) == len(passes[1])  # an exact run has one pass, without noise
-        by_pass = passes[0] - passes[1] if both else max(passes, key=len)
-        noise = float(by_pass.std(ddof=1)) / math.sqrt(len(by_pass))
+    by_pass = a.bound.sum(axis=1) / tokens[0] - b.bound.sum(axis=1) / tokens[1]
+    drawn = len(by_pass)
+    noise = None if drawn == 1 else float(by_pass.std(ddof=1)) / math.sqrt(drawn)
     return Difference(
         value=values[0] - values[1],
         stderr_rows=error(residuals[0] - residuals[1]),

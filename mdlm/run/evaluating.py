@@ -54,13 +54,18 @@ class EvaluatedRun(OpenedRun):
         seed: int = 0,
         report: Report = lambda done, rows: None,
     ) -> tuple[Sums, str]:
-        """Returns the sums by row of a split of the run's data, or of its first `rows` rows, and
-        their protocol. Runs with the same rows get the same noise from the same seed."""
+        """Returns the sums by pass and row of a split of the run's data, or of its first `rows`
+        rows, and their protocol. Runs with the same rows get the same noise from the same seed.
+
+        An exact likelihood has the same sums in all passes.
+        """
         check_same_data(self.dataset, (how.split,))
         model = replace(self.model, experiment=replace(self.experiment, seed=seed))
         scorer = Scorer(model, self.mesh, self.dataset)
         words = model.reported.protocol_on(model.process)
         sums = scorer.sums(self.params, how, rows, report)
+        times = how.passes // len(sums.bound)  # an exact one is made once
+        sums = sums._replace(bound=sums.bound.repeat(times, 0), count=sums.count.repeat(times, 0))
         return sums, scorer.protocol(how.split, words, rows)
 
     def log_likelihood(

@@ -6,15 +6,17 @@ Text in them is escaped. What is not finite is left out, and a line is broken th
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Literal
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 300, 62, 14, 12, 46
+from mdlm.view.html import text
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 300, 70, 18, 12, 46
 """Size of the drawing and its margins, in its own units, about pixels."""
 MOST = 400
 """Points of a line, at most; of longer ones the lowest and the highest of neighbours are drawn."""
 
 Number = float | None
+Style = Literal["line", "faint", "dashed", "points"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class Series:
     x: Sequence[Number]
     y: Sequence[Number]
     error: Sequence[Number] | None = None
-    style: Literal["line", "faint", "dashed", "points"] = "line"
+    style: Style = "line"
 
     @property
     def points(self) -> list[tuple[float, float, float]]:
@@ -46,25 +48,28 @@ def chart(
 ) -> str:
     """Returns the chart; `x` and `y` name the axes. It is empty if there is nothing to draw.
 
-    With `zero` the vertical axis begins at 0; with `log_x` the horizontal one is logarithmic.
+    With `zero` the vertical axis begins at 0. The horizontal one does, unless it is logarithmic
+    (`log_x`).
     """
     ranged = [p for one in series if one.style != "faint" for p in one.points]
     if log_x:
         ranged = [p for p in ranged if p[0] > 0]
     if not ranged:
         return ""
+    across = [p[0] for p in ranged]
     low = 0.0 if zero else min(v - e for _, v, e in ranged)
     axes = _Axes(
-        _padded(min(p[0] for p in ranged), max(p[0] for p in ranged), 0.0, log_x),
-        _padded(low, max(v + e for _, v, e in ranged), 0.06),
+        _spread(min(across), max(across)) if log_x else (min(0.0, *across), _end(max(across))),
+        _padded(low, max(v + e for _, v, e in ranged)),
         log_x,
     )
-    label = escape(f"{y} over {x}: {', '.join(dict.fromkeys(one.name for one in series))}")
+    label = text(f"{y} over {x}: {', '.join(dict.fromkeys(one.name for one in series))}")
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
+        f"{axes.drawn(x, y)}"
         f'<svg x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{_PLOT}"'
         f' viewBox="{LEFT} {TOP} {WIDTH - LEFT - RIGHT} {_PLOT}">'
-        f"{''.join(_drawn(one, axes) for one in series)}</svg>{axes.drawn(x, y)}</svg>"
+        f"{''.join(_drawn(one, axes) for one in series)}</svg></svg>"
     )
 
 
@@ -102,9 +107,9 @@ class _Axes:
         middle = (LEFT + WIDTH - RIGHT) / 2
         parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}"')
         parts.append(f' y2="{bottom}"/><text class="name" x="{middle}" y="{HEIGHT - 8}"')
-        parts.append(f' text-anchor="middle">{escape(x)}</text><text class="name"')
+        parts.append(f' text-anchor="middle">{text(x)}</text><text class="name"')
         parts.append(f' transform="translate(14 {TOP + _PLOT / 2}) rotate(-90)"')
-        parts.append(f' text-anchor="middle">{escape(y)}</text>')
+        parts.append(f' text-anchor="middle">{text(y)}</text>')
         return "".join(parts)
 
 
@@ -121,7 +126,7 @@ def _drawn(one: Series, axes: _Axes) -> str:
             ends = [axes.at(x, y + sign * error)[1] for sign in (-1, 1)]
             parts.append(f'<path class="s{one.color}" d="M{across:.1f} {ends[0]:.1f}V{ends[1]:.1f}')
             parts.append("".join(f"M{across - 4:.1f} {end:.1f}h8" for end in ends) + '"/>')
-        title = escape(f"{one.name}: {shown(x)}, {y:.4g}" + (f" +- {error:.2g}" if error else ""))
+        title = text(f"{one.name}: {shown(x)}, {y:.4g}" + (f" +- {error:.2g}" if error else ""))
         parts.append(f'<circle class="s{one.color}" cx="{across:.1f}" cy="{up:.1f}" r="3.5">')
         parts.append(f"<title>{title}</title></circle>")
     return "".join(parts)
@@ -140,14 +145,22 @@ def thinned(points: Sequence[tuple[float, float, float]]) -> list[tuple[float, f
     return out
 
 
-def _padded(low: float, high: float, share: float, is_log: bool = False) -> tuple[float, float]:
-    """A range with a margin, and never empty."""
+def _padded(low: float, high: float, share: float = 0.06) -> tuple[float, float]:
+    """A range with a margin, but below 0, and never empty."""
     if high > low:
         return low - (share * (high - low) if low else 0.0), high + share * (high - low)
-    if is_log:
-        return low / 2, high * 2
     around = abs(low) / 10 or 1.0
     return low - around, high + around
+
+
+def _end(high: float) -> float:
+    """The end of an axis that begins at 0: a little after the last point, so that it is whole."""
+    return high * 1.015 if high > 0 else 1.0
+
+
+def _spread(low: float, high: float) -> tuple[float, float]:
+    """The range of a logarithmic axis."""
+    return low / 1.15, high * 1.15
 
 
 def ticks(low: float, high: float) -> list[float]:
