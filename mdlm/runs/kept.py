@@ -4,11 +4,40 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from mdlm.errors import InputError
 from mdlm.runs import evaluations
 from mdlm.runs.folder import RunFolder
+from mdlm.runs.reading import json_of
+
+FRONTIER = "frontier/results.json"
+"""The results of `mdlm frontier` in a run folder."""
+
+
+class Measured(TypedDict):
+    """A number about generated texts, and its standard error."""
+
+    value: float | None
+    stderr: float | None
+
+
+class Setting(TypedDict):
+    """The numbers of one setting of a sampler; of real text, if it has no settings."""
+
+    texts: int
+    measures: dict[str, Measured]
+    settings: NotRequired[dict[str, str]]
+    nfe: NotRequired[float | None]
+    tokens_per_second: NotRequired[float | None]
+
+
+class Frontier(TypedDict):
+    """What is used of the results of `mdlm frontier`."""
+
+    step: int
+    protocol: list[str]
+    rows: list[Setting]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +46,8 @@ class KeptRun:
 
     `settings` are the fields of its experiment, as text. `metrics` are the lines of metrics.jsonl,
     `evaluations` the newest line of each metric and protocol in evaluations.jsonl, `starts` those
-    of env.json, oldest first, and `samples` the newest of samples.txt under their headings.
+    of env.json, oldest first, `samples` the newest of samples.txt under their headings, and
+    `frontier` the results of `mdlm frontier`, None if there are none.
     """
 
     name: str
@@ -27,6 +57,7 @@ class KeptRun:
     evaluations: list[dict[str, Any]]
     starts: list[dict[str, Any]]
     samples: list[tuple[str, str]]
+    frontier: Frontier | None = None
 
     def lines(self, kind: str) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl of one kind."""
@@ -43,6 +74,7 @@ def read(path: str | Path, *, verify: bool = True) -> KeptRun:
     folder = RunFolder(path, verify=verify)
     config = folder.config()
     settings = {name: str(value) for name, value in config["experiment"].items()}
+    results = folder.path / FRONTIER
     return KeptRun(
         name=str(path),
         settings=settings,
@@ -51,6 +83,7 @@ def read(path: str | Path, *, verify: bool = True) -> KeptRun:
         evaluations=list(evaluations.earlier(folder.path).values()),
         starts=folder.starts(),
         samples=_samples(folder.log.samples_file),
+        frontier=json_of(results, Frontier) if results.is_file() else None,
     )
 
 

@@ -21,11 +21,11 @@ Style = Literal["line", "faint", "dashed", "points"]
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Points of a chart. `color` is the number of a colour of the page; `error` has the standard
-    error of each point. A "faint" line does not decide the range of the axes."""
+    """Points of a chart. `color` is the number or name of a colour of the page; `error` has the
+    standard error of each point. A "faint" line does not decide the range of the axes."""
 
     name: str
-    color: int
+    color: int | str
     x: Sequence[Number]
     y: Sequence[Number]
     error: Sequence[Number] | None = None

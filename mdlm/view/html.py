@@ -14,11 +14,20 @@ def text(value: object) -> str:
 
 def number(value: object, *errors: tuple[str, object], digits: int = 4) -> str:
     """Returns a cell with a number and its errors by name, without errors that are no numbers."""
-    if not isinstance(value, (int, float)):
+    shown = real(value)
+    if shown is None:
         return '<td class="number">not finite</td>'
-    known = [f"{name} {e:.{digits}f}".strip() for name, e in errors if isinstance(e, (int, float))]
-    shown = f"<br><i>&plusmn; {text(', '.join(known))}</i>" if known else ""
-    return f'<td class="number">{value:,.{digits}f}{shown}</td>'
+    known = [(name, e) for name, error in errors if (e := real(error)) is not None]
+    said = ", ".join(f"{name} {e:.{digits}f}".strip() for name, e in known)
+    more = f"<br><i>&plusmn; {text(said)}</i>" if known else ""
+    return f'<td class="number">{shown:,.{digits}f}{more}</td>'
+
+
+def real(value: object) -> float | None:
+    """Returns a number that was read as JSON; None for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value)
 
 
 def cell(value: object) -> str:

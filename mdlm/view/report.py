@@ -16,7 +16,8 @@ from mdlm.runs.kept import KeptRun
 from mdlm.view import html
 from mdlm.view.page import page
 from mdlm.view.report_curves import curves, legend
-from mdlm.view.report_evaluations import blanks, evaluations
+from mdlm.view.report_evaluations import blanks, evaluations, levels
+from mdlm.view.report_generated import generated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,9 @@ def report(content: Report) -> str:
         "Curves": lambda content: curves(content.runs),
         "Evaluations": lambda content: evaluations(content.runs),
         "Differences": _differences,
+        "Noise levels": lambda content: levels(content.runs),
         "Blanks": lambda content: blanks(content.runs),
+        "Generated text": lambda content: generated(content.runs),
         "Samples": _samples,
         "Settings and data": _settings,
         "Environment": _environment,

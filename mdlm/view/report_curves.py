@@ -50,11 +50,7 @@ def _figure(series: list[Series], x: str, y: str, caption: str, zero: bool = Fal
 
 def _numbers(lines: Sequence[dict[str, Any]], name: str) -> list[Number]:
     """The values of a name; what is no number is left out."""
-    values = (line.get(name) for line in lines)
-    return [
-        float(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else None
-        for v in values
-    ]
+    return [html.real(line.get(name)) for line in lines]
 
 
 def _loss(runs: Sequence[KeptRun]) -> list[Series]:

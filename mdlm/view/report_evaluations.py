@@ -1,14 +1,18 @@
-"""Kept evaluations of runs side by side, by protocol, and those of blanks."""
+"""Kept evaluations of runs side by side, by protocol, by noise level, and those of blanks."""
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from mdlm.runs.kept import KeptRun
 from mdlm.view import html
-from mdlm.view.report_curves import EVALUATIONS, legend
+from mdlm.view.chart import Series, chart
+from mdlm.view.report_curves import COLORS, EVALUATIONS, legend
 
-BLANK = re.compile(r"blank of (\d+), (\w+): (.+)")
+BLANK = re.compile(r"blank of (\d{1,9}), (\w+): (.+)")
+LEVEL = re.compile(r"times \((\d[\d.]{0,20}), (\d[\d.]{0,20})\]: (.+)")
+"""Names of the lines of `mdlm blanks`, and of the levels of `mdlm eval --levels`."""
 
 
 def evaluations(runs: Sequence[KeptRun]) -> str:
@@ -17,7 +21,7 @@ def evaluations(runs: Sequence[KeptRun]) -> str:
     found: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
     for i, run in enumerate(runs):
         for line in [*_of_training(run), *run.evaluations]:
-            if not BLANK.fullmatch(line["name"]):
+            if not BLANK.fullmatch(line["name"]) and not LEVEL.fullmatch(line["name"]):
                 found.setdefault(line["protocol"], {}).setdefault(line["name"], {})[i] = line
     without = [run.name for i, run in enumerate(runs) if not _has(found, i)]
     parts = [_table(protocol, names, runs) for protocol, names in found.items()]
@@ -80,6 +84,44 @@ def _value(line: dict[str, Any] | None) -> str:
         return "<td></td>"
     errors = ("noise", line["stderr"]), ("sequences", line.get("stderr_rows"))
     return html.number(line["value"], *errors, digits=2 if line["name"] == "perplexity" else 4)
+
+
+def levels(runs: Sequence[KeptRun]) -> str:
+    """Returns charts of what each noise level adds to the bound, and of the loss of a token there
+    (`mdlm eval --levels`), with the protocols."""
+    found: dict[str, list[Series]] = {}
+    said, without = [], []
+    for i, run in enumerate(runs):
+        lines = [(m, line) for line in run.evaluations if (m := LEVEL.fullmatch(line["name"]))]
+        if not lines:
+            without.append(html.missing(f"Levels of {run.name}", f"mdlm eval {run.name} --levels"))
+            continue
+        protocols = dict.fromkeys(line["protocol"] for _, line in lines)
+        said += [f"{legend(run.name, i)}: {html.text(protocol)}" for protocol in protocols]
+        for name in dict.fromkeys(match[3] for match, _ in lines):
+            own = [(m, line) for m, line in lines if m[3] == name]
+            own.sort(key=lambda pair: number_of(pair[0][1]))
+            series = Series(
+                name=run.name,
+                color=i % COLORS,
+                x=[(number_of(m[1]) + number_of(m[2])) / 2 for m, _ in own],
+                y=[line["value"] for _, line in own],
+                error=[html.real(line.get("stderr_rows")) for _, line in own],
+            )
+            found.setdefault(name, []).extend([series, replace(series, style="points")])
+    charts = [chart(series, x="noise level t", y=name, zero=True) for name, series in found.items()]
+    figures = "".join(f"<figure>{drawn}</figure>" for drawn in charts if drawn)
+    protocols = "".join(f'<p class="protocol">{one}</p>' for one in said)
+    parts = f'<div class="charts">{figures}</div>{protocols}' if figures else ""
+    return parts + "".join(without)
+
+
+def number_of(text: str) -> float:
+    """The number at an end of a level; 0 if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 def blanks(runs: Sequence[KeptRun]) -> str:

@@ -58,8 +58,20 @@ def hostile():
         metrics=[line, valid],
         evaluations=[
             evaluation(HOSTILE, 1.0, HOSTILE, date=HOSTILE),
+            evaluation(f"times (0.0.1, 1]: {HOSTILE}", 1.0, HOSTILE),
             evaluation(f"blank of 4, middle: {HOSTILE}", None, HOSTILE, stderr_rows=HOSTILE),
         ],
         starts=[{"started": HOSTILE, "git": {"commit": HOSTILE}, "packages": {HOSTILE: HOSTILE}}],
         samples=[(HOSTILE, HOSTILE)],
+        frontier={
+            "step": 1,
+            "protocol": [HOSTILE],
+            "rows": [
+                {
+                    "texts": 1,
+                    "settings": {HOSTILE: HOSTILE},
+                    "measures": {HOSTILE: {"value": 1e300, "stderr": None}},
+                }
+            ],
+        },
     )

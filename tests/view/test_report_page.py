@@ -2,6 +2,7 @@
 
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import made_trace
 import pytest
@@ -75,6 +76,36 @@ def test_what_is_missing_is_named_with_its_command():
     assert "mdlm report a b --html r --paired adds them." in found["differences"]
     assert "mdlm report a b --html r --samples 2 adds them." in found["samples"]
     assert "differences" not in Page(report(Report(runs=[empty]))).sections
+
+
+def test_levels_and_generated_text():
+    ratio = "nats per token added"
+    parts = [
+        evaluation(f"times (0.5, 1]: {ratio}", 3.0, "levels"),
+        evaluation(f"times (0, 0.5]: {ratio}", 2.0, "levels"),
+    ]
+    measures = {
+        "entropy": {"value": 5.0, "stderr": 0.1},
+        "perplexity": {"value": 40.0, "stderr": 2.0},
+        "MAUVE": {"value": None, "stderr": None},
+    }
+    rows: list = [
+        {"texts": 9, "measures": measures, "settings": {"steps": "64"}, "nfe": 64.0},
+        {"texts": 9, "measures": {**measures, "perplexity": {"value": 30.0, "stderr": None}}},
+    ]
+    frontier: Any = {"step": 7, "protocol": ["judge: 5-grams"], "rows": rows}
+    page = report(Report(runs=[kept(evaluations=parts, frontier=frontier), kept("runs/two")]))
+    found = Page(page).sections
+    assert "times (" not in found["evaluations"]
+    [points] = re.findall(r'<polyline class="s0 line" points="([\d., ]+)"/><path', page)
+    (x, low), (end, high) = (map(float, point.split(",")) for point in points.split())
+    assert x < end and low > high  # by level, whatever the order of the lines
+    assert "levels" in found["noise-levels"] and "--levels adds them" in found["noise-levels"]
+    assert "step 7 judge: 5-grams" in found["generated-text"]
+    assert "steps 64 5.000 ± 0.100 40.000 ± 2.000 64" in found["generated-text"]
+    assert "real text 5.000 ± 0.100 30.000" in found["generated-text"]
+    assert "MAUVE" not in found["generated-text"] and page.count('<circle class="sreal"') == 1
+    assert "mdlm frontier runs/two adds them" in found["generated-text"]
 
 
 def test_runs_that_cannot_be_compared_have_no_difference():
