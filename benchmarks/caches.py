@@ -29,8 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.samplers import entropy
 from mdlm.config.component_text import from_text, to_text
+from mdlm.evals.generated.statistics import entropy
 from mdlm.experiment.model import Model
 from mdlm.generation.programs import within_reach
 from mdlm.generation.windows import Windows, window_of

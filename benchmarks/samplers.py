@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks import harness
 from mdlm.config.component_text import from_text
+from mdlm.evals.generated.statistics import entropy
 from mdlm.run import load
 from mdlm.samplers import Sampler
 
@@ -51,12 +52,6 @@ DISTRIBUTIONS = {
     "Ancestral(steps=128, top_p=0.9)": "biased",
 }
 """Samplers of the table, and whether they follow the network's distribution."""
-
-
-def entropy(tokens: np.ndarray) -> float:
-    """Unigram entropy, nats."""
-    share = np.unique(tokens, return_counts=True)[1] / tokens.size
-    return float(-(share * np.log(share)).sum())
 
 
 def run(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:

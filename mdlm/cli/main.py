@@ -48,6 +48,7 @@ FILES = (
     "eval",
     "score",
     "blanks",
+    "frontier",
     "harness",
     "sample",
     "components",

@@ -85,7 +85,7 @@ class Making:
 
     def write(self, path: Path) -> int:
         """Writes the texts to a file batch by batch, from the first that it lacks."""
-        from mdlm.cli.texts_file import TextsFile
+        from mdlm.cli.texts_file import TextsFile, fill
 
         args, file = self.args, None
 
@@ -98,17 +98,9 @@ class Making:
         size = (
             args.batch or BATCH * self.run.generator(self.sampler, verifier=self.verifier).devices
         )
-        tokens, seconds = 0, 0.0
         with file or nullcontext(), Progress(quiet=file is None) as progress:
             bar = progress.bar("generating", "texts")
-            # Batches begin where those of an unbroken run do: then the last bits are the same too.
-            for first in range(there // size * size, args.num if there < args.num else 0, size):
-                bar(max(first, there), args.num)
-                out = self.made(min(size, args.num - first), first)
-                tokens, seconds = tokens + out.new_tokens, seconds + out.seconds
-                if file is not None:
-                    file.add(out.texts[max(0, there - first) :])
-                    bar(file.count, args.num)
+            tokens, seconds = fill(file, there, args.num, size, self.made, bar)
         if file is not None:
             speed = f", {tokens / seconds:.0f} tokens/s" if seconds else ""
             new = f"{file.count - there} of them new{speed}"

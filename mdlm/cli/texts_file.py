@@ -8,23 +8,26 @@ dropped.
 import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from mdlm.errors import InputError
 from mdlm.files import append, write
 from mdlm.foreign.typed_json import Count, decoded
-from mdlm.generation.texts import Text
+from mdlm.generation.texts import Generation, Text
 
 
 class Line(TypedDict):
-    """What a line holds: the number of the text, from 0, and what `Text` does."""
+    """What a line holds: the number of the text, from 0, and what `Text` does; of texts whose cost
+    is kept, also the NFE of their batch and their share of its seconds."""
 
     index: Count
     text: str
     tokens: list[Count]
     pieces: list[str]
+    nfe: NotRequired[float]
+    seconds: NotRequired[float]
 
 
 class TextsFile:
@@ -63,10 +66,10 @@ class TextsFile:
         """Lets other processes write the file."""
         self._held.close()
 
-    def add(self, texts: Sequence[Text]) -> None:
-        """Adds the next texts."""
-        numbered = enumerate(texts, self.count)
-        lines = (json.dumps({"index": i, **vars(text)}) + "\n" for i, text in numbered)
+    def add(self, texts: Sequence[Text], cost: Mapping[str, float] | None = None) -> None:
+        """Adds the next texts, each with the fields of `cost`."""
+        numbered, more = enumerate(texts, self.count), cost or {}
+        lines = (json.dumps({"index": i, **vars(text), **more}) + "\n" for i, text in numbered)
         append(self.path, "".join(lines).encode())
         self.count += len(texts)
 
@@ -117,6 +120,40 @@ class TextsFile:
                 f"{self.path}: holds texts made with other settings ({'; '.join(values)}); name"
                 " another file, or remove this one"
             )
+
+
+def fill(
+    file: TextsFile | None,
+    there: int,
+    num: int,
+    size: int,
+    made: Callable[[int, int], Generation],
+    report: Callable[[int, int], None],
+    *,
+    keeps_cost: bool = False,
+) -> tuple[int, float]:
+    """Makes the texts from number `there` to `num` in batches of `size`, and adds them to the file
+    (None: another process does); returns their tokens and seconds.
+
+    `made(count, first)` makes texts. Batches begin where those of an unbroken run do: then the last
+    bits are the same too.
+    """
+    tokens, seconds = 0, 0.0
+    for first in range(there // size * size, num if there < num else 0, size):
+        report(max(first, there), num)
+        out = made(min(size, num - first), first)
+        tokens, seconds = tokens + out.new_tokens, seconds + out.seconds
+        if file is not None:
+            cost = {"nfe": out.nfe, "seconds": out.seconds / len(out.texts)}
+            file.add(out.texts[max(0, there - first) :], cost if keeps_cost else None)
+            report(file.count, num)
+    return tokens, seconds
+
+
+def read_texts(path: Path, num: int) -> list[Line]:
+    """Returns the first `num` texts of a file that was filled."""
+    with open(path, "rb") as file:
+        return [decoded(line, Line) for line, _ in zip(file, range(num), strict=False)]
 
 
 def _short(value: Any) -> str:

@@ -17,7 +17,7 @@ follows from the seed, the number of the pair and the pass, not from the batch t
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -257,10 +257,10 @@ class Likelihood:
 
 
 def by_length(
-    pairs: Sequence[Encoded], lengths: Sequence[int]
+    rows: Sequence[Sized], lengths: Sequence[int]
 ) -> Iterator[tuple[int, Int[np.ndarray, " m"]]]:
-    """Yields the lengths of rows that are needed, with the indices of the pairs that fit best."""
-    fitting = np.searchsorted(lengths, [len(pair) for pair in pairs])
+    """Yields the lengths of rows that are needed, with the indices of the rows that fit best."""
+    fitting = np.searchsorted(lengths, [len(row) for row in rows])
     for bucket in np.unique(fitting):
         yield lengths[bucket], np.flatnonzero(fitting == bucket)
 

@@ -10,6 +10,10 @@ from jaxtyping import Bool, Int
 from mdlm.data.dataset import TextData
 from mdlm.data.mixture import Mixture
 from mdlm.data.pairs import Encoded, Messages, Pair, as_pairs, encode_pairs
+from mdlm.data.tokens.special_tokens import ends
+from mdlm.evals.generated.judge import NgramJudge
+from mdlm.evals.generated.judge import Report as TextsReport
+from mdlm.evals.generated.network_judge import NetworkJudge
 from mdlm.evals.likelihood import By, Likelihood
 from mdlm.evals.likelihood import Report as PairsReport
 from mdlm.evals.log_likelihood import LogLikelihood, Passes
@@ -137,6 +141,41 @@ class EvaluatedRun(OpenedRun):
             orders=orders,
             seed=seed,
         )
+
+    def judge(
+        self, *, context: int | None = None, stride: int | None = None, batch_size: int = 32
+    ) -> NetworkJudge:
+        """Returns what judges texts by this run, which must be causal (see `evals.generated`).
+
+        Windows have `context` tokens, `stride` of them new; by default a row, and half of it.
+        Raises InputError if the network is not causal, or a number is out of range.
+        """
+        return NetworkJudge(
+            self.model,
+            self.params,
+            self.tokenizer,
+            name=f"{self.folder.path}, step {self.step}",
+            start=self._start,
+            mesh=self.mesh,
+            context=context,
+            stride=stride,
+            batch_size=batch_size,
+        )
+
+    def ngram_judge(
+        self, *, order: int = 5, report: TextsReport = lambda done, of: None
+    ) -> NgramJudge:
+        """Returns what judges texts by n-grams of the run's training split (see
+        `evals.generated`). Raises InputError if there is no text."""
+        return NgramJudge.of(
+            self.dataset.train.rows, self.tokenizer, start=self._start, order=order, report=report
+        )
+
+    @property
+    def _start(self) -> int | None:
+        """The token that rows of the data begin with, None if they have none."""
+        packing = self.experiment.data.packing
+        return ends(self.tokenizer.vocab)[0] if packing.frame[0] else None
 
     def clip_search(self, *, batches: int = 4, seed: int = 0) -> list[Interval]:
         """Intervals of times to train block diffusion on, in order of the variance of their loss,
