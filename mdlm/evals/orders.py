@@ -12,11 +12,13 @@ block) the most confident one is revealed, one at a time, as in LLaDA's check.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
@@ -95,12 +97,10 @@ def in_orders(
 
     def evaluate(params, _, rows):
         now = diffusion(params)
-        is_next = rows["rank"] == rows["step"][:, None]
+        batch = Batch(tokens=rows["tokens"], loss_mask=rows["rank"] >= 0, **NO)
         is_hidden = rows["rank"] >= rows["step"][:, None]
-        batch = Batch(tokens=rows["tokens"], loss_mask=is_next, **NO)
-        z_t = _masked(now, batch.tokens, is_hidden)
         t = _time(now, is_hidden, jnp.ones_like(is_hidden))
-        return score_masked(batch, now, z_t=z_t, t=t, weight=jnp.ones(z_t.shape)).bound.sum(-1)
+        return next_tokens(now, batch, rows["rank"], rows["step"], t).sum(-1)
 
     def make(index):
         row = np.broadcast_to(tokens.astype(np.int32), (len(index), l))
@@ -112,6 +112,22 @@ def in_orders(
 
 NO: dict[str, Any] = {"row": None, "rows": None}
 """The fields of a batch that only objectives use."""
+
+
+def next_tokens(
+    diffusion: Diffusion,
+    batch: Batch,
+    rank: Int[Array, "b l"],
+    step: Int[Array, " b"],
+    t: Float[Array, " b #l"],
+) -> Float[Array, "b l"]:
+    """Returns -log p, in nats, of the tokens whose rank is the step, given those of lower rank, the
+    others masked; 0 elsewhere."""
+    is_next, is_hidden = (compare(rank, step[:, None]) for compare in (jnp.equal, jnp.greater_equal))
+    z_t = _masked(diffusion, batch.tokens, is_hidden)
+    weight = jnp.ones(z_t.shape)
+    scored = replace(batch, loss_mask=is_next)
+    return score_masked(scored, diffusion, z_t=z_t, t=t, weight=weight).bound
 
 
 def _masked(diffusion: Diffusion, tokens: Any, is_hidden: Any) -> Any:
