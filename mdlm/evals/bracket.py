@@ -6,7 +6,7 @@ of a block, as all blocks are computed together.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,8 @@ def summary(
 def check(model: Model, paths: int) -> int:
     """Returns the size of the diffusion blocks of a model, 0 if a row is one block.
 
-    Raises InputError if the likelihood of the model is no mixture over paths, or `paths` is below 2.
+    Raises InputError if the likelihood of the model is no mixture over paths, or `paths` is below
+    2.
     """
     if paths < 2:
         raise InputError(f"paths={paths}: must be at least 2, as each is compared with the others")
@@ -205,5 +206,3 @@ def ranks(
     steps = int(scored.reshape(n, block).sum(axis=-1).max())
     reveal = np.take_along_axis(known, order, axis=-1)[..., :steps]
     return rank, np.where(reveal < 0, 0.5, reveal)
-
-

@@ -11,6 +11,7 @@ Errors are of ratios of sums, as in `nll`: over the passes (noise) and over the 
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -51,9 +52,14 @@ class Level:
     masked: float
     cross_entropy: Ratio | None
 
+    def as_json(self) -> dict[str, Any]:
+        entropy = self.cross_entropy
+        ratios = {"nats": vars(self.nats), "cross_entropy": entropy and vars(entropy)}
+        return {**vars(self), **ratios}
+
 
 def by_level(terms: LossTerms, levels: int) -> Float[Array, "b n 4"]:
-    """Returns the sums over each row, by level: `SUMS`. Nothing has a level if no times are drawn."""
+    """Returns the sums over each row, by level: `SUMS`. All are 0 if no times are drawn."""
     if terms.t is None:
         return jnp.zeros((len(terms.bound), levels, len(SUMS)))
     shape = terms.bound.shape

@@ -123,7 +123,9 @@ def next_tokens(
 ) -> Float[Array, "b l"]:
     """Returns -log p, in nats, of the tokens whose rank is the step, given those of lower rank, the
     others masked; 0 elsewhere."""
-    is_next, is_hidden = (compare(rank, step[:, None]) for compare in (jnp.equal, jnp.greater_equal))
+    is_next, is_hidden = (
+        compare(rank, step[:, None]) for compare in (jnp.equal, jnp.greater_equal)
+    )
     z_t = _masked(diffusion, batch.tokens, is_hidden)
     weight = jnp.ones(z_t.shape)
     scored = replace(batch, loss_mask=is_next)

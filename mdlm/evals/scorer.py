@@ -72,9 +72,9 @@ def check_same_data(dataset: Dataset, splits: tuple[str, ...]) -> None:
 
 
 class Sums(NamedTuple):
-    """Sums of an evaluation: `bound` (nats) and `count` (tokens scored) by pass and row, the size of
-    the text that the scored tokens spell, in bytes and characters (`TextSizes`), and `levels`, by
-    pass, row and noise level (`levels.by_level`)."""
+    """Sums of an evaluation: `bound` (nats) and `count` (tokens scored) by pass and row, the size
+    of the text that the scored tokens spell, in bytes and characters (`TextSizes`), and `levels`,
+    by pass, row and noise level (`levels.by_level`)."""
 
     bound: Float[np.ndarray, "p b"]
     count: Float[np.ndarray, "p b"]
@@ -86,9 +86,7 @@ class Scorer:
     """Evaluates splits with given parameters, also by `levels` levels of noise; compiles once per
     shape of batch."""
 
-    def __init__(
-        self, model: Model, mesh: jax.sharding.Mesh, dataset: Dataset, *, levels: int = 0
-    ):
+    def __init__(self, model: Model, mesh: jax.sharding.Mesh, dataset: Dataset, *, levels: int = 0):
         self.model, self.mesh, self.dataset, self.levels = model, mesh, dataset, levels
         self.evaluate = compile_evaluation(model, mesh, levels)
         self._compiled: set[int] = set()

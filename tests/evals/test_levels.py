@@ -1,6 +1,5 @@
 """The bound by noise level: its parts add up, its errors are right, the table is readable."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest

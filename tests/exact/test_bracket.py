@@ -125,7 +125,10 @@ def test_both_sides_hold_in_expectation_and_close_with_more_paths(law):
         for scale in (-1.0, 0.5, 3.0):
             assert expected(ls, 3, scale)["tube"] <= truth + 1e-12
     gap = lambda k: np.mean(
-        [law.truth[at] - expected(law.by_order[at], k)["tube"] for at in np.ndindex(law.truth.shape)]
+        [
+            law.truth[at] - expected(law.by_order[at], k)["tube"]
+            for at in np.ndindex(law.truth.shape)
+        ]
     )
     assert 1e-4 < gap(4) < gap(2)
 
