@@ -152,11 +152,17 @@ def steps_table(found: "Sequence[tuple[str, list[Metric]]]") -> str:
 
 def bracket_words(found: "Bracket") -> str:
     """Returns what the bounds say together."""
-    upper, _, lower = (m.value for m in found.metrics if m.name == "nats per token")
-    words = (
-        f"The NLL is between {lower:.4f} and {upper:.4f} nats per token in expectation over the"
-        f" orders: the NELBO is loose by at most {found.loose:.4f}. Of {found.paths} orders"
-        f" {found.effective:.1f} count (effective number); if few do, likelier ones were hardly"
-        " drawn, and the lower bound is less certain than its error says."
-    )
+    upper, *rest = (m.value for m in found.metrics if m.name == "nats per token")
+    carried = f"{found.effective:.1f} of {found.paths} orders carry the mean probability"
+    if found.loose is None:
+        words = (
+            f"No lower bound of the NLL: {carried} of a row, so that it is in likelier orders that"
+            f" are rarer than 1 in {found.paths}. The NLL is below the NELBO by at least"
+            f" {upper - rest[0]:.4f} nats per token, in expectation."
+        )
+    else:
+        words = (
+            f"The NLL is between {rest[-1]:.4f} and {rest[0]:.4f} nats per token, in expectation"
+            f" over the orders; the NELBO is loose by at most {found.loose:.4f}. {carried}."
+        )
     return textwrap.fill(words, 80)

@@ -21,7 +21,7 @@ from mdlm.evals.likelihood import DiffusionOf
 from mdlm.evals.nll import Metric, summarise
 from mdlm.evals.orders import NO, next_tokens
 from mdlm.evals.row_program import RowProgram
-from mdlm.evals.sides import noise, sides
+from mdlm.evals.sides import ENOUGH, noise, sides
 from mdlm.experiment.model import Model
 from mdlm.objectives.block import BlockNelbo
 from mdlm.objectives.masked_count import OrderAgnostic, refuse_without_inverse
@@ -33,12 +33,16 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Bracket:
-    """Metrics by protocol: the NELBO, the bound of all paths, and TUBE; `loose`, the nats per token
-    between the first and the last; and the mean number of paths that count (`Sides.effective`)."""
+    """Metrics by protocol: the NELBO, the bound of all paths, and TUBE, if enough of the paths
+    carry the mean (`sides.ENOUGH`).
+
+    `loose` is the nats per token between the first and the last, None without TUBE. `effective` is
+    the mean number of paths that count (`Sides.effective`).
+    """
 
     metrics: list[Metric]
     paths: int
-    loose: float
+    loose: float | None
     effective: float
 
 
@@ -80,8 +84,8 @@ def bracket(
 
 
 def summary(
-    log_p: list[Float[np.ndarray, "n k"]],
-    counts: list[Int[np.ndarray, " n"]],
+    log_p: list[Float[np.ndarray, "_ k"]],
+    counts: list[Int[np.ndarray, " _"]],
     protocol: Callable[[str], str],
 ) -> Bracket:
     """Returns the bracket from the log-probabilities of the blocks of each row, and their scored
@@ -92,12 +96,16 @@ def summary(
     found, errors, k = sides(blocks), noise(blocks), blocks.shape[1]
     starts = np.cumsum([0, *(len(count) for count in counts[:-1])])
     tokens = np.array([count.sum() for count in counts])[None]
+    effective = float(found.effective.mean())
+    is_told = effective >= ENOUGH * k
     metrics = []
-    for name, words in (
-        ("single", f"NELBO over random orders, {k} for each row"),
-        ("mean", f"upper bound of {k} orders together (importance-weighted)"),
-        ("tube", f"lower bound of the NLL in expectation, TUBE of {k} orders"),
-    ):
+    for name, words in {
+        "single": f"NELBO over random orders, {k} for each row",
+        "mean": f"upper bound of {k} orders together (importance-weighted)",
+        "tube": f"lower bound of the NLL in expectation, TUBE of {k} orders",
+    }.items():
+        if name == "tube" and not is_told:
+            continue
         by_row = np.add.reduceat(getattr(found, name), starts)[None]
         metrics += summarise(
             by_row,
@@ -106,8 +114,8 @@ def summary(
             noise=errors.get(name),
             is_below=name == "tube",
         )
-    loose = (found.single.sum() - found.tube.sum()) / tokens.sum()
-    return Bracket(metrics, k, float(loose), float(found.effective.mean()))
+    loose = float((found.single.sum() - found.tube.sum()) / tokens.sum()) if is_told else None
+    return Bracket(metrics, k, loose, effective)
 
 
 def check(model: Model, paths: int) -> int:

@@ -11,14 +11,19 @@ at all has p(x) = E_s p(x | s): a mixture over paths. With l_k = log p(x | s_k) 
 
 The second is the importance-weighted bound (arXiv:1509.00519) with the paths' own distribution as
 proposal. The third is the tangent of the logarithm at psi, which lies above it (Tangent Upper Bound
-on Evidence, arXiv:2605.24292); it is tight at psi = p(x). Here psi is exp(c) times the mean of the
-K - 1 other paths, with each path once in the place of s; c is the logarithm of the mean ratio
-p(x | s) / psi of *other* rows and blocks, so that it is independent of s too. A network that is the
-true posterior of a distribution has the same l in all orders, and all three are equal.
+on Evidence, arXiv:2605.24292); it is tight at psi = p(x). psi is ours: each path is once s, and
 
-Each is a bound in expectation over the paths, not in every draw. p(x | s) / psi has a long tail:
-orders that are rare and far likelier are seldom among K, and neither the mean nor its standard
-error knows of those that were not drawn. `effective` says how many of the K paths count.
+    log psi = m + v / 2,    m the mean of the other l,  v the variance of l - m in *other* blocks,
+
+the mean of a log-normal distribution; its form decides how tight the bound is, not whether it is
+one. A network that is the true posterior of a distribution has the same l in all orders, and all
+three are equal.
+
+Each is a bound in expectation over the paths, not in every draw, and p(x | s) / psi has a long
+tail. If the log-probabilities of a block differ by several nats between orders, its mean is in
+orders that are much likelier and rarer than 1 in K: TUBE then depends on what was not drawn, and
+its standard error does not know. `effective` says how many of the K paths carry the mean; where it
+is below half of them (`ENOUGH`), the third is not given.
 
 Block diffusion writes block after block: p(x) is a product over blocks, each is bounded by itself,
 and all are computed together. Tokens outside the loss mask are read clean, so that p is that of the
@@ -31,7 +36,9 @@ import numpy as np
 from jaxtyping import Float
 
 HALVES = 2
-"""Parts of the blocks; the scale of psi in one is that of the other."""
+"""Parts of the blocks; the variance that psi has in one is that of the other."""
+ENOUGH = 0.5
+"""The least part of the paths that must carry the mean for TUBE to be told."""
 
 
 @dataclass(frozen=True)
@@ -50,35 +57,28 @@ class Sides:
 
 def sides(log_p: Float[np.ndarray, "n k"]) -> Sides:
     """Returns the estimates from the log-probabilities of n blocks on k paths each."""
-    rest = others(log_p)
-    log_ratio = np.minimum(log_p - rest, 700.0)  # exp(700) is finite
-    ratio = np.exp(log_ratio).mean(axis=1)
-    scale = log_scale(ratio)
+    log_psi = log_surrogate(log_p)
+    ratio = np.exp(np.minimum(log_p - log_psi, 700.0))  # exp(700) is finite
     total = log_mean_exp(log_p)
     share = np.exp(log_p - total[:, None]) / log_p.shape[1]
     return Sides(
         single=-log_p.mean(axis=1),
         mean=-total,
-        tube=-(rest.mean(axis=1) + scale + ratio * np.exp(-scale) - 1),
+        tube=-(log_psi + ratio - 1).mean(axis=1),
         effective=1 / np.square(share).sum(axis=1),
     )
 
 
-def others(log_p: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
-    """Returns for each path the logarithm of the mean probability on all the others."""
-    k = log_p.shape[1]
-    each = np.repeat(log_p[:, None, :], k, axis=1)
-    each[:, np.arange(k), np.arange(k)] = -np.inf
-    return log_mean_exp(each) + np.log(k / (k - 1))
-
-
-def log_scale(ratio: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Returns c for each block: the log of the mean ratio in the other half of the blocks; 0 if
-    there is one block only."""
-    half = np.arange(len(ratio)) % HALVES
-    if len(ratio) < HALVES:
-        return np.zeros(len(ratio))
-    return np.log(np.array([ratio[half != h].mean() for h in range(HALVES)]))[half]
+def log_surrogate(log_p: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+    """Returns log psi for each path, from the other paths of its block and from the blocks of the
+    other half; without other blocks their variance counts as 0."""
+    n, k = log_p.shape
+    others = (log_p.sum(axis=1, keepdims=True) - log_p) / (k - 1)
+    # A path differs from the mean of k - 1 others by the variance of both.
+    variance = log_p.var(axis=1, ddof=1) * k / (k - 1)
+    half = np.arange(n) % HALVES
+    spread = [variance[half != h].mean() if n > 1 else 0.0 for h in range(HALVES)]
+    return others + np.array(spread)[half][:, None] / 2
 
 
 def log_mean_exp(x: Float[np.ndarray, "*s k"]) -> Float[np.ndarray, "*s"]:

@@ -10,7 +10,9 @@ import pytest
 from distribution import Distribution
 
 from mdlm.diffusion import Diffusion
-from mdlm.evals.bracket import Paths, log_mean_exp, log_scale, noise, others, ranks, sides
+from mdlm.errors import InputError
+from mdlm.evals.bracket import Paths, ranks, summary
+from mdlm.evals.sides import log_mean_exp, log_surrogate, noise, sides
 from mdlm.parallel.mesh import MeshShape
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
@@ -102,13 +104,13 @@ def test_the_mixture_over_orders_is_a_distribution(law):
 
 
 def expected(by_order: np.ndarray, k: int, scale: float = 0.0) -> dict[str, float]:
-    """The mean of each estimate of one block over all tuples of k orders, psi times exp(scale)."""
+    """The mean of each estimate of one block over all tuples of k orders. TUBE by its definition,
+    not by its code, with psi the geometric mean of the other paths times exp(scale)."""
     tuples = by_order[np.array(list(itertools.product(range(len(by_order)), repeat=k)))]
     found = {name: getattr(sides(tuples), name).mean() for name in ("single", "mean")}
-    # By the definition of TUBE, not by its code: psi is the mean of the other paths.
     tube = 0.0
     for one in range(k):
-        psi = np.exp(scale) * np.exp(np.delete(tuples, one, axis=1)).mean(axis=1)
+        psi = np.exp(scale + np.delete(tuples, one, axis=1).mean(axis=1))
         tube += -(np.log(psi) + np.exp(tuples[:, one]) / psi - 1) / k
     return {**found, "tube": tube.mean()}
 
@@ -143,26 +145,38 @@ def test_the_posterior_has_one_likelihood():
 
 
 def test_tube_is_the_tangent_at_the_other_paths():
-    """The code against the definition: psi of the other paths, its scale of the other blocks."""
+    """The code against the definition: psi's mean of the other paths, its variance of the other
+    blocks."""
     ls = np.random.default_rng(0).normal(size=(5, 4)) * 2 - 7
-    ratio = np.exp(ls - others(ls)).mean(axis=1)
     for n in range(5):
-        scale = np.log(np.mean([ratio[m] for m in range(5) if (m - n) % 2]))
+        theirs = [ls[m].var(ddof=1) * 4 / 3 for m in range(5) if (m - n) % 2]
         value = 0.0
         for one in range(4):
-            psi = np.exp(scale) * np.exp(np.delete(ls[n], one)).mean()
+            psi = np.exp(np.delete(ls[n], one).mean() + np.mean(theirs) / 2)
             value -= (np.log(psi) + np.exp(ls[n, one]) / psi - 1) / 4
         assert sides(ls).tube[n] == pytest.approx(value)
-    assert log_scale(ratio[:1]) == 0.0
+    np.testing.assert_allclose(log_surrogate(ls[:1]).sum(), ls[0].sum())
     huge = np.array([[-5000.0, -100.0, -5000.0], [-3.0, -2.0, -1.0]])
     assert np.isfinite(sides(huge).tube).all() and np.isfinite(sides(huge).mean).all()
 
 
-def test_the_scale_is_independent_of_the_block_it_scales():
-    ratio = np.array([1.0, 2.0, 3.0, 4.0])
-    changed = log_scale(ratio * np.array([7.0, 1.0, 5.0, 1.0]))
-    np.testing.assert_array_equal(changed[[0, 2]], log_scale(ratio)[[0, 2]])
-    assert (changed[[1, 3]] != log_scale(ratio)[[1, 3]]).all()
+def test_the_surrogate_is_independent_of_the_path_that_it_is_compared_with():
+    ls = np.random.default_rng(1).normal(size=(4, 3))
+    for n, k in np.ndindex(ls.shape):
+        changed = ls.copy()
+        changed[n, k] += 5
+        moved = np.abs(log_surrogate(changed)[n] - log_surrogate(ls)[n])
+        assert moved[k] < 1e-12 and (np.delete(moved, k) > 1).all()
+
+
+def test_tube_is_tight_where_orders_are_log_normal():
+    """l = N(m, s^2) over orders: log p = m + s^2 / 2, and the slack falls as 1 / K."""
+    random = np.random.default_rng(2)
+    for k, slack in ((4, 0.5 / 3 + 0.02), (16, 0.5 / 15 + 0.02)):
+        ls = random.normal(-30, 1.0, size=(60_000, k))
+        found = sides(ls)
+        assert 29.5 - slack < found.tube.mean() < 29.5 - 1e-3
+        assert 29.5 < found.mean.mean() < found.single.mean() == pytest.approx(30, abs=0.02)
 
 
 @pytest.mark.parametrize("error, most", [(0.3, 1.15), (1.0, 2.0)], ids=["short tails", "long"])
@@ -218,11 +232,11 @@ def test_a_network_that_reads_the_time_is_asked_at_the_time_of_the_reveal(schedu
     """Two tokens: p(x) by quadrature over the two levels, and the mean of many paths."""
     data = Distribution(length=2, symbols=2, seed=4)
     law = Imperfect(data, 1.0, timed=True)
-    at = (np.arange(60) + 0.5) / 60
+    at = (np.arange(16) + 0.5) / 16
     level = np.stack(np.meshgrid(at, at), axis=-1).reshape(-1, 2)
     noised = level * float(schedule.one_minus_alpha(jnp.ones(())))
     t = np.asarray(jax.vmap(schedule.time_of)(jnp.asarray(noised, jnp.float32)), np.float64)
-    paths = Paths(lambda _: law.diffusion(schedule), {}, mesh=MESH, batch_size=512)
+    paths = Paths(lambda _: law.diffusion(schedule), {}, mesh=MESH, batch_size=256)
     total = 0.0
     for x in data.sequences:
         truth = np.zeros(len(level))
@@ -236,3 +250,20 @@ def test_a_network_that_reads_the_time_is_asked_at_the_time_of_the_reveal(schedu
         np.testing.assert_allclose(found, truth, rtol=2e-4, atol=2e-4)
         total += np.exp(truth).mean()
     assert total == pytest.approx(1, abs=1e-9)
+
+
+def test_without_enough_orders_there_is_no_lower_bound():
+    """Log-probabilities that differ by several nats: what carries the mean is not among K."""
+    random = np.random.default_rng(6)
+    counts = [np.array([5, 3]), np.array([8])]
+    for spread, is_told in ((0.1, True), (6.0, False)):
+        log_p = [random.normal(-20, spread, (len(one), 8)) for one in counts]
+        found = summary(log_p, counts, lambda words: f"first, {words}")
+        names = [m.protocol for m in found.metrics if m.name == "nats per token"]
+        assert ("TUBE" in names[-1]) == is_told and len(names) == 2 + is_told
+        assert (found.loose is not None) == is_told
+        assert (found.effective > 4) == is_told
+        total = -sum(one.mean(axis=1).sum() for one in log_p) / 16
+        assert found.metrics[0].value == pytest.approx(total)
+    with pytest.raises(InputError, match="no token of these rows is scored"):
+        summary([], [], str)
