@@ -12,11 +12,13 @@ block) the most confident one is revealed, one at a time, as in LLaDA's check.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
@@ -96,13 +98,11 @@ class ChainRule:
     ):
         def evaluate(params, _, rows):
             now = diffusion(params)
-            is_next = rows["rank"] == rows["step"][:, None]
-            is_hidden = rows["rank"] >= rows["step"][:, None]
-            valid = rows.get("is_valid")
-            batch = Batch(tokens=rows["tokens"], loss_mask=is_next, is_valid=valid, **NO)
-            z_t = _masked(now, batch.tokens, is_hidden)
+            rank, step, valid = rows["rank"], rows["step"], rows.get("is_valid")
+            batch = Batch(tokens=rows["tokens"], loss_mask=rank >= 0, is_valid=valid, **NO)
+            is_hidden = rank >= step[:, None]
             t = _time(now, is_hidden, jnp.ones_like(is_hidden) if valid is None else valid)
-            return score_masked(batch, now, z_t=z_t, t=t, weight=jnp.ones(z_t.shape)).bound.sum(-1)
+            return next_tokens(now, batch, rank, step, t).sum(-1)
 
         self._program = RowProgram(
             evaluate, params, mesh=mesh, batch_size=batch_size, what="the chain rule"
@@ -141,6 +141,24 @@ class ChainRule:
 
 NO: dict[str, Any] = {"row": None, "rows": None}
 """The fields of a batch that only objectives use."""
+
+
+def next_tokens(
+    diffusion: Diffusion,
+    batch: Batch,
+    rank: Int[Array, "b l"],
+    step: Int[Array, " b"],
+    t: Float[Array, " b #l"],
+) -> Float[Array, "b l"]:
+    """Returns -log p, in nats, of the tokens whose rank is the step, given those of lower rank, the
+    others masked; 0 elsewhere."""
+    is_next, is_hidden = (
+        compare(rank, step[:, None]) for compare in (jnp.equal, jnp.greater_equal)
+    )
+    z_t = _masked(diffusion, batch.tokens, is_hidden)
+    weight = jnp.ones(z_t.shape)
+    scored = replace(batch, loss_mask=is_next)
+    return score_masked(scored, diffusion, z_t=z_t, t=t, weight=weight).bound
 
 
 def _masked(diffusion: Diffusion, tokens: Any, is_hidden: Any) -> Any:

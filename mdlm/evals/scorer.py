@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from mdlm.data.mixture import Mixture
 from mdlm.data.rows.base import RowSet
 from mdlm.data.tokens.text_size import UNITS, TextSizes
 from mdlm.errors import InputError
+from mdlm.evals.levels import SUMS, by_level
 from mdlm.evals.ngrams import Baselines
 from mdlm.evals.nll import Metric, summarise
 from mdlm.experiment.evaluation import Perplexity
@@ -40,10 +41,10 @@ from mdlm.types import ArrayTree, Batch
 TABLE_TOKENS = 2**24
 """Most tokens of a stored training split, in memory at once, that n-gram counts come from."""
 
-RowSums = tuple[np.ndarray, np.ndarray, np.ndarray]
+RowSums = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Evaluate = Callable[[int, dict[str, np.ndarray]], RowSums]
-"""`(pass number, batch) -> (bound [b], count [b], text [b 2])`: sums over each row, in nats, in
-tokens, and in bytes and characters."""
+"""`(pass number, batch) -> (bound [b], count [b], text [b 2], levels [b n 4])`: sums over each row,
+in nats, in tokens, in bytes and characters, and by noise level (`levels.by_level`)."""
 
 Batches = Callable[[], Iterable[dict[str, np.ndarray]]]
 
@@ -71,20 +72,23 @@ def check_same_data(dataset: Dataset, splits: tuple[str, ...]) -> None:
 
 
 class Sums(NamedTuple):
-    """Sums of an evaluation: `bound` (nats) and `count` (tokens scored) by pass and row, and the
-    size of the text that the scored tokens spell, in bytes and characters (`TextSizes`)."""
+    """Sums of an evaluation: `bound` (nats) and `count` (tokens scored) by pass and row, the size
+    of the text that the scored tokens spell, in bytes and characters (`TextSizes`), and `levels`,
+    by pass, row and noise level (`levels.by_level`)."""
 
-    bound: Float[np.ndarray, "n b"]
-    count: Float[np.ndarray, "n b"]
+    bound: Float[np.ndarray, "p b"]
+    count: Float[np.ndarray, "p b"]
     text: Float[np.ndarray, " 2"]
+    levels: Float[np.ndarray, "p b n 4"]
 
 
 class Scorer:
-    """Evaluates splits with given parameters; compiles once per shape of batch."""
+    """Evaluates splits with given parameters, also by `levels` levels of noise; compiles once per
+    shape of batch."""
 
-    def __init__(self, model: Model, mesh: jax.sharding.Mesh, dataset: Dataset):
-        self.model, self.mesh, self.dataset = model, mesh, dataset
-        self.evaluate = compile_evaluation(model, mesh)
+    def __init__(self, model: Model, mesh: jax.sharding.Mesh, dataset: Dataset, *, levels: int = 0):
+        self.model, self.mesh, self.dataset, self.levels = model, mesh, dataset, levels
+        self.evaluate = compile_evaluation(model, mesh, levels)
         self._compiled: set[int] = set()
         self._spelled: dict[str, np.ndarray] = {}
 
@@ -135,6 +139,7 @@ class Scorer:
             rows=len(rows),
             seed=experiment.seed,
             report=report,
+            levels=self.levels,
         )
 
     def metrics(self, sums: Sums, how: Perplexity, limit: int = 0) -> list[Metric]:
@@ -246,36 +251,41 @@ def passes(
     rows: int,
     seed: int,
     report: Report = lambda done, total: None,
+    levels: int = 0,
 ) -> Sums:
     """Evaluates a split `count` times. Sums are float64; the text is that of the first pass."""
     bound, tokens, text = np.zeros((count, rows)), np.zeros((count, rows)), np.zeros(len(UNITS))
+    parts = np.zeros((count, rows, levels, len(SUMS)))
     done = 0
     for number in range(count):
         deal = np.random.default_rng((seed, number)).permutation(rows).astype(np.int32)
         for batch in batches():
             row = np.asarray(batch["row"])
             filled = np.asarray(batch["loss_mask"]).any(axis=-1)
-            nats, scored, spelled = evaluate(number, {**batch, "row": deal[row]})
+            nats, scored, spelled, by_time = evaluate(number, {**batch, "row": deal[row]})
             bound[number, row[filled]] = nats[filled]
             tokens[number, row[filled]] = scored[filled]
+            parts[number, row[filled]] = by_time[filled]
             if number == 0:
                 text += spelled[filled].sum(axis=0, dtype=np.float64)
             done += int(filled.sum())
             report(done, rows * count)
-    return Sums(bound, tokens, text)
+    return Sums(bound, tokens, text, parts)
 
 
-def compile_evaluation(model: Model, mesh: Mesh) -> Callable[..., tuple[Array, Array, Array]]:
-    """Returns a jitted `(params, key, batch, sizes [v 2]) -> (bound [b], count [b], text [b 2])`.
+def compile_evaluation(model: Model, mesh: Mesh, levels: int = 0) -> Callable[..., Any]:
+    """Returns a jitted `(params, key, batch, sizes [v 2]) -> (bound [b], count [b], text [b 2],
+    levels [b n 4])`.
 
-    They are sums over each row, replicated on all hosts: nats, tokens scored, and the sizes of the
-    tokens scored.
+    They are sums over each row, replicated on all hosts: nats, tokens scored, the sizes of the
+    tokens scored, and `levels.by_level`.
     """
 
     def evaluate(params, key, batch: Batch, sizes: Int[Array, "v n"]):
         with on(mesh):
             terms = model.evaluate(params, key, batch)
         text = (terms.count[..., None] * sizes[batch.tokens]).sum(axis=-2)
-        return terms.bound.sum(axis=-1), terms.count.sum(axis=-1), text
+        bound, count = terms.bound.sum(axis=-1), terms.count.sum(axis=-1)
+        return bound, count, text, by_level(terms, levels)
 
     return jax.jit(evaluate, out_shardings=replicated(mesh))

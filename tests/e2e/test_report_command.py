@@ -44,6 +44,8 @@ def test_blanks_and_a_report_of_them(work):
     kept = [json.loads(line) for line in (work / "one/evaluations.jsonl").read_text().splitlines()]
     assert [line["name"] for line in kept] == [*found, *found]
 
+    out = mdlm("eval", "one", "--levels", 4, "--passes", 2, cwd=work)
+    assert out.returncode == 0, out.stderr[-2000:]
     out = mdlm(
         *("report", "one", "two", "letters", "--html", "page.html"),
         *("--paired", "--samples", 1, "--rows", 4),
@@ -57,7 +59,9 @@ def test_blanks_and_a_report_of_them(work):
     value, paired, unpaired, noise, rows = re.findall(r">(-?[\d.,]+)<", row)
     assert float(paired) < float(unpaired) and float(noise) > 0 and rows == "4"
     assert "valid, first 4 rows, wrapped rows of 32, NELBO" in page
-    assert "3, middle" in page and "mdlm blanks two" in page and "mdlm eval one" in page
+    assert "3, middle" in page and "mdlm blanks two" in page and "mdlm frontier one" in page
+    assert page.count("nats per masked token over noise level t: one") == 1
+    assert "mdlm eval two --levels" in page and "mdlm eval one" not in page
 
 
 @pytest.mark.parametrize(

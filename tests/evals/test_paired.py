@@ -15,7 +15,8 @@ from mdlm.experiment.evaluation import Perplexity
 
 
 def sums(bound, count):
-    return Sums(np.asarray(bound, float), np.asarray(count, float), np.zeros(2))
+    bound, count = np.asarray(bound, float), np.asarray(count, float)
+    return Sums(bound, count, np.zeros(2), np.zeros((*bound.shape, 0, 4)))
 
 
 def test_the_difference_and_its_errors():
