@@ -10,8 +10,8 @@ from made_run import made
 from PIL import Image
 
 import mdlm
-from mdlm.cli.frontier import points_of
 from mdlm.cli.frontier_picture import picture
+from mdlm.cli.frontier_sweep import points_of
 from mdlm.cli.frontier_table import Row, latex, table
 from mdlm.cli.main import main, parser
 from mdlm.data import Bytes, Dna, NoText, TextData, TextFiles, Wrap
