@@ -13,6 +13,7 @@ from mdlm.cli.command import Changes, Command
 from mdlm.cli.eval_modes import Evaluation, Result
 from mdlm.cli.progress import Progress
 from mdlm.cluster import process_group
+from mdlm.config.ranges import LARGEST
 from mdlm.errors import InputError
 from mdlm.files import finite
 
@@ -174,14 +175,14 @@ def _check_modes(args: argparse.Namespace) -> None:
         raise InputError(f"{given[0]}: not allowed with {given[1]}; run mdlm eval for each")
     if args.objective is not None and (args.steps or args.bracket is not None):
         raise InputError(f"--objective: not allowed with {given[0]}, which has its own")
-    for option, value, least in (
-        ("--levels", args.levels, 1),
-        ("--bracket", args.bracket, 2),
-        ("--rows", args.rows, 1),
-        *(("--steps", steps, 1) for steps in args.steps or ()),
+    for option, value, least, most in (
+        ("--levels", args.levels, 1, 1000),
+        ("--bracket", args.bracket, 2, 4096),
+        ("--rows", args.rows, 1, LARGEST),
+        *(("--steps", steps, 1, LARGEST) for steps in args.steps or ()),
     ):
-        if value is not None and value < least:
-            raise InputError(f"{option} {value}: must be at least {least}")
+        if value is not None and not least <= value <= most:
+            raise InputError(f"{option} {value}: must be at least {least} and at most {most}")
     for option, value, needs, there in (
         ("--plot", args.plot, "--levels", args.levels),
         ("--rows", args.rows, "--bracket", args.bracket),

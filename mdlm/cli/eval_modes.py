@@ -19,6 +19,10 @@ if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.run import Run
 
 
+OWN = "as the run reports it"
+"""The name of a run's own bound beside those of discrete processes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """What a mode found: metrics, which are kept in the run folder, all of it as values of JSON,
@@ -73,8 +77,8 @@ class Evaluation:
             how = replace(self.how, ngrams=False)
             if many is not None:
                 how = replace(how, objective=DiscreteNelbo(steps=many))
-            name = f"{many} steps" if many is not None else "as the run reports it"
-            report = self.progress.bar(f"evaluating, {name},", "rows")
+            name = f"{many} steps" if many is not None else OWN
+            report = self.progress.bar(f"evaluating {name}", "rows")
             found.append((name, self.run.perplexity(how, data=self.data, report=report)))
         return Result(
             metrics=[metric for _, metrics in found for metric in metrics],
@@ -112,7 +116,7 @@ class Evaluation:
                 paths = () if here is None else here[name]
                 text, split = zero_shot(name, data.tokenizer, data.packing, paths)
                 how = replace(self.how, split=split, ngrams=False)
-                report = self.progress.bar(f"evaluating {name},", "rows")
+                report = self.progress.bar(f"evaluating {name}", "rows")
                 metrics = self.run.perplexity(how, data=text, report=report)
                 found.append(tables.Scored(name=name, metrics=metrics))
             except InputError as error:

@@ -32,7 +32,7 @@ def draw(levels: Sequence[Level], path: Path, *, title: str) -> None:
     shown = title.encode(errors="replace").decode()  # of a file name that is not UTF-8
     wide = 110 if has_entropy else 70
     figure.suptitle(textwrap.fill(shown, wide), fontsize=9, parse_math=False)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
 
 
 def _bars(axes: Any, levels: Sequence[Level], values: Sequence[Ratio | None], color: str) -> None:

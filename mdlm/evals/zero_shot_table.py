@@ -22,7 +22,7 @@ SEVEN = {
 that of wikitext103."""
 PUBLISHED = {"ar": "AR", "sedd": "SEDD", "mdlm": "MDLM"}
 """The published models, by their field of `ZeroShot`."""
-SOURCE = "arXiv:2406.07524, table 3: trained on OpenWebText, GPT-2's tokens, rows of 1024"
+SOURCE = "arXiv:2406.07524, table 3: OpenWebText, GPT-2's tokens, rows of 1024"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,7 +101,9 @@ def test_from_both_sides(run, said):
         (["--bracket", "4", "--on", "all"], "--bracket: not allowed with --on all"),
         (["--bracket", "1"], "--bracket 1: must be at least 2"),
         (["--steps", "4", "0"], "--steps 0: must be at least 1"),
-        (["--levels", "0"], "--levels 0: must be at least 1"),
+        (["--levels", "0"], "--levels 0: must be at least 1 and at most 1000"),
+        (["--levels", "1000000"], "--levels 1000000: must be at least 1 and at most 1000"),
+        (["--bracket", "1000000"], "--bracket 1000000: must be at least 2 and at most 4096"),
         (["--plot", "x.png"], "--plot: allowed with --levels only"),
         (["--rows", "3"], "--rows: allowed with --bracket only"),
         (["--latex"], "--latex: allowed with --on all only"),
@@ -171,6 +173,6 @@ def test_published_numbers_stand_in_the_table():
     found = [Scored(name=name, error="not here") for name in SEVEN]
     lines = latex(found, "a_b", is_exact=True, length=1024).splitlines()
     assert " & PTB & Wikitext & LM1B & Lambada & AG News & Pubmed & Arxiv \\\\" in lines
-    assert lines[-6].startswith("MDLM (published) & $\\leq$ 95.26 & $\\leq$ 32.83 & $\\leq$ 67.01")
+    assert lines[-5].startswith("MDLM (published) & $\\leq$ 95.26 & $\\leq$ 32.83 & $\\leq$ 67.01")
     assert lines[-3] == r"a\_b & -- & -- & -- & -- & -- & -- & -- \\"
     assert "ptb: not here" in table(found, length=1024)
