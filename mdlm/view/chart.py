@@ -44,25 +44,26 @@ class Series:
 
 
 def chart(
-    series: Sequence[Series], *, x: str, y: str, zero: bool = False, log_x: bool = False
+    series: Sequence[Series],
+    *,
+    x: str,
+    y: str,
+    zero: bool = False,
+    across: tuple[float, float] | None = None,
 ) -> str:
     """Returns the chart; `x` and `y` name the axes. It is empty if there is nothing to draw.
 
-    With `zero` the vertical axis begins at 0. The horizontal one does, unless it is logarithmic
-    (`log_x`).
+    The horizontal axis is the range `across`, by default from 0 to the last point. With `zero` the
+    vertical one begins at 0.
     """
     ranged = [p for one in series if one.style != "faint" for p in one.points]
-    if log_x:
-        ranged = [p for p in ranged if p[0] > 0]
     if not ranged:
         return ""
-    across = [p[0] for p in ranged]
     low = 0.0 if zero else min(v - e for _, v, e in ranged)
-    axes = _Axes(
-        _spread(min(across), max(across)) if log_x else (min(0.0, *across), _end(max(across))),
-        _padded(low, max(v + e for _, v, e in ranged)),
-        log_x,
-    )
+    last = max(p[0] for p in ranged)
+    # A little after the last point, so that it is whole.
+    whole = min(0.0, *(p[0] for p in ranged)), last * 1.015 if last > 0 else 1.0
+    axes = _Axes(across or whole, padded(low, max(v + e for _, v, e in ranged)))
     label = text(f"{y} over {x}: {', '.join(dict.fromkeys(one.name for one in series))}")
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
@@ -82,13 +83,10 @@ class _Axes:
 
     across: tuple[float, float]
     up: tuple[float, float]
-    log_x: bool
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Returns the place of a point in the drawing."""
         (left, right), (low, high) = self.across, self.up
-        if self.log_x:
-            x, left, right = (math.log(max(v, 1e-300)) for v in (x, left, right))
         across = LEFT + (x - left) / (right - left) * (WIDTH - LEFT - RIGHT)
         return across, TOP + (high - y) / (high - low) * _PLOT
 
@@ -100,7 +98,7 @@ class _Axes:
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}"')
             parts.append(f' y2="{at:.1f}"/><text x="{LEFT - 7}" y="{at + 4:.1f}"')
             parts.append(f' text-anchor="end">{shown(value)}</text>')
-        for value in decades(*self.across) if self.log_x else ticks(*self.across):
+        for value in ticks(*self.across):
             at, _ = self.at(value, self.up[0])
             parts.append(f'<text x="{at:.1f}" y="{bottom + 18}" text-anchor="middle">')
             parts.append(f"{shown(value)}</text>")
@@ -114,7 +112,7 @@ class _Axes:
 
 
 def _drawn(one: Series, axes: _Axes) -> str:
-    points = one.points if not axes.log_x else [p for p in one.points if p[0] > 0]
+    points = one.points
     if one.style != "points":
         places = (axes.at(x, y) for x, y, _ in thinned(points))
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
@@ -145,22 +143,12 @@ def thinned(points: Sequence[tuple[float, float, float]]) -> list[tuple[float, f
     return out
 
 
-def _padded(low: float, high: float, share: float = 0.06) -> tuple[float, float]:
-    """A range with a margin, but below 0, and never empty."""
+def padded(low: float, high: float, share: float = 0.06) -> tuple[float, float]:
+    """Returns a range with a margin, but below 0, and never empty."""
     if high > low:
         return low - (share * (high - low) if low else 0.0), high + share * (high - low)
     around = abs(low) / 10 or 1.0
     return low - around, high + around
-
-
-def _end(high: float) -> float:
-    """The end of an axis that begins at 0: a little after the last point, so that it is whole."""
-    return high * 1.015 if high > 0 else 1.0
-
-
-def _spread(low: float, high: float) -> tuple[float, float]:
-    """The range of a logarithmic axis."""
-    return low / 1.15, high * 1.15
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -171,15 +159,6 @@ def ticks(low: float, high: float) -> list[float]:
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(n * step, 12) for n in range(first, last + 1)]
-
-
-def decades(low: float, high: float) -> list[float]:
-    """Returns powers of ten from `low` to `high`, or of two where there are fewer than two."""
-    for base in (10.0, 2.0):
-        powers = range(math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base)) + 1)
-        if len(powers) > 1:
-            return [base**n for n in powers]
-    return [low, high]
 
 
 def shown(value: float) -> str:

@@ -109,8 +109,12 @@ def levels(runs: Sequence[KeptRun]) -> str:
                 error=[html.real(line.get("stderr_rows")) for _, line in own],
             )
             found.setdefault(name, []).extend([series, replace(series, style="points")])
-    charts = [chart(series, x="noise level t", y=name, zero=True) for name, series in found.items()]
-    figures = "".join(f"<figure>{drawn}</figure>" for drawn in charts if drawn)
+    charts = [
+        chart(series, x="noise level t", y=name, zero=True, across=(0, 1))
+        for name, series in found.items()
+    ]
+    caption = "<figcaption>Bars: standard errors over sequences.</figcaption>"
+    figures = "".join(f"<figure>{drawn}{caption}</figure>" for drawn in charts if drawn)
     protocols = "".join(f'<p class="protocol">{one}</p>' for one in said)
     parts = f'<div class="charts">{figures}</div>{protocols}' if figures else ""
     return parts + "".join(without)

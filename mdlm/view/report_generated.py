@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mdlm.runs.kept import Frontier, KeptRun, Setting
 from mdlm.view import html
-from mdlm.view.chart import Series, chart
+from mdlm.view.chart import Series, chart, padded
 from mdlm.view.report_curves import COLORS, legend
 
 REAL = "real text"
@@ -19,7 +19,9 @@ def generated(runs: Sequence[KeptRun]) -> str:
             continue
         series += [_point(run.name, row, i) for row in run.frontier["rows"]]
         tables.append(f"<h3>{legend(run.name, i)}</h3>{_table(run.frontier)}")
-    drawn = chart(series, x="entropy", y="perplexity under the judge")
+    at = [x for one in series for x, _, _ in one.points]
+    across = padded(min(at), max(at)) if at else None
+    drawn = chart(series, x="entropy", y="perplexity under the judge", across=across)
     caption = (
         "Perplexity under a judge against entropy: texts that repeat themselves have little of "
         "both. Grey: real text. Bars: standard errors over the texts."

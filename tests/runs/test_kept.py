@@ -44,6 +44,20 @@ def test_the_newest_of_all(folder):
     ]
 
 
+def test_results_of_the_frontier(folder):
+    assert read(folder.path).frontier is None
+    (folder.path / "frontier").mkdir()
+    file = folder.path / "frontier" / "results.json"
+    row = {"settings": {"steps": "4"}, "texts": 2, "measures": {"MAUVE": {"value": None}}}
+    found = {"step": 3, "protocol": ["judge"], "rows": [row]}
+    row["measures"]["MAUVE"]["stderr"] = 0.5
+    file.write_text(json.dumps(found), encoding="utf-8")
+    assert (read(folder.path).frontier or {})["rows"][0]["measures"]["MAUVE"]["stderr"] == 0.5
+    file.write_text(json.dumps({**found, "rows": 1}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"results.json: damaged, or not a file of mdlm"):
+        read(folder.path)
+
+
 def test_what_is_no_run_is_refused(tmp_path, folder):
     with pytest.raises(InputError, match="not a run folder"):
         read(tmp_path)

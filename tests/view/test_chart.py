@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from mdlm.view.chart import BOTTOM, HEIGHT, LEFT, MOST, TOP, Series, chart, decades, thinned, ticks
+from mdlm.view.chart import BOTTOM, HEIGHT, LEFT, MOST, TOP, Series, chart, padded, thinned, ticks
 
 
 def lines(svg):
@@ -81,12 +81,10 @@ def test_ticks_are_round(low, high, expected):
     assert ticks(low, high) == pytest.approx(expected)
 
 
-def test_decades():
-    assert decades(0.9, 1200) == [1, 10, 100, 1000]
-    assert decades(3, 17) == [4, 8, 16]
-    svg = chart([Series(name="a", color=0, x=[0, 1, 10, 100], y=[1] * 4)], x="x", y="y", log_x=True)
-    [(_, points)] = lines(svg)
-    across = [x for x, _ in points]
-    assert len(across) == 3 and across[1] - across[0] == pytest.approx(
-        across[2] - across[1], abs=0.2
-    )
+def test_the_horizontal_axis_begins_at_0_unless_it_is_given():
+    one = Series(name="a", color=0, x=[10, 20], y=[1, 2])
+    [(_, ((first, _), _))] = lines(chart([one], x="x", y="y"))
+    [(_, ((given, _), (last, _)))] = lines(chart([one], x="x", y="y", across=(10, 20)))
+    assert given == LEFT < first < last
+    assert padded(4, 6) == pytest.approx((3.88, 6.12)) and padded(5, 5) == (4.5, 5.5)
+    assert padded(0, 0) == (-1, 1) and padded(0, 10)[0] == 0
