@@ -100,7 +100,8 @@ class Making:
         )
         with file or nullcontext(), Progress(quiet=file is None) as progress:
             bar = progress.bar("generating", "texts")
-            tokens, seconds = fill(file, there, args.num, size, self.made, bar)
+            made = lambda num, first: self.made(num, first)
+            tokens, seconds = fill(file, there, args.num, size, made, bar)
         if file is not None:
             speed = f", {tokens / seconds:.0f} tokens/s" if seconds else ""
             new = f"{file.count - there} of them new{speed}"

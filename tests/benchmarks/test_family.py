@@ -82,11 +82,6 @@ def test_labels_of_curves_are_apart_and_in_order():
     assert placed[[0, 1, 3]].mean() == pytest.approx(heights[[0, 1, 3]].mean(), abs=0.01)
 
 
-def test_entropy_of_single_tokens():
-    assert samplers.entropy(np.array([3, 3, 5, 5])) == pytest.approx(np.log(2))
-    assert samplers.entropy(np.zeros(7, int)) == 0
-
-
 def test_texts_of_the_tables_are_samplers():
     for text in samplers.DISTRIBUTIONS:
         from_text(text, Sampler)

@@ -18,7 +18,7 @@ BEGINNINGS = {
     "eval": ["run", "--passes", "1"],
     "score": ["run", "pairs.jsonl", "--passes", "2"],
     "blanks": ["run", "--num", "2", "--blank", "1", "--at", "end"],
-    "frontier": ["run", "--num", "2", "--length", "8", "--steps", "2"],
+    "frontier": ["run", "--steps", "2", "--length", "8", "--num", "2", "--batch", "2"],
     "harness": ["run", "--tasks", "none"],
     "components": [],
     "samplers": [],

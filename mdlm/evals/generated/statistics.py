@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 from mdlm.evals.generated.halves import Chosen
 
@@ -19,7 +19,7 @@ ORDERS = (1, 2, 3, 4)
 UNSEEN = 0.1
 """What self-BLEU counts where no n-gram of an order is found (Chen and Cherry 2014, method 1)."""
 
-Units = Int[np.ndarray, "..."]
+Units = Integer[np.ndarray, "..."]
 
 
 def words(texts: Sequence[str]) -> list[Units]:
