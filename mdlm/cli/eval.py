@@ -172,7 +172,7 @@ def _check_modes(args: argparse.Namespace) -> None:
     given = [name for name, value in modes.items() if value is not None]
     given += ["--on all"] if args.on == ALL else []
     if len(given) > 1:
-        raise InputError(f"{given[0]}: not allowed with {given[1]}; run mdlm eval for each")
+        raise InputError(f"{given[0]}: not allowed with {given[1]}; give one of them at a time")
     if args.objective is not None and (args.steps or args.bracket is not None):
         raise InputError(f"--objective: not allowed with {given[0]}, which has its own")
     for option, value, least, most in (
