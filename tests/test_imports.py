@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": DEVICES | COMPONENTS | {"experiment", "evals", "generation", "runs"},
     "interop": DEVICES | COMPONENTS | {"experiment", "evals", "generation", "runs", "run"},
     "planning": DEVICES | {"data", "diffusion", "experiment", "models", "train"},
-    "view": {"generation"},
+    "view": {"generation", "runs", "evals"},
     "run": DEVICES | COMPONENTS | {"experiment", "evals", "generation", "runs"},
     "cli": DEVICES
     | COMPONENTS

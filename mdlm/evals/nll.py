@@ -77,19 +77,21 @@ def summarise(
     is_exact: bool = False,
     units: dict[str, float] | None = None,
     noise: float | None = None,
+    is_below: bool = False,
 ) -> list[Metric]:
     """Returns metrics from the sums by pass and row, both `[passes rows]`.
 
     `noise` is the standard error of the sum over all rows, by default that of the mean of the
     passes. `units` has the size of the evaluated text by unit ("byte", "character"). Raises
-    InputError if the sum is negative: it is then no bound.
+    InputError if the sum is negative, as it is then no bound, unless it is one from below
+    (`is_below`).
     """
     tokens = int(count[0].sum())
     if tokens == 0:
         raise ValueError("no token to evaluate")
     passes = bound.sum(axis=1)
     nats = passes.mean()
-    if nats / tokens < -SLACK:
+    if nats / tokens < -SLACK and not is_below:
         raise InputError(
             f"the loss is {nats / tokens:.4g} nats per token, and a bound on a negative"
             " log-likelihood of tokens is at least 0: the schedule, process or objective is wrong"

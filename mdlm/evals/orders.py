@@ -11,12 +11,14 @@ block) the most confident one is revealed, one at a time, as in LLaDA's check.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
@@ -52,7 +54,7 @@ def log_marginal(
     All other tokens of the row are masked. Raises InputError if there is no known token, or the
     network does not attend to the whole row.
     """
-    if model.experiment.network.attends != "all" or not isinstance(model.process, Masked):
+    if not reads_any_tokens(model):
         raise InputError(
             "log_marginal: needs a masked process and a network that attends to the whole row"
         )
@@ -66,7 +68,7 @@ def log_marginal(
         raise InputError(f"orders={orders}: must be at least 1")
     random = np.random.default_rng(seed)
     drawn = np.stack([random.permutation(at) for _ in range(orders)])
-    by_order = in_orders(model.diffusion, params, tokens, drawn, given, mesh=mesh)
+    by_order = ChainRule(model.diffusion, params, mesh=mesh)(tokens, drawn, given)
     return LogLikelihood(
         value=float(by_order.mean()),
         stderr=None if orders == 1 else float(by_order.std(ddof=1) / math.sqrt(orders)),
@@ -76,42 +78,87 @@ def log_marginal(
     )
 
 
-def in_orders(
-    diffusion: DiffusionOf,
-    params: ArrayTree,
-    tokens: Int[np.ndarray, " l"],
-    orders: Int[np.ndarray, "o n"],
-    given: Bool[np.ndarray, " l"],
-    *,
-    mesh: Mesh,
-    batch_size: int = 32,
-) -> Float[np.ndarray, " o"]:
-    """Returns the log-probability of tokens of a row by the chain rule, in nats, in each of the
-    orders of their positions."""
-    (count, n), l = orders.shape, len(tokens)
-    rank = np.full((count, l), n, np.int32)  # of a token in its order; n: never revealed
-    np.put_along_axis(rank, orders, np.arange(n, dtype=np.int32)[None], axis=1)
-    rank[:, given] = -1
+def reads_any_tokens(model: Model) -> bool:
+    """Whether the network predicts a token from any set of the others, the rest masked."""
+    return model.experiment.network.attends == "all" and isinstance(model.process, Masked)
 
-    def evaluate(params, _, rows):
-        now = diffusion(params)
-        is_next = rows["rank"] == rows["step"][:, None]
-        is_hidden = rows["rank"] >= rows["step"][:, None]
-        batch = Batch(tokens=rows["tokens"], loss_mask=is_next, **NO)
-        z_t = _masked(now, batch.tokens, is_hidden)
-        t = _time(now, is_hidden, jnp.ones_like(is_hidden))
-        return score_masked(batch, now, z_t=z_t, t=t, weight=jnp.ones(z_t.shape)).bound.sum(-1)
 
-    def make(index):
-        row = np.broadcast_to(tokens.astype(np.int32), (len(index), l))
-        return {"tokens": row, "rank": rank[index // n], "step": (index % n).astype(np.int32)}
+class ChainRule:
+    """Gives log-probabilities of tokens of rows by the chain rule, each row in an order of its own;
+    each length of rows compiles once. The process is masked, the network attends to the whole row.
+    """
 
-    program = RowProgram(evaluate, params, mesh=mesh, batch_size=batch_size, what="the chain rule")
-    return -program(of_seed(0), make, count * n).reshape(count, n).sum(axis=1)
+    def __init__(
+        self,
+        diffusion: DiffusionOf,
+        params: ArrayTree,
+        *,
+        mesh: Mesh,
+        batch_size: int = 32,
+    ):
+        def evaluate(params, _, rows):
+            now = diffusion(params)
+            rank, step, valid = rows["rank"], rows["step"], rows.get("is_valid")
+            batch = Batch(tokens=rows["tokens"], loss_mask=rank >= 0, is_valid=valid, **NO)
+            is_hidden = rank >= step[:, None]
+            t = _time(now, is_hidden, jnp.ones_like(is_hidden) if valid is None else valid)
+            return next_tokens(now, batch, rank, step, t).sum(-1)
+
+        self._program = RowProgram(
+            evaluate, params, mesh=mesh, batch_size=batch_size, what="the chain rule"
+        )
+
+    def __call__(
+        self,
+        tokens: Int[np.ndarray, "... l"],
+        orders: Int[np.ndarray, "o n"],
+        given: Bool[np.ndarray, "... l"],
+        is_valid: Bool[np.ndarray, "o l"] | None = None,
+        report: Callable[[int], None] = lambda done: None,
+    ) -> Float[np.ndarray, " o"]:
+        """Returns the log-probability, in nats, of the tokens at the n positions of each order,
+        conditioned on the `given` ones; the others are masked, but for padding.
+
+        `tokens` and `given` are one row for all orders, or one for each. `report` gets the network
+        passes since it was last called.
+        """
+        (count, n), l = orders.shape, tokens.shape[-1]
+        rank = np.full((count, l), n, np.int32)  # of a token in its order; n: never revealed
+        np.put_along_axis(rank, orders, np.arange(n, dtype=np.int32)[None], axis=1)
+        rank[np.broadcast_to(given, rank.shape)] = -1
+        tokens = np.broadcast_to(tokens.astype(np.int32), rank.shape)
+        if is_valid is not None:
+            rank[~is_valid] = -1
+
+        def make(index):
+            which, step = index // n, (index % n).astype(np.int32)
+            rows = {"tokens": tokens[which], "rank": rank[which], "step": step}
+            return rows if is_valid is None else {**rows, "is_valid": is_valid[which]}
+
+        nats = self._program(of_seed(0), make, count * n, report)
+        return -nats.reshape(count, n).sum(axis=1)
 
 
 NO: dict[str, Any] = {"row": None, "rows": None}
 """The fields of a batch that only objectives use."""
+
+
+def next_tokens(
+    diffusion: Diffusion,
+    batch: Batch,
+    rank: Int[Array, "b l"],
+    step: Int[Array, " b"],
+    t: Float[Array, " b #l"],
+) -> Float[Array, "b l"]:
+    """Returns -log p, in nats, of the tokens whose rank is the step, given those of lower rank, the
+    others masked; 0 elsewhere."""
+    is_next, is_hidden = (
+        compare(rank, step[:, None]) for compare in (jnp.equal, jnp.greater_equal)
+    )
+    z_t = _masked(diffusion, batch.tokens, is_hidden)
+    weight = jnp.ones(z_t.shape)
+    scored = replace(batch, loss_mask=is_next)
+    return score_masked(scored, diffusion, z_t=z_t, t=t, weight=weight).bound
 
 
 def _masked(diffusion: Diffusion, tokens: Any, is_hidden: Any) -> Any:

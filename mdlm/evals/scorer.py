@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,8 +22,10 @@ from mdlm.cluster import compiling, process_group
 from mdlm.data.dataset import Dataset, Split, TextData
 from mdlm.data.loader import evaluation_batches
 from mdlm.data.mixture import Mixture
+from mdlm.data.rows.base import RowSet
 from mdlm.data.tokens.text_size import UNITS, TextSizes
 from mdlm.errors import InputError
+from mdlm.evals.levels import SUMS, by_level
 from mdlm.evals.ngrams import Baselines
 from mdlm.evals.nll import Metric, summarise
 from mdlm.experiment.evaluation import Perplexity
@@ -39,10 +41,10 @@ from mdlm.types import ArrayTree, Batch
 TABLE_TOKENS = 2**24
 """Most tokens of a stored training split, in memory at once, that n-gram counts come from."""
 
-RowSums = tuple[np.ndarray, np.ndarray, np.ndarray]
+RowSums = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Evaluate = Callable[[int, dict[str, np.ndarray]], RowSums]
-"""`(pass number, batch) -> (bound [b], count [b], text [b 2])`: sums over each row, in nats, in
-tokens, and in bytes and characters."""
+"""`(pass number, batch) -> (bound [b], count [b], text [b 2], levels [b n 4])`: sums over each row,
+in nats, in tokens, in bytes and characters, and by noise level (`levels.by_level`)."""
 
 Batches = Callable[[], Iterable[dict[str, np.ndarray]]]
 
@@ -70,20 +72,23 @@ def check_same_data(dataset: Dataset, splits: tuple[str, ...]) -> None:
 
 
 class Sums(NamedTuple):
-    """Sums of an evaluation: `bound` (nats) and `count` (tokens scored) by pass and row, and the
-    size of the text that the scored tokens spell, in bytes and characters (`TextSizes`)."""
+    """Sums of an evaluation: `bound` (nats) and `count` (tokens scored) by pass and row, the size
+    of the text that the scored tokens spell, in bytes and characters (`TextSizes`), and `levels`,
+    by pass, row and noise level (`levels.by_level`)."""
 
-    bound: Float[np.ndarray, "n b"]
-    count: Float[np.ndarray, "n b"]
+    bound: Float[np.ndarray, "p b"]
+    count: Float[np.ndarray, "p b"]
     text: Float[np.ndarray, " 2"]
+    levels: Float[np.ndarray, "p b n 4"]
 
 
 class Scorer:
-    """Evaluates splits with given parameters; compiles once per shape of batch."""
+    """Evaluates splits with given parameters, also by `levels` levels of noise; compiles once per
+    shape of batch."""
 
-    def __init__(self, model: Model, mesh: jax.sharding.Mesh, dataset: Dataset):
-        self.model, self.mesh, self.dataset = model, mesh, dataset
-        self.evaluate = compile_evaluation(model, mesh)
+    def __init__(self, model: Model, mesh: jax.sharding.Mesh, dataset: Dataset, *, levels: int = 0):
+        self.model, self.mesh, self.dataset, self.levels = model, mesh, dataset, levels
+        self.evaluate = compile_evaluation(model, mesh, levels)
         self._compiled: set[int] = set()
         self._spelled: dict[str, np.ndarray] = {}
 
@@ -95,9 +100,17 @@ class Scorer:
         report: Report = lambda done, rows: None,
     ) -> list[Metric]:
         """Returns metrics of a split, or of its first `limit` rows (then per token only)."""
-        part = getattr(self.dataset, how.split)
-        whole = not 0 < limit < len(part.rows)
-        rows = part.rows if whole else part.rows.first(limit)
+        return self.metrics(self.sums(params, how, limit, report), how, limit)
+
+    def sums(
+        self,
+        params: ArrayTree,
+        how: Perplexity,
+        limit: int = 0,
+        report: Report = lambda done, rows: None,
+    ) -> Sums:
+        """Evaluates a split, or its first `limit` rows, and returns the sums."""
+        rows, _ = self.rows(how.split, limit)
         experiment, objective = self.model.experiment, self.model.reported
         size = how.batch_size or experiment.train.batch_size
         check_batch(self.mesh, size)
@@ -119,25 +132,45 @@ class Scorer:
         def batches():
             return evaluation_batches(rows, size)
 
-        n = len(rows)
-        sums = passes(
-            evaluate, batches, count=how.passes, rows=n, seed=experiment.seed, report=report
+        return passes(
+            evaluate,
+            batches,
+            count=how.passes,
+            rows=len(rows),
+            seed=experiment.seed,
+            report=report,
+            levels=self.levels,
         )
-        share = "" if whole else f", first {n} rows"
-        text = "" if self.dataset.data == experiment.data else other_text(self.dataset.data)
-        packing = self.dataset.protocol(how.split)
+
+    def metrics(self, sums: Sums, how: Perplexity, limit: int = 0) -> list[Metric]:
+        """Returns the metrics of sums over a split, or its first `limit` rows."""
+        objective, (_, whole) = self.model.reported, self.rows(how.split, limit)
         words = objective.protocol_on(self.model.process)
-        protocol = f"{text}{how.split}{share}, {packing}, {words}, EMA parameters"
         metrics = summarise(
             sums.bound,
             sums.count,
-            protocol=protocol,
+            protocol=self.protocol(how.split, words, limit),
             is_exact=objective.is_exact,
             units=self._units(how.split, sums.text) if whole else {},
         )
         if how.ngrams and whole:
             metrics += self.ngrams(how.split)
         return metrics
+
+    def protocol(self, split: str, words: str, limit: int = 0) -> str:
+        """Returns the protocol of a number: its text and rows, `words` about it, and whose
+        parameters."""
+        rows, whole = self.rows(split, limit)
+        share = "" if whole else f", first {len(rows)} rows"
+        is_own = self.dataset.data == self.model.experiment.data
+        text = "" if is_own else other_text(self.dataset.data)
+        return f"{text}{split}{share}, {self.dataset.protocol(split)}, {words}, EMA parameters"
+
+    def rows(self, split: str, limit: int) -> tuple[RowSet, bool]:
+        """Returns the first `limit` rows of a split (0: all), and whether these are all."""
+        rows = getattr(self.dataset, split).rows
+        whole = not 0 < limit < len(rows)
+        return (rows if whole else rows.first(limit)), whole
 
     @cached_property
     def text_sizes(self) -> TextSizes:
@@ -218,36 +251,41 @@ def passes(
     rows: int,
     seed: int,
     report: Report = lambda done, total: None,
+    levels: int = 0,
 ) -> Sums:
     """Evaluates a split `count` times. Sums are float64; the text is that of the first pass."""
     bound, tokens, text = np.zeros((count, rows)), np.zeros((count, rows)), np.zeros(len(UNITS))
+    parts = np.zeros((count, rows, levels, len(SUMS)))
     done = 0
     for number in range(count):
         deal = np.random.default_rng((seed, number)).permutation(rows).astype(np.int32)
         for batch in batches():
             row = np.asarray(batch["row"])
             filled = np.asarray(batch["loss_mask"]).any(axis=-1)
-            nats, scored, spelled = evaluate(number, {**batch, "row": deal[row]})
+            nats, scored, spelled, by_time = evaluate(number, {**batch, "row": deal[row]})
             bound[number, row[filled]] = nats[filled]
             tokens[number, row[filled]] = scored[filled]
+            parts[number, row[filled]] = by_time[filled]
             if number == 0:
                 text += spelled[filled].sum(axis=0, dtype=np.float64)
             done += int(filled.sum())
             report(done, rows * count)
-    return Sums(bound, tokens, text)
+    return Sums(bound, tokens, text, parts)
 
 
-def compile_evaluation(model: Model, mesh: Mesh) -> Callable[..., tuple[Array, Array, Array]]:
-    """Returns a jitted `(params, key, batch, sizes [v 2]) -> (bound [b], count [b], text [b 2])`.
+def compile_evaluation(model: Model, mesh: Mesh, levels: int = 0) -> Callable[..., Any]:
+    """Returns a jitted `(params, key, batch, sizes [v 2]) -> (bound [b], count [b], text [b 2],
+    levels [b n 4])`.
 
-    They are sums over each row, replicated on all hosts: nats, tokens scored, and the sizes of the
-    tokens scored.
+    They are sums over each row, replicated on all hosts: nats, tokens scored, the sizes of the
+    tokens scored, and `levels.by_level`.
     """
 
     def evaluate(params, key, batch: Batch, sizes: Int[Array, "v n"]):
         with on(mesh):
             terms = model.evaluate(params, key, batch)
         text = (terms.count[..., None] * sizes[batch.tokens]).sum(axis=-2)
-        return terms.bound.sum(axis=-1), terms.count.sum(axis=-1), text
+        bound, count = terms.bound.sum(axis=-1), terms.count.sum(axis=-1)
+        return bound, count, text, by_level(terms, levels)
 
     return jax.jit(evaluate, out_shardings=replicated(mesh))

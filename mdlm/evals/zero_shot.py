@@ -46,7 +46,7 @@ TEXTS = {
 def check_name(name: str) -> None:
     """Raises InputError if there is no text of that name."""
     if name not in TEXTS:
-        raise InputError(f"--on {name}: allowed are {', '.join(TEXTS)}")
+        raise InputError(f"--on {name}: allowed are {', '.join(TEXTS)}, all")
 
 
 def zero_shot(

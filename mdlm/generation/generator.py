@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
-from jaxtyping import Key
+from jaxtyping import Bool, Int, Key
 
 from mdlm.config.component_text import to_text
 from mdlm.data.tokens.special_tokens import end_of
@@ -243,6 +243,24 @@ class Generator:
         new = num * int(is_open.sum())
         note = self.sampler.note(new, int(out.nfe))
         return Generation(texts, new, int(out.nfe), 1, seconds, record, note)
+
+    def fill(
+        self,
+        tokens: Int[np.ndarray, "b l"],
+        is_fixed: Bool[np.ndarray, "b l"],
+        *is_valid: Bool[np.ndarray, "b l"],
+        seed: int = 0,
+        first: int = 0,
+    ) -> Int[np.ndarray, "b l"]:
+        """Returns rows of tokens with the positions written that are not fixed. Row number i,
+        counted from `first`, depends on the seed, on i and on its fixed tokens only.
+
+        Raises InputError if a fixed token is the mask or outside the vocabulary.
+        """
+        check_prompt(tokens, is_fixed, self.model.vocab, first)
+        run, _ = self._runner(trace=False)
+        keys = self._keys(seed, len(tokens), first)
+        return np.asarray(run(keys, tokens, is_fixed, *is_valid).tokens)
 
     def _encoded(self, prompts: Sequence[str]) -> list[list[int]]:
         return [row.tolist() for row in self.tokenizer.encode(list(prompts))]

@@ -7,7 +7,7 @@ number of tokens, so that those of micro-batches and devices can be added.
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import jax
@@ -136,7 +136,8 @@ def weighted_cross_entropy(
     def cross_entropy(logits, rows, _):
         return -parameterization.log_p0_of(rows["x_0"], logits, rows["z_t"], rows["t"])
 
-    return weighted_sum(prediction, batch, cross_entropy, rows, weight, t)
+    terms = weighted_sum(prediction, batch, cross_entropy, rows, weight, t)
+    return replace(terms, weight=jnp.broadcast_to(weight, z_t.shape))
 
 
 def weighted_sum(

@@ -77,7 +77,7 @@ class D3PM(Objective):
     @property
     def protocol(self) -> str:
         added = ", with the loss of the clean row at t = 0" if self.reconstruction else ""
-        return f"NELBO, discrete time, D3PM{added}"
+        return f"NELBO, discrete time, {self.steps} steps, D3PM{added}"
 
     def protocol_on(self, process: Process) -> str:
         return without_start(process, self.protocol)

@@ -9,7 +9,6 @@ integer k and nothing is divided by s, so the step to s = 0 needs no special cas
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jax import Array
 from jaxtyping import Float, Key
@@ -29,7 +28,10 @@ class DiscreteNelbo(Objective):
 
     steps: int = 1000
     times: TimeSampler = LowDiscrepancy()
-    protocol: ClassVar[str] = "NELBO, discrete time"
+
+    @property
+    def protocol(self) -> str:
+        return f"NELBO, discrete time, {self.steps} steps"
 
     def protocol_on(self, process: Process) -> str:
         return without_start(process, self.protocol)

@@ -26,7 +26,7 @@ the reported loss is the bound.
 
 import abc
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -269,7 +269,10 @@ class GeneralizedDiscreteNelbo(PerTokenBound):
     """
 
     steps: int = 1000
-    protocol: ClassVar[str] = "NELBO, discrete time, rates by token"
+
+    @property
+    def protocol(self) -> str:
+        return f"NELBO, discrete time, {self.steps} steps, rates by token"
 
     def __post_init__(self):
         if self.steps < 1:

@@ -5,11 +5,18 @@ run.perplexity()
 print(run.generate("The ", length=200).texts[0].text)
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from mdlm.evals.blanks import Blanks, Cell
+from mdlm.experiment.evaluation import Split
 from mdlm.parallel.mesh import MeshShape
+from mdlm.run.blanks import blanks
 from mdlm.run.evaluating import EvaluatedRun
 from mdlm.run.generating import GeneratingRun
+from mdlm.run.opened import OpenedRun
+from mdlm.samplers.base import Sampler
 
 
 def load(
@@ -35,3 +42,23 @@ def load(
 
 class Run(EvaluatedRun, GeneratingRun):
     """An experiment with its tokenizer and EMA parameters: evaluates and generates."""
+
+    def blanks(
+        self,
+        how: Blanks | None = None,
+        *,
+        split: Split = "valid",
+        sampler: Sampler | None = None,
+        verifier: OpenedRun | None = None,
+        report: Callable[[int, int], None] = lambda done, of: None,
+    ) -> list[Cell]:
+        """Returns how likely the tokens of blanks in rows of a split are, given the other tokens,
+        and how often they are what `sampler` fills in (see `evals.blanks`). It is by default the
+        run's sampler at temperature 0; `verifier` is that of `generator`.
+
+        Raises InputError if the rows have no room for the blanks, the noise is no mask, or
+        attention stays inside documents.
+        """
+        sampler = sampler or replace(self.experiment.sampler, temperature=0.0)
+        generator = self.generator(sampler, verifier=verifier)
+        return blanks(self, generator, how or Blanks(), split, report)

@@ -11,15 +11,17 @@ from mdlm.data.dataset import TextData
 from mdlm.data.mixture import Mixture
 from mdlm.data.pairs import Encoded, Messages, Pair, as_pairs, encode_pairs
 from mdlm.data.tokens.special_tokens import ends
+from mdlm.evals.bracket import Bracket, bracket
 from mdlm.evals.generated.judge import NgramJudge
 from mdlm.evals.generated.judge import Report as TextsReport
 from mdlm.evals.generated.network_judge import NetworkJudge
+from mdlm.evals.levels import Level, levels_of
 from mdlm.evals.likelihood import By, Likelihood
 from mdlm.evals.likelihood import Report as PairsReport
 from mdlm.evals.log_likelihood import LogLikelihood, Passes
 from mdlm.evals.nll import Metric
 from mdlm.evals.orders import log_marginal
-from mdlm.evals.scorer import Report, Scorer, check_same_data
+from mdlm.evals.scorer import Report, Scorer, Sums, check_same_data
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.generation.chat import prompt_of
 from mdlm.generation.windows import window_of
@@ -43,12 +45,90 @@ class EvaluatedRun(OpenedRun):
 
         Raises InputError if `how.objective` does not fit the run.
         """
+        how = how or self.experiment.evaluation
+        return self._scorer(how, data).run(self.params, how, report=report)
+
+    def by_level(
+        self,
+        how: Perplexity | None = None,
+        *,
+        levels: int = 10,
+        data: TextData | Mixture | None = None,
+        report: Report = lambda done, rows: None,
+    ) -> tuple[list[Metric], list[Level]]:
+        """Evaluates as `perplexity`, and returns also what each of `levels` equal parts of the
+        times adds to the bound (see `evals.levels`).
+
+        Raises InputError if the run reports an exact likelihood, which has no noise.
+        """
+        how = how or self.experiment.evaluation
+        scorer = self._scorer(how, data, levels=levels)
+        sums = scorer.sums(self.params, how, report=report)
+        return scorer.metrics(sums, how), levels_of(sums.levels)
+
+    def bracket(
+        self,
+        how: Perplexity | None = None,
+        *,
+        paths: int = 8,
+        rows: int = 0,
+        data: TextData | Mixture | None = None,
+        report: Report = lambda done, rows: None,
+    ) -> Bracket:
+        """Bounds the likelihood of a split, or its first `rows` rows, from both sides, by its
+        probability in `paths` random orders of each row (see `evals.sides`).
+
+        Raises InputError if the likelihood is exact, or the run is not one of masked noise that
+        reveals single tokens with the same rate for all.
+        """
+        how = how or self.experiment.evaluation
+        scorer = self._scorer(how, data)
+        part, _ = scorer.rows(how.split, rows)
+        return bracket(
+            scorer.model,
+            self.params,
+            part,
+            mesh=self.mesh,
+            paths=paths,
+            protocol=lambda words: scorer.protocol(how.split, words, rows),
+            batch_size=how.batch_size or 32,
+            seed=self.experiment.seed,
+            report=report,
+        )
+
+    def _scorer(
+        self, how: Perplexity, data: TextData | Mixture | None, *, levels: int = 0
+    ) -> Scorer:
+        """Returns what evaluates a split of `data`, by default of the run's own, as `how` says."""
         dataset = self.dataset if data is None else data.load(self.folder.data)
-        how, model = how or self.experiment.evaluation, self.model
+        model = self.model
         if how.objective != self.experiment.evaluation.objective:
             model = replace(model, experiment=replace(self.experiment, evaluation=how))
         check_same_data(dataset, (how.split,))
-        return Scorer(model, self.mesh, dataset).run(self.params, how, report=report)
+        return Scorer(model, self.mesh, dataset, levels=levels)
+
+    def by_row(
+        self,
+        how: Perplexity,
+        *,
+        rows: int = 0,
+        seed: int = 0,
+        report: Report = lambda done, rows: None,
+    ) -> tuple[Sums, str]:
+        """Returns the sums by pass and row of a split of the run's data, or of its first `rows`
+        rows, and their protocol. Runs with the same rows get the same noise from the same seed.
+
+        An exact likelihood has the same sums in all passes.
+        """
+        check_same_data(self.dataset, (how.split,))
+        model = replace(self.model, experiment=replace(self.experiment, seed=seed))
+        scorer = Scorer(model, self.mesh, self.dataset)
+        words = model.reported.protocol_on(model.process)
+        sums = scorer.sums(self.params, how, rows, report)
+        times = how.passes // len(sums.bound)  # an exact one is made once
+        bound, count, levels = (a.repeat(times, 0) for a in (sums.bound, sums.count, sums.levels))
+        sums = sums._replace(bound=bound, count=count, levels=levels)
+        return sums, scorer.protocol(how.split, words, rows)
 
     def log_likelihood(
         self,

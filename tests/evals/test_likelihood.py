@@ -16,7 +16,7 @@ from mdlm.errors import InputError
 from mdlm.evals.likelihood import Likelihood, lengths_of
 from mdlm.evals.log_likelihood import Passes
 from mdlm.evals.oracles import Enumerated
-from mdlm.evals.orders import Greedy, in_orders
+from mdlm.evals.orders import ChainRule, Greedy
 from mdlm.objectives import (
     GeneralizedNelbo,
     HybridNelbo,
@@ -195,8 +195,14 @@ def test_noise_levels_are_stratified_over_the_passes():
     assert sorted(int(n) for n in counts) == sorted([1, 2, 3, 4] * 4)
 
 
+def chain_rule(network, **settings):
+    return ChainRule(
+        diffusion_of(network), {}, mesh=MeshShape().build(jax.devices()[:1]), **settings
+    )
+
+
 def test_every_order_of_the_true_posterior_gives_the_marginal():
-    x = np.array([1, 0, 2, 1])
+    x, chain = np.array([1, 0, 2, 1]), chain_rule(LAW)
     for known in itertools.product([False, True], repeat=LENGTH):
         for given in itertools.product([False, True], repeat=LENGTH):
             known, given = np.array(known), np.array(given)
@@ -204,20 +210,29 @@ def test_every_order_of_the_true_posterior_gives_the_marginal():
             if len(at) not in (2, 4):
                 continue
             orders = np.array(list(itertools.permutations(at)))
-            found = in_orders(
-                diffusion_of(LAW), {}, x, orders, given, mesh=MeshShape().build(jax.devices()[:1])
-            )
+            found = chain(x, orders, given)
             fits = lambda which: LAW.p[(LAW.sequences[:, which] == x[which]).all(axis=1)].sum()
             expected = math.log(fits(known | given) / fits(given))
             np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_orders_of_another_network():
-    x, mesh = np.array([2, 0, 1, 1]), MeshShape().build(jax.devices()[:1])
+    x = np.array([2, 0, 1, 1])
     orders = np.array([[0, 2, 3], [3, 2, 0], [2, 0, 3]])
     given = np.array([False, True, False, False])
-    found = in_orders(diffusion_of(WRONG), {}, x, orders, given, mesh=mesh, batch_size=4)
+    found = chain_rule(WRONG, batch_size=4)(x, orders, given)
     expected = [WRONG.by_order(x, {1}, order) for order in orders]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_each_order_may_be_of_a_row_of_its_own():
+    rows, orders = np.array([[2, 0, 1, 1], [0, 1, 1, 2]]), np.array([[0, 2, 3], [3, 1, 0]])
+    given = np.array([[False, True, False, False], [False, False, True, False]])
+    found = chain_rule(WRONG, batch_size=4)(rows, orders, given)
+    expected = [
+        WRONG.by_order(x, set(np.flatnonzero(own)), order)
+        for x, own, order in zip(rows, given, orders, strict=True)
+    ]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

@@ -31,21 +31,24 @@ def test_every_token_is_scored_once_whatever_the_batch(batch_size):
         seen.append(batch["row"])
         count = batch["loss_mask"].sum(-1)
         text = np.stack([2 * count, count], axis=-1)
-        return batch["tokens"][:, 0] * count * (number + 1.0), count, text
+        bound = batch["tokens"][:, 0] * count * (number + 1.0)
+        return bound, count, text, bound[:, None, None] * np.arange(8).reshape(2, 4)
 
     told = []
-    bound, count, text = passes(
+    bound, count, text, levels = passes(
         score,
         lambda: evaluation_batches(Held(part), batch_size),
         count=2,
         rows=7,
         seed=0,
         report=lambda done, total: told.append((done, total)),
+        levels=2,
     )
     assert told[-1] == (14, 14)
     expected = np.arange(7) * part.loss_mask.sum(-1)
     np.testing.assert_array_equal(count, np.tile(part.loss_mask.sum(-1), (2, 1)))
     np.testing.assert_allclose(bound, [expected, 2 * expected])
+    np.testing.assert_allclose(levels, bound[..., None, None] * np.arange(8).reshape(2, 4))
     np.testing.assert_array_equal(text, part.loss_mask.sum() * np.array([2, 1]))
 
 
@@ -55,7 +58,8 @@ def test_strata_are_dealt_at_random_and_each_once():
     def score(number, batch):
         used = batch["loss_mask"].any(-1)
         dealt[number].extend(batch["row"][used].tolist())
-        return np.zeros(len(used)), batch["loss_mask"].sum(-1), np.zeros((len(used), 2))
+        b = len(used)
+        return np.zeros(b), batch["loss_mask"].sum(-1), np.zeros((b, 2)), np.zeros((b, 0, 4))
 
     part = rows(64)
     passes(score, lambda: evaluation_batches(Held(part), 16), count=2, rows=64, seed=0)

@@ -15,6 +15,7 @@ from mdlm.parameterizations.subs import Subs
 from mdlm.processes.masked import Masked
 from mdlm.schedules.closed_form import LogLinear
 from mdlm.schedules.md4 import Polynomial
+from mdlm.times import IID
 from mdlm.types import NetInput
 
 DATA = Distribution()
@@ -164,6 +165,44 @@ def test_discrete_bound_is_the_chain_s_divergence(steps):
         formula += enumerated(schedule, np.array([t]), np.asarray(weight)[0] / steps)[0]
     assert formula == pytest.approx(chain, rel=1e-4)
     assert formula >= DATA.entropy - 1e-4
+
+
+def by_steps(steps: int) -> float:
+    """The bound of a chain of the true posterior, by enumeration of all its steps."""
+    at = (np.arange(steps) + 0.5) / steps
+    t, weight = DiscreteNelbo(steps=steps).times_and_weights(
+        LogLinear(eps=0.0), jnp.asarray(at, jnp.float32)[:, None]
+    )
+    weight = np.asarray(weight, np.float64)[:, 0] / steps
+    return enumerated(LogLinear(eps=0.0), np.asarray(t)[:, 0], weight).sum()
+
+
+def test_more_steps_lower_the_bound_to_the_entropy():
+    ladder = [by_steps(steps) for steps in (1, 2, 4, 8, 16, 32, 64, 1024)]
+    assert all(a > b for a, b in zip(ladder, ladder[1:], strict=False))
+    assert DATA.entropy - 1e-5 < ladder[-1] < DATA.entropy + 5e-3 * ladder[0]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 16])
+def test_drawn_steps_are_the_bound_by_enumeration(steps):
+    """The objective with its own draws, each sequence as often as it is likely, on average."""
+    process = Masked(schedule=LogLinear(eps=0.0), mask_id=DATA.mask_id)
+    subs = Subs(mask_id=DATA.mask_id, vocab_size=DATA.mask_id + 1)
+    copies = 64
+    batch = DATA.batch(np.repeat(DATA.sequences, copies, axis=0))
+
+    @jax.jit
+    def once(key):
+        parts = Diffusion(process=process, parameterization=subs, denoise=DATA.denoise)
+        times = DiscreteNelbo(steps=steps, times=IID())
+        return times(key, batch, diffusion=parts).bound.sum(-1)
+
+    draws = [once(key) for key in jax.random.split(jax.random.key(3), 200)]
+    by_sequence = np.asarray(draws, np.float64).reshape(200, len(DATA.p), copies).mean(-1)
+    found = by_sequence @ DATA.p
+    error = found.std(ddof=1) / np.sqrt(len(found))
+    assert error < 0.01
+    assert found.mean() == pytest.approx(by_steps(steps), abs=4 * error + 1e-5)
 
 
 def test_one_step_is_the_sum_of_marginal_entropies():

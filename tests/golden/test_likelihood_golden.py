@@ -18,7 +18,7 @@ import mdlm
 from mdlm.data.pairs import Encoded
 from mdlm.evals.likelihood import Likelihood
 from mdlm.evals.log_likelihood import Passes
-from mdlm.evals.orders import Greedy, in_orders
+from mdlm.evals.orders import ChainRule, Greedy
 from mdlm.interop.importing import import_folder
 from mdlm.objectives.base import score_masked
 from mdlm.parameterizations.mean import Mean
@@ -89,7 +89,7 @@ def nats_of(run, tokens, z, weight):
 def every_order(run, tokens, given):
     at = np.flatnonzero(~given)
     orders = np.array(list(itertools.permutations(at)))
-    return in_orders(as_published(run), run.params, tokens, orders, given, mesh=run.mesh)
+    return ChainRule(as_published(run), run.params, mesh=run.mesh)(tokens, orders, given)
 
 
 def test_weights_of_llada(llada, golden):
@@ -116,14 +116,9 @@ def test_what_the_estimate_of_llada_converges_to(llada, golden):
     over_masks = -np.mean([4 / size * ce[k == size].mean() for size in range(1, 5)])
     assert over_masks == pytest.approx(limit, rel=1e-6)
     assert every_order(llada, tokens, given).mean() == pytest.approx(limit, rel=1e-6)
-    without_mask = in_orders(
-        llada.model.diffusion,
-        llada.params,
-        tokens,
-        np.array(list(itertools.permutations(np.flatnonzero(~given)))),
-        given,
-        mesh=llada.mesh,
-    ).mean()
+    chain = ChainRule(llada.model.diffusion, llada.params, mesh=llada.mesh)
+    orders = np.array(list(itertools.permutations(np.flatnonzero(~given))))
+    without_mask = chain(tokens, orders, given).mean()
     assert limit < without_mask < limit + 0.02
     likelihood = llada.likelihood(batch_size=512)
     assert likelihood.protocol.startswith("log p(response | prompt) >= -NELBO, order-agnostic")
@@ -161,14 +156,8 @@ def test_dream_by_times_and_in_two_orders(dream, golden):
     np.testing.assert_allclose(found, g["per_sample_all_target"].ravel(), rtol=2e-5)
     assert found.mean() == pytest.approx(float(g["nll_all_target"]), rel=1e-5)
     at = np.flatnonzero(is_target)
-    ltr, rtl = in_orders(
-        as_published(dream),
-        dream.params,
-        tokens,
-        np.stack([at, at[::-1]]),
-        ~is_target,
-        mesh=dream.mesh,
-    )
+    chain = ChainRule(as_published(dream), dream.params, mesh=dream.mesh)
+    ltr, rtl = chain(tokens, np.stack([at, at[::-1]]), ~is_target)
     assert -ltr == pytest.approx(float(g["chain_ltr__nll"]), rel=1e-5)
     assert -rtl == pytest.approx(float(g["chain_rtl__nll"]), rel=1e-5)
 

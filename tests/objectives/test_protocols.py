@@ -23,18 +23,21 @@ WHOLE = {
     "nelbo": (Nelbo(), "NELBO, continuous time"),
     "importance": (Nelbo(importance=True), "NELBO, continuous time"),
     "llada": (LLaDA(), "NELBO, continuous time, given the unscored tokens"),
-    "discrete": (DiscreteNelbo(), "NELBO, discrete time"),
-    "d3pm": (D3PM(), "NELBO, discrete time, D3PM"),
+    "discrete": (DiscreteNelbo(steps=64), "NELBO, discrete time, 64 steps"),
+    "d3pm": (D3PM(), "NELBO, discrete time, 1000 steps, D3PM"),
     "d3pm as published": (
         D3PM(reconstruction=True),
-        "NELBO, discrete time, D3PM, with the loss of the clean row at t = 0",
+        "NELBO, discrete time, 1000 steps, D3PM, with the loss of the clean row at t = 0",
     ),
     "orders": (OrderAgnostic(), "NELBO, order-agnostic, by counts of masked tokens"),
     "blocks": (BlockNelbo(block_size=4), "NELBO, blocks of 4, continuous time"),
     "uniform": (UniformNelbo(), "NELBO, continuous time, uniform noise"),
     "hybrid": (HybridNelbo(reconstruction=True), "NELBO, continuous time, hybrid noise"),
     "by token": (GeneralizedNelbo(), "NELBO, continuous time, rates by token"),
-    "by token, discrete": (GeneralizedDiscreteNelbo(), "NELBO, discrete time, rates by token"),
+    "by token, discrete": (
+        GeneralizedDiscreteNelbo(steps=8),
+        "NELBO, discrete time, 8 steps, rates by token",
+    ),
     "by token, from rates": (
         GeneralizedNelbo(reconstruction="rates"),
         "NELBO, continuous time, rates by token, tokens masked at t = 0.001 predicted from the"
