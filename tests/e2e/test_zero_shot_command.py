@@ -56,7 +56,7 @@ def test_well_known_texts(work):
         "no EOS between documents, "
     )
     assert found["n"] == len(" = Title =\n" + " a 1,000, b.\n" + "a 1,000, b.\n" * 8)
-    (work / "wiki.txt").write_text(" = Title = \n a 1 @,@ 000 , b . \n")
+    (work / "wiki.txt").write_text(" = Title = \n" + " a 1 @,@ 000 , b . \n" * 3)
     found = scored(work, "--on", "wikitext2", "--data", "wiki.txt")["bits per byte"]
     assert "wiki.txt, cleaned by WikiText(), valid, " in found["protocol"]
     found = scored(work, "--on", "lambada", "--data", "passages")["bits per byte"]
