@@ -286,17 +286,17 @@ def draw(rows: list[dict[str, Any]], file: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for row in rows:
+    for index, row in enumerate(rows):
         off = max(row["KL"], 1e-6) if np.isfinite(row["KL"]) else 1 - row["same"]
-        axes.plot(off, row["times"], "o" if row["exact"] else "s")
-        axes.annotate(row["cache"], (off, row["times"]), xytext=(5, 3), textcoords="offset points")
+        marker = "o" if row["exact"] else "sD^vPX*<>d"[index % 10]
+        axes.plot(off, row["times"], marker, linestyle="", label=row["cache"])
     axes.set_xscale("symlog", linthresh=1e-4)
     axes.set_xlabel("mean KL from a full pass, nats")
     axes.set_ylabel("speed, in times of no cache")
-    axes.margins(0.2, 0.1)  # room for the names
+    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=150)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from mdlm.cli.arguments import add_run, opened, seed, whole
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.eval import keep
+from mdlm.cli.other_text import add_other_text, reading, split_of
 from mdlm.cli.progress import Progress
 from mdlm.cli.sampler_options import add_sampler, sampler_of
 from mdlm.files import finite
@@ -30,15 +31,15 @@ def run(args: argparse.Namespace, _: Changes) -> int:
         seed=args.seed,
         batch_size=args.batch_size,
     )
-    args.temperature = args.temperature or "0.0"
+    args.temperature, settings = args.temperature or "0.0", reading(args)
     run = opened(args)
     trust, verify = args.trust_experiment, not args.no_verify
     verifier = load(args.verifier, trust=trust, verify=verify) if args.verifier else None
-    sampler = sampler_of(args, run)
+    sampler, split = sampler_of(args, run), split_of(args, run, settings)
     with Progress(quiet=False) as progress:
         cells = run.blanks(
             how,
-            split=args.split or run.experiment.evaluation.split,
+            split=split,
             sampler=sampler,
             verifier=verifier,
             report=progress.bar("blanks", "steps"),
@@ -64,6 +65,7 @@ BLANKS_HELP = """\
 examples:
   mdlm blanks runs/quickstart
   mdlm blanks runs/quickstart --split test --blank 1 8 --at middle --num 256
+  mdlm blanks runs/llada --data text.txt
   mdlm blanks runs/quickstart --sampler "Parallel(order=\\"confidence\\")" --orders 8
 
 Rows of a split lose so many tokens at a place, and three things are measured with standard errors:
@@ -79,6 +81,7 @@ diffusion runs are conditioned on the left side alone (docs/evaluation.md)."""
 def arguments(sub: argparse.ArgumentParser) -> None:
     add_run(sub)
     sub.add_argument("--split", choices=("train", "valid", "test"), help="default: the run's")
+    add_other_text(sub)
     sub.add_argument(
         "--blank",
         metavar="N",

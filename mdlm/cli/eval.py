@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run, opened, whole, writable
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.eval_modes import Evaluation, Result
+from mdlm.cli.other_text import add_other_text, other_text, reading
 from mdlm.cli.progress import Progress
 from mdlm.cluster import process_group
 from mdlm.config.ranges import LARGEST
@@ -29,7 +30,7 @@ ALL = "all"
 
 
 def run(args: argparse.Namespace, _: Changes) -> int:
-    objective, settings = _checked(args), _reading(args)
+    objective, settings = _checked(args), reading(args, allowed=not args.on)
     plot = None if args.plot is None else writable(args.plot)
     run = opened(args)
     how, data = _what(args, run.experiment, settings)
@@ -60,7 +61,7 @@ def _what(
         data, split = _well_known(args, run)
         how = replace(how, split=split, ngrams=False)
     elif args.data and not args.on:
-        data = _files(args, run, args.split or how.split, settings)
+        data = other_text(args, run, args.split or how.split, settings)
         how = replace(how, ngrams=False)
     return replace(
         how,
@@ -97,41 +98,6 @@ def keep(
         reason = getattr(error, "strerror", None) or error
         print(f"mdlm: the results are not kept in {folder}: {reason}", file=sys.stderr)
     return earlier
-
-
-def _reading(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the settings that say how files of `--data` are read, if other than in the run.
-
-    Raises InputError if there are such settings and no such files, or a value is not allowed.
-    """
-    from mdlm.config.component_text import from_text, hints_of
-    from mdlm.data.sources import READING, TextFiles
-
-    given = {name: value for name in READING if (value := getattr(args, name)) is not None}
-    settings = {}
-    for name, value in given.items():
-        option = f"--{name.replace('_', '-')}"
-        if args.on or not args.data:
-            raise InputError(f"{option} {value}: allowed with --data FILE, without --on")
-        settings[name] = from_text(value, hints_of(TextFiles)[name], f"{option} {value}")
-    return settings
-
-
-def _files(
-    args: argparse.Namespace, run: "Experiment", split: str, settings: dict[str, Any]
-) -> "TextData":
-    """Returns the files of `--data` as data that are read as those of the run."""
-    from mdlm.data.dataset import TextData
-    from mdlm.data.mixture import Mixture
-    from mdlm.data.sources import other_files
-
-    mine = run.data
-    sources = [part.source for part in (mine.parts if isinstance(mine, Mixture) else (mine,))]
-    try:
-        source = other_files(sources, tuple(args.data), split, **settings)
-    except ValueError as error:
-        raise InputError(f"--data {' '.join(args.data)}: {error}") from error
-    return TextData(source=source, tokenizer=mine.tokenizer, packing=mine.packing)
 
 
 def _checked(args: argparse.Namespace) -> "Objective | None":
@@ -234,21 +200,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--split", choices=("train", "valid", "test"), help="split to evaluate (default: the run's)"
     )
-    sub.add_argument(
-        "--data", metavar="FILE", nargs="+", help="evaluate on these text files instead"
-    )
-    sub.add_argument(
-        "--separator", metavar="TEXT", help="--data: text between the documents of a .txt file"
-    )
-    sub.add_argument(
-        "--text-field", metavar="NAME", help="--data: field with the text, in .jsonl and .parquet"
-    )
-    sub.add_argument(
-        "--undecodable",
-        metavar="WHAT",
-        help="--data: refuse documents that are not UTF-8, or drop them",
-    )
-    sub.add_argument("--clean", metavar="TEXT", help='--data: cleaning, such as "PTB()", or none')
+    add_other_text(sub)
     sub.add_argument(
         "--on",
         metavar="NAME",

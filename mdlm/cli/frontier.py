@@ -13,6 +13,7 @@ from mdlm.cli.command import Changes, Command
 from mdlm.cli.frontier_picture import picture
 from mdlm.cli.frontier_sweep import FOLDER, Made, Point, points_of, texts_of
 from mdlm.cli.frontier_table import REAL, Row, latex, table
+from mdlm.cli.other_text import add_other_text, reading, split_of
 from mdlm.cli.progress import Progress
 from mdlm.cli.sample import MOST
 from mdlm.errors import InputError
@@ -29,6 +30,7 @@ def run(args: Namespace, _: Changes) -> int:
     from mdlm.run import load
 
     check_options(args)
+    settings = reading(args)
     plot = None if args.plot is None else writable(args.plot)
     run = opened(args)
     length = args.length or window_of(run.experiment.data.packing, run.model).room
@@ -39,7 +41,8 @@ def run(args: Namespace, _: Changes) -> int:
         trust, verify = args.trust_experiment, not args.no_verify
         other = load(args.judge, trust=trust, verify=verify)
     with Progress() as progress:
-        judge = judge_of(args, run, other, progress)
+        judge = judge_of(args, run, other, progress)  # of the run's own text, so before --data
+        args.split = split_of(args, run, settings)
         real = [
             judged_texts(args, judge, REAL, own, progress) for own in real_of(args, run, length)
         ]
@@ -108,9 +111,8 @@ def real_of(args: Namespace, run: "Run", length: int) -> "list[list[Documents]]"
     from mdlm.generation.real_texts import real_texts
 
     data = run.experiment.data
-    split = args.split or run.experiment.evaluation.split
     try:
-        rows = getattr(run.dataset, split).rows
+        rows = getattr(run.dataset, args.split).rows
     except InputError as error:
         print(f"mdlm: no real text to compare with: {error}", file=sys.stderr)
         return [[], []]
@@ -120,7 +122,7 @@ def real_of(args: Namespace, run: "Run", length: int) -> "list[list[Documents]]"
     texts: Any = [text.pieces for text in drawn]
     few = min(args.num, len(texts))
     if few < args.num:
-        print(f"mdlm: the {split} split has {few} texts of this length", file=sys.stderr)
+        print(f"mdlm: the {args.split} split has {few} texts of this length", file=sys.stderr)
     return [texts[:few], texts[few:]]
 
 
@@ -174,14 +176,13 @@ def protocol(
     from mdlm.evals.generated.halves import HALVES
     from mdlm.evals.generated.mauve import clusters_of
 
-    split = args.split or run.experiment.evaluation.split
     ends = {"none": "not scored", "first": "the first scored", "all": "scored"}[args.ends]
     unknown = max(row.unknown for row in rows)
     lines = [
         f"judge: {judge.protocol}",
         f"texts decoded, then retokenised for the judge; end tokens read, {ends}"
         + (f"; up to {unknown:.2%} of the tokens unknown to the judge" if unknown else ""),
-        f"{args.num} texts of {length} tokens, seed {args.seed}; {REAL}: {split} split;"
+        f"{args.num} texts of {length} tokens, seed {args.seed}; {REAL}: {args.split} split;"
         f" distinct, repetition, self-BLEU of {args.units}",
         f"+-: standard error over the texts, {HALVES} random halves",
     ]
@@ -246,6 +247,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
         choices=("train", "valid", "test"),
         help="split of real text (default: the run's)",
     )
+    add_other_text(sub)
     sub.add_argument("--seed", type=seed, default=0, help="seed of the texts (default: 0)")
     sub.add_argument(
         "--batch", metavar="N", type=whole, help="texts at a time (default: 32 for each device)"
