@@ -55,6 +55,7 @@ FILES = (
     "samplers",
     "view",
     "report",
+    "runs",
     "import_weights",
     "export",
     "completion",
