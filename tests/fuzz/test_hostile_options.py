@@ -25,6 +25,7 @@ BEGINNINGS = {
     "sample": ["run", "--steps", "2", "--length", "8"],
     "view": ["made.trace"],
     "report": ["run", "--html", "page.html"],
+    "runs": ["run"],
     "import": ["run/none.safetensors", "tiny.py", "--out", "new"],
     "export": ["run", "--to", "new"],
     "completion": ["bash"],
