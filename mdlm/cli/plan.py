@@ -102,7 +102,8 @@ def rows_of(experiment: "Experiment", topology: "Topology", smaller: "Topology")
 def vocabulary(experiment: "Experiment", size: int | None) -> tuple[Vocab, str]:
     """Returns the vocabulary and the source of its size, without reading any text.
 
-    Raises InputError if only the text, or a hub that cannot be reached, determines the size.
+    Raises InputError if only the text, or a hub that cannot be reached, determines the size, or if
+    a store lacks a split.
     """
     from mdlm.data.mixture import Mixture
     from mdlm.data.store.manifest import Manifest
@@ -114,6 +115,7 @@ def vocabulary(experiment: "Experiment", size: int | None) -> tuple[Vocab, str]:
     data = experiment.data
     for part in data.parts if isinstance(data, Mixture) else (data,):
         if part.store is not None and (manifest := Manifest.read(part.store)) is not None:
+            part.check_whole(manifest, part.store)
             return made_up(manifest.vocab_size), f"the store {part.store}"
     tokenizer = data.tokenizer
     name = type(tokenizer).__name__
