@@ -12,6 +12,7 @@ from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.errors import InputError
 from mdlm.files import finite
+from mdlm.foreign.output import Output
 from mdlm.vocab import Vocab
 
 if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
@@ -186,6 +187,7 @@ def compiled_apart(
 
 
 def _compile(path: str, changes: Changes, vocab: Vocab, topology: "Topology", answer: Any) -> None:
+    sys.stderr = Output(sys.stderr, outlives=True)  # for this is another process
     import jax
 
     from mdlm.config.overrides import apply
