@@ -9,9 +9,10 @@ import sys
 import termios
 import time
 
+import jax
 import pytest
 
-from mdlm.cli.main import main
+from mdlm.cli.main import _prepare_jax, main
 from mdlm.cluster.patient import apart
 from mdlm.data.preparation.pool import Pool
 from mdlm.data.preparation.worker import Setting
@@ -112,6 +113,17 @@ def test_a_line_is_cut_in_its_middle():
 def test_closed_streams(closed):
     command = f"{sys.executable} -m mdlm experiments {closed}"
     assert subprocess.run(["sh", "-c", command], capture_output=True).returncode == 0
+
+
+def test_without_a_home_folder_it_is_said_that_programs_are_not_kept(monkeypatch, capsys):
+    before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.delenv("MDLM_CACHE", raising=False)
+    monkeypatch.setattr("mdlm.cli.main.cache_folder", lambda name: None)
+    _prepare_jax()
+    assert jax.config.jax_compilation_cache_dir is None  # pyright: ignore
+    jax.config.update("jax_compilation_cache_dir", before)
+    said = "mdlm: no home folder: compiled programs are not kept; set MDLM_CACHE to a folder\n"
+    assert capsys.readouterr().err == said
 
 
 def test_signals_are_answered_during_a_long_call():
