@@ -70,3 +70,17 @@ def test_every_sampler_and_objective_is_tested_each_day(folder):
         slow = [test.name for test in tests if is_slow(test)]
         assert not is_slow(tests[0]), f"{path.name}: {tests[0].name} is the first"
         assert len(slow) < len(tests) / 2, f"{path.name}: {slow}"
+
+
+def test_each_hostile_case_is_in_one_part():
+    """Tests of many cases in tests/fuzz are slow, and slow cases are run once in all parts."""
+    files = sorted((TESTS / "fuzz").glob("test_*.py"))
+    tests = [n for path in files for n in ast.parse(path.read_text()).body]
+    many = [
+        test
+        for test in tests
+        if isinstance(test, ast.FunctionDef) and "parametrize" in ast.unparse(test.decorator_list)
+    ]
+    assert len(files) == 4 and len(many) >= 5 and all(map(is_slow, many))
+    days = [len(part_of(cases(0, 900, "tests/fuzz/t.py"), k, 36)) for k in range(36)]
+    assert sum(days) == 900 and 10 < min(days) and max(days) < 45

@@ -12,6 +12,7 @@ from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.errors import InputError
 from mdlm.files import finite
+from mdlm.foreign.output import Output
 from mdlm.vocab import Vocab
 
 if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
@@ -102,7 +103,8 @@ def rows_of(experiment: "Experiment", topology: "Topology", smaller: "Topology")
 def vocabulary(experiment: "Experiment", size: int | None) -> tuple[Vocab, str]:
     """Returns the vocabulary and the source of its size, without reading any text.
 
-    Raises InputError if only the text, or a hub that cannot be reached, determines the size.
+    Raises InputError if only the text, or a hub that cannot be reached, determines the size, or if
+    a store lacks a split.
     """
     from mdlm.data.mixture import Mixture
     from mdlm.data.store.manifest import Manifest
@@ -114,6 +116,7 @@ def vocabulary(experiment: "Experiment", size: int | None) -> tuple[Vocab, str]:
     data = experiment.data
     for part in data.parts if isinstance(data, Mixture) else (data,):
         if part.store is not None and (manifest := Manifest.read(part.store)) is not None:
+            part.check_whole(manifest, part.store)
             return made_up(manifest.vocab_size), f"the store {part.store}"
     tokenizer = data.tokenizer
     name = type(tokenizer).__name__
@@ -184,6 +187,7 @@ def compiled_apart(
 
 
 def _compile(path: str, changes: Changes, vocab: Vocab, topology: "Topology", answer: Any) -> None:
+    sys.stderr = Output(sys.stderr, outlives=True)  # for this is another process
     import jax
 
     from mdlm.config.overrides import apply

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from mdlm.cli.output import raw
 from mdlm.cluster import compiling
+from mdlm.foreign.output import raw
 from mdlm.foreign.shown import visible
 
 WORTH_PRINTING = 0.03

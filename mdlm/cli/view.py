@@ -6,9 +6,9 @@ from pathlib import Path
 
 from mdlm.cli.arguments import real, whole, writable
 from mdlm.cli.command import Changes, Command
-from mdlm.cli.output import raw
 from mdlm.errors import InputError
 from mdlm.files import write
+from mdlm.foreign.output import raw
 
 
 def run(args: argparse.Namespace, _: Changes) -> int:

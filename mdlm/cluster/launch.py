@@ -23,6 +23,7 @@ from mdlm.cluster import jax_private, process_group
 from mdlm.cluster.abort_handler import AbortHandler
 from mdlm.cluster.heartbeat import Heartbeat
 from mdlm.errors import InputError
+from mdlm.foreign.output import Output
 
 HEARTBEAT_TIMEOUT = 30
 """Seconds without a heartbeat after which the JAX runtime declares a process lost."""
@@ -165,8 +166,8 @@ def joined(rank: Rank | None, *, timeout: int | None = None, advice: str = "") -
         return
     import jax
 
-    err = io.TextIOWrapper(io.FileIO(os.dup(2), "w"), line_buffering=True, encoding="utf-8")
-    _redirect_standard_output(rank.index == 0)
+    err = open_errors()
+    redirect_standard_output(rank.index == 0)
     seconds = JOIN_TIMEOUT if timeout is None else timeout
     explain = partial(_explanation, rank=rank, seconds=seconds)
     is_main_gone = lambda: not _is_listening(rank.coordinator)
@@ -217,13 +218,21 @@ def reach_directly(address: str) -> None:
     os.environ["no_grpc_proxy"] = ",".join(filter(None, (known, host)))
 
 
-def _redirect_standard_output(is_main: bool) -> None:
+def open_errors() -> Output:
+    """Returns standard error for the lines of this module's processes, even where that of the
+    runtime is held back (`AbortHandler.hold`)."""
+    return Output.on(os.dup(2), line_buffering=True, outlives=True)
+
+
+def redirect_standard_output(is_main: bool) -> None:
     """Leaves standard output to process 0, and there to Python: the runtime prints lines of its
     own on file descriptor 1."""
-    sys.stdout.flush()
-    out = os.dup(1) if is_main else os.devnull
-    sys.stdout = io.TextIOWrapper(
-        io.FileIO(out, "w"), line_buffering=sys.stdout.isatty(), encoding="utf-8"
+    before = sys.stdout
+    before.flush()
+    sys.stdout = Output.on(
+        os.dup(1) if is_main else os.devnull,
+        line_buffering=before.isatty(),
+        outlives=isinstance(before, Output) and before.outlives,
     )
     with io.FileIO(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)

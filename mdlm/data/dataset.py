@@ -19,6 +19,7 @@ from mdlm.config.component_text import to_text
 from mdlm.config.records import is_same
 from mdlm.data.packing import Packing
 from mdlm.data.rows.base import RowSet
+from mdlm.data.store.manifest import Manifest
 from mdlm.data.store.reader import Store
 from mdlm.data.text.source import Source
 from mdlm.data.tokenizers import TokenizerConfig
@@ -256,7 +257,10 @@ class TextData:
         return Dataset(self, tokenizer, report, store)
 
     def open_store(self, url: str) -> Store:
-        """Opens a store of this data. Raises InputError if it was made from other data."""
+        """Opens a store of this data.
+
+        Raises InputError if it was made from other data, or lacks a split of them.
+        """
         store = Store.open(url)
         made = store.manifest
         for there, here, kind in (
@@ -268,7 +272,20 @@ class TextData:
                     f"{store.url} was made of {there}, this experiment has {to_text(here)}: name"
                     " another store, or make one with: mdlm prepare FILE"
                 )
+        self.check_whole(made, store.url)
         return store
+
+    def check_whole(self, made: Manifest, url: str) -> None:
+        """Raises InputError if the store at `url` lacks a split that its text is known to have.
+
+        A text that is not on a disk is not asked.
+        """
+        lacking = self.source.lacking(made.splits) if self.source.is_near else ()
+        if lacking:
+            raise InputError(
+                f"{url}: its manifest lacks the {lacking[0]} split: make the store whole with:"
+                " mdlm prepare FILE"
+            )
 
     def load_tokenizer(self, directory: Path) -> Tokenizer:
         """Returns the tokenizer saved in `directory`, without reading text.

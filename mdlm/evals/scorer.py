@@ -180,14 +180,16 @@ class Scorer:
     def _units(self, split: str, text: Float[np.ndarray, " 2"]) -> dict[str, float]:
         """Returns the size of the text that was scored, by unit, from what its tokens spell.
 
-        Where tokens do not spell the text exactly, it is their share of the text in the rows.
+        Where tokens do not spell the text exactly, it is their share of the text in the rows; it
+        has no size if none of them spells anything, as unknown tokens do.
         """
         if not self.text_sizes.is_exact:
             part: Split = getattr(self.dataset, split)
             if split not in self._spelled:  # every row is read, which validations need not repeat
                 totals = (self.text_sizes.total(rows.tokens) for rows in part.rows.chunks())
                 self._spelled[split] = np.sum(list(totals), axis=0)
-            text = text / self._spelled[split] * np.array([part.bytes, part.characters])
+            spelled = np.maximum(self._spelled[split], 1)
+            text = text / spelled * np.array([part.bytes, part.characters])
         return {unit: float(n) for unit, n in zip(UNITS, text, strict=True) if n > 0}
 
     def clip_search(

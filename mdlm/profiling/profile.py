@@ -10,10 +10,12 @@ profile/profile.json    the same as numbers, and every instruction
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -21,6 +23,8 @@ from mdlm.errors import InputError
 from mdlm.files import write
 from mdlm.profiling import timeline
 from mdlm.profiling.timeline import Event, Instruction
+
+T = TypeVar("T")
 
 WARM_UP = 3
 """Steps before the first one that is traced, counted from the start or resume of a run."""
@@ -201,13 +205,24 @@ def check(steps: int, left: int) -> None:
 class Profiler:
     """Traces `steps` steps of a run that starts or resumes at step `begin`; 0 traces none.
 
-    Only the host process with `writes=True` traces; the others compile the same program.
+    Only the host process with `writes=True` traces; the others compile the same program. Where
+    tracing fails, because the disk is full, say, `failed(what, error)` is called and the run goes
+    on without a profile.
     """
 
-    def __init__(self, folder: Path, steps: int, begin: int, writes: bool = True):
+    def __init__(
+        self,
+        folder: Path,
+        steps: int,
+        begin: int,
+        writes: bool = True,
+        *,
+        failed: Callable[[str, Exception], None],
+    ):
         self.folder, self.steps, self.writes = folder / "profile", steps, writes
         self.first = begin + WARM_UP if steps else -1
         self.compiled: Any = None
+        self.failed, self._is_tracing = failed, False
 
     def before(self, step: int, train_step: Any, state: Any, batch: Any) -> None:
         """Starts the trace if `step`, the number of finished steps, is the first to trace."""
@@ -216,22 +231,39 @@ class Profiler:
         # The program that the run executes; JAX has compiled it already.
         self.compiled = train_step.lower(state, batch).compile()
         jax.block_until_ready(state)
-        if not self.writes:
-            return
-        options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # it would slow down the profiled host
-        jax.profiler.start_trace(self.folder, profiler_options=options)
+        if self.writes:
+            self._attempt(self._start)
 
     def after(self, step: int, state: Any) -> Profile | None:
         """Returns the profile if `step`, the number of finished steps, ends the trace."""
         if self.compiled is None or step != self.first + self.steps:
             return None
         jax.block_until_ready(state)
-        text = self.compiled.as_text()
-        self.close()
-        if not self.writes:
-            return None
+        text, self.compiled = self.compiled.as_text(), None
+        return self._attempt(partial(self._finish, text)) if self._is_tracing else None
+
+    def close(self) -> None:
+        """Stops a running trace, if any."""
+        self.compiled = None
+        if self._is_tracing:
+            self._attempt(self._stop)
+
+    def _start(self) -> None:
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # it would slow down the profiled host
+        jax.profiler.start_trace(self.folder, profiler_options=options)
+        self._is_tracing = True
+
+    def _stop(self) -> None:
+        self._is_tracing = False
+        jax.profiler.stop_trace()
+
+    def _finish(self, text: str) -> Profile:
+        """Ends the trace of a program of that text; reads it, and writes what it says."""
+        self._stop()
         written = sorted(self.folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+        if not written:
+            raise FileNotFoundError(f"{self.folder} has no trace")
         data = jax.profiler.ProfileData.from_file(str(written[-1]))
         module = text.partition("HloModule ")[2].partition(",")[0]
         found = read(timeline.events(data), module, timeline.instructions(text), self.steps)
@@ -239,9 +271,10 @@ class Profiler:
         write(self.folder / "profile.json", found.to_json() + "\n")
         return found
 
-    def close(self) -> None:
-        """Stops a running trace, if any."""
-        if self.compiled is not None:
-            if self.writes:
-                jax.profiler.stop_trace()
-            self.compiled = None
+    def _attempt(self, call: Callable[[], T]) -> T | None:
+        """Returns what a call returns, None if it fails: a profile never ends a run."""
+        try:
+            return call()
+        except Exception as error:
+            self.failed(f"tracing into {self.folder}", error)
+            return None

@@ -84,7 +84,7 @@ def _compared(folder: epath.Path, leave_out: Collection[str], rank: int, count: 
         path = folder / name
         if not path.exists():
             return f"{name} is missing"
-        if _parts(path.stat().length) != len(digests):
+        if _parts(_size(path)) != len(digests):
             return f"{name} {CHANGED}"
         parts += [(name, i, digest) for i, digest in enumerate(digests)]
     own = parts[rank::count]
@@ -97,13 +97,19 @@ def _compared(folder: epath.Path, leave_out: Collection[str], rank: int, count: 
 
 
 def _digests(folder: epath.Path, names: list[str]) -> Digests:
-    parts = [(n, i) for n in names for i in range(_parts((folder / n).stat().length))]
+    parts = [(n, i) for n in names for i in range(_parts(_size(folder / n)))]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         found = threads.map(lambda part: _digest(folder / part[0], part[1]), parts)
         digests: Digests = {name: [] for name in names}
         for (name, _), digest in zip(parts, found, strict=True):
             digests[name].append(digest)
     return digests
+
+
+def _size(path: epath.Path) -> int:
+    """Returns the bytes of a file. On this machine it is not asked who owns it, for whom there may
+    be no name, as in containers."""
+    return path.stat().length if "://" in str(path) else os.stat(path).st_size
 
 
 def _parts(size: int) -> int:

@@ -32,6 +32,7 @@ from mdlm.profiling.profile import Profiler
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.finite import check_finite
 from mdlm.runs.folder import RunFolder
+from mdlm.runs.log import warn_once
 from mdlm.runs.past import note_saved
 from mdlm.times import balanced_order
 from mdlm.train.events import Began, Evaluated, Event, Profiled, Saved, Spiked, Stepped, Stopped
@@ -133,7 +134,13 @@ class Trainer:
             self._begin()
             parameters = count_parameters(self.state["params"])
             yield Began(self.made, settings.steps, parameters, self.mesh.size)
-            self.profiler = Profiler(self.folder.path, self.profile, self.made, self.folder.writes)
+            self.profiler = Profiler(
+                self.folder.path,
+                self.profile,
+                self.made,
+                self.folder.writes,
+                failed=warn_once,
+            )
             self.batches = self._batches()
             self.meter = Meter(self.model, self.mesh, lambda: self.batches.stalled)
             try:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
-from store_maker import write_store
+from store_maker import change_manifest, write_store
 from test_cli import mdlm
 
 from mdlm.cli import main as cli
@@ -97,8 +97,12 @@ def test_where_the_vocabulary_is_known_from(tmp_path):
     with pytest.raises(InputError, match="--vocab 3"):
         known(Bytes(), 3)
     store = str(tmp_path / "store")
-    write_store(store, {"train": [[5, 6]]}, Bytes().build([]), eos=1, shard_tokens=10)
+    splits = {split: [[5, 6]] for split in ("train", "valid", "test")}
+    write_store(store, splits, Bytes().build([]), eos=1, shard_tokens=10)
     assert known(Characters(), store=store) == (260, f"the store {store}")
+    change_manifest(store, lambda values: values["splits"].pop("valid"))
+    with pytest.raises(InputError, match=f"{store}: its manifest lacks the valid split"):
+        known(Characters(), store=store)
 
 
 @pytest.mark.slow

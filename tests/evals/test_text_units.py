@@ -103,3 +103,17 @@ def test_the_text_of_scored_tokens_is_counted(experiment, tokenizer, packing):
         assert whole["bits per character"].n == pytest.approx(dataset.valid.characters)
     first = scored(made, lambda rows: rows.loss_mask & (np.arange(rows.tokens.shape[1]) < 5))
     assert 0 < first["bits per byte"].n < 0.6 * whole["bits per byte"].n
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_text_of_unknown_tokens_has_no_size(experiment):
+    """So no bits per byte are given for it."""
+    made = experiment(WordPiece(vocab_size=80), PLAIN)
+    dataset = made.data.load()
+    rows = dataset.valid.rows.all()
+    unknown = np.full_like(rows.tokens, dataset.tokenizer.unk_id)
+    held = Held(dataclasses.replace(rows, tokens=unknown))
+    vars(held).update(placed=dataset.valid.rows.placed, dropped=0)
+    dataset.valid = dataclasses.replace(dataset.valid, rows=held)
+    scorer = Scorer(Model.on(made, dataset), made.mesh.build(), dataset)
+    assert scorer._units("valid", np.zeros(2)) == {}

@@ -178,3 +178,18 @@ def test_rows_that_are_done_leave_a_window(parts, devices):
     )
     assert sizes(whole) == [8]
     assert sizes(fewer) == ([1, 2, 4, 8] if devices == 1 else [2, 4, 8])  # rows of all devices
+
+
+@pytest.mark.parametrize(("template", "says"), [("a [MASK] b", True), ("a b [MASK]", False)])
+def test_a_network_that_goes_from_left_to_right_says_so(template, says, parts, monkeypatch, caplog):
+    """It is said if a text follows the blank, before anything is compiled."""
+
+    def begins(*_):
+        raise TimeoutError
+
+    one = generator(parts, devices=1)
+    monkeypatch.setattr(one, "_runner", begins)
+    monkeypatch.setattr(type(one.model.experiment.network), "attends", "causal")
+    with pytest.raises(TimeoutError):
+        one.infill(template)
+    assert ("fills a blank without looking at what follows" in caplog.text) == says

@@ -1,6 +1,8 @@
 """Profiles: what a trace says, on the platforms that are here and on those that are not."""
 
+import errno
 import json
+import os
 import time
 from dataclasses import replace
 
@@ -12,7 +14,7 @@ import tiny
 
 from mdlm.errors import InputError
 from mdlm.experiment import Training
-from mdlm.profiling import timeline
+from mdlm.profiling import profile, timeline
 from mdlm.profiling.profile import WARM_UP, Profile, Profiler, read
 from mdlm.profiling.timeline import Event, Instruction
 from mdlm.run import load
@@ -51,7 +53,7 @@ def test_time_by_part_of_a_program_that_runs(tmp_path):
     step = jax.jit(train_step, donate_argnums=0)
     elsewhere = jax.jit(lambda x: jnp.tanh(x @ x))
     w, x = jnp.ones((3, 256, 256)) / 256, jnp.ones((512, 256))
-    profiler = Profiler(tmp_path, 4, begin=10)
+    profiler = Profiler(tmp_path, 4, begin=10, failed=lambda *said: pytest.fail(str(said)))
     found = None
     compilations = []
 
@@ -95,6 +97,31 @@ def test_time_by_part_of_a_program_that_runs(tmp_path):
     assert stored["parts"] == parts and stored["step"] == found.step
     text = (tmp_path / "profile" / "profile.txt").read_text()
     assert text == f"{found}\n" and "recomputed" in text and "4 steps traced" in text
+
+
+@pytest.mark.parametrize("where", ["start", "stop", "write"])
+def test_a_trace_that_has_no_room_does_not_end_the_run(where, tmp_path, monkeypatch):
+    """Every step is made, and the run is told once."""
+    stop_trace = jax.profiler.stop_trace
+
+    def full(*_, **__):
+        if where == "stop":
+            stop_trace()  # another test may trace
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    place = (profile, "write") if where == "write" else (jax.profiler, f"{where}_trace")
+    monkeypatch.setattr(*place, full)
+    step = jax.jit(lambda x, batch: x + batch)
+    x, told = jnp.zeros(()), []
+    profiler = Profiler(tmp_path, 2, begin=0, failed=lambda *said: told.append(said))
+    for number in range(WARM_UP + 4):
+        profiler.before(number, step, x, 1.0)
+        x = step(x, 1.0)
+        assert profiler.after(number + 1, x) is None
+    profiler.close()
+    assert x == WARM_UP + 4
+    ((what, error),) = told
+    assert what == f"tracing into {tmp_path / 'profile'}" and error.errno == errno.ENOSPC
 
 
 def test_shares_of_overlapping_spans_add_up_to_covered_time():

@@ -1,6 +1,7 @@
 """Every byte of a checkpoint and of a run folder is checked before it is used."""
 
 import json
+import pwd
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -172,3 +173,20 @@ def test_a_file_of_several_parts_is_compared_part_by_part(tmp_path, monkeypatch)
     assert digests.damage(folder) is None
     (tmp_path / "empty").write_bytes(b"x")
     assert digests.damage(folder) == f"empty {digests.CHANGED}"
+
+
+def test_files_of_a_user_without_a_name_are_read(tmp_path, monkeypatch):
+    """A container may run under a number that is in no list of users."""
+    state = {"w": np.arange(3.0)}
+
+    def nobody(number):
+        raise KeyError(f"uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with Checkpoints(tmp_path / "kept") as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+    assert digests.damage(tmp_path / "kept" / "1") is None
+    with Checkpoints(tmp_path / "kept", read_only=True) as checkpoints:
+        found = checkpoints.restore_part({"w": jax.ShapeDtypeStruct((3,), np.float64)})
+    assert np.asarray(found["w"]).tolist() == [0, 1, 2]

@@ -53,7 +53,10 @@ class Holder(Ancestral):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": Own(width=32, depth=1, heads=2)}, "no .*Own.*train from an experiment file"),
+        (
+            {"network": Own(width=32, depth=1, heads=2)},
+            "there is no .*Own, so a run of it could not be opened: train from an experiment file",
+        ),
         (
             {"sampler": Holder(anything={"a": 1})},
             "sampler: anything: .*as text.*frozen",

@@ -5,6 +5,7 @@ import pickle
 import queue
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,13 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def relay(said: int) -> None:
+    """Prints what comes through a pipe on standard error, until all of its writers are gone."""
+    with open(said, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            print(line, end="", file=sys.stderr, flush=True)
+
+
 class Pool:
     """A context with `workers` processes. Leaving it kills them at once."""
 
@@ -39,12 +47,23 @@ class Pool:
         self._free: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(workers)
         self._is_closing = False
-        for _ in range(workers):
+        said, saying = os.pipe()
+        self._relay = threading.Thread(target=relay, args=(said,), daemon=True)
+        self._relay.start()
+        try:
+            self._begin(setting, threads, saying)
+        finally:
+            os.close(saying)
+
+    def _begin(self, setting: Setting, environment: dict[str, str], errors: int) -> None:
+        """Starts the processes; they write what goes wrong to the descriptor `errors`."""
+        for _ in range(self.workers):
             process = subprocess.Popen(
                 [sys.executable, "-m", "mdlm.data.preparation.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**os.environ, **threads},
+                stderr=errors,
+                env={**os.environ, **environment},
                 process_group=0,  # Ctrl-C must reach only the parent process
             )
             self._processes.append(process)
@@ -66,6 +85,7 @@ class Pool:
                     pipe.close()  # type: ignore[union-attr]
                 except BrokenPipeError:
                     pass  # unsent data remained in the pipe
+        self._relay.join()
 
     def encode(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Encoded]]:
         """Yields each chunk with its tokens, in order.

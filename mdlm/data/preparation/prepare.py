@@ -208,10 +208,7 @@ def _whole(source: Source, folder: Folder, manifest: Manifest) -> Manifest:
 
     A complete store does not need its source.
     """
-    try:
-        missing = {split: SplitRecord() for split in source.splits if split not in manifest.splits}
-    except (InputError, OSError):
-        return manifest
+    missing = {split: SplitRecord() for split in source.lacking(manifest.splits)}
     if missing:
         manifest = dataclasses.replace(manifest, splits={**manifest.splits, **missing})
         manifest.write(folder.url)

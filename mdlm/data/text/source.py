@@ -1,7 +1,7 @@
 """Sources of text: the documents of each split, read piece by piece."""
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -62,6 +62,14 @@ class Source(abc.ABC):
     def version(self) -> str | None:
         """Returns an identifier of the current state of the text; None if the source has none."""
         return None
+
+    def lacking(self, splits: Collection[str]) -> tuple[str, ...]:
+        """Returns the splits of this text that are not among `splits`; none if the text, which may
+        be gone, is needed to tell."""
+        try:
+            return tuple(split for split in self.splits if split not in splits)
+        except (InputError, OSError):
+            return ()
 
     def check_apart(self) -> None:
         """Raises InputError if text of a held-out split is also training text, where that can be

@@ -4,6 +4,7 @@ import json
 import os
 import tracemalloc
 from dataclasses import dataclass, replace
+from functools import partial
 
 import fsspec
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from store_maker import change_manifest, write_store
 
 from mdlm.data.dataset import TextData
+from mdlm.data.mixture import Mixture
 from mdlm.data.packing import Pad, Wrap
 from mdlm.data.store import shard_files
 from mdlm.data.store.manifest import Manifest, Shard, SplitRecord
@@ -242,6 +244,38 @@ def test_missing_or_incomplete_split(tmp_path):
         match="valid split is not complete, it has 40 documents so far: resume with: mdlm",
     ):
         _ = stored.load().valid
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoneSource(FakeSource):
+    """A text whose splits are named in a file that is no longer there."""
+
+    @property
+    def splits(self):
+        raise FileNotFoundError("splits.bed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FarSource(FakeSource):
+    """A text on a hub, which opening a store must not ask."""
+
+    is_near = False
+
+    @property
+    def splits(self):
+        raise AssertionError("asked")
+
+
+def test_a_store_that_lacks_a_split_of_its_text_is_refused(tmp_path):
+    """Else a run would be evaluated on another split, without a word."""
+    stored = prepared(DATA, str(tmp_path / "store"))
+    change_manifest(stored.store, lambda values: values["splits"].pop("valid"))
+    for data in (stored, Mixture(parts=(stored, stored), weights=(1.0, 1.0))):
+        with pytest.raises(InputError, match="store: its manifest lacks the valid split: make"):
+            data.load()
+    for source in (GoneSource(), FarSource()):  # it cannot be known which splits there are
+        change_manifest(stored.store, partial(dict.update, source=repr(source)))
+        assert replace(stored, source=source).load().splits == ("train",)
 
 
 def test_counts_that_do_not_match_are_refused(tmp_path):
