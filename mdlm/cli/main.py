@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import itertools
 import os
 import sys
 import traceback
@@ -78,7 +79,13 @@ PROCESS_ARGUMENTS = ("coordinator", "processes", "process", "join_timeout")
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser for which `--top_p` is `--top-p`."""
+    """A parser for which `--top_p` is `--top-p`, and options, settings and other words may come in
+    any order. `takes_settings` says whether `--name value` is a setting of the command where no
+    option has the name."""
+
+    takes_settings = False
+    _is_inside = False
+    """Whether the library's own passes over the words of a command are under way."""
 
     def parse_known_args(self, args=None, namespace=None):
         known = self._option_string_actions
@@ -87,7 +94,31 @@ class _Parser(argparse.ArgumentParser):
             name, equals, value = word.partition("=")
             if name not in known and name.replace("_", "-") in known:
                 words[i] = name.replace("_", "-") + equals + value
-        return super().parse_known_args(words, namespace)
+        is_command = self._subparsers is None and "_ARGCOMPLETE" not in os.environ
+        if not is_command or self._is_inside:
+            return super().parse_known_args(words, namespace)
+        own, settings = self._apart(words)
+        self._is_inside = True
+        try:
+            found, rest = self.parse_known_intermixed_args(own, namespace)
+        finally:
+            self._is_inside = False
+        return found, [*rest, *settings]
+
+    def _apart(self, words: list[str]) -> tuple[list[str], list[str]]:
+        """Returns the words of options and arguments, and those of settings: names that are no
+        option's, and the word after each, which would else be read as an argument."""
+        own, settings, left = [], [], iter(words)
+        for word in left:
+            name, equals, _ = word.partition("=")
+            is_name = self.takes_settings and name.startswith("--") and name != "--"
+            is_setting = is_name and not any(
+                k.startswith(name) for k in self._option_string_actions
+            )
+            (settings if is_setting else own).append(word)
+            if is_setting and not equals:
+                settings += itertools.islice(left, 1)
+        return own, settings
 
     def error(self, message: str) -> NoReturn:
         message = one_line(message).removeprefix("argument ")
@@ -119,6 +150,7 @@ def parser() -> argparse.ArgumentParser:
         suppress = argparse.SUPPRESS
         sub.add_argument("--traceback", action="store_true", default=suppress, help=suppress)
         command.arguments(sub)
+        sub.takes_settings = command.takes_settings
     return main
 
 

@@ -137,8 +137,6 @@ class Wrap(Packing):
             )
         if self.row_specials:
             ends(vocab)
-        if self.remainder == "pad":
-            padding(vocab)
         inside = self.length - 2 if self.row_specials else self.length
         if stream.total < inside:
             raise InputError(
@@ -197,7 +195,7 @@ class Pad(Packing):
     def over(self, stream: TokenStream, vocab: Vocab) -> RowSet:
         if self.specials:
             ends(vocab)
-        padding(vocab)
+        padding(vocab, is_seen=not self.hides_padding)
         if not stream.filled:
             raise InputError("no document has a token: give text that is not empty")
         return PaddedRows(

@@ -8,3 +8,5 @@ from .gidd import ScaledTransformer as ScaledTransformer
 from .md4 import MD4Transformer as MD4Transformer
 from .modern_bert import ModernBert as ModernBert
 from .network import Network as Network
+from .rotary import LinearScaling as LinearScaling
+from .rotary import Llama3Scaling as Llama3Scaling

@@ -43,6 +43,7 @@ from mdlm.models.layers import Embedding, NormKind, compute_dtype, norm
 from mdlm.models.mlp import MLPKind
 from mdlm.models.network import Network
 from mdlm.models.readout import Readout
+from mdlm.models.rotary import LinearScaling, Llama3Scaling, Rotary
 from mdlm.models.stack import Stacks, mask_of, run_but_last, run_with_load
 from mdlm.models.transformer import Transformer, check_sizes
 from mdlm.models.transformer_block import stack_blocks
@@ -61,6 +62,8 @@ class Decoder(Transformer, Network):
         shift: the logits about a token are those at the token before it, for "all" and "blocks"
             (causal networks always do so).
         experts: the mixture of experts that takes the place of the MLPs; None: there is none.
+        rotary_scaling: how the rotary angles are slowed down for texts longer than those of the
+            first training; None: they are not.
     """
 
     norm: NormKind = "rms"
@@ -70,6 +73,7 @@ class Decoder(Transformer, Network):
     block_size: int = 0
     shift: bool = False
     experts: Experts | None = None
+    rotary_scaling: LinearScaling | Llama3Scaling | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -90,6 +94,11 @@ class Decoder(Transformer, Network):
     @property
     def modulated(self) -> int:
         return 0
+
+    @property
+    def rotary(self) -> Rotary | None:
+        plain = super().rotary
+        return plain and plain._replace(scaling=self.rotary_scaling)
 
     @property
     def mlp_multiplications(self) -> int:

@@ -30,7 +30,7 @@ from mdlm.models.layers import Embedding, Linear, Precision, RMSNorm, compute_dt
 from mdlm.models.mlp import MLP
 from mdlm.models.network import Network, Remat
 from mdlm.models.readout import Readout
-from mdlm.models.rotary import ROTARY_BASE, rotate
+from mdlm.models.rotary import Rotary, rotate
 from mdlm.models.stack import Table, run_stack, stack
 from mdlm.models.transformer import check_sizes
 from mdlm.types import NetInput
@@ -76,8 +76,8 @@ class ScaledTransformer(Network):
         return self.heads, self.hidden_width
 
     @property
-    def rotary(self) -> tuple[int, float]:
-        return self.width // self.heads, ROTARY_BASE
+    def rotary(self) -> Rotary:
+        return Rotary(self.width // self.heads)
 
     def module(self, columns: int, rngs: nnx.Rngs) -> nnx.Module:
         return ScaledModule(self, columns, rngs)

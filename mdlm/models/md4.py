@@ -38,7 +38,7 @@ from mdlm.models.layers import (
 from mdlm.models.mlp import GATES, MLP
 from mdlm.models.network import Network, Remat
 from mdlm.models.readout import Readout
-from mdlm.models.rotary import ROTARY_BASE, rotate_pairs
+from mdlm.models.rotary import Rotary, rotate_pairs
 from mdlm.models.stack import Table, run_blocks, stack
 from mdlm.models.transformer import check_sizes
 from mdlm.types import NetInput
@@ -89,8 +89,8 @@ class MD4Transformer(Network):
         return self.heads, gated_width(self.width)
 
     @property
-    def rotary(self) -> tuple[int, float]:
-        return self.width // self.heads, ROTARY_BASE
+    def rotary(self) -> Rotary:
+        return Rotary(self.width // self.heads)
 
     def flops(self, rows: float, length: int, scored: float, columns: int) -> float:
         width, cond = self.width, self.cond_dim

@@ -29,6 +29,7 @@ from mdlm.models.layers import Embedding, compute_dtype, dropout, norm
 from mdlm.models.mlp import MLPKind
 from mdlm.models.network import Network
 from mdlm.models.readout import Readout
+from mdlm.models.rotary import Rotary
 from mdlm.models.stack import Stacks, Table, mask_of, run_stack, split_last, stacks_of, table_of
 from mdlm.models.transformer import Transformer
 from mdlm.models.transformer_block import stack_blocks
@@ -114,7 +115,8 @@ class ModernBertModule(nnx.Module):
         is_global = jnp.arange(config.depth) % config.global_every == 0
         first, rest = stacks_of(self.blocks)
         stacks: Any = (first, is_global[:1]), (rest, is_global[1:])
-        local = table_of(inputs, x.shape[1], (config.heads_shape[2], config.local_rotary_base))
+        near = Rotary(config.heads_shape[2], config.local_rotary_base)
+        local = table_of(inputs, x.shape[1], near)
         masks = [mask_of(inputs, causal=False, reach=r) for r in (None, config.window // 2)]
 
         def apply(layer: Any, x: Array, table: Table, key: Key[Array, ""] | None) -> Any:

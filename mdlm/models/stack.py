@@ -18,7 +18,7 @@ from mdlm.models.attention.mask import OUTPUT, AttentionMask, Halves
 from mdlm.models.decoding.last_block import BegunBlock
 from mdlm.models.layers import PRODUCT
 from mdlm.models.network import Remat
-from mdlm.models.rotary import rotary_table
+from mdlm.models.rotary import Rotary, rotary_table
 from mdlm.parallel.mesh import platform
 from mdlm.parallel.sharding import STREAM, moved
 from mdlm.types import NetInput
@@ -37,8 +37,8 @@ class StackConfig(Protocol):
     @property
     def remat(self) -> Remat: ...
     @property
-    def rotary(self) -> tuple[int, float] | None:
-        """Entries of a head that are rotated, and the base of the angles; None: no rotation."""
+    def rotary(self) -> Rotary | None:
+        """How heads are rotated; None: not at all."""
         ...
 
 
@@ -142,11 +142,11 @@ def mask_of(
     )
 
 
-def table_of(inputs: NetInput, length: int, rotary: tuple[int, float] | None) -> Table | None:
+def table_of(inputs: NetInput, length: int, rotary: Rotary | None) -> Table | None:
     """Returns the rotary table of these inputs, the same for all blocks."""
     if rotary is None:
         return None
-    return rotary_table(positions_of(inputs, length), *rotary)
+    return rotary_table(positions_of(inputs, length), rotary)
 
 
 def positions_of(inputs: NetInput, length: int) -> Int[Array, "#b l"]:

@@ -9,7 +9,7 @@ from mdlm.models.attention.dispatch import Implementation
 from mdlm.models.layers import NormKind, Precision
 from mdlm.models.mlp import GATES, MLPKind, hidden_width
 from mdlm.models.network import Remat
-from mdlm.models.rotary import ROTARY_BASE
+from mdlm.models.rotary import ROTARY_BASE, Rotary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,8 @@ class Transformer(abc.ABC):
         return self.heads, self.kv_heads or self.heads, size
 
     @property
-    def rotary(self) -> tuple[int, float] | None:
-        return int(self.heads_shape[2] * self.rotary_fraction), self.rotary_base
+    def rotary(self) -> Rotary | None:
+        return Rotary(int(self.heads_shape[2] * self.rotary_fraction), self.rotary_base)
 
     @property
     def hidden_width(self) -> int:

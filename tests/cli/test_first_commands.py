@@ -112,5 +112,5 @@ def test_bash_completes_commands_options_experiments_and_files(tmp_path):
     assert completed("mdlm tr", tmp_path) == {"train"}
     assert completed("mdlm train q", tmp_path) == {"quickstart", "query.py"}
     assert completed("mdlm plan family/g", tmp_path) == {"family/genmd4", "family/gidd"}
-    assert completed("mdlm new x --like owt", tmp_path) == {"owt_ar", "owt_small"}
+    assert completed("mdlm new x --like owt", tmp_path) == {"owt_ar", "owt_sedd", "owt_small"}
     assert "--tensorboard" in completed("mdlm train quickstart --te", tmp_path)

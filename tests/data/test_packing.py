@@ -111,6 +111,18 @@ def test_vocabulary_without_bos_and_eos():
     for packing in (Wrap(length=4), Pad(length=4)):
         with pytest.raises(InputError, match="neither BOS nor EOS"):
             packing.of(documents(9), bare)
+    seen = Pad(length=4, specials=False, pad="as_published")
+    with pytest.raises(InputError, match="neither BOS nor EOS"):
+        seen.of(documents(3), bare)
+    # Padding that nothing reads may be any token but the mask.
+    docs = [np.array([4, 5, 6, 7, 8], np.int32)]
+    for packing in (
+        Wrap(length=4, row_specials=False, eos=False),
+        Pad(length=8, specials=False),
+    ):
+        rows = made(packing, docs, bare)
+        assert rows.tokens[rows.is_valid].tolist() == [4, 5, 6, 7, 8]
+        assert (rows.tokens[~rows.is_valid] == 1).all() and not rows.is_valid.all()
 
 
 def test_settings_are_checked():

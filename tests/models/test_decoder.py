@@ -64,7 +64,7 @@ def reference(network, params, tokens, allowed):
     """
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     heads, kv_heads, size = network.heads_shape
-    rotated, base = network.rotary
+    rotated, base, _ = network.rotary
     l = tokens.shape[1]
     angle = np.arange(l)[:, None] / base ** (np.arange(rotated // 2) / (rotated // 2))
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]

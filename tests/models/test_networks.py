@@ -15,7 +15,7 @@ from mdlm.models.dit import DiT
 from mdlm.models.layers import compute_dtype
 from mdlm.models.md4 import MD4Transformer
 from mdlm.models.network import bind, count_parameters, denoiser, init, rests, shapes
-from mdlm.models.rotary import rotary_table, rotate
+from mdlm.models.rotary import Rotary, rotary_table, rotate
 from mdlm.models.stack import run_blocks
 from mdlm.parallel.mesh import MeshShape
 from mdlm.parallel.sharding import parameter_sharding
@@ -183,7 +183,7 @@ def test_kinds_of_blocks(tokens, mlp):
     x = np.asarray(params["embed"]["table"], np.float64)[np.asarray(tokens)]
     qkv = rms(x, block["norm1"]["scale"]) @ block["qkv"]["kernel"]
     q, k, v = (a.reshape(B, L, 2, 16) for a in np.split(qkv, 3, axis=-1))
-    table = rotary_table(jnp.arange(L)[None], 16)
+    table = rotary_table(jnp.arange(L)[None], Rotary(16))
     q, k = (
         np.asarray(rotate(jnp.asarray(rms(a, block["qk_norm"]["scale"]), jnp.float32), table))
         for a in (q, k)

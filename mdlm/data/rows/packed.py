@@ -89,7 +89,7 @@ class WrappedRows(RowSet):
         if short.any():
             rest, start = self.rest, np.array([self.full * inside], np.int64)
             tokens[short, first : first + rest] = self.stream.read(start, rest)
-            tokens[short, first + rest :] = padding(self.vocab)
+            tokens[short, first + rest :] = padding(self.vocab, is_seen=False)
             if self.row_specials:
                 tokens[short, first + rest] = ends(self.vocab)[1]
             is_valid[short, first + rest + first :] = False
@@ -184,7 +184,8 @@ class PaddedRows(RowSet):
             position = np.arange(width, dtype=np.int64)[None, :] + shift[:, None]
             found = np.take_along_axis(found, np.minimum(position, width - 1), axis=1)
         position = np.arange(self.length, dtype=np.int64)[None, :]
-        tokens = np.full((len(at), self.length), padding(self.vocab), storage(self.vocab))
+        pad = padding(self.vocab, is_seen=self.sees_padding)
+        tokens = np.full((len(at), self.length), pad, storage(self.vocab))
         inside = position[:, :width] < kept[:, None]
         tokens[:, first : first + width][inside] = found[inside]
         if self.specials:

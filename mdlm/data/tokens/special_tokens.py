@@ -25,9 +25,18 @@ def end_of(vocab: Vocab) -> int | None:
     return vocab.bos_id if vocab.eos_id is None else vocab.eos_id
 
 
-def padding(vocab: Vocab) -> int:
-    """Returns the padding token: PAD, or EOS if there is no PAD."""
-    return ends(vocab)[1] if vocab.pad_id is None else vocab.pad_id
+def padding(vocab: Vocab, *, is_seen: bool = True) -> int:
+    """Returns the padding token: PAD, or EOS if there is no PAD. Where no token attends to padding
+    and none of it is predicted (`is_seen=False`), a vocabulary without both has any other token
+    than the mask.
+
+    Raises InputError if both are missing and padding is seen.
+    """
+    if vocab.pad_id is not None:
+        return vocab.pad_id
+    if not is_seen and end_of(vocab) is None:
+        return int(vocab.mask_id == 0)
+    return ends(vocab)[1]
 
 
 def storage(vocab: Vocab) -> type[np.integer]:

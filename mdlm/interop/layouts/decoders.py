@@ -13,6 +13,7 @@ from mdlm.errors import InputError
 from mdlm.interop.layout import Config, Layout, Parts
 from mdlm.interop.table import Table
 from mdlm.models.decoder import Decoder
+from mdlm.models.rotary import LinearScaling, Llama3Scaling, Scaling
 from mdlm.objectives.autoregressive import Autoregressive
 from mdlm.objectives.block import BlockNelbo
 from mdlm.samplers.base import Sampler
@@ -58,14 +59,6 @@ def in_layers(block: dict[str, Any], prefix: str, stack: str = "blocks") -> dict
 def network_of(config: Config, **options: Any) -> Decoder:
     """Returns the network of a config.json. Raises InputError for options that it lacks."""
     config.only(hidden_act="silu", mlp_bias=False, use_sliding_window=False, attention_bias=False)
-    scaling = config.values.get("rope_scaling")
-    theta: Any = None
-    new = config.values.get("rope_parameters")  # of transformers 5
-    if isinstance(new, dict):
-        theta = new.get("rope_theta")
-        scaling = None if new.get("rope_type", "default") == "default" else new
-    if scaling is not None:
-        raise InputError(f"{config.title}: rope_scaling={scaling!r:.60} is not supported")
     heads, width = config.integer("num_attention_heads"), config.integer("hidden_size")
     size = config.integer("head_dim", 0)
     return Decoder(
@@ -75,12 +68,64 @@ def network_of(config: Config, **options: Any) -> Decoder:
         kv_heads=config.integer("num_key_value_heads", heads),
         head_width=0 if size * heads == width else size,  # 0: width / heads
         hidden=config.integer("intermediate_size"),
-        rotary_base=config.number("rope_theta", 10000.0) if theta is None else float(theta),
         norm_epsilon=config.number("rms_norm_eps", 1e-6),
         tied=config.flag("tie_word_embeddings"),
         columns=config.integer("vocab_size"),
+        **rotary_of(config),
         **options,
     )
+
+
+def rotary_of(config: Config) -> dict[str, Any]:
+    """Returns the options of rotary embeddings. `rope_parameters`, of transformers 5, has all of
+    them; before, `rope_scaling` has the scaling alone. Raises InputError for other kinds of scaling
+    than "default", "linear" and "llama3"."""
+    name = "rope_parameters" if config.values.get("rope_parameters") else "rope_scaling"
+    found = config.values.get(name) or {}
+    if not isinstance(found, dict):
+        raise InputError(f"{config.title}: {name}={found!r:.60} is not an object")
+    own = Config(found, f"{config.title}: {name}")
+    either = lambda value, usual: own.number(value, config.number(value, usual))
+    return dict(
+        rotary_base=either("rope_theta", 10000.0),
+        rotary_fraction=either("partial_rotary_factor", 1.0),
+        rotary_scaling=_scaling(own),
+    )
+
+
+def _scaling(config: Config) -> Scaling | None:
+    kind = config.text("rope_type", config.text("type", "default"))
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return LinearScaling(factor=config.number("factor"))
+    if kind == "llama3":
+        return Llama3Scaling(
+            factor=config.number("factor"),
+            low=config.number("low_freq_factor"),
+            high=config.number("high_freq_factor"),
+            original=config.integer("original_max_position_embeddings"),
+        )
+    raise InputError(
+        f"{config.title}: rope_type={kind!r:.60} is not supported, only default, linear and llama3"
+    )
+
+
+def _written(scaling: Scaling | None) -> dict[str, Any]:
+    """Returns what config.json says of a scaling, nothing of none."""
+    if scaling is None:
+        return {}
+    if isinstance(scaling, LinearScaling):
+        return {"rope_scaling": {"rope_type": "linear", "factor": scaling.factor}}
+    return {
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low,
+            "high_freq_factor": scaling.high,
+            "original_max_position_embeddings": scaling.original,
+        }
+    }
 
 
 def _common(config: Config) -> dict[str, Any]:
@@ -134,12 +179,21 @@ def _sdar(config: Config) -> Parts:
     )
 
 
-def _config(model_type: str, architecture: str, **due: Any) -> Callable[[Decoder, int], Any]:
-    """Returns the function that writes config.json for networks with these options."""
+def config_of(
+    model_type: str,
+    architecture: str,
+    more: Callable[[Decoder], dict[str, Any]] = lambda _: {},
+    **due: Any,
+) -> Callable[[Any, int], dict[str, Any]]:
+    """Returns the function that writes config.json for networks with these options, `due`; an
+    option that is `...` may be any. `more` are values of a network beside the common ones."""
 
     def config(network: Any, length: int) -> dict[str, Any]:
-        usual = dict(norm="rms", mlp="swiglu", use_bias=False, logit_cap=None, rotary_fraction=1.0)
+        usual: dict[str, Any] = dict(norm="rms", mlp="swiglu", use_bias=False, logit_cap=None)
+        usual |= dict(rotary_fraction=1.0, experts=None)
         for name, value in {**usual, **due}.items():
+            if value is ... and isinstance(network, Decoder):
+                continue
             if not isinstance(network, Decoder) or getattr(network, name) != value:
                 found = type(network).__name__
                 if isinstance(network, Decoder):
@@ -165,6 +219,8 @@ def _config(model_type: str, architecture: str, **due: Any) -> Callable[[Decoder
             "max_position_embeddings": length,
             **({"right_shift_logits": network.shift} if network.attends == "all" else {}),
             **({"block_size": network.block_size} if network.attends == "blocks" else {}),
+            **_written(network.rotary_scaling),
+            **more(network),
         }
 
     return config
@@ -177,7 +233,7 @@ _ROTARY = r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
 
 
 def _layout(name: str, model_type: str, parts: Any, architecture: str, **due: Any) -> Layout:
-    config = _config(model_type, architecture, **due)
+    config = config_of(model_type, architecture, **due)
     return Layout(
         name=name,
         model_types=(model_type,),
@@ -218,5 +274,5 @@ LAYOUTS: tuple[Layout, ...] = (
         shift=True,
         **_QWEN2,
     ),
-    _layout("sdar", "sdar", _sdar, "SDARForCausalLM", attends="blocks", **_QWEN3),
+    _layout("sdar", "sdar", _sdar, "SDARForCausalLM", attends="blocks", shift=False, **_QWEN3),
 )

@@ -73,6 +73,7 @@ def parts(config: Config) -> Parts:
 def config(network: Any, length: int) -> dict[str, Any]:
     due = dict(attends="all", shift=False, norm="rms", mlp="swiglu", use_bias=False, qk_norm=False)
     due |= dict(head_width=0, rotary_fraction=1.0, logit_cap=None)
+    due |= dict(experts=None, rotary_scaling=None)
     for name, value in due.items():
         if not isinstance(network, Decoder) or getattr(network, name) != value:
             raise InputError(f"network: LLaDA is a Decoder with {name}={value!r}")

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from mdlm.errors import InputError
 from mdlm.interop.layout import Config, Layout, Parts
-from mdlm.interop.layouts.decoders import in_layers, network_of
+from mdlm.interop.layouts.decoders import config_of, in_layers, network_of
 from mdlm.interop.table import Table
 from mdlm.models.decoder import Decoder
 from mdlm.models.experts import Experts
@@ -65,7 +66,6 @@ def parts(config: Config) -> Parts:
     )
     network = network_of(
         config,
-        rotary_fraction=config.number("partial_rotary_factor", 1.0),
         qk_norm="separate",
         experts=experts,
         attends="blocks",
@@ -82,4 +82,44 @@ def parts(config: Config) -> Parts:
     )
 
 
-LAYOUTS = (Layout(name="llada2", model_types=("llada2_moe",), parts=parts, table=table),)
+def _more(network: Decoder) -> dict[str, Any]:
+    """Returns the values of config.json that other decoders do not have."""
+    experts = network.experts
+    if experts is None:
+        raise InputError("network: LLaDA2MoeModelLM is a Decoder with experts, not experts=None")
+    return {
+        "num_experts": experts.count,
+        "num_experts_per_tok": experts.chosen,
+        "n_group": experts.groups,
+        "topk_group": experts.kept_groups,
+        "moe_intermediate_size": experts.hidden,
+        "num_shared_experts": experts.shared,
+        "routed_scaling_factor": experts.scaling,
+        "first_k_dense_replace": experts.dense,
+        "partial_rotary_factor": network.rotary_fraction,
+        "norm_head": False,
+        "use_bias": False,
+        "use_qk_norm": True,
+        "use_qkv_bias": False,
+    }
+
+
+LAYOUTS = (
+    Layout(
+        name="llada2",
+        model_types=("llada2_moe",),
+        parts=parts,
+        table=table,
+        config=config_of(
+            "llada2_moe",
+            "LLaDA2MoeModelLM",
+            _more,
+            attends="blocks",
+            shift=False,
+            qk_norm="separate",
+            qkv_bias=False,
+            experts=...,
+            rotary_fraction=...,
+        ),
+    ),
+)

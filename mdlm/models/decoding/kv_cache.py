@@ -116,7 +116,7 @@ def read(
     at = part.padded(reading.at, tokens.shape[1])
     x = part.padded(embed(at_read(tokens, reading)), 0.0)
     config = blocks.config
-    table: Any = config.rotary and rotary_table(at_read(positions, reading), *config.rotary)
+    table: Any = config.rotary and rotary_table(at_read(positions, reading), config.rotary)
     table = jax.tree.map(lambda array: part.padded(array, 0.0), table)
     if cond is not None and cond.shape[1] > 1:
         cond = part.padded(cond, 0.0)
