@@ -14,6 +14,7 @@ from mdlm.interop import table
 from mdlm.interop.card import model_card
 from mdlm.interop.layout import Layout
 from mdlm.interop.layouts import ALL, layout_named
+from mdlm.parameterizations import Score
 from mdlm.run import Run
 from mdlm.runs import chat
 from mdlm.runs.weights import WeightsDtype, cast, named
@@ -26,7 +27,14 @@ Report = Callable[[str, int, int], None]
 
 def layout_for(run: Run, name: str | None = None) -> Layout:
     """Returns the layout of a name; by default that which the run was imported from, or the first
-    that has such a network. Raises InputError, with the reasons, if there is none."""
+    that has such a network. Raises InputError, with the reasons, if there is none, or if what the
+    network returns are no logits of clean tokens, as which the programs of others read it."""
+    outputs = run.experiment.parameterization
+    if isinstance(outputs, Score):
+        raise InputError(
+            f"parameterization={type(outputs).__name__}(): no layout is written for networks that"
+            " return scores; other programs would read them as logits of clean tokens"
+        )
     length = run.experiment.data.packing.length
     if name is not None:
         layout = layout_named(name)

@@ -1,6 +1,7 @@
 """Runs as folders of other layouts: the same parameters back, and the same logits elsewhere."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ from safetensors.numpy import load_file
 import mdlm
 from mdlm.cli.main import main
 from mdlm.errors import InputError
-from mdlm.interop.exporting import export
+from mdlm.interop.exporting import export, layout_for
 from mdlm.interop.importing import import_folder
 from mdlm.models.network import denoiser
+from mdlm.parameterizations import Score
+from mdlm.run import Run
 from mdlm.types import NetInput
 
 EXPORTED = [name for name in GOLDENS if name != "sedd"]  # which can be imported only
@@ -123,3 +126,10 @@ def test_a_layout_that_has_no_such_network_says_why(tmp_path, golden_folder):
     with pytest.raises(InputError, match="--layout nowhere: allowed are mdlm"):
         export(run, tmp_path / "out", layout="nowhere")
     assert not (tmp_path / "out").exists()
+
+
+def test_scores_are_not_exported_as_logits():
+    run = object.__new__(Run)
+    vars(run)["experiment"] = SimpleNamespace(parameterization=Score())
+    with pytest.raises(InputError, match=r"parameterization=Score\(\): no layout is written"):
+        layout_for(run)
