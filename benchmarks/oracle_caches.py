@@ -35,6 +35,7 @@ from mdlm.processes import Masked
 from mdlm.samplers import Cache, FixedCount, Parallel
 from mdlm.samplers.caches.partial import Partial
 from mdlm.samplers.loop import generate
+from mdlm.samplers.unmasking_rules import Order
 from mdlm.types import ArrayTree, Batch, Vocab
 
 PICTURE = Path("docs/oracle-caches.png")
@@ -49,6 +50,7 @@ CACHES = (
     "ReCAP(local=4)",
     "D2Cache(masks=4, sigma=4.0)",
 )
+ORDER: Order = "entropy"
 REFRESH = (None, 8, 4, 2, 1)
 
 
@@ -97,7 +99,7 @@ def pairs(tokens: np.ndarray) -> np.ndarray:
 def sampled(params: ArrayTree, cache: Cache | None, rows: int) -> tuple[np.ndarray, float]:
     """Rows, one token of each a call, where the entropy is least; and passes per token."""
     seen = Watched()
-    sampler = Parallel(order="entropy", rule=FixedCount(), block_size=8, cache=cache)
+    sampler = Parallel(order=ORDER, rule=FixedCount(), block_size=8, cache=cache)
 
     @jax.jit
     def draw(params: ArrayTree, keys: Any, tokens: Any, is_fixed: Any) -> Any:
