@@ -137,7 +137,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         shape, found = SHAPES[name], {}
         calls = args.calls if shape.part else shape.length
         samplers = {
-            "none" if cache is None else to_text(cache): (replace(shape.sampler, cache=cache))
+            "none" if cache is None else to_text(cache): replace(shape.sampler, cache=cache)
             for cache in shape.caches
         }
         draws = {text: timed(shape, sampler, calls) for text, sampler in samplers.items()}

@@ -30,8 +30,7 @@ import numpy as np
 
 from benchmarks import harness
 from mdlm.config.component_text import from_text, to_text
-from mdlm.data import Mixture, TextData
-from mdlm.data.sources import other_files
+from mdlm.data.mixture import other_data
 from mdlm.evals.generated.statistics import entropy
 from mdlm.experiment.model import Model
 from mdlm.generation.programs import within_reach
@@ -210,13 +209,7 @@ def prompts(opened: Run, files: Sequence[str] | None) -> np.ndarray:
     """Returns rows of tokens of the validation split, or of other files."""
     data = opened.dataset
     if files:
-        mine = opened.experiment.data
-        sources = [part.source for part in (mine.parts if isinstance(mine, Mixture) else (mine,))]
-        text = TextData(
-            source=other_files(sources, tuple(files), "valid"),
-            tokenizer=mine.tokenizer,
-            packing=mine.packing,
-        )
+        text = other_data(opened.experiment.data, tuple(files), "valid")
         data = text.load(opened.folder.data)
     return data.valid.rows.all().tokens
 

@@ -39,9 +39,9 @@ from mdlm.samplers.unmasking_rules import Order
 from mdlm.types import ArrayTree, Batch, Vocab
 
 PICTURE = Path("docs/oracle-caches.png")
-LAW = HiddenMarkov()
+ORACLE = HiddenMarkov()
 NETWORK = Decoder(width=64, depth=3, heads=4, dtype="float32")
-VOCAB = Vocab(size=LAW.symbols + 1, mask_id=LAW.symbols)
+VOCAB = Vocab(size=ORACLE.symbols + 1, mask_id=ORACLE.symbols)
 CACHES = (
     "Prefix()",
     "Dual()",
@@ -84,16 +84,10 @@ def trained(steps: int, rows: int = 128) -> ArrayTree:
     state = optimizer.init(params)
     for i in range(steps):
         key = jax.random.fold_in(jax.random.key(1), i)
-        params, state, value = step(params, state, key, LAW.draw(rows, seed=i))
+        params, state, value = step(params, state, key, ORACLE.draw(rows, seed=i))
         if (i + 1) % 250 == 0:
             print(f"step {i + 1} of {steps}: {float(value):.3f} nats per token", flush=True)
     return params
-
-
-def pairs(tokens: np.ndarray) -> np.ndarray:
-    """The frequencies of pairs of neighbouring tokens."""
-    number = (tokens[:, :-1] * LAW.symbols + tokens[:, 1:]).ravel()
-    return np.bincount(number, minlength=LAW.symbols**2) / len(number)
 
 
 def sampled(params: ArrayTree, cache: Cache | None, rows: int) -> tuple[np.ndarray, float]:
@@ -108,10 +102,10 @@ def sampled(params: ArrayTree, cache: Cache | None, rows: int) -> tuple[np.ndarr
         return generate(keys, tokens, is_fixed, sampler=sampler, diffusion=watched)
 
     keys = by_row(jax.random.key(2), jnp.arange(rows))
-    nothing = np.zeros((rows, LAW.length), np.int32)
+    nothing = np.zeros((rows, ORACLE.length), np.int32)
     tokens = np.asarray(draw(params, keys, nothing, nothing.astype(bool)).tokens)
     jax.effects_barrier()
-    return tokens, seen.positions / tokens.size / LAW.length
+    return tokens, seen.positions / tokens.size / ORACLE.length
 
 
 def run(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -131,16 +125,21 @@ def run(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     caches = {to_text(cache): cache for cache in chosen}
     params = trained(args.train_steps)
     due, _ = sampled(params, None, args.rows)
-    floor = LAW.distance(LAW.draw(args.rows, seed=0))
+    floor = ORACLE.distance(ORACLE.draw(args.rows, seed=0))
     print(f"\n{args.rows:,} rows of the distribution itself are {floor:.4f} off\n")
     print("| cache | passes | to the distribution | to no cache |\n|---|---|---|---|")
     found = []
     for name, cache in ({"none": None} | caches).items():
         tokens, passes = sampled(params, cache, args.rows)
-        apart = 0.5 * float(np.abs(pairs(tokens) - pairs(due)).sum())
-        row = {"cache": name, "passes": passes, "law": LAW.distance(tokens), "none": apart}
+        apart = 0.5 * float(np.abs(ORACLE.frequencies(tokens) - ORACLE.frequencies(due)).sum())
+        row = {
+            "cache": name,
+            "passes": passes,
+            "distribution": ORACLE.distance(tokens),
+            "no cache": apart,
+        }
         found.append(row)
-        print(f"| `{name}` | {passes:.3f} | {row['law']:.4f} | {apart:.4f} |", flush=True)
+        print(f"| `{name}` | {passes:.3f} | {row['distribution']:.4f} | {apart:.4f} |", flush=True)
     if not args.caches:
         plot(found, floor)
     return found
@@ -156,9 +155,11 @@ def plot(rows: list[dict[str, Any]], floor: float) -> None:
     axes = figure.subplots()
     for pattern, marker in zip(CACHES, "osD^vP", strict=True):
         kind = pattern.split("(")[0]
-        own = sorted((r["passes"], r["law"]) for r in rows if r["cache"].startswith(kind))
+        own = sorted((r["passes"], r["distribution"]) for r in rows if r["cache"].startswith(kind))
         axes.plot(*np.array(own).T, marker=marker, markersize=4, label=kind)
-    axes.axhline(rows[0]["law"], color="black", linestyle="--", linewidth=1, label="no cache")
+    axes.axhline(
+        rows[0]["distribution"], color="black", linestyle="--", linewidth=1, label="no cache"
+    )
     axes.axhline(floor, color="grey", linestyle=":", label="rows of the distribution itself")
     axes.set(xlabel="passes over whole rows, by token written", ylabel="total variation")
     axes.set_ylim(bottom=0)

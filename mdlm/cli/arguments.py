@@ -136,6 +136,13 @@ def opened(args: argparse.Namespace) -> "Run":
     return run
 
 
+def also_opened(args: argparse.Namespace, folder: str) -> "Run":
+    """Opens another run that a command reads, trusted and verified as its options say."""
+    from mdlm.run import load
+
+    return load(folder, trust=args.trust_experiment, verify=not args.no_verify)
+
+
 def add_trust(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--trust-experiment",

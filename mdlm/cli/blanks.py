@@ -5,7 +5,7 @@ import json
 import textwrap
 from pathlib import Path
 
-from mdlm.cli.arguments import add_run, opened, seed, whole
+from mdlm.cli.arguments import add_run, also_opened, opened, seed, whole
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.eval import keep
 from mdlm.cli.other_text import add_other_text, reading, split_of
@@ -21,7 +21,6 @@ LEFT_ONLY = (
 
 def run(args: argparse.Namespace, _: Changes) -> int:
     from mdlm.evals.blanks import Blanks, table
-    from mdlm.run import load
 
     how = Blanks(
         lengths=tuple(dict.fromkeys(args.blank)),
@@ -33,8 +32,7 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     )
     args.temperature, settings = args.temperature or "0.0", reading(args)
     run = opened(args)
-    trust, verify = args.trust_experiment, not args.no_verify
-    verifier = load(args.verifier, trust=trust, verify=verify) if args.verifier else None
+    verifier = also_opened(args, args.verifier) if args.verifier else None
     sampler, split = sampler_of(args, run), split_of(args, run, settings)
     with Progress(quiet=False) as progress:
         cells = run.blanks(

@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mdlm.cli.arguments import add_run, opened, real, seed, whole, writable
+from mdlm.cli.arguments import add_run, also_opened, opened, real, seed, whole, writable
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.frontier_picture import picture
 from mdlm.cli.frontier_sweep import FOLDER, Made, Point, points_of, texts_of
@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
 
 def run(args: Namespace, _: Changes) -> int:
     from mdlm.generation.windows import window_of
-    from mdlm.run import load
 
     check_options(args)
     settings = reading(args)
@@ -36,10 +35,7 @@ def run(args: Namespace, _: Changes) -> int:
     length = args.length or window_of(run.experiment.data.packing, run.model).room
     points = points_of(args, run)
     plot = plot or run.folder.path / f"{FOLDER}.png"
-    other = None
-    if args.judge is not None:
-        trust, verify = args.trust_experiment, not args.no_verify
-        other = load(args.judge, trust=trust, verify=verify)
+    other = None if args.judge is None else also_opened(args, args.judge)
     with Progress() as progress:
         judge = judge_of(args, run, other, progress)  # of the run's own text, so before --data
         args.split = split_of(args, run, settings)

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mdlm.foreign.shown import for_latex
+
 if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
     from mdlm.evals.generated.measures import Measure
 
@@ -62,9 +64,9 @@ def latex(rows: Sequence[Row]) -> str:
     labels = labels_of(rows)
     out = [rf"\begin{{tabular}}{{{'l' * len(labels)}{'r' * (len(names) + 2)}}}", r"\hline"]
     heads = [*labels, *names, "NFE", "tokens/s"]
-    out += [" & ".join(map(_escaped, heads)) + r" \\", r"\hline"]
+    out += [" & ".join(map(for_latex, heads)) + r" \\", r"\hline"]
     for row in rows:
-        cells = [_escaped(cell) for cell in _label(row, rows)]
+        cells = [for_latex(cell) for cell in _label(row, rows)]
         for measure in (row.measures[name] for name in names):
             error = measure.stderr
             more = "" if error is None else rf" \pm {_number(error, _digits(measure))}"
@@ -121,9 +123,3 @@ def _aligned(lines: Sequence[Sequence[str]], labels: int) -> str:
         right = (c.rjust(w) for c, w in zip(line[labels:], wide[labels:], strict=True))
         out.append(" ".join([left, *right]).rstrip())
     return "\n".join(out)
-
-
-def _escaped(text: str) -> str:
-    """Text as LaTeX writes it."""
-    special = {c: rf"\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}"}
-    return "".join(special.get(c, c) for c in text)

@@ -53,17 +53,12 @@ def other_text(
     args: argparse.Namespace, run: "Experiment", split: str, settings: dict[str, Any]
 ) -> "TextData":
     """Returns the files of `--data` as data that are read as those of the run."""
-    from mdlm.data.dataset import TextData
-    from mdlm.data.mixture import Mixture
-    from mdlm.data.sources import other_files
+    from mdlm.data.mixture import other_data
 
-    mine = run.data
-    sources = [part.source for part in (mine.parts if isinstance(mine, Mixture) else (mine,))]
     try:
-        source = other_files(sources, tuple(args.data), split, **settings)
+        return other_data(run.data, tuple(args.data), split, **settings)
     except ValueError as error:
         raise InputError(f"--data {' '.join(args.data)}: {error}") from error
-    return TextData(source=source, tokenizer=mine.tokenizer, packing=mine.packing)
 
 
 def split_of(args: argparse.Namespace, run: "Run", settings: dict[str, Any]) -> "Split":

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from mdlm.cli.arguments import add_no_verify, add_trust, seed, typed, whole, writable
+from mdlm.cli.arguments import add_no_verify, add_trust, also_opened, seed, typed, whole, writable
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.errors import InputError
@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
 
 
 def run(args: argparse.Namespace, _: Changes) -> int:
-    from mdlm.run import load
     from mdlm.runs.kept import read
     from mdlm.view.report import Report, report
 
@@ -31,8 +30,7 @@ def run(args: argparse.Namespace, _: Changes) -> int:
     runs = [read(folder, verify=not args.no_verify) for folder in args.run_folders]
     opened, traces, differences = [], {}, None
     if args.paired or args.samples:
-        trust, verify = args.trust_experiment, not args.no_verify
-        opened = [load(folder, trust=trust, verify=verify) for folder in args.run_folders]
+        opened = [also_opened(args, folder) for folder in args.run_folders]
     with Progress(quiet=False) as progress:
         if args.paired:
             differences = compared(args, opened, progress)

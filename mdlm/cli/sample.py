@@ -4,7 +4,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mdlm.cli.arguments import MANY_HELP, add_process_group, add_run, opened, seed, whole, writable
+from mdlm.cli.arguments import (
+    MANY_HELP,
+    add_process_group,
+    add_run,
+    also_opened,
+    opened,
+    seed,
+    whole,
+    writable,
+)
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.sample_output import Making
 from mdlm.cli.sampler_options import add_sampler, sampler_of
@@ -24,16 +33,11 @@ APART = (
 
 
 def run(args: argparse.Namespace, _: Changes) -> int:
-    from mdlm.run import load
-
     check_options(args)
     messages = messages_of(args)
     trace, out = (None if name is None else writable(name) for name in (args.trace, args.out))
     run = opened(args)
-    verifier = None
-    if args.verifier:
-        trust, verify = args.trust_experiment, not args.no_verify
-        verifier = load(args.verifier, trust=trust, verify=verify)
+    verifier = also_opened(args, args.verifier) if args.verifier else None
     making = Making(args, run, sampler_of(args, run), messages, verifier)
     if args.stream:
         return making.stream()

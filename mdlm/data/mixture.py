@@ -12,6 +12,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -20,6 +21,7 @@ from mdlm.data.dataset import Dataset, Split, TextData
 from mdlm.data.packing import Packing
 from mdlm.data.rows.joined import JoinedRows, MixedRows
 from mdlm.data.rows.shuffle import shares
+from mdlm.data.sources import other_files
 from mdlm.data.store.reader import Store
 from mdlm.data.text.source import SPLITS
 from mdlm.data.tokenizers import TokenizerConfig
@@ -177,3 +179,13 @@ class MixedDataset(Dataset):
             text_fingerprint=hashlib.sha256(fingerprints.encode()).hexdigest(),
             unk_id=self.tokenizer.unk_id,
         )
+
+
+def other_data(
+    data: TextData | Mixture, files: tuple[str, ...], split: str, **settings: Any
+) -> TextData:
+    """Returns files as one split of data that are read, encoded and packed as `data` are; see
+    `sources.other_files`."""
+    parts = data.parts if isinstance(data, Mixture) else (data,)
+    source = other_files([part.source for part in parts], files, split, **settings)
+    return TextData(source=source, tokenizer=data.tokenizer, packing=data.packing)

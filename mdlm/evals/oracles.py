@@ -154,10 +154,14 @@ class HiddenMarkov:
         first, moves, emits = self.model
         return emits.T @ (first[:, None] * moves) @ emits
 
-    def distance(self, tokens: np.ndarray) -> float:
+    def frequencies(self, tokens: np.ndarray) -> np.ndarray:
+        """How often each pair of neighbouring tokens occurs, `[token token]`."""
         number = (tokens[:, :-1] * self.symbols + tokens[:, 1:]).ravel()
         share = np.bincount(number, minlength=self.symbols**2) / len(number)
-        return 0.5 * float(np.abs(share - self.pairs.ravel()).sum())
+        return share.reshape(self.symbols, self.symbols)
+
+    def distance(self, tokens: np.ndarray) -> float:
+        return 0.5 * float(np.abs(self.frequencies(tokens) - self.pairs).sum())
 
     def draw(self, rows: int, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)

@@ -8,6 +8,7 @@ from typing import Any
 from mdlm.errors import InputError
 from mdlm.evals.nll import Metric
 from mdlm.evals.zero_shot import TEXTS
+from mdlm.foreign.shown import for_latex
 
 SEVEN = {
     "ptb": "PTB",
@@ -98,7 +99,7 @@ def latex(found: Sequence[Scored], name: str, *, is_exact: bool, length: int) ->
 
     The error beside a number of the run is over sequences. Comments have the protocols.
     """
-    lines = [f"% perplexities; published: {SOURCE}; {escaped(name)}: rows of {length}"]
+    lines = [f"% perplexities; published: {SOURCE}; {for_latex(name)}: rows of {length}"]
     lines += [
         f"% {one.name}: {one.metrics[0].protocol if one.metrics else one.error}" for one in found
     ]
@@ -110,7 +111,7 @@ def latex(found: Sequence[Scored], name: str, *, is_exact: bool, length: int) ->
         lines.append(" & ".join([f"{title} (published)", *cells]) + r" \\")
     lines.append(r"\hline")
     own = (cell(one.of("perplexity"), "" if is_exact else r"$\leq$ ") for one in found)
-    lines.append(" & ".join([escaped(name), *own]) + r" \\")
+    lines.append(" & ".join([for_latex(name), *own]) + r" \\")
     return "\n".join([*lines, r"\hline", r"\end{tabular}"])
 
 
@@ -120,9 +121,3 @@ def cell(metric: Metric | None, sign: str) -> str:
         return "--"
     error = "" if metric.stderr_rows is None else rf" $\pm$ {metric.stderr_rows:.2f}"
     return f"{sign}{metric.value:.2f}{error}"
-
-
-def escaped(text: str) -> str:
-    """Returns text with the characters escaped that LaTeX reads as commands."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(c, f"\\{c}" if c in "#$%&_{}" else c) for c in text)

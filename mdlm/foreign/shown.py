@@ -26,3 +26,9 @@ def escaped(text: str) -> str:
         c if c.isprintable() or "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
         for c in text
     )
+
+
+def for_latex(text: str) -> str:
+    """Returns a text with the characters escaped that LaTeX reads as commands."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, f"\\{c}" if c in "#$%&_{}" else c) for c in text)

@@ -16,8 +16,10 @@ def test_distances_of_caches_that_read_all_are_those_of_none(monkeypatch):
     monkeypatch.setattr(oracle_caches, "ORDER", "random")
     asked = ["--rows", "64", "--train-steps", "2", "--caches", "Dual(refresh=1)", "Dual()"]
     none, always, dual = oracle_caches.run(asked)
-    assert none["passes"] == always["passes"] == 1.0 and none["none"] == always["none"] == 0.0
-    assert always["law"] == none["law"] > 0
+    assert (
+        none["passes"] == always["passes"] == 1.0 and none["no cache"] == always["no cache"] == 0.0
+    )
+    assert always["distribution"] == none["distribution"] > 0
     # In each of four blocks one full call and seven of the block.
     assert dual["passes"] == pytest.approx((4 * 32 + 28 * 8) / 32 / 32)
 
