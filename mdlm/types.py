@@ -79,7 +79,8 @@ class Reading:
     asked: Any = None  # Int[Array, ""], logits are needed at most for this many first entries of
     # `at`, in every row (None: for all)
     chunk: int = dataclasses.field(default=128, metadata={"static": True})
-    # so many positions of each row are computed at a time; parts without a position are skipped
+    # so many positions of each row are computed at a time; parts without a position are skipped.
+    # Fewer leave less to compute in vain at the end, more make the faster matmuls
     rollout: bool = dataclasses.field(default=False, metadata={"static": True})
     # whether to store the attention rollout of the call (Abnar & Zuidema, arXiv:2005.00928): how
     # much each position contributes to the outputs of all, summed over them; the sum is l

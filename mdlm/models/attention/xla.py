@@ -69,12 +69,21 @@ def attend_heads(
     return _forward(q, k, v, may_attend)[0]
 
 
-def _forward(q, k, v, may_attend):
+def unnormalized_weights(
+    q: Float[Array, "b h l d"],
+    k: Float[Array, "b h m d"],
+    may_attend: Bool[Array, "#b 1 #l m"] | None,
+) -> tuple[Float[Array, "b h l m"], Float[Array, "b h l 1"]]:
+    """Returns p and z: the weights of softmax attention are p / z."""
     scores = product(q, k, -1, -1) * q.shape[-1] ** -0.5
     if may_attend is not None:
         scores = jnp.where(may_attend, scores, MASKED)
     p = jnp.exp(scores - scores.max(-1, keepdims=True))
-    z = p.sum(-1, keepdims=True)
+    return p, p.sum(-1, keepdims=True)
+
+
+def _forward(q, k, v, may_attend):
+    p, z = unnormalized_weights(q, k, may_attend)
     p = p.astype(v.dtype)
     out = product(p, v, -1, -2) / z
     return out.astype(v.dtype), (q, k, v, p, z, out)

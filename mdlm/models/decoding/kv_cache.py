@@ -25,7 +25,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, Shaped
 
 from mdlm.models.attention.mask import AttentionMask
-from mdlm.models.attention.xla import MASKED
+from mdlm.models.attention.xla import product, unnormalized_weights
 from mdlm.models.decoding.last_block import joined_heads
 from mdlm.models.readout import Readout
 from mdlm.models.rotary import rotary_table
@@ -147,11 +147,11 @@ def read(
         def attend(i: Any, kept: Any) -> Any:
             x, weights = kept
             may_attend = slots.may_attend(part.of(at, i))
-            out, p = attend_stored(part.of(queries, i), own_keys, own_values, may_attend)
+            out, shares = attend_stored(part.of(queries, i), own_keys, own_values, may_attend)
             vectors = block.vectors(part.of(cond, i))
             new = block.after_attention(part.of(x, i), joined_heads(out), vectors)
             if weights is not None:
-                weights = part.put(weights, p.mean((1, 2)), i)
+                weights = part.put(weights, shares, i)
             return part.put(x, new, i), weights
 
         weights = jnp.zeros((b, at.shape[1], slots.capacity)) if reading.rollout else None
@@ -272,18 +272,22 @@ def attend_stored(
     k: Float[Array, "b m g e"],
     v: Float[Array, "b m g e"],
     may_attend: Bool[Array, "#b q m"] | None,
-) -> tuple[Float[Array, "b q h e"], Float[Array, "b g r q m"]]:
+) -> tuple[Float[Array, "b q h e"], Float[Array, "b q m"]]:
     """Returns softmax attention to the stored keys and values, each for r = h / g heads of queries,
-    and the weights."""
+    and the mean of the weights over heads."""
     b, n, heads, size = q.shape
-    grouped = q.reshape(b, n, k.shape[2], -1, size)
-    scores = jnp.einsum("bqgre,bmge->bgrqm", grouped, k, preferred_element_type=jnp.float32)
-    scores = scores * size**-0.5
+    shared = heads // k.shape[2]
+    # The queries of heads that share keys stand behind one another, as if of one longer row.
+    q = q.reshape(b, n, k.shape[2], shared, size).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(b, -1, shared * n, size)
+    k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
     if may_attend is not None:
-        scores = jnp.where(may_attend[:, None, None], scores, MASKED)
-    p = jax.nn.softmax(scores, axis=-1)
-    out = jnp.einsum("bgrqm,bmge->bqgre", p.astype(v.dtype), v)
-    return out.reshape(b, n, heads, size), p
+        may_attend = jnp.tile(may_attend, (1, shared, 1))[:, None]
+    p, z = unnormalized_weights(q, k, may_attend)
+    out = product(p.astype(v.dtype), v, -1, -2) / z
+    out = out.reshape(b, -1, shared, n, size).transpose(0, 3, 1, 2, 4)
+    weights = (p / z).reshape(b, heads, n, -1).mean(1)
+    return out.astype(v.dtype).reshape(b, n, heads, size), weights
 
 
 def empty(config: Any, rows: int, capacity: int, dtype: jnp.dtype) -> KeyValues:

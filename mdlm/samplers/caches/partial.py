@@ -23,12 +23,6 @@ from mdlm.samplers.caches.base import Cache, InBlocks, Read, nothing_stored
 from mdlm.samplers.state import Proposal, SampleState, State
 from mdlm.types import ArrayTree, KeyValues, Reading, pytree
 
-FULL_CHUNK = 128
-"""Positions of a row that a full call computes at a time."""
-
-CHUNK = 64
-"""The same in other calls that may read many positions."""
-
 
 @pytree
 class View:
@@ -128,20 +122,18 @@ class Partial(Cache):
         is_needed = is_asked | before(is_asked) if diffusion.shift else is_asked
         is_read = is_full | (is_live & (is_needed | self.reads(view)))
 
-        def at_most(most: int, chunk: int) -> tuple[Proposal, ArrayTree]:
+        def at_most(most: int) -> tuple[Proposal, ArrayTree]:
             return read(
                 Reading(
                     stored=kept.stored,
                     at=packed(is_read, is_needed, most),
                     asked=is_needed.sum(-1).max(),
-                    chunk=chunk,
                     rollout=self.rollout,
                 )
             )
 
         most = min(self.most(l, sampler.longest_block()) + int(diffusion.shift), l)
-        some = lambda: at_most(most, most if most <= FULL_CHUNK else CHUNK)
-        proposal, stored = jax.lax.cond(is_full.any(), lambda: at_most(l, FULL_CHUNK), some)
+        proposal, stored = jax.lax.cond(is_full.any(), lambda: at_most(l), lambda: at_most(most))
         after = PartialState(
             stored=stored,
             tokens=jnp.where(is_read, state.tokens, kept.tokens),
