@@ -291,7 +291,7 @@ def test_auto_is_what_the_device_is_good_at(monkeypatch):
         ("cpu", "splash", (1, 8, 1, 8), "bfloat16", "TPUs, and the platform is cpu"),
         ("gpu", "cudnn", (1, 8, 1, 8), "float32", "float16, not float32"),
         ("gpu", "cudnn", (1, 8, 1, 12), "bfloat16", "multiple of 8, at most 128, not 12"),
-        ("gpu", "cudnn", (1, 192, 1, 8), "bfloat16", "multiples of 128, not 192"),
+        ("gpu", "cudnn", (1, 192, 1, 8), "bfloat16", "a multiple of 128, not 192"),
         ("tpu", "splash", (1, 8, 1, 12), "bfloat16", "multiple of 8, not 12"),
     ],
 )
