@@ -7,12 +7,13 @@ Each objective and sampler checks before any computation whether it fits the res
 from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Int, Key
 
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
-from mdlm.types import Attends, Denoise, NetInput, Prediction
+from mdlm.types import Attends, Batch, Denoise, NetInput, Prediction
 
 P = TypeVar("P", bound=Process, covariant=True)
 
@@ -45,6 +46,27 @@ class Diffusion(Generic[P]):
 
         def ask(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
             return denoise(replace(inputs, clean=tokens), key=key)
+
+        return replace(self, denoise=ask)
+
+    def without_dropout(self) -> Self:
+        """Returns this diffusion with a network whose dropout is off."""
+        denoise = self.denoise
+        return replace(self, denoise=lambda inputs, *, key=None: denoise(inputs))
+
+    def with_prompts(self, batch: Batch) -> Self:
+        """Returns this diffusion with a network that reads the clean tokens where the batch is
+        valid and not scored, whatever noise put there. If a process noises each position by itself,
+        this is the process that noises the scored tokens only, given the others."""
+        denoise = self.denoise
+        is_valid = True if batch.is_valid is None else batch.is_valid
+        is_given = is_valid & ~batch.loss_mask
+
+        def ask(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
+            copies = inputs.tokens.shape[0] // batch.tokens.shape[0]  # of each row, one by one
+            given, clean = (jnp.repeat(x, copies, axis=0) for x in (is_given, batch.tokens))
+            tokens = jnp.where(given, clean, inputs.tokens)
+            return denoise(replace(inputs, tokens=tokens), key=key)
 
         return replace(self, denoise=ask)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdlm.evals.oracles import Enumerated
+from mdlm.objectives.complementary import Complementary
 from mdlm.objectives.discrete_time import DiscreteNelbo
 from mdlm.objectives.llada import LLaDA
 from mdlm.objectives.masked_count import OrderAgnostic
@@ -88,5 +89,6 @@ TIGHT = {
     "nelbo, late reconstruction": Nelbo(t_min=0.01),
     "discrete, 500 steps": DiscreteNelbo(steps=500),
     "order-agnostic": OrderAgnostic(),
+    "complementary masks": Complementary(),
     "llada": LLaDA(),
 }

@@ -32,7 +32,12 @@ def experiment_of(args: argparse.Namespace, changes: Changes) -> "Experiment":
     from mdlm.config.overrides import apply
     from mdlm.experiment.loading import load_file
 
-    return apply(load_file(args.experiment), changes)
+    base = None
+    if getattr(args, "init_from", None):
+        from mdlm.runs.folder import RunFolder
+
+        base = RunFolder(args.init_from, trust=args.trust_experiment).experiment
+    return apply(load_file(args.experiment, base=base), changes)
 
 
 def typed(words: Sequence[str]) -> str:

@@ -76,7 +76,7 @@ def messages_of(args: argparse.Namespace) -> list[dict[str, str]] | None:
 
     Raises InputError if the file has none, or an option does not go with another.
     """
-    from mdlm.generation.chat import checked
+    from mdlm.data.tokens.conversations import checked
     from mdlm.runs.reading import json_of
 
     is_chat = args.chat is not None or args.chat_file is not None

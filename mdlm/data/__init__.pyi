@@ -3,6 +3,9 @@ from .mixture import Mixture as Mixture
 from .packing import Packing as Packing
 from .packing import Pad as Pad
 from .packing import Wrap as Wrap
+from .pair_data import PairData as PairData
+from .pair_data import Pairs as Pairs
+from .pairs import Fields as Fields
 from .recipes import ag_news as ag_news
 from .recipes import arxiv as arxiv
 from .recipes import fineweb_edu as fineweb_edu
@@ -17,6 +20,7 @@ from .recipes import text8 as text8
 from .recipes import tinystories as tinystories
 from .recipes import wikitext2 as wikitext2
 from .recipes import wikitext103 as wikitext103
+from .responses import Responses as Responses
 from .sources import PythonReference as PythonReference
 from .sources import TextFiles as TextFiles
 from .text.cleaning import LM1B as LM1B

@@ -168,27 +168,9 @@ class Dataset:
         return text_fingerprint(self.data.source.documents(split))
 
     def _load(self, split: str) -> Split:
-        return self._encoded(split) if self.store is None else self._stored(self.store, split)
-
-    def _encoded(self, split: str) -> Split:
-        if split == "train":
-            self.data.source.check_apart()
-        documents = self.data.source.documents(split)
-        try:
-            encoded = self.tokenizer.encode(
-                documents, self._report, f"tokenizing {split}, characters"
-            )
-            rows = self.data.packing.of(encoded, self.vocab)
-        except InputError as error:
-            raise InputError(f"{self.data.source.name}, {split} split: {error}") from error
-        return Split(
-            rows=rows,
-            documents=len(documents),
-            text_bytes=sum(len(text.encode()) for text in documents),
-            text_characters=sum(map(len, documents)),
-            text_fingerprint=text_fingerprint(documents),
-            unk_id=self.tokenizer.unk_id,
-        )
+        if self.store is None:
+            return self.data.encode(split, self.tokenizer, self._report)
+        return self._stored(self.store, split)
 
     def _stored(self, store: Store, split: str) -> Split:
         record = store.record(split)
@@ -255,6 +237,25 @@ class TextData:
         if directory is not None:
             tokenizer.save(directory)
         return Dataset(self, tokenizer, report, store)
+
+    def encode(self, split: str, tokenizer: Tokenizer, report: Report | None = None) -> Split:
+        """Returns a split, read and encoded. Raises InputError if that is not possible."""
+        if split == "train":
+            self.source.check_apart()
+        documents = self.source.documents(split)
+        try:
+            encoded = tokenizer.encode(documents, report, f"tokenizing {split}, characters")
+            rows = self.packing.of(encoded, tokenizer.vocab)
+        except InputError as error:
+            raise InputError(f"{self.source.name}, {split} split: {error}") from error
+        return Split(
+            rows=rows,
+            documents=len(documents),
+            text_bytes=sum(len(text.encode()) for text in documents),
+            text_characters=sum(map(len, documents)),
+            text_fingerprint=text_fingerprint(documents),
+            unk_id=tokenizer.unk_id,
+        )
 
     def open_store(self, url: str) -> Store:
         """Opens a store of this data.

@@ -19,6 +19,7 @@ from jaxtyping import Int
 
 from mdlm.data.dataset import Dataset, Split, TextData
 from mdlm.data.packing import Packing
+from mdlm.data.pair_data import PairData
 from mdlm.data.rows.joined import JoinedRows, MixedRows
 from mdlm.data.rows.shuffle import shares
 from mdlm.data.sources import other_files
@@ -186,6 +187,8 @@ def other_data(
 ) -> TextData:
     """Returns files as one split of data that are read, encoded and packed as `data` are; see
     `sources.other_files`."""
+    if isinstance(data, PairData):
+        return data.of_files(files, split)
     parts = data.parts if isinstance(data, Mixture) else (data,)
     source = other_files([part.source for part in parts], files, split, **settings)
     return TextData(source=source, tokenizer=data.tokenizer, packing=data.packing)

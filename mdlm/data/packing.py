@@ -59,6 +59,11 @@ class Packing(abc.ABC):
         """Whether attention stays inside each document, so that batches have `segment_ids`."""
         return False
 
+    @property
+    def has_prompts(self) -> bool:
+        """Whether valid tokens outside the loss are prompts, which noise does not reach."""
+        return False
+
     @abc.abstractmethod
     def separator(self, vocab: Vocab) -> int | None:
         """Returns the token after each document in a stream for this packing; None: no token."""

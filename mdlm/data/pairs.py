@@ -5,7 +5,7 @@ log p(response | prompt). After the response comes padding that no token attends
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from mdlm.data.rows.base import Rows
 from mdlm.data.text.files import json_object
 from mdlm.data.text.hugging_face import HuggingFace
 from mdlm.data.text.utf8 import NotUTF8, Opened
+from mdlm.data.tokens.conversations import answered, prompt_of
 from mdlm.data.tokens.tokenizer import Tokenizer
 from mdlm.errors import InputError
 from mdlm.foreign.limits import check_within, limit
 from mdlm.types import Vocab
 
 Messages = Sequence[Mapping[str, str]]
-"""A conversation, see `mdlm.generation.chat`."""
+"""A conversation, see `mdlm.data.tokens.conversations`."""
 ENDINGS = (".jsonl", ".jsonl.gz")
 
 
@@ -35,14 +36,23 @@ class Pair:
     response: str
     where: str
 
+    @property
+    def text(self) -> str:
+        """All that is said, the messages of a conversation one after another."""
+        if isinstance(self.prompt, str):
+            return self.prompt + self.response
+        return "\n".join([*(str(one.get("content")) for one in self.prompt), self.response])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """The tokens of a pair. The prompt begins with the token that rows begin with, if any."""
+    """The tokens of a pair. The prompt begins with the token that rows begin with, if any.
+    `is_ended`: the response has the token that ends an answer."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
     where: str
+    is_ended: bool = False
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
@@ -152,27 +162,41 @@ def encode_pairs(
     tokenizer: Tokenizer,
     *,
     start: int | None,
-    prompt_of: Callable[[Any], list[int]],
+    is_whole: bool = False,
 ) -> list[Encoded]:
-    """Returns the tokens of pairs. A text begins with the token `start`, if any; `prompt_of`
-    returns the tokens of a conversation, which begins as its template says.
+    """Returns the tokens of pairs. A text begins with the token `start`, if any; a conversation
+    begins as the tokenizer's template says. If `is_whole`, the answer of a conversation has what
+    the template writes at its end.
 
     Raises InputError if a response has no token, or a part of a text has none.
     """
+    said = [pair for pair in pairs if is_whole and not isinstance(pair.prompt, str)]
+    asked = [(pair.prompt, pair.response, pair.where) for pair in said]
+    answers = dict(zip(map(id, said), answered(asked, tokenizer) if said else (), strict=True))
     found = []
     for pair in pairs:
         try:
             if isinstance(pair.prompt, str):
                 prompt, response = divided(tokenizer, pair.prompt, pair.response)
                 prompt = prompt if start is None else [start, *prompt]
+            elif is_whole:
+                prompt, response = answers[id(pair)]
             else:
-                prompt = prompt_of(pair.prompt)
+                prompt = prompt_of(pair.prompt, tokenizer)
                 response = tokenizer.encode_after(pair.response).tolist()
         except InputError as error:
             raise InputError(f"{pair.where}: {error}") from error
         if not response:
             raise InputError(f"{pair.where}: the response is empty: it must have a token at least")
-        found.append(Encoded(prompt=tuple(prompt), response=tuple(response), where=pair.where))
+        is_ended = is_whole and response[-1] in tokenizer.chat.ends
+        found.append(
+            Encoded(
+                prompt=tuple(prompt),
+                response=tuple(response),
+                where=pair.where,
+                is_ended=is_ended,
+            )
+        )
     return found
 
 

@@ -42,7 +42,7 @@ from mdlm.objectives.block import BlockNelbo
 from mdlm.objectives.masked_count import OrderAgnostic
 from mdlm.parallel.mesh import SEQUENCE
 from mdlm.times import TimeSampler, stratify
-from mdlm.types import ArrayTree, Batch, Denoise, NetInput, Prediction, Vocab
+from mdlm.types import ArrayTree, Batch, Vocab
 
 By = Literal["counts", "nelbo"]
 SHORTEST = 32
@@ -237,8 +237,8 @@ class Likelihood:
 
             def evaluate(params, key, rows):
                 batch, diffusion = Batch(**rows), self.diffusion(params)
-                shown = replace(diffusion, denoise=with_prompt(diffusion.denoise, batch))
-                return objective(key, batch, shown).bound.sum(axis=-1)
+                diffusion = diffusion.without_dropout().with_prompts(batch)
+                return objective(key, batch, diffusion).bound.sum(axis=-1)
 
             self._programs[passes] = self._new_program(evaluate)
         return self._programs[passes]
@@ -263,16 +263,3 @@ def by_length(
     fitting = np.searchsorted(lengths, [len(row) for row in rows])
     for bucket in np.unique(fitting):
         yield lengths[bucket], np.flatnonzero(fitting == bucket)
-
-
-def with_prompt(denoise: Denoise, batch: Batch) -> Denoise:
-    """Returns a network that reads the clean tokens where the batch is valid and not scored,
-    whatever noise put there; dropout is off."""
-    is_given = batch.is_valid & ~batch.loss_mask
-
-    def ask(inputs: NetInput, *, key: Any = None) -> Prediction:
-        copies = inputs.tokens.shape[0] // batch.tokens.shape[0]  # of each row, one by one
-        given, clean = (jnp.repeat(x, copies, axis=0) for x in (is_given, batch.tokens))
-        return denoise(replace(inputs, tokens=jnp.where(given, clean, inputs.tokens)))
-
-    return ask

@@ -8,6 +8,8 @@ installed packages come first.
 import sys
 import tokenize
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,14 +27,31 @@ _folders: list[str] = []
 """The folder of the last one, where it was added to the path."""
 
 
-def load_file(path: str | Path, *, copy_of: str | Path | None = None) -> Experiment:
+def load_file(
+    path: str | Path,
+    *,
+    copy_of: str | Path | None = None,
+    base: Callable[[], Experiment] | None = None,
+) -> Experiment:
     """Executes an experiment file, given as its path or its name, and returns its `experiment`.
+
+    A file may define a function `experiment(base)` instead, from the experiment of the run that
+    training starts from, which `base` returns, to that of the new run.
 
     `copy_of` is the file that it is a copy of: where that folder still exists, `__file__` and
     modules beside the file are there. Raises InputError, naming the line, if the file is missing,
-    raises, or defines no experiment.
+    raises, or defines no experiment, or if it needs a run and there is none.
     """
     experiment = _executed(path, copy_of).get("experiment")
+    if callable(experiment):
+        if base is None:
+            raise InputError(
+                f"{path}: its experiment follows from that of a run; name one: mdlm train {path}"
+                " --init-from RUN"
+            )
+        given = base()
+        with _named(Path(path)):
+            experiment = experiment(given)
     if not isinstance(experiment, Experiment):
         raise InputError(f"{path}: defines no `experiment = Experiment(...)`")
     return experiment
@@ -78,9 +97,17 @@ def _executed(path: str | Path, copy_of: str | Path | None = None) -> dict[str, 
     module.__file__ = str(home.absolute())
     _look_beside(home.absolute())
     sys.modules[MODULE] = module  # where annotations that are text are looked up
+    with _named(path), old_names():
+        exec(compile(source, str(path), "exec"), vars(module))
+    return vars(module)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turns errors of an experiment file into InputError, with the line."""
+    path = located(path)
     try:
-        with old_names():
-            exec(compile(source, str(path), "exec"), vars(module))
+        yield
     except SyntaxError as error:
         raise InputError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     except Exception as error:
@@ -89,7 +116,6 @@ def _executed(path: str | Path, copy_of: str | Path | None = None) -> dict[str, 
         ]
         where = f", line {lines[-1]}" if lines else ""
         raise InputError(f"{path}{where}: {type(error).__name__}: {error}") from error
-    return vars(module)
 
 
 def _look_beside(file: Path) -> None:

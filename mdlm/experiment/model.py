@@ -149,16 +149,21 @@ class Model:
             of_network.update(made.scalars)
             return made
 
-        terms = self.objective(key, batch, replace(diffusion, denoise=with_dropout))
+        terms = self.objective(
+            key, batch, self._given(batch, replace(diffusion, denoise=with_dropout))
+        )
         return replace(terms, scalars={**of_network, **terms.scalars})
 
     def evaluate(self, params: ArrayTree, key: Key[Array, ""], batch: Batch) -> LossTerms:
         """Returns the evaluation's objective (by default that of training), without dropout."""
-        diffusion = self.diffusion(params)
-        denoise = diffusion.denoise
         batch = self.experiment.network.labelled(batch)
-        certain = replace(diffusion, denoise=lambda inputs, *, key=None: denoise(inputs))
-        return self.reported(key, batch, certain)
+        certain = self.diffusion(params).without_dropout()
+        return self.reported(key, batch, self._given(batch, certain))
+
+    def _given(self, batch: Batch, diffusion: Diffusion) -> Diffusion:
+        """Returns the diffusion of a batch whose prompts, if its rows have some, stay clean."""
+        has_prompts = self.experiment.data.packing.has_prompts
+        return diffusion.with_prompts(batch) if has_prompts else diffusion
 
 
 def check_sampler(sampler: Sampler, model: Model) -> None:

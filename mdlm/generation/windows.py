@@ -9,6 +9,7 @@ slides, so the result contains no artificial ends.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -96,6 +97,24 @@ def window_of(packing: Packing, model: Model) -> Windows:
         length=packing.length,
         frame=(bos if begins or causal else None, eos if closes and not causal else None),
     )
+
+
+def window_of_answers(
+    prompts: Sequence[Sequence[int]], length: int, longest: int, network: Any
+) -> Windows:
+    """Returns the window that holds each prompt with an answer of `length` tokens and nothing else.
+
+    Raises InputError if a row of `longest` tokens does not hold them.
+    """
+    most, block = max(map(len, prompts)), getattr(network, "block_size", 0) or 1
+    total = -(-(most + length) // block) * block
+    if length < 1 or total > longest:
+        raise InputError(
+            f"length={length}: must be from 1 to {longest - most}, as the prompt has"
+            f" {most} tokens and a row of this run {longest}"
+        )
+    # What follows a text is nothing to a network that goes from left to right.
+    return Windows(length=total, closes_at=None if network.attends == "causal" else block)
 
 
 @dataclass(frozen=True, kw_only=True)

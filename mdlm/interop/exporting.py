@@ -16,7 +16,6 @@ from mdlm.interop.layout import Layout
 from mdlm.interop.layouts import ALL, layout_named
 from mdlm.parameterizations import Score
 from mdlm.run import Run
-from mdlm.runs import chat
 from mdlm.runs.weights import WeightsDtype, cast, named
 from mdlm.vocab import Vocab
 
@@ -158,7 +157,7 @@ def _ids(vocab: Vocab, layout: Layout, columns: int) -> dict[str, Any]:
 def _generation(run: Run) -> dict[str, Any]:
     """Returns what generation_config.json says: the ends of texts, and how tokens are drawn."""
     sampler, vocab = run.experiment.sampler, run.model.vocab
-    ends = chat.read(run.folder.data).ends
+    ends = run.tokenizer.chat.ends
     eos = list(ends) if len(ends) > 1 else vocab.eos_id
     values: dict[str, Any] = dict(bos_token_id=vocab.bos_id, eos_token_id=eos)
     values["pad_token_id"] = vocab.pad_id
@@ -184,7 +183,6 @@ def _tokenizer(run: Run) -> dict[str, str]:
     # A causal network has no column for the mask that its vocabulary got here.
     added = [token for token in backend["added_tokens"] if token["id"] < run.model.columns]
     files = {"tokenizer.json": json.dumps({**backend, "added_tokens": added}, indent=2) + "\n"}
-    told = chat.read(run.folder.data)
-    if told.template is not None:
-        files["chat_template.jinja"] = told.template
+    if tokenizer.chat.template is not None:
+        files["chat_template.jinja"] = tokenizer.chat.template
     return {**files, "tokenizer_config.json": _json(config)}

@@ -17,18 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from mdlm.data.pairs import Encoded, divided, rolled
+from mdlm.data.tokens.conversations import check_words, checked, rendered
 from mdlm.data.tokens.special_tokens import end_of
 from mdlm.errors import InputError
 from mdlm.evals.log_likelihood import Passes
 from mdlm.evals.orders import Greedy
 from mdlm.files import check_contained
-from mdlm.generation.chat import checked, prompt_of, rendered
 from mdlm.generation.generator import Generator
 from mdlm.generation.windows import Windows, window_of
 from mdlm.interop.answers import Answer, Answers
 from mdlm.processes.masked import Masked
 from mdlm.run import Run, load
-from mdlm.runs import chat
 
 # lm-eval's own types are too narrow for its models, and it may not be installed.
 LM: Any = importlib.import_module("lm_eval.api.model").LM
@@ -86,7 +85,6 @@ class HarnessModel(LM):
         self.greedy = is_masked and greedy not in (False, "False", "false", "0")
         self.likelihood = self.run.likelihood(by, seed=self.seed, batch_size=self.batch_size)  # pyright: ignore[reportArgumentType]
         self.sampler = _sampler(sampler, self.run)
-        self.chat = chat.read(self.run.folder.data)
         self.start = window_of(self.run.experiment.data.packing, self.run.model).frame[0]
         settings = {
             "step": self.run.step,
@@ -251,7 +249,7 @@ class HarnessModel(LM):
         return self._generators[key]
 
     def _cut(self, tokens: Sequence[int], until: str | Sequence[str]) -> str:
-        ends = {*self.chat.ends, end_of(self.run.tokenizer.vocab)}
+        ends = {*self.run.tokenizer.chat.ends, end_of(self.run.tokenizer.vocab)}
         n = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
         text = self.run.tokenizer.decode(list(tokens[:n]))
         for stop in [until] if isinstance(until, str) else until:
@@ -266,15 +264,15 @@ class HarnessModel(LM):
         """Returns the text of a conversation, up to where the answer begins. An answer that is
         begun already, which `add_generation_prompt=False` says, follows it."""
         asked = chat_history if add_generation_prompt else chat_history[:-1]
-        prompt_of(asked, self.chat.template, self.run.tokenizer)  # refuses what it must
-        assert self.chat.template is not None
+        messages = checked(asked)
+        check_words(messages, self.run.tokenizer)
+        [text] = rendered([messages], self.run.tokenizer)
         self._is_chat = True
-        text = rendered(self.chat.template, checked(asked), self.run.tokenizer)
         return text if add_generation_prompt else text + chat_history[-1]["content"]
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """Returns the run's template of conversations, which is the only one."""
-        return self.chat.template or ""
+        return self.run.tokenizer.chat.template or ""
 
     @property
     def tokenizer_name(self) -> str:

@@ -28,7 +28,7 @@ from mdlm.keys import of_seed, stream
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.network import count_parameters
-from mdlm.runs import agreement, chat
+from mdlm.runs import agreement
 from mdlm.runs import weights as weights_file
 from mdlm.runs.finite import check_finite, is_finite
 from mdlm.runs.folder import RunFolder
@@ -76,10 +76,10 @@ def import_folder(
 
     there = {place.tensor: checkpoint.dtype(names[place.tensor]) for place in places}
     dtypes = _dtypes(places, there, dtype)
-    told = chat_of(checkpoint, parts)
+    built.chat = chat_of(checkpoint, parts)
 
     def copy() -> None:
-        run.save_data({**built.files(), **chat.files(told)})
+        run.save_data(built.files())
         shapes = table.array_shapes(experiment.network, model.columns)
         sizes = {f"network.{path}": (shape, dtypes[path]) for path, shape in shapes.items()}
         read = _reader(checkpoint, names, dtype)

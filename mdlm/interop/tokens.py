@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from mdlm.data.tokenizers import Pretrained
+from mdlm.data.tokens.chat import Chat
 from mdlm.errors import InputError
 from mdlm.interop.checkpoint import Checkpoint
 from mdlm.interop.layout import Parts
-from mdlm.runs.chat import Chat
 
 FILES = ("tokenizer.json", "tokenizer.model")
 ROLES = ("mask", "bos", "eos", "pad")

@@ -1,6 +1,7 @@
 from .autoregressive import Autoregressive as Autoregressive
 from .base import Objective as Objective
 from .block import BlockNelbo as BlockNelbo
+from .complementary import Complementary as Complementary
 from .d3pm import D3PM as D3PM
 from .discrete_time import DiscreteNelbo as DiscreteNelbo
 from .generalized import GeneralizedDiscreteNelbo as GeneralizedDiscreteNelbo

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -23,12 +22,10 @@ from mdlm.evals.nll import Metric
 from mdlm.evals.orders import log_marginal
 from mdlm.evals.scorer import Report, Scorer, Sums, check_same_data
 from mdlm.experiment.evaluation import Perplexity
-from mdlm.generation.chat import prompt_of
 from mdlm.generation.windows import window_of
 from mdlm.keys import of_seed
 from mdlm.objectives.clip_search import Interval
 from mdlm.run.opened import OpenedRun
-from mdlm.runs import chat
 
 
 class EvaluatedRun(OpenedRun):
@@ -156,13 +153,8 @@ class EvaluatedRun(OpenedRun):
 
     def encoded(self, pairs: Sequence[Pair]) -> list[Encoded]:
         """Returns the tokens of pairs as `log_likelihood` scores them."""
-        told = chat.read(self.folder.data)
-        return encode_pairs(
-            pairs,
-            self.tokenizer,
-            start=window_of(self.experiment.data.packing, self.model).frame[0],
-            prompt_of=partial(prompt_of, template=told.template, tokenizer=self.tokenizer),
-        )
+        start = window_of(self.experiment.data.packing, self.model).frame[0]
+        return encode_pairs(pairs, self.tokenizer, start=start)
 
     def likelihood(
         self, by: By | None = None, *, seed: int = 0, batch_size: int = 32

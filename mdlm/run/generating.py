@@ -4,16 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mdlm.data.tokens.conversations import Message, prompt_of
 from mdlm.errors import InputError
-from mdlm.generation.chat import Message, prompt_of, window_of_answers
 from mdlm.generation.generator import Generator
 from mdlm.generation.programs import within_reach
 from mdlm.generation.streaming import Stream
 from mdlm.generation.texts import Generation, text_of
 from mdlm.generation.verifying import Verifier
-from mdlm.generation.windows import Windows, window_of
+from mdlm.generation.windows import Windows, window_of, window_of_answers
 from mdlm.run.opened import OpenedRun
-from mdlm.runs import chat
 from mdlm.samplers.base import Sampler
 
 ANSWER = 128
@@ -207,10 +206,10 @@ class GeneratingRun(OpenedRun):
     ) -> tuple[list[list[int]], Windows, tuple[int, ...]]:
         """The tokens of conversations, the window that holds each with an answer of `length`
         tokens, and the tokens that end an answer."""
-        told = chat.read(self.folder.data)
-        prompts = [prompt_of(one, told.template, self.tokenizer) for one in conversations]
+        prompts = [prompt_of(one, self.tokenizer) for one in conversations]
         longest, network = self.experiment.data.packing.length, self.experiment.network
-        return prompts, window_of_answers(prompts, length, longest, network), told.ends
+        window = window_of_answers(prompts, length, longest, network)
+        return prompts, window, self.tokenizer.chat.ends
 
     def _named(self, out: Generation, seed: int) -> Generation:
         """Returns the result with the run, its step and the seed in its trace, if it has one."""

@@ -198,8 +198,8 @@ class RunFolder:
                     np.save(file, counts)
 
     def save_data(self, files: Mapping[str, str]) -> None:
-        """Writes texts into the folder `data`, by name: those of a tokenizer (`Tokenizer.files()`)
-        and of a chat template (`runs.chat`)."""
+        """Writes texts into the folder `data`, by name: those of a tokenizer
+        (`Tokenizer.files`)."""
         self.data.mkdir(parents=True, exist_ok=True)
         self._write_sealed({f"{self.data.name}/{name}": text for name, text in files.items()})
 
@@ -236,10 +236,14 @@ class RunFolder:
         """
         config, copy = self.config(), self.path / "experiment.py"
         if self.trust:
-            experiment = load_file(copy, copy_of=self._first("file"))
+            # A file whose experiment follows from that of another run keeps its network.
+            experiment = load_file(copy, copy_of=self._first("file"), base=self._recorded)
             return apply(experiment, [(name, text) for name, text in config["overrides"]])
+        return self._recorded()
+
+    def _recorded(self) -> Experiment:
         with self._described():
-            return records.read(config["experiment"], Experiment, self._title)
+            return records.read(self.config()["experiment"], Experiment, self._title)
 
     @property
     def _title(self) -> str:

@@ -8,6 +8,7 @@ from mdlm.config.overrides import apply
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.loading import load_file, source_of
 from mdlm.experiment.shipped import located
+from mdlm.runs.folder import RunFolder
 from mdlm.train.events import Event
 from mdlm.train.session import Session
 
@@ -39,7 +40,9 @@ def train(
         source, file = None, None
     else:
         source, file = source_of(experiment), located(experiment)
-        experiment = load_file(file)
+        origin = options.get("init_from")
+        base = None if origin is None else RunFolder(origin).experiment
+        experiment = load_file(file, base=base)
     chosen: Experiment = apply(experiment, changes)
     folder = Path(out or f"runs/{chosen.name}")
     session = Session(chosen, folder, source=source, file=file, overrides=changes, **options)

@@ -29,10 +29,7 @@ from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import without_stores
 from mdlm.experiment.model import Model
 from mdlm.files import Lock
-from mdlm.generation.generator import Generator
-from mdlm.generation.programs import within_reach
 from mdlm.generation.texts import Generation
-from mdlm.generation.windows import window_of
 from mdlm.parallel.mesh import check_batch
 from mdlm.profiling import profile as profiles
 from mdlm.runs import agreement, curves
@@ -45,12 +42,10 @@ from mdlm.runs.writers import check_packages, writers
 from mdlm.train.events import Evaluated, Event, Saved
 from mdlm.train.loop import Trainer
 from mdlm.train.origin import Origin
+from mdlm.train.sampling import Sampling
 from mdlm.train.step import abstract_state
 from mdlm.types import ArrayTree
 from mdlm.version import __version__
-
-SAMPLES = 2
-"""Number of texts that are added to samples.txt at a time."""
 
 
 class Session:
@@ -154,7 +149,7 @@ class Session:
         self.references: dict[str, float] = {}
         self.metrics: list[Metric] = []
         self.generated: Generation | None = None
-        self._generator: Generator | None = None
+        self._sampling = Sampling(self.model, self.dataset, self.split)
 
     @property
     def finished(self) -> bool:
@@ -230,18 +225,7 @@ class Session:
         self.initial = weights.restore(self.model.abstract_params(self.mesh))
 
     def _sample(self, step: int, params: ArrayTree) -> None:
-        params = within_reach(params)
-        if self._generator is None:
-            window = window_of(self.experiment.data.packing, self.model)
-            self._generator = Generator(self.model, params, self.dataset.tokenizer, window)
-        self._generator.load(params)
-        length = self.experiment.train.sample_length or self._generator.window.room
-        self.generated = self._generator.continue_from(
-            [""] * SAMPLES,
-            length,
-            seed=step,
-            stop_at_eos=self.experiment.data.packing.is_one_document,
-        )
+        self.generated = self._sampling(params, step)
         self.folder.log.add_samples(step, [text.shown for text in self.generated.texts])
 
     def _draw(self) -> None:

@@ -12,8 +12,6 @@ from mdlm.samplers import Dual
 @pytest.mark.slow
 def test_distances_of_caches_that_read_all_are_those_of_none(monkeypatch):
     monkeypatch.setattr(oracle_caches, "NETWORK", Decoder(width=16, depth=2, heads=2))
-    # Entropies of an untrained network tie, and the last bits would decide.
-    monkeypatch.setattr(oracle_caches, "ORDER", "random")
     asked = ["--rows", "64", "--train-steps", "2", "--caches", "Dual(refresh=1)", "Dual()"]
     none, always, dual = oracle_caches.run(asked)
     assert (

@@ -19,6 +19,7 @@ from mdlm.data.pairs import (
     read_pairs,
     rows_of,
 )
+from mdlm.data.tokens.chat import Chat
 from mdlm.data.tokens.tokenizer import Tokenizer
 from mdlm.errors import InputError
 from mdlm.vocab import Vocab
@@ -109,17 +110,29 @@ def test_files_that_are_none(tmp_path):
 def test_tokens(tokenizer):
     messages = [QUESTION]
     pairs = as_pairs([("ab", " c"), ("", "x"), (messages, "yes")])
-    found = encode_pairs(pairs, tokenizer, start=7, prompt_of=lambda m: [9, len(m)])
+    tokenizer.chat = Chat(template="{{ messages|length }}?.", ends=(46,))
+    found = encode_pairs(pairs, tokenizer, start=7)
     ids = lambda text: tuple(tokenizer.encode([text])[0].tolist())
     assert found == [
         Encoded(prompt=(7, *ids("ab")), response=ids(" c"), where="pair 1"),
         Encoded(prompt=(7,), response=ids("x"), where="pair 2"),
-        Encoded(prompt=(9, 1), response=ids("yes"), where="pair 3"),
+        Encoded(prompt=ids("1?."), response=ids("yes"), where="pair 3"),
     ]
-    [plain] = encode_pairs(pairs[:1], tokenizer, start=None, prompt_of=lambda m: [])
+    # Whole answers have the template's end; a prompt has none of it.
+    tokenizer.chat = Chat(
+        template="{% for m in messages %}{{ m.content }}.\n{% endfor %}", ends=(46,)
+    )
+    *plain, said = encode_pairs(pairs, tokenizer, start=7, is_whole=True)
+    assert plain == found[:2]
+    due = dict(prompt=ids("why?.\n"), response=ids("yes."), where="pair 3", is_ended=True)
+    assert said == Encoded(**due)
+    tokenizer.chat = Chat()
+    with pytest.raises(InputError, match="pair 3: this run has no chat template"):
+        encode_pairs(pairs, tokenizer, start=None)
+    [plain] = encode_pairs(pairs[:1], tokenizer, start=None)
     assert plain.prompt == ids("ab")
     with pytest.raises(InputError, match="pair 1: the response is empty"):
-        encode_pairs(as_pairs([("a", "")]), tokenizer, start=None, prompt_of=lambda m: [])
+        encode_pairs(as_pairs([("a", "")]), tokenizer, start=None)
     with pytest.raises(InputError, match="pair 2: the response is int, not text"):
         as_pairs([("a", "b"), ("a", 3)])
 

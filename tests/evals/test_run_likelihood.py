@@ -12,11 +12,11 @@ from made_run import made
 
 from mdlm.data import Bytes, NoText, Pad, TextData, Wrap
 from mdlm.data.pairs import as_pairs
+from mdlm.data.tokens.chat import Chat
 from mdlm.errors import InputError
 from mdlm.evals.log_likelihood import totals
 from mdlm.models import BlockDiT, CausalTransformer
 from mdlm.objectives import Autoregressive, BlockNelbo, MaskedLM, Nelbo
-from mdlm.runs import chat
 from mdlm.samplers import BlockByBlock, LeftToRight
 from mdlm.types import NetInput
 
@@ -142,9 +142,7 @@ def test_a_conversation(run):
     messages = [{"role": "user", "content": "why"}]
     with pytest.raises(InputError, match="pair 1: this run has no chat template"):
         run.log_likelihood([(messages, "so")])
-    folder = run.folder.data
-    for name, text in chat.files(chat.Chat(template=TEMPLATE)).items():
-        (folder / name).write_text(text, encoding="utf-8")
+    run.tokenizer.chat = Chat(template=TEMPLATE)
     try:
         [pair] = run.encoded(as_pairs([(messages, "so")]))
         assert run.tokenizer.decode(pair.prompt) == "user: why\nassistant: "
@@ -153,7 +151,7 @@ def test_a_conversation(run):
         [same] = run.log_likelihood([("user: why\nassistant: ", "so")])
         assert one == same
     finally:
-        (folder / chat.FILE).unlink()
+        run.tokenizer.chat = Chat()
 
 
 def test_rows_begin_as_those_of_the_data(tmp_path):

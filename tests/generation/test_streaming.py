@@ -4,11 +4,11 @@ import pytest
 import tiny
 
 import mdlm
+from mdlm.data.tokens.chat import Chat
 from mdlm.errors import InputError
 from mdlm.experiment import Training
 from mdlm.models import BlockDiT, CausalTransformer
 from mdlm.objectives import Autoregressive, BlockNelbo
-from mdlm.runs import chat as kept
 from mdlm.samplers import (
     BlockByBlock,
     FirstHitting,
@@ -94,7 +94,7 @@ def test_a_stream_ends_where_the_text_does(run):
 
 
 def test_an_answer_is_streamed(run):
-    run.folder.save_data(kept.files(kept.Chat(template="{{ messages[-1].content }}:")))
+    run.tokenizer.chat = Chat(template="{{ messages[-1].content }}:")
     whole = run.chat(HELLO, length=9, seed=3)
     stream = run.stream(HELLO, length=9, seed=3)
     assert "".join(stream) == whole.texts[0].text and stream.generation.texts == whole.texts
@@ -125,7 +125,7 @@ def test_prompts_of_different_lengths_in_one_call(run):
 
 def test_conversations_of_different_lengths_in_one_call(run):
     """Each answer is that to its conversation alone: the network does not see what fills a row."""
-    run.folder.save_data(kept.files(kept.Chat(template="{{ messages[-1].content }}:")))
+    run.tokenizer.chat = Chat(template="{{ messages[-1].content }}:")
     asked = [[{"role": "user", "content": text}] for text in ("hello", "a", "what is it")]
     for trace in (False, True):
         together = run.chat(asked, num=2, length=9, seed=3, trace=trace)

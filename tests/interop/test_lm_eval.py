@@ -18,12 +18,12 @@ from lm_eval.api.registry import get_model  # noqa: E402
 
 from mdlm.data import Bytes, NoText, TextData, Wrap  # noqa: E402
 from mdlm.data.pairs import rolled  # noqa: E402
+from mdlm.data.tokens.chat import Chat  # noqa: E402
 from mdlm.errors import InputError  # noqa: E402
 from mdlm.evals.likelihood import Likelihood  # noqa: E402
 from mdlm.interop.answers import Answer, Answers  # noqa: E402
 from mdlm.interop.harness import HarnessModel  # noqa: E402
 from mdlm.interop.harness_tasks import evaluate  # noqa: E402
-from mdlm.runs import chat  # noqa: E402
 from mdlm.samplers import Parallel, Share  # noqa: E402
 
 # lm-eval and what it needs warn about themselves.
@@ -281,8 +281,7 @@ def test_conversations(noisy):
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
-    for name, text in chat.files(chat.Chat(template=template)).items():
-        (noisy.folder.data / name).write_text(text, encoding="utf-8")
+    noisy.tokenizer.chat = Chat(template=template)
     try:
         scorer = model(noisy)
         history = [{"role": "user", "content": "why"}]
@@ -295,7 +294,7 @@ def test_conversations(noisy):
         plain = model(noisy).loglikelihood(asked("loglikelihood", (text, " so")))
         assert value == pytest.approx(plain[0][0], abs=1e-4)
     finally:
-        (noisy.folder.data / chat.FILE).unlink()
+        noisy.tokenizer.chat = Chat()
 
 
 @pytest.mark.parametrize(

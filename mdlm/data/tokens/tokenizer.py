@@ -15,6 +15,8 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int32, Integer
 
+from mdlm.data.tokens import chat
+from mdlm.data.tokens.chat import Chat
 from mdlm.data.tokens.cuts import safe_cut
 from mdlm.data.tokens.plain_text import for_text, unknown_id
 from mdlm.data.tokens.spelling import Spelling
@@ -32,7 +34,7 @@ PIECE = 2**16
 BATCH = 2**22
 """Characters between two calls of `report`."""
 FILES = ("special_tokens.json", "tokenizer.json")
-"""The files of a saved tokenizer."""
+"""The files that every saved tokenizer has; `chat.FILE` is there if it knows conversations."""
 
 
 class Special(TypedDict):
@@ -48,7 +50,8 @@ class Tokenizer:
 
     `closed_alphabet`: only characters that are tokens can be encoded. `made_by` is the
     configuration that built the tokenizer, as text. `unk_id` is the token of text that has none
-    of its own, None if there is no such token. `cut_before`: see `cuts.safe_cut`.
+    of its own, None if there is no such token. `cut_before`: see `cuts.safe_cut`. `chat` is what it
+    knows of conversations.
     """
 
     def __init__(
@@ -58,12 +61,14 @@ class Tokenizer:
         *,
         closed_alphabet: bool = False,
         made_by: str = "",
+        chat: Chat | None = None,
     ):
         roles = {vocab.mask_id, vocab.bos_id, vocab.eos_id, vocab.pad_id} - {None}
         self._encoder = for_text(backend, roles)
         self.backend = backend
         self.vocab = vocab
         self.made_by = made_by
+        self.chat = chat or Chat()
         self.alphabet = set(backend.get_vocab(with_added_tokens=False)) if closed_alphabet else None
         self.cut_before = safe_cut(self._encoder)
         self.unk_id = unknown_id(backend)
@@ -175,8 +180,9 @@ class Tokenizer:
         return {token: piece(token) for token in sorted(set(ids))}
 
     def files(self) -> dict[str, str]:
-        """Returns the contents of the two files of a saved tokenizer, by name."""
-        return dict(zip(FILES, (self._special(), self.backend.to_str()), strict=True))
+        """Returns the contents of the files of a saved tokenizer, by name."""
+        found = dict(zip(FILES, (self._special(), self.backend.to_str()), strict=True))
+        return found | chat.files(self.chat)
 
     @staticmethod
     def from_files(files: Mapping[str, str]) -> "Tokenizer":
@@ -188,10 +194,11 @@ class Tokenizer:
             special["vocab"],
             closed_alphabet=special["closed_alphabet"],
             made_by=special["made_by"],
+            chat=chat.of_files(files),
         )
 
     def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json` and `special_tokens.json`, each atomically."""
+        """Writes the files of `files`, each atomically."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in self.files().items():
@@ -203,8 +210,9 @@ class Tokenizer:
         """Returns a saved tokenizer. Raises InputError if it is missing or damaged."""
         folder = Path(folder)
         try:
+            there = [*FILES, *([chat.FILE] if (folder / chat.FILE).exists() else [])]
             return Tokenizer.from_files(
-                {n: (folder / n).read_text(encoding="utf-8") for n in FILES}
+                {n: (folder / n).read_text(encoding="utf-8") for n in there}
             )
         except Exception as error:  # the library raises bare Exceptions
             raise InputError(f"{folder}: its tokenizer cannot be read: {error}") from error

@@ -9,10 +9,11 @@ from tokenizers import AddedToken
 import mdlm
 from mdlm.cli.main import main
 from mdlm.data import Bytes
+from mdlm.data.tokens import chat as kept
+from mdlm.data.tokens import conversations as chat
+from mdlm.data.tokens.tokenizer import Tokenizer
 from mdlm.errors import InputError
 from mdlm.experiment import Training
-from mdlm.generation import chat
-from mdlm.runs import chat as kept
 
 TEMPLATE = (
     "{% for m in messages %}<|im|>{{ m.role }}\n{{ m.content | trim }}<|end|>\n{% endfor %}"
@@ -25,11 +26,19 @@ HELLO = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "
 def tokenizer():
     built = Bytes().build([])
     built.backend.add_special_tokens([AddedToken(t, special=True) for t in ("<|im|>", "<|end|>")])
+    built.chat = kept.Chat(template=TEMPLATE, ends=(built.id_of("<|end|>"),))
     return built
 
 
+def told(tokenizer, template):
+    """The same tokenizer with another template."""
+    other = Tokenizer.from_files(tokenizer.files())
+    other.chat = kept.Chat(template=template)
+    return other
+
+
 def test_the_template_becomes_tokens_with_special_ones(tokenizer):
-    ids = chat.prompt_of(HELLO, TEMPLATE, tokenizer)
+    ids = chat.prompt_of(HELLO, tokenizer)
     im, end = (tokenizer.id_of(t) for t in ("<|im|>", "<|end|>"))
     said = [*b"system\nbe kind"], [*b"user\nhello"]
     due = [im, *said[0], end, 10, im, *said[1], end, 10, im, *b"assistant\n"]
@@ -37,12 +46,11 @@ def test_the_template_becomes_tokens_with_special_ones(tokenizer):
 
 
 def test_what_published_templates_use(tokenizer):
-    text = chat.rendered(
+    template = (
         "{{ bos_token }}{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}"
-        "{{ m | tojson }}{% endfor %}{{ strftime_now('%Y')|length }}",
-        HELLO,
-        tokenizer,
+        "{{ m | tojson }}{% endfor %}{{ strftime_now('%Y')|length }}"
     )
+    [text] = chat.rendered([HELLO], told(tokenizer, template))
     assert text == '[BOS]{"role": "user", "content": " hello "}4'
 
 
@@ -60,14 +68,40 @@ def test_what_published_templates_use(tokenizer):
 )
 def test_hostile_templates_are_one_line(template, says, tokenizer):
     with pytest.raises(InputError, match=says):
-        chat.rendered(template, HELLO, tokenizer)
+        chat.rendered([HELLO], told(tokenizer, template))
 
 
 def test_a_template_that_never_ends_is_stopped(tokenizer, monkeypatch):
     monkeypatch.setattr(chat, "TIMEOUT", 3.0)
     loop = "{% for i in range(99999) %}" * 4 + "{% endfor %}" * 4
     with pytest.raises(InputError, match="takes more than 3 seconds"):
-        chat.rendered(loop, HELLO, tokenizer)
+        chat.rendered([HELLO], told(tokenizer, loop))
+
+
+def test_answers_have_what_the_template_writes_after_them(tokenizer):
+    im, end = (tokenizer.id_of(t) for t in ("<|im|>", "<|end|>"))
+    asked = [(HELLO, " so ", "a"), (HELLO[1:], "no", "b")]
+    (prompt, first), (_, second) = chat.answered(asked, tokenizer)
+    assert prompt == chat.prompt_of(HELLO, tokenizer)
+    assert (first, second) == ([*b"so", end], [*b"no", end])
+    # Of a template whose past answers begin otherwise, the answer alone is taken.
+    other = told(tokenizer, "{% if add_generation_prompt %}Q:{% else %}{{ messages }}{% endif %}")
+    assert chat.answered(asked[:1], other)[0] == ([*b"Q:"], [*b" so "])
+    # A template that refuses one of many says which.
+    picky = "{% if messages|length > 1 %}{{ raise_exception('one only') }}{% endif %}x"
+    with pytest.raises(InputError, match="fails, conversation 2: ValueError: one only"):
+        chat.rendered([HELLO[1:], HELLO], told(tokenizer, picky))
+    with pytest.raises(InputError, match="^b: message 2 spells the special token <.end.>"):
+        chat.answered([(HELLO[1:], "a<|end|>", "b")], tokenizer)
+    assert im in prompt
+
+
+def test_the_plain_template_is_a_line_for_each_message(tokenizer):
+    plain = told(tokenizer, kept.PLAIN)
+    text = "System: be kind\nUser:  hello \nAssistant: "
+    assert chat.rendered([HELLO], plain) == [text]
+    [(prompt, answer)] = chat.answered([(HELLO, "so", "a")], plain)
+    assert bytes(prompt).decode() == text and answer == [*b"so"]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +117,7 @@ def test_a_template_that_never_ends_is_stopped(tokenizer, monkeypatch):
 )
 def test_messages_that_are_none_are_refused(messages, says, tokenizer):
     with pytest.raises(InputError, match=says):
-        chat.prompt_of(messages, TEMPLATE, tokenizer)
+        chat.prompt_of(messages, tokenizer)
 
 
 def test_a_run_answers_up_to_an_end_token(tmp_path, capsys):
@@ -94,10 +128,12 @@ def test_a_run_answers_up_to_an_end_token(tmp_path, capsys):
         plain.chat(HELLO)
     answers = "Q: {{ messages[-1].content }} A:"
     plain.folder.save_data(kept.files(kept.Chat(template=answers)))
+    plain = mdlm.load(out)
     [whole] = plain.chat(HELLO, length=12, seed=1).texts
     assert len(whole.tokens) == 12
     end = whole.tokens[5]
     plain.folder.save_data(kept.files(kept.Chat(template=answers, ends=(end,))))
+    plain = mdlm.load(out)
     [ended] = plain.chat(HELLO, length=12, seed=1).texts
     assert ended.tokens == whole.tokens[: whole.tokens.index(end) + 1]
     with pytest.raises(InputError, match="length=99: must be from 1 to"):

@@ -1,4 +1,4 @@
-"""Renders a chat template in a process of its own. Run as a script, by `mdlm.generation.chat`.
+"""Renders a chat template in a process of its own. Run as a script, by `conversations.rendered`.
 
 A template comes with a checkpoint, so it is not trusted: Jinja's sandbox keeps it from Python's
 objects, and the limits of this process end one that takes too long or too much memory.
@@ -12,8 +12,8 @@ from datetime import datetime
 SECONDS, BYTES = 10, 2**30
 
 
-def render(template: str, values: dict) -> str:
-    """Returns the text of a conversation. Raises Jinja's errors."""
+def compiled(template: str):
+    """Returns a template that can be rendered. Raises Jinja's errors."""
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -27,17 +27,22 @@ def render(template: str, values: dict) -> str:
     environment.filters["tojson"] = dump
     now = lambda form: datetime.now().strftime(form)
     environment.globals |= {"raise_exception": refuse, "strftime_now": now}
-    return environment.from_string(template).render(**values)
+    return environment.from_string(template)
 
 
 def main() -> int:
     asked = json.loads(sys.stdin.buffer.read())
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+    seconds = int(SECONDS * asked["times"])
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    texts: list[str] = []
+    answer: dict = {"texts": texts}
     try:
-        answer = {"text": render(asked["template"], asked["values"])}
+        template = compiled(asked["template"])
+        for messages in asked["conversations"]:
+            texts.append(template.render(messages=messages, **asked["values"]))
     except Exception as error:  # Jinja's, the template's own, or one of memory
-        answer = {"error": f"{type(error).__name__}: {error}"}
+        answer["error"] = f"{type(error).__name__}: {error}"
     sys.stdout.buffer.write(json.dumps(answer).encode())
     return 0
 
