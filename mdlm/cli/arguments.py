@@ -29,15 +29,21 @@ result."""
 
 def experiment_of(args: argparse.Namespace, changes: Changes) -> "Experiment":
     """Loads the experiment that a command names and applies the changed settings."""
+    trust = getattr(args, "trust_experiment", False)
+    return experiment_from(args.experiment, changes, getattr(args, "init_from", None), trust)
+
+
+def experiment_from(
+    file: str, changes: Changes, base: str | None = None, trust: bool = False
+) -> "Experiment":
+    """Loads an experiment, which may follow from that of a run folder `base`, and applies the
+    changed settings."""
     from mdlm.config.overrides import apply
     from mdlm.experiment.loading import load_file
+    from mdlm.runs.folder import RunFolder
 
-    base = None
-    if getattr(args, "init_from", None):
-        from mdlm.runs.folder import RunFolder
-
-        base = RunFolder(args.init_from, trust=args.trust_experiment).experiment
-    return apply(load_file(args.experiment, base=base), changes)
+    made = None if base is None else RunFolder(base, trust=trust).experiment
+    return apply(load_file(file, base=made), changes)
 
 
 def typed(words: Sequence[str]) -> str:
@@ -51,6 +57,13 @@ def add_experiment(sub: argparse.ArgumentParser) -> None:
         "experiment", help="an experiment: a name from `mdlm experiments`, or a Python file"
     )
     complete_experiments(action)
+
+
+def add_base(sub: argparse.ArgumentParser) -> None:
+    """Adds the option that names the run from which an experiment follows, if it does."""
+    sub.add_argument(
+        "--init-from", metavar="RUN", help="the run that experiments such as sft start from"
+    )
 
 
 def complete_experiments(action: argparse.Action) -> None:

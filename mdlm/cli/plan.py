@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mdlm.cli.arguments import add_experiment, experiment_of, real, whole
+from mdlm.cli.arguments import add_base, add_experiment, experiment_from, experiment_of, real, whole
 from mdlm.cli.command import Changes, Command
 from mdlm.cli.progress import Progress
 from mdlm.errors import InputError
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
     vocab, columns_from = vocabulary(experiment, args.vocab)
     compiled, on = None, smaller or topology
     if on.is_compiled_for and not args.estimate:
-        compiled = compiled_apart(args.experiment, changes, vocab, on, args.timeout)
+        compiled = compiled_apart(args, changes, vocab, on)
     made = plan(
         Model(experiment, vocab, counts(experiment, vocab)),
         topology,
@@ -146,20 +146,23 @@ def counts(experiment: "Experiment", vocab: Vocab) -> Any:
 
 
 def compiled_apart(
-    path: str, changes: Changes, vocab: Vocab, topology: "Topology", limit: float
+    args: argparse.Namespace, changes: Changes, vocab: Vocab, topology: "Topology"
 ) -> "Compiled":
     """Compiles the training step in a child process and returns what the compiler reports.
 
     libtpu needs its environment variables before JAX is imported, ends the process on an internal
-    error, and cannot be interrupted. Raises InputError if compiling takes longer than `limit`
-    seconds, or fails.
+    error, and cannot be interrupted. Raises InputError if compiling takes longer than
+    `--timeout`, or fails.
     """
     topology.check_compiler()
+    limit = args.timeout
     os.environ.update(topology.environment)
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(
-        target=_compile, args=(path, changes, vocab, topology, there), daemon=True
+        target=_compile,
+        args=(args.experiment, args.init_from, changes, vocab, topology, there),
+        daemon=True,
     )
     process.start()
     there.close()
@@ -186,19 +189,24 @@ def compiled_apart(
     return answer
 
 
-def _compile(path: str, changes: Changes, vocab: Vocab, topology: "Topology", answer: Any) -> None:
+def _compile(
+    path: str,
+    base: str | None,
+    changes: Changes,
+    vocab: Vocab,
+    topology: "Topology",
+    answer: Any,
+) -> None:
     sys.stderr = Output(sys.stderr, outlives=True)  # for this is another process
     import jax
 
-    from mdlm.config.overrides import apply
-    from mdlm.experiment.loading import load_file
     from mdlm.experiment.model import Model
     from mdlm.planning.compiling import compile_for, first
 
     # Programs compiled for absent hardware could not be loaded from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        experiment = apply(load_file(path), changes)
+        experiment = experiment_from(path, changes, base)
         mesh = topology.mesh(experiment.mesh)
         answer.send(compile_for(Model(experiment, vocab, counts(experiment, vocab)), mesh))
     except InputError as error:
@@ -237,6 +245,7 @@ the fraction of the peak) that you expect; they are not measured."""
 
 def arguments(sub: argparse.ArgumentParser) -> None:
     add_experiment(sub)
+    add_base(sub)
     sub.add_argument("--topology", metavar="WHERE", required=True, help="hardware, such as v5e:4x4")
     sub.add_argument(
         "--vocab",

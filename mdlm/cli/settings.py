@@ -6,7 +6,7 @@ import functools
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from mdlm.cli.arguments import add_experiment, experiment_of
+from mdlm.cli.arguments import add_base, add_experiment, experiment_of
 from mdlm.cli.command import Changes, Command
 
 if TYPE_CHECKING:  # not imported at run time, so that `--help` is fast
@@ -38,12 +38,14 @@ def said_of(experiment: "Experiment", name: str, value: Any) -> str:
 
 def arguments(sub: argparse.ArgumentParser) -> None:
     add_experiment(sub)
+    add_base(sub)
 
 
 SETTINGS_HELP = """\
 examples:
   mdlm settings quickstart
   mdlm settings quickstart --network "DiT(width=256)"     with that network
+  mdlm settings sft --init-from runs/llada                of what follows from a run
 
 Each line has a setting's dotted name, its value, and the values that it accepts; below it stands
 what it means. Any of them can be changed: mdlm train quickstart --train.steps 2000"""

@@ -23,10 +23,10 @@ class Pairs(Source):
     """Prompts and responses: `.jsonl` files (also `.gz`), folders of data sets, or names on the
     Hugging Face hub.
 
-    A line, or a row, has the fields `prompt` and `response`, or `messages`, a conversation that
-    ends with the assistant's answer; `fields` gives them other names. `config` is a part of a data
-    set. If `valid` names nothing, the last `valid_fraction` of the training pairs is held out, and
-    `test_fraction` too, if `test` names nothing either.
+    `train` names the training pairs. A line, or a row, has the fields `prompt` and `response`, or
+    `messages`, a conversation that ends with the assistant's answer; `fields` gives them other
+    names. `config` is a part of a data set. If `valid` names nothing, the last `valid_fraction` of
+    the training pairs is held out, and `test_fraction` too, if `test` names nothing either.
 
     Reading raises InputError, with the line, if a field is missing, no text, or empty.
     """

@@ -60,8 +60,8 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """The names of the fields, or columns, of a pair. A row has the first two or `messages`, a
-    conversation that ends with the answer of the assistant."""
+    """The names of the fields, or columns, of a pair: of the `prompt` and the `response`, or of
+    `messages`, a conversation that ends with the answer of the assistant."""
 
     prompt: str = "prompt"
     response: str = "response"

@@ -42,7 +42,7 @@ def test_settings_take_components_and_list_them(capsys):
 
 @pytest.mark.parametrize("name", shipped.names())
 def test_every_setting_has_a_sentence(name):
-    experiment = load_file(name)
+    experiment = load_file(name, base=lambda: load_file("quickstart"))
     missing = [n for n, _, value in names(experiment) if not said_of(experiment, n, value)]
     assert not missing
 

@@ -58,7 +58,7 @@ def test_a_run_goes_on_with_chats(base, tmp_path, capsys):
     assert "data" in capsys.readouterr().err
     # Other files of pairs are evaluated as such.
     assert main(["eval", str(out), "--data", other, "--json"]) == 0
-    [told, *_] = json.loads(capsys.readouterr().out)["metrics"]
+    [told, *_] = json.loads(capsys.readouterr().out)
     assert told["n"] == 50 * 3
 
 
