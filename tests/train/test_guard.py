@@ -25,9 +25,10 @@ from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
 from mdlm.times import balanced_order
 from mdlm.train import guard
+from mdlm.train.batches import in_training
 from mdlm.train.events import Spiked, Stopped
 from mdlm.train.guard import BINS, ENOUGH, WINDOW, Diverged, Guard
-from mdlm.train.loop import Trainer, in_training
+from mdlm.train.loop import Trainer
 from mdlm.train.start import restored
 from mdlm.train.step import compile_step, create_state
 from mdlm.types import Batch, LossTerms, Vocab
