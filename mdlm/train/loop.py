@@ -25,7 +25,6 @@ from mdlm.evals.scorer import Scorer
 from mdlm.experiment.evaluation import SELECTS, split_in_training
 from mdlm.experiment.identity import recorded
 from mdlm.experiment.model import Model
-from mdlm.keys import of_seed
 from mdlm.models.network import count_parameters
 from mdlm.parallel.mesh import check_batch, rows_here
 from mdlm.profiling.profile import Profiler
@@ -33,25 +32,16 @@ from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.finite import check_finite
 from mdlm.runs.folder import RunFolder
 from mdlm.runs.log import warn_once
-from mdlm.runs.past import note_saved
+from mdlm.train import events
 from mdlm.train.batches import on_devices
-from mdlm.train.events import (
-    Began,
-    Ended,
-    Evaluated,
-    Event,
-    Profiled,
-    Saved,
-    Spiked,
-    Stepped,
-    Stopped,
-)
+from mdlm.train.events import Event
 from mdlm.train.guard import Diverged, Guard, Spike
 from mdlm.train.meter import Meter
-from mdlm.train.origin import Carried, started_from
-from mdlm.train.soundness import Soundness, given_up
-from mdlm.train.start import restored
-from mdlm.train.step import State, abstract_state, compile_step, create_state
+from mdlm.train.origin import Carried
+from mdlm.train.saving import Saving
+from mdlm.train.soundness import Soundness
+from mdlm.train.start import created, restored
+from mdlm.train.step import State, abstract_state, compile_step
 from mdlm.train.stopping import Stopping
 from mdlm.types import ArrayTree, Batch
 
@@ -94,8 +84,6 @@ class Trainer:
     """Steps made."""
     position: int
     """Position in the data after the last step's batch."""
-    saved: int | None
-    """Step of the newest checkpoint."""
 
     def __init__(
         self,
@@ -126,7 +114,6 @@ class Trainer:
         self.loader = TrainLoader(dataset.train.rows, size, experiment.seed, rows_here(mesh, size))
         self.metrics: dict[str, Any] | None = None
         self.pending: Pending | None = None
-        self.found: dict[str, float] = {}
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Trains to the last step, or until `should_stop()` is true, or `Stopping` ends the run;
@@ -145,14 +132,9 @@ class Trainer:
         ) as self.checkpoints:
             self._begin()
             parameters = count_parameters(self.state["params"])
-            yield Began(self.made, settings.steps, parameters, self.mesh.size)
-            self.profiler = Profiler(
-                self.folder.path,
-                self.profile,
-                self.made,
-                self.folder.writes,
-                failed=warn_once,
-            )
+            yield events.Began(self.made, settings.steps, parameters, self.mesh.size)
+            path, writes = self.folder.path, self.folder.writes
+            self.profiler = Profiler(path, self.profile, self.made, writes, failed=warn_once)
             self.batches = self._batches()
             self.meter = Meter(self.model, self.mesh, lambda: self.batches.stalled)
             try:
@@ -160,19 +142,18 @@ class Trainer:
                     self.step()
                     yield from self._after_step()
                 yield from self.log()
-                if self.saved != self.made:
+                if self.saving.saved != self.made:
                     in_a_row = self._in_a_row()
                     if in_a_row and not self.soundness.of(self.state):
                         raise self._diverged(in_a_row, self.made)
                     yield self.save()
-                self.checkpoints.wait()
-                self._note_saved()
+                self.saving.finish()
                 if not self._is_last:
-                    yield Stopped(self.made)
+                    yield events.Stopped(self.made)
                 elif self.made < settings.steps:
                     best = self.checkpoints.best
                     others = best if best != self.made else None
-                    yield Ended(self.made, self.stopping.why, others)
+                    yield events.Ended(self.made, self.stopping.why, others)
             finally:
                 self.profiler.close()
                 self.batches.close()
@@ -197,7 +178,7 @@ class Trainer:
             return False
         pending, self.pending = self.pending, None
         metrics = self.meter.read(self.folder.log, pending.step, pending.metrics)
-        stepped = Stepped(pending.step, metrics)
+        stepped = events.Stepped(pending.step, metrics)
         yield stepped
         if self.guard.has_given_up(stepped.metrics):
             raise self._diverged(int(stepped.metrics["skipped_in_a_row"]), pending.step)
@@ -208,24 +189,24 @@ class Trainer:
         if spike is None:
             return False
         back_to = self.checkpoints.latest if self.guard.may_rewind else None
-        yield Spiked(pending.step, spike, back_to)
+        yield events.Spiked(pending.step, spike, back_to)
         if back_to is None:
             self.folder.log.add("spike", pending.step, vars(spike))
             return False
         self._go_back(back_to, pending, spike)
         return True
 
-    def evaluate(self) -> Evaluated:
+    def evaluate(self) -> events.Evaluated:
         """Evaluates the EMA parameters. A result on the validation split is saved with the next
         checkpoint, to select the best one."""
         split = self.validation.split
         found = self.scorer.run(self.state["ema"], self.validation, self.settings.eval_rows)
         if split == SELECTS:
-            self.found = self.stopping.validated(self.made, {m.name: m.value for m in found})
+            self.saving.found = self.stopping.validated(self.made, {m.name: m.value for m in found})
         self.folder.log.add(KINDS[split], self.made, as_line(found))
-        return Evaluated(self.made, split, found)
+        return events.Evaluated(self.made, split, found)
 
-    def save(self) -> Saved:
+    def save(self) -> events.Saved:
         """Starts writing a checkpoint."""
         data = {
             "position": self.position,
@@ -233,38 +214,24 @@ class Trainer:
             **self.guard.memory,
             **self.stopping.memory,
         }
-        self.checkpoints.save(self.made, self.state, data, self.found)
-        if self.saved is not None:  # a save first waits for the one before it
-            self._note_saved()
-        self.saved, self.found = self.made, {}
-        return Saved(self.made)
+        return self.saving.save(self.made, self.state, data)
 
     def _in_a_row(self) -> int:
         """Number of steps skipped since the last update; while there are some, nothing is saved."""
         return int(self.state["watch"]["in_a_row"])
 
     def _diverged(self, in_a_row: int, step: int) -> Diverged:
-        """Returns the end of a run that makes no progress; it names the newest sound checkpoint."""
-        self.checkpoints.wait()
         self.state = {}  # frees its memory before others are restored
-        left = self.soundness.newest(self.checkpoints, self.abstract)
-        return Diverged(given_up(in_a_row, step, left))
-
-    def _note_saved(self) -> None:
-        if self.folder.writes:
-            note_saved(self.folder.path)
+        return self.saving.diverged(in_a_row, step, self.soundness, self.abstract)
 
     def _begin(self) -> None:
         """Restores the newest checkpoint, or creates the state before the first step."""
-        data: dict[str, Any] = {"position": 0}
-        self.saved = self.checkpoints.latest
-        if self.saved is not None:
+        self.saving = Saving(self.checkpoints, self.folder)
+        if self.saving.saved is not None:
             self.state, data = restored(self.checkpoints, self.abstract)
         else:
-            key = of_seed(self.model.experiment.seed)
-            self.state = create_state(self.model, self.tx, self.mesh, key)
-            if self.initial is not None:
-                self.state = started_from(self.state, self.initial, self.carried)
+            data: dict[str, Any] = {"position": 0}
+            self.state = created(self.model, self.tx, self.mesh, self.initial, self.carried)
         self.initial = None  # frees its memory
         self.made, self.position = int(self.state["step"]), data["position"]
         where = f"{self.folder.path}, step {self.made}"
@@ -287,7 +254,7 @@ class Trainer:
             traced = self.profiler.after(self.made, self.state)
         if traced is not None:
             with self._aside():
-                yield Profiled(self.made, traced)
+                yield events.Profiled(self.made, traced)
         if self._is_last or due(self.made, settings.eval_every):
             with self._aside():
                 yield self.evaluate()
@@ -323,7 +290,8 @@ class Trainer:
         self.state, data = restored(self.checkpoints, self.abstract)
         self.guard = Guard(self.settings, {**data, "rewinds": self.guard.rewinds + 1})
         self.stopping = Stopping(self.settings, {**data, "seconds": self.stopping.seconds})
-        self.made, self.position, self.saved, self.found = step, spiked.position, step, {}
+        self.saving.go_on_from(step)
+        self.made, self.position = step, spiked.position
         self.folder.log.rewind(step)
         # Logged at the first repeated step, so that a later rewind to `step` drops this line too.
         self.folder.log.add("rewind", step + 1, {"from": spiked.step, **vars(spike)})

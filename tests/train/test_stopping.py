@@ -12,7 +12,9 @@ from mdlm.data import TextFiles
 from mdlm.errors import InputError
 from mdlm.evals.scorer import Scorer
 from mdlm.experiment import Perplexity, Training
+from mdlm.models import DiT
 from mdlm.run import load
+from mdlm.runs import curves
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.train import stopping
 from mdlm.train.events import Began, Ended, Evaluated, Stopped
@@ -31,15 +33,24 @@ def one_device(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda *_: devices)
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(curves, "draw", lambda *_: None)
+
+
+NETWORK = DiT(width=16, depth=1, heads=1, cond_dim=8)
+
+
 @pytest.fixture
-def worse(tmp_path):
+def worse(tmp_path, monkeypatch):
     """Starts a run whose validation text has bytes that the training text lacks, so that it gets
     worse with every step; `changes` are of its training."""
+    monkeypatch.setattr(Session, "_sample", lambda *_: None)
     text = tiny.write_text(tmp_path / "text.txt")
     (tmp_path / "valid.txt").write_text("0123456789" * 40)
 
     def session(name, **changes):
-        e = tiny.experiment(text, train=replace(SETTINGS, **changes))
+        e = tiny.experiment(text, train=replace(SETTINGS, **changes), network=NETWORK)
         source = TextFiles(train=str(text), valid=str(tmp_path / "valid.txt"))
         e = replace(e, data=replace(e.data, source=source))
         return Session(e, tmp_path / name, source=tiny.FILE.format(text=str(text)))
@@ -88,7 +99,6 @@ def test_patience_ends_the_run_and_keeps_the_best(worse):
     reason = f"2 validations in a row were no better than step 5 (nats per token {values[5]:.4f})"
     assert f"{path}: step 15 of 40, ended early: {reason}" in said
     assert f"mdlm eval {path} --step 5" in said and f"mdlm sample {path} --step 5" in said
-    assert (path / "samples.txt").read_text().startswith("=== step 15")
 
 
 def test_an_ended_run_is_left_alone_until_its_patience_is_raised(worse):
@@ -223,7 +233,6 @@ def test_minutes_are_those_of_training_steps(worse, minute):
     assert isinstance(events[-1], Ended) and events[-1].step == 10 and run.finished
     evaluated = [event.step for event in events if isinstance(event, Evaluated)]
     assert evaluated == [5, 10] and max(kept(run)) == 10
-    assert "=== step 10" in (run.folder.path / "samples.txt").read_text()
     said = run.closing_words().splitlines()[0]
     assert said.endswith(
         "step 10 of 40, ended early: 10 minutes of training are over; to go on: a larger"
@@ -243,7 +252,7 @@ def test_minutes_count_earlier_starts(worse, minute):
     run = worse("run", minutes=10, **OFTEN)
     stop = [False]
     for event in run.train(lambda: stop[0]):
-        stop[0] = isinstance(event, Evaluated)
+        stop[0] |= isinstance(event, Evaluated)
     assert isinstance(event, Stopped) and event.step == 5
     killed(worse("run", minutes=10, checkpoint_every=3, log_every=1), 7)
     again = worse("run", minutes=10, **OFTEN)
@@ -259,10 +268,9 @@ def test_a_run_without_minutes_is_timed_too(worse, minute):
 def test_time_is_over_only_after_the_last_evaluation(worse, minute):
     """A run that was stopped by a signal when its time was up is finished by the next start."""
     run = worse("run", minutes=1, log_every=20, eval_every=20)
-    events, made = run.train(lambda: len(calls) == 4 or calls.append(1)), 0
-    calls: list[int] = []
-    made = list(events)[-1]
-    assert isinstance(made, Stopped) and made.step == 4
+    asked = iter([False] * 4 + [True])
+    stopped = list(run.train(lambda: next(asked)))[-1]
+    assert isinstance(stopped, Stopped) and stopped.step == 4
     again = list(worse("run", minutes=1, log_every=2, eval_every=20).train())
     assert [e.step for e in again if isinstance(e, Evaluated)] == [6]
     assert isinstance(again[-1], Ended) and again[-1].step == 6
