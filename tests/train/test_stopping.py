@@ -137,6 +137,20 @@ def test_a_killed_run_ends_at_the_same_step(worse, every):
     assert kept(again) == kept(straight) == [5, 15]
 
 
+def test_a_fork_counts_afresh(worse):
+    first = worse("run", patience=2)
+    list(first.train())
+    text = first.folder.path / "experiment.py"
+    fork = Session(
+        replace(first.experiment, name="fork"),
+        first.folder.path.with_name("fork"),
+        source=text.read_text(encoding="utf-8"),
+        fork=str(first.folder.path),
+    )
+    ended = list(fork.train())[-1]
+    assert isinstance(ended, Ended) and (ended.step, ended.best) == (30, 20)
+
+
 def test_what_is_saved_decides_not_the_log(worse):
     first = worse("run", patience=2, checkpoint_every=5)
     killed(first, 11)
