@@ -67,9 +67,11 @@ class Log:
                 _try(writer.add_samples, step, texts)
 
     def _add_table(self, kind: str, step: int) -> None:
-        """Shows all evaluations of a kind to the writers, a row for each, without empty columns."""
+        """Shows all evaluations of a kind to the writers, a row for each. Columns that are empty,
+        or hold lists, are left out."""
         lines = [entry for entry in self.metrics() if entry["kind"] == kind]
-        filled = (name for line in lines for name, value in line.items() if value is not None)
+        cells = (cell for line in lines for cell in line.items())
+        filled = (name for name, value in cells if isinstance(value, int | float | str))
         columns = [name for name in dict.fromkeys(filled) if name not in ("kind", "time")]
         rows = [[line.get(name) for name in columns] for line in lines]
         for writer in self.writers:
