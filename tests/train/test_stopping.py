@@ -1,5 +1,6 @@
 """Runs that end before their last step: no better validation for long, or their time is over."""
 
+import time
 from dataclasses import replace
 
 import jax
@@ -84,6 +85,11 @@ def killed(session, step: int) -> None:
         if event.step >= step and not isinstance(event, Evaluated):
             break
     events.close()
+    # Here the thread that writes the newest checkpoint lives on: the next start must not meet it.
+    until = time.monotonic() + 60
+    while any("orbax" in path.name for path in session.folder.checkpoints.iterdir()):
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_patience_ends_the_run_and_keeps_the_best(worse):
@@ -101,6 +107,7 @@ def test_patience_ends_the_run_and_keeps_the_best(worse):
     assert f"mdlm eval {path} --step 5" in said and f"mdlm sample {path} --step 5" in said
 
 
+@pytest.mark.slow
 def test_an_ended_run_is_left_alone_until_its_patience_is_raised(worse):
     first = worse("run", patience=2)
     list(first.train())
@@ -122,6 +129,7 @@ def test_an_ended_run_is_left_alone_until_its_patience_is_raised(worse):
     assert not without.closing_words().startswith(f"{without.folder.path}: step 25 of")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [0, 5])
 def test_a_killed_run_ends_at_the_same_step(worse, every):
     straight = worse("straight", patience=2, checkpoint_every=every)
@@ -137,6 +145,7 @@ def test_a_killed_run_ends_at_the_same_step(worse, every):
     assert kept(again) == kept(straight) == [5, 15]
 
 
+@pytest.mark.slow
 def test_a_fork_counts_afresh(worse):
     first = worse("run", patience=2)
     list(first.train())
@@ -151,6 +160,7 @@ def test_a_fork_counts_afresh(worse):
     assert isinstance(ended, Ended) and (ended.step, ended.best) == (30, 20)
 
 
+@pytest.mark.slow
 def test_what_is_saved_decides_not_the_log(worse):
     first = worse("run", patience=2, checkpoint_every=5)
     killed(first, 11)
@@ -274,11 +284,13 @@ def test_minutes_count_earlier_starts(worse, minute):
     assert events[0].step == 6 and isinstance(events[-1], Ended) and events[-1].step == 10
 
 
+@pytest.mark.slow
 def test_a_run_without_minutes_is_timed_too(worse, minute):
     list(worse("run", steps=10).train())
     assert list(worse("run", minutes=15).train())[-1].step == 15
 
 
+@pytest.mark.slow
 def test_time_is_over_only_after_the_last_evaluation(worse, minute):
     """A run that was stopped by a signal when its time was up is finished by the next start."""
     run = worse("run", minutes=1, log_every=20, eval_every=20)
