@@ -250,6 +250,7 @@ def minute(monkeypatch):
 OFTEN = {"sample_every": 5, "checkpoint_every": 5}
 
 
+@pytest.mark.slow
 def test_minutes_are_those_of_training_steps(worse, minute):
     run = worse("run", minutes=10, **OFTEN)
     # The clock starts after the compilation, which is a part of the first call of `step` here.
@@ -271,6 +272,7 @@ def test_minutes_are_those_of_training_steps(worse, minute):
     assert same(more, straight)
 
 
+@pytest.mark.slow
 def test_minutes_count_earlier_starts(worse, minute):
     """Also of a start that was killed, up to its newest checkpoint."""
     run = worse("run", minutes=10, **OFTEN)
@@ -284,7 +286,6 @@ def test_minutes_count_earlier_starts(worse, minute):
     assert events[0].step == 6 and isinstance(events[-1], Ended) and events[-1].step == 10
 
 
-@pytest.mark.slow
 def test_a_run_without_minutes_is_timed_too(worse, minute):
     list(worse("run", steps=10).train())
     assert list(worse("run", minutes=15).train())[-1].step == 15
