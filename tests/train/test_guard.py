@@ -345,7 +345,8 @@ def test_a_spike_sends_the_run_back_past_its_batches(small, tmp_path):
         run(experiment, dataset, tmp_path / "b", stop_at)
     run(experiment, dataset, tmp_path / "b")
     again, data_again = last(tmp_path / "b", experiment, dataset)
-    assert same(state, again) and data == data_again
+    # The time of training is another.
+    assert same(state, again) and without(data, "seconds") == without(data_again, "seconds")
     assert len(lines(tmp_path / "b", "rewind")) == 1
 
 
