@@ -171,7 +171,8 @@ def last_line(folder: Path) -> int:
 
 
 def saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """All arrays of the newest checkpoint by name, and the metadata saved beside them."""
+    """All arrays of the newest checkpoint by name, and the data saved beside them,
+    without the time of training."""
     checkpoints = folder / "run" / "checkpoints"
     path = checkpoints / str(newest(folder))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -182,7 +183,8 @@ def saved(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         jax.tree_util.keystr(name): np.asarray(leaf)
         for name, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
-    return arrays, json.loads((path / "data" / "metadata").read_text(encoding="utf-8"))
+    data = json.loads((path / "data" / "metadata").read_text(encoding="utf-8"))
+    return arrays, {name: value for name, value in data.items() if name != "seconds"}
 
 
 def log(folder: Path) -> list[dict[str, Any]]:

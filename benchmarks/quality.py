@@ -81,7 +81,7 @@ class Stepper:
         from mdlm.experiment.model import Model
         from mdlm.parallel.mesh import put_on_mesh
         from mdlm.times import balanced_order
-        from mdlm.train.loop import in_training
+        from mdlm.train.batches import in_training
         from mdlm.train.step import compile_step, create_state
         from mdlm.types import Batch
 

@@ -34,7 +34,7 @@ from mdlm.models.network import count_parameters
 from mdlm.parallel.mesh import check_batch, put_on_mesh
 from mdlm.profiling.peak import peak_flops
 from mdlm.times import balanced_order
-from mdlm.train.loop import in_training
+from mdlm.train.batches import in_training
 from mdlm.train.origin import started_from
 from mdlm.train.step import compile_step, create_state
 from mdlm.types import ArrayTree, Batch

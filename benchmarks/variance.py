@@ -76,7 +76,7 @@ def measure(run, experiment, rows: int, pairs: int) -> dict[str, Any]:
     from mdlm.data.loader import TrainLoader
     from mdlm.experiment.model import Model
     from mdlm.times import balanced_order
-    from mdlm.train.loop import in_training
+    from mdlm.train.batches import in_training
     from mdlm.types import Batch
 
     model = Model(experiment, run.tokenizer.vocab, run.folder.counts())

@@ -156,13 +156,13 @@ def serve() -> None:
     from mdlm.evals.likelihood import Likelihood
     from mdlm.evals.scorer import Scorer
     from mdlm.generation.generator import Generator
-    from mdlm.train import loop
+    from mdlm.train import start
     from mdlm.train.loop import Trainer
 
     def accepted(*_: Any, **__: Any) -> Any:
         raise SystemExit(0)
 
-    Trainer._batches = Generator.continue_from = Scorer.run = loop.create_state = accepted
+    Trainer._batches = Generator.continue_from = Scorer.run = start.create_state = accepted
     Likelihood.__call__ = accepted
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -41,6 +41,25 @@ def _prepare_profile(steps: int) -> None:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_command_buffer=".strip()
 
 
+def _rows(args: argparse.Namespace, changes: Changes) -> tuple[str, str]:
+    """Returns the setting of the batch size that `--tokens-per-step` asks for.
+
+    Raises InputError if no whole number of rows has so many tokens, or the size is given too.
+    """
+    tokens, name = args.tokens_per_step, "train.batch_size"
+    if any(name == given for given, _ in changes):
+        raise InputError(f"--tokens-per-step and --{name}: give one of the two")
+    length = experiment_of(args, changes).data.packing.length
+    if tokens < length or tokens % length:
+        below = max(0, tokens // length) * length
+        near = [str(n) for n in (below, below + length) if n]
+        raise InputError(
+            f"--tokens-per-step {tokens}: rows have {length} tokens (data.packing.length); give a"
+            f" multiple of that, such as {' or '.join(near)}"
+        )
+    return name, str(tokens // length)
+
+
 def run(args: argparse.Namespace, changes: Changes) -> int:
     from mdlm.experiment.loading import source_of
     from mdlm.experiment.shipped import located
@@ -48,6 +67,8 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
 
     if args.seed is not None:
         changes = [*changes, ("seed", str(args.seed))]
+    if args.tokens_per_step is not None:
+        changes = [*changes, _rows(args, changes)]
     if args.profile is not None:
         _prepare_profile(args.profile)
     experiment = experiment_of(args, changes)
@@ -131,6 +152,9 @@ examples:
   mdlm train quickstart --train.steps 2000 --optimizer.learning_rate 1e-3
   mdlm train quickstart --process "Masked(schedule=Cosine())"
   mdlm train owt_small --out runs/owt --mesh.fsdp 8
+  mdlm train owt_small --tokens-per-step 524288 --train.accumulate 8
+  mdlm train quickstart --train.eval_every 50 --train.patience 5
+  mdlm train quickstart --train.minutes 10
 
 Options with dotted names change settings of the experiment; a component is given as text.
 `mdlm settings EXPERIMENT` lists the settings, `mdlm components` the components.
@@ -140,8 +164,15 @@ recorded in env.json. To change others, or to go back to an earlier checkpoint, 
   mdlm train owt_small --fork runs/owt@40000 --out runs/slower --optimizer.learning_rate 1e-4
 An experiment file is Python code, which this command executes.
 
+A run may end before its last step: after --train.patience N validations in a row without a better
+one (the best is kept: --train.best names the metric), or after --train.minutes M of training,
+earlier starts included; compilation, evaluations and samples are not counted. Everything is saved,
+and the last lines say why it ended. The same command then does nothing; with a larger number it
+goes on. Learning rates that fall follow --train.steps, so a run that ends early has not come down
+to the end of its schedule: for that, give the steps that fit.
+
 exit codes:
-  0    the run is finished
+  0    the run is finished, or ended early as its settings say
   2    wrong arguments or input
   3    too many steps in a row had a loss, gradient or new parameters that are not finite
        (--train.max_skipped); the message names the newest checkpoint with a finite loss. Starting
@@ -171,6 +202,13 @@ def arguments(sub: argparse.ArgumentParser) -> None:
         "--out", help="run folder to create or resume (default: runs/NAME of the experiment)"
     )
     sub.add_argument("--seed", type=seed, help="seed of the run (default: the experiment's)")
+    sub.add_argument(
+        "--tokens-per-step",
+        type=whole,
+        metavar="N",
+        help="set --train.batch_size, which counts rows over all devices and micro-batches, so "
+        "that a step has N tokens; --train.accumulate K then makes each of K micro-batches N/K",
+    )
     sub.add_argument(
         "--checkpoints",
         metavar="PATH",

@@ -10,7 +10,7 @@ comes from the choice of the split, not from the noise.
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -67,6 +67,12 @@ def table(metrics: Sequence[Metric]) -> str:
             value, noise, sequences = cells
             lines.append(f"  {name:24s} {value:>12} {noise:>10}{sequences:>15}".rstrip())
     return "\n".join(lines)
+
+
+def names(units: Iterable[str]) -> list[str]:
+    """Returns the names of the metrics of `summarise`, with those per unit of text. All of them
+    are better the lower they are."""
+    return ["nats per token", *(f"bits per {unit}" for unit in units), "perplexity"]
 
 
 def summarise(

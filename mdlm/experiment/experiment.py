@@ -5,6 +5,7 @@ only from people you would run code from. Its values can be overridden by dotted
 (`train.steps`), see `mdlm.config.overrides`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +33,15 @@ class Training:
     """Length, batch and EMA of training, and the intervals of logging, evaluation and checkpoints.
 
     Args:
-        steps: optimizer steps.
+        steps: optimizer steps. Learning-rate schedules that fall follow them, however early
+            `patience` or `minutes` end the run.
+        minutes: the run ends after this many minutes of training, those of earlier starts
+            included, with the last evaluation and everything saved (0: no limit). Only steps
+            count, with their waiting for data: compilation, evaluations, samples and saving do
+            not. Checked at the steps of `log_every`. The learning rate does not follow the
+            minutes, it still follows `steps`.
+        patience: the run ends after this many validations in a row that were no better than the
+            best before them, by the metric of `best`; each new best one is saved (0: it goes on).
         batch_size: rows of a global batch, over all devices and micro-batches.
         accumulate: micro-batches whose gradients are added up before a step.
         ema_decay: largest decay of the parameters' EMA; at update n it is min(decay, (1+n)/(10+n)).
@@ -44,6 +53,8 @@ class Training:
         sample_length: tokens of each sample (0: the length of a row of the data).
         checkpoint_every: steps between checkpoints (0: only at the end).
         keep: number of newest checkpoints kept; the best on the validation split is kept too.
+        best: the metric of validations by which it is the best, the lower the better: "nats per
+            token", "perplexity", and with `eval_rows=0` "bits per byte" or "bits per character".
         keep_every: checkpoints at multiples of this many steps are kept permanently (0: none).
         max_skipped: the run ends after this many steps in a row whose loss, gradient or new
             parameters are not finite. Such steps only count; they make no update, and nothing is
@@ -55,6 +66,8 @@ class Training:
     """
 
     steps: int = 1000
+    minutes: float = 0.0
+    patience: int = 0
     batch_size: int = 32
     accumulate: int = 1
     ema_decay: float = 0.9999
@@ -65,6 +78,7 @@ class Training:
     sample_length: int = 0
     checkpoint_every: int = 0
     keep: int = 2
+    best: str = "nats per token"
     keep_every: int = 0
     max_skipped: int = 10
     spike: float | None = None
@@ -78,9 +92,17 @@ class Training:
             "checkpoint_every",
             "keep_every",
             "rewinds",
+            "patience",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 0")
+        if not 0 <= self.minutes < math.inf:
+            raise ValueError(f"train.minutes={self.minutes}: must be a number, at least 0")
+        if self.patience and not self.eval_every:
+            raise ValueError(
+                f"train.patience={self.patience}: needs train.eval_every, the steps between"
+                " validations"
+            )
         if self.spike is not None and not self.spike > 0:
             raise ValueError(f"train.spike={self.spike}: must be above 0, or None")
         if not 0 <= self.ema_decay < 1:

@@ -21,8 +21,26 @@ class Owned(TypedDict):
     run: NotRequired[dict[str, Any]]
 
 
-class Data(Owned):
-    """What is saved beside the state: the position in the data, and the memory of the guard."""
+class Validations(TypedDict):
+    """How many validations in a row were no better than the best one before, by a metric."""
+
+    by: str
+    in_a_row: Count
+    step: NotRequired[Count]
+    value: NotRequired[float]
+
+
+class Progress(TypedDict):
+    """What decides whether a run ends before its last step (`mdlm.train.stopping`)."""
+
+    validations: NotRequired[Validations]
+    seconds: NotRequired[float]
+    is_over: NotRequired[bool]
+
+
+class Data(Owned, Progress):
+    """What is saved beside the state: the position in the data, what the guard and `Stopping`
+    remember."""
 
     position: Count
     rewinds: NotRequired[Count]

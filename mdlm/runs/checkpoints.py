@@ -15,7 +15,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -32,13 +32,10 @@ from mdlm.runs.checkpoint_paths import Data, first_line, located, reach, steps_i
 from mdlm.runs.weights import named
 from mdlm.types import ArrayTree
 
-METRIC = "nelbo"
+NAMES = {"nats per token": "nelbo"}
+"""Metrics that are saved with a checkpoint under another name."""
 STAMPED = ("_CHECKPOINT_METADATA", "commit_success.txt")
 """Files that are written when the checkpoint becomes complete. Their contents are not used."""
-
-
-def _metric(metrics: dict[str, float]) -> float:
-    return metrics.get(METRIC, float("inf"))
 
 
 class Checkpoints:
@@ -48,6 +45,7 @@ class Checkpoints:
         folder: a folder of this machine, or a URL, see `located`.
         keep: number of newest checkpoints that are kept.
         keep_every: checkpoints at multiples of this many steps are kept permanently (0: none).
+        best: the metric by which the best one is kept, the lower the better.
         read_only: change nothing in the folder. Otherwise the remains of interrupted saves are
             removed, so only the training run itself, one at a time, may open it for writing.
         verify: compare all bytes of a checkpoint with its digests before it is read.
@@ -59,6 +57,7 @@ class Checkpoints:
         keep: int = 2,
         keep_every: int = 0,
         *,
+        best: str = "nats per token",
         read_only: bool = False,
         verify: bool = True,
     ):
@@ -66,11 +65,12 @@ class Checkpoints:
         self.folder = located(folder)
         reach(self.folder)
         self._verifies, self._sound = verify, set[int]()
+        self._selects = NAMES.get(best, best)
         self._saving: int | None = None
         policies: list[managers.PreservationPolicy] = [
             managers.LatestN(keep),
             managers.BestN(
-                get_metric_fn=_metric,
+                get_metric_fn=self._metric,
                 reverse=True,
                 n=1,
                 # A checkpoint without metrics is the remainder of an interrupted deletion.
@@ -83,7 +83,7 @@ class Checkpoints:
             self.manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
-                    best_fn=_metric,
+                    best_fn=self._metric,
                     best_mode="min",
                     preservation_policy=managers.AnyPreservationPolicy(policies),
                     create=not read_only,
@@ -110,14 +110,27 @@ class Checkpoints:
         """Steps of all complete checkpoints."""
         return sorted(self.manager.all_steps())
 
+    @property
+    def best(self) -> int | None:
+        """Step of the best complete checkpoint; None if no validation was saved with one."""
+        found = {step: self._metric(self.manager.metrics(step) or {}) for step in self.steps}
+        finite = {step: value for step, value in found.items() if value < math.inf}
+        return min(finite, key=finite.__getitem__, default=None)
+
     def save(
-        self, step: int, state: ArrayTree, data: dict[str, Any], nelbo: float | None = None
+        self,
+        step: int,
+        state: ArrayTree,
+        data: dict[str, Any],
+        found: Mapping[str, float] | None = None,
     ) -> None:
         """Starts writing a checkpoint; returns once the arrays have left the devices.
 
+        `found` are the metrics of a validation; those that are not finite are left out.
         Raises InputError if the operating system refuses the write, e.g. on a full disk.
         """
-        metrics = {METRIC: nelbo} if nelbo is not None and math.isfinite(nelbo) else {}
+        finite = {name: value for name, value in (found or {}).items() if math.isfinite(value)}
+        metrics = {NAMES.get(name, name): value for name, value in finite.items()}
         with _disk(self.folder):
             self.manager.wait_until_finished()  # `_seal` is of one save at a time
             self._saving = step
@@ -128,6 +141,9 @@ class Checkpoints:
                 ),
                 metrics=metrics,
             )
+
+    def _metric(self, metrics: dict[str, float]) -> float:
+        return metrics.get(self._selects, math.inf)
 
     def _seal(self) -> None:
         """Writes the digests of the checkpoint being saved: all files stand, it is not complete."""

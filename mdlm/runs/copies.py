@@ -8,7 +8,8 @@ from typing import Any
 from etils import epath
 
 from mdlm.runs import digests
-from mdlm.runs.checkpoints import METRIC, STAMPED
+from mdlm.runs.checkpoint_paths import Progress
+from mdlm.runs.checkpoints import STAMPED
 from mdlm.runs.reading import json_of
 
 
@@ -18,8 +19,8 @@ def copy_checkpoint(
     """Copies the checkpoint of `step` from one folder of checkpoints to another.
 
     `run` is the identity of the new run, which the copy records. The copy is complete, or orbax
-    takes it for the remains of a save. Its validation result stays behind: the best checkpoint of
-    a run is one of its own.
+    takes it for the remains of a save. Its validation results and its time stay behind: the best
+    checkpoint of a run is one of its own.
     """
     copy = target / f"{step}.orbax-checkpoint-tmp-fork"
     if copy.exists():
@@ -27,12 +28,11 @@ def copy_checkpoint(
     _copy(source / str(step), copy)
     data = copy / "data" / "metadata"
     values = json_of(data, dict[str, Any])
+    values = {name: value for name, value in values.items() if name not in Progress.__annotations__}
     data.write_text(json.dumps({**values, "run": dict(run), "rewinds": 0}), encoding="utf-8")
     metrics = copy / "metrics" / "metrics"
     if metrics.exists():
-        values = json_of(metrics, dict[str, Any])
-        kept = {name: value for name, value in values.items() if name != METRIC}
-        metrics.write_text(json.dumps(kept), encoding="utf-8")
+        metrics.write_text("{}", encoding="utf-8")
     digests.write(copy, leave_out=STAMPED)
     copy.rename(target / str(step))
 

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from mdlm.errors import InputError
 from mdlm.files import append, finite, replaced
 from mdlm.foreign.typed_json import Count, decoded
+from mdlm.runs.curves import EVALUATIONS
 from mdlm.runs.writers import Writer
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class Log:
             single = _singly(values)
             for writer in self.writers:
                 _try(writer.log, kind, step, single)
+            if kind in EVALUATIONS and self.writers:
+                _try(self._add_table, kind, step)
 
     def add_samples(self, step: int, texts: list[str]) -> None:
         """Appends texts to samples.txt under a heading."""
@@ -62,6 +65,17 @@ class Log:
             self._append(self.samples_file, "".join(parts))
             for writer in self.writers:
                 _try(writer.add_samples, step, texts)
+
+    def _add_table(self, kind: str, step: int) -> None:
+        """Shows all evaluations of a kind to the writers, a row for each. Columns that are empty,
+        or hold lists, are left out."""
+        lines = [entry for entry in self.metrics() if entry["kind"] == kind]
+        cells = (cell for line in lines for cell in line.items())
+        filled = (name for name, value in cells if isinstance(value, int | float | str))
+        columns = [name for name in dict.fromkeys(filled) if name not in ("kind", "time")]
+        rows = [[line.get(name) for name in columns] for line in lines]
+        for writer in self.writers:
+            _try(writer.add_table, f"{kind}/table", step, columns, rows)
 
     def _append(self, file: Path, text: str = "") -> None:
         """Adds text to a file, after what a full disk had no room for before."""

@@ -15,12 +15,18 @@ ID = "wandb_id"
 """Name of the file that keeps the id of the run at Weights & Biases."""
 
 
+Row = list[float | str | None]
+"""A row of a table, with a cell for each of its columns."""
+
+
 class Writer(Protocol):
     """Shows what a run logs elsewhere."""
 
     def log(self, kind: str, step: int, values: dict[str, float]) -> None: ...
 
     def add_samples(self, step: int, texts: Sequence[str]) -> None: ...
+
+    def add_table(self, name: str, step: int, columns: list[str], rows: list[Row]) -> None: ...
 
     def add_picture(self, step: int, path: Path) -> None: ...
 
@@ -43,6 +49,9 @@ class TensorBoard:
         for number, text in enumerate(texts, 1):
             indented = "".join(f"    {line}\n" for line in text.splitlines())
             self.writer.add_text(f"samples/{number}", indented, step)
+
+    def add_table(self, name: str, step: int, columns: list[str], rows: list[Row]) -> None:
+        self.writer.add_text(name, markdown(columns, rows), step)
 
     def add_picture(self, step: int, path: Path) -> None:
         import numpy as np
@@ -86,11 +95,28 @@ class WeightsAndBiases:
         table = self.wandb.Table(columns=["step", "number", "text"], data=rows)
         self.run.log({"samples": table}, step=step)
 
+    def add_table(self, name: str, step: int, columns: list[str], rows: list[Row]) -> None:
+        self.run.log({name: self.wandb.Table(columns=columns, data=rows)}, step=step)
+
     def add_picture(self, step: int, path: Path) -> None:
         self.run.log({path.stem: self.wandb.Image(str(path))}, step=step)
 
     def close(self) -> None:
         self.run.finish()
+
+
+def markdown(columns: list[str], rows: list[Row]) -> str:
+    """Returns a table as Markdown, numbers with four places after the point."""
+
+    def shown(cell: float | str | None) -> str:
+        if isinstance(cell, float):
+            return f"{cell:.4f}"
+        text = "" if cell is None else str(cell)
+        return " ".join(text.replace("|", "\\|").split())
+
+    lines = [columns, *rows]
+    said = [f"| {' | '.join(map(shown, line))} |\n" for line in lines]
+    return "".join([said[0], "|", "---|" * len(columns), "\n", *said[1:]])
 
 
 def kept_id(folder: Path) -> str:

@@ -65,4 +65,17 @@ class Stopped:
     step: int
 
 
-Event = Began | Stepped | Evaluated | Spiked | Profiled | Saved | Stopped
+@dataclass(frozen=True)
+class Ended:
+    """The run ended before its last step because its settings say so, and its state is saved.
+
+    `why` is the reason, and how the run goes on. `best` is the step of the best checkpoint, if it
+    is another one.
+    """
+
+    step: int
+    why: str
+    best: int | None
+
+
+Event = Began | Stepped | Evaluated | Spiked | Profiled | Saved | Stopped | Ended

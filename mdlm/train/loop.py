@@ -8,40 +8,41 @@ end the run, or rewind it to a checkpoint (see `mdlm.train.guard`).
 """
 
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from mdlm.cluster import compiling, process_group
 from mdlm.data.dataset import Dataset
-from mdlm.data.loader import HostBatch, TrainLoader
+from mdlm.data.loader import TrainLoader
 from mdlm.data.prefetch import Prefetcher
 from mdlm.evals.nll import as_line
 from mdlm.evals.scorer import Scorer
 from mdlm.experiment.evaluation import SELECTS, split_in_training
 from mdlm.experiment.identity import recorded
 from mdlm.experiment.model import Model
-from mdlm.keys import of_seed
 from mdlm.models.network import count_parameters
-from mdlm.parallel.mesh import check_batch, put_on_mesh, rows_here
+from mdlm.parallel.mesh import check_batch, rows_here
 from mdlm.profiling.profile import Profiler
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.finite import check_finite
 from mdlm.runs.folder import RunFolder
 from mdlm.runs.log import warn_once
-from mdlm.runs.past import note_saved
-from mdlm.times import balanced_order
-from mdlm.train.events import Began, Evaluated, Event, Profiled, Saved, Spiked, Stepped, Stopped
+from mdlm.train import events
+from mdlm.train.batches import on_devices
+from mdlm.train.events import Event
 from mdlm.train.guard import Diverged, Guard, Spike
 from mdlm.train.meter import Meter
-from mdlm.train.origin import Carried, started_from
-from mdlm.train.soundness import Soundness, given_up
-from mdlm.train.start import restored
-from mdlm.train.step import State, abstract_state, compile_step, create_state
+from mdlm.train.origin import Carried
+from mdlm.train.saving import Saving
+from mdlm.train.soundness import Soundness
+from mdlm.train.start import created, restored
+from mdlm.train.step import State, abstract_state, compile_step
+from mdlm.train.stopping import Stopping
 from mdlm.types import ArrayTree, Batch
 
 KINDS = {"valid": "valid", "test": "test", "train": "train split"}
@@ -83,8 +84,6 @@ class Trainer:
     """Steps made."""
     position: int
     """Position in the data after the last step's batch."""
-    saved: int | None
-    """Step of the newest checkpoint."""
 
     def __init__(
         self,
@@ -113,13 +112,12 @@ class Trainer:
         self.validation = replace(experiment.evaluation, passes=1, ngrams=False, split=split)
         self.soundness = Soundness(self.scorer, self.validation)
         self.loader = TrainLoader(dataset.train.rows, size, experiment.seed, rows_here(mesh, size))
-        self.order = balanced_order(size)
         self.metrics: dict[str, Any] | None = None
         self.pending: Pending | None = None
-        self.nelbo: float | None = None
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
-        """Trains to the last step, or until `should_stop()` is true; the state is then saved.
+        """Trains to the last step, or until `should_stop()` is true, or `Stopping` ends the run;
+        the state is then saved.
 
         Raises InputError if the checkpoint or the data do not fit, and Diverged if too many steps
         in a row had a loss or gradient that is not finite.
@@ -129,34 +127,33 @@ class Trainer:
             self.folder.checkpoints,
             settings.keep,
             settings.keep_every,
+            best=settings.best,
             verify=self.folder.verify,
         ) as self.checkpoints:
             self._begin()
             parameters = count_parameters(self.state["params"])
-            yield Began(self.made, settings.steps, parameters, self.mesh.size)
-            self.profiler = Profiler(
-                self.folder.path,
-                self.profile,
-                self.made,
-                self.folder.writes,
-                failed=warn_once,
-            )
+            yield events.Began(self.made, settings.steps, parameters, self.mesh.size)
+            path, writes = self.folder.path, self.folder.writes
+            self.profiler = Profiler(path, self.profile, self.made, writes, failed=warn_once)
             self.batches = self._batches()
             self.meter = Meter(self.model, self.mesh, lambda: self.batches.stalled)
             try:
-                while self.made < settings.steps and not should_stop():
+                while not self._is_last and not should_stop():
                     self.step()
                     yield from self._after_step()
                 yield from self.log()
-                if self.saved != self.made:
+                if self.saving.saved != self.made:
                     in_a_row = self._in_a_row()
                     if in_a_row and not self.soundness.of(self.state):
                         raise self._diverged(in_a_row, self.made)
                     yield self.save()
-                self.checkpoints.wait()
-                self._note_saved()
-                if self.made < settings.steps:
-                    yield Stopped(self.made)
+                self.saving.finish()
+                if not self._is_last:
+                    yield events.Stopped(self.made)
+                elif self.made < settings.steps:
+                    best = self.checkpoints.best
+                    others = best if best != self.made else None
+                    yield events.Ended(self.made, self.stopping.why, others)
             finally:
                 self.profiler.close()
                 self.batches.close()
@@ -167,6 +164,7 @@ class Trainer:
         if self.metrics is None:
             compiling.compile_together(self.train_step, self.state, batch, what="the training step")
             self.meter.skip()
+            self.stopping.start()
         self.profiler.before(self.made, self.train_step, self.state, batch)
         self.state, self.metrics = self.train_step(self.state, batch)
         self.made += 1
@@ -180,7 +178,7 @@ class Trainer:
             return False
         pending, self.pending = self.pending, None
         metrics = self.meter.read(self.folder.log, pending.step, pending.metrics)
-        stepped = Stepped(pending.step, metrics)
+        stepped = events.Stepped(pending.step, metrics)
         yield stepped
         if self.guard.has_given_up(stepped.metrics):
             raise self._diverged(int(stepped.metrics["skipped_in_a_row"]), pending.step)
@@ -191,66 +189,54 @@ class Trainer:
         if spike is None:
             return False
         back_to = self.checkpoints.latest if self.guard.may_rewind else None
-        yield Spiked(pending.step, spike, back_to)
+        yield events.Spiked(pending.step, spike, back_to)
         if back_to is None:
             self.folder.log.add("spike", pending.step, vars(spike))
             return False
         self._go_back(back_to, pending, spike)
         return True
 
-    def evaluate(self) -> Evaluated:
+    def evaluate(self) -> events.Evaluated:
         """Evaluates the EMA parameters. A result on the validation split is saved with the next
         checkpoint, to select the best one."""
         split = self.validation.split
         found = self.scorer.run(self.state["ema"], self.validation, self.settings.eval_rows)
-        self.nelbo = found[0].value if split == SELECTS else None
+        if split == SELECTS:
+            self.saving.found = self.stopping.validated(self.made, {m.name: m.value for m in found})
         self.folder.log.add(KINDS[split], self.made, as_line(found))
-        return Evaluated(self.made, split, found)
+        return events.Evaluated(self.made, split, found)
 
-    def save(self) -> Saved:
+    def save(self) -> events.Saved:
         """Starts writing a checkpoint."""
         data = {
             "position": self.position,
             "run": recorded(self.model.experiment),
             **self.guard.memory,
+            **self.stopping.memory,
         }
-        self.checkpoints.save(self.made, self.state, data, self.nelbo)
-        if self.saved is not None:  # a save first waits for the one before it
-            self._note_saved()
-        self.saved, self.nelbo = self.made, None
-        return Saved(self.made)
+        return self.saving.save(self.made, self.state, data)
 
     def _in_a_row(self) -> int:
         """Number of steps skipped since the last update; while there are some, nothing is saved."""
         return int(self.state["watch"]["in_a_row"])
 
     def _diverged(self, in_a_row: int, step: int) -> Diverged:
-        """Returns the end of a run that makes no progress; it names the newest sound checkpoint."""
-        self.checkpoints.wait()
         self.state = {}  # frees its memory before others are restored
-        left = self.soundness.newest(self.checkpoints, self.abstract)
-        return Diverged(given_up(in_a_row, step, left))
-
-    def _note_saved(self) -> None:
-        if self.folder.writes:
-            note_saved(self.folder.path)
+        return self.saving.diverged(in_a_row, step, self.soundness, self.abstract)
 
     def _begin(self) -> None:
         """Restores the newest checkpoint, or creates the state before the first step."""
-        data: dict[str, Any] = {"position": 0}
-        self.saved = self.checkpoints.latest
-        if self.saved is not None:
+        self.saving = Saving(self.checkpoints, self.folder)
+        if self.saving.saved is not None:
             self.state, data = restored(self.checkpoints, self.abstract)
         else:
-            key = of_seed(self.model.experiment.seed)
-            self.state = create_state(self.model, self.tx, self.mesh, key)
-            if self.initial is not None:
-                self.state = started_from(self.state, self.initial, self.carried)
+            data: dict[str, Any] = {"position": 0}
+            self.state = created(self.model, self.tx, self.mesh, self.initial, self.carried)
         self.initial = None  # frees its memory
         self.made, self.position = int(self.state["step"]), data["position"]
         where = f"{self.folder.path}, step {self.made}"
         check_finite({name: self.state[name] for name in ("params", "ema")}, where)
-        self.guard = Guard(self.settings, data)
+        self.guard, self.stopping = Guard(self.settings, data), Stopping(self.settings, data)
         self.folder.log.rewind(self.made)
 
     def _after_step(self) -> Iterator[Event]:
@@ -258,25 +244,43 @@ class Trainer:
         settings = self.settings
         if (yield from self.log()):
             return
-        last = self.made == settings.steps
-        if self.made % settings.log_every == 0 or last:
+        if due(self.made, settings.log_every):
+            self.stopping.look_at_clock()
+        if due(self.made, settings.log_every) or self._is_last:
             assert self.metrics is not None
             self.pending = Pending(self.made, self.metrics, self.position)
         self.meter.steps += 1
-        if (traced := self.profiler.after(self.made, self.state)) is not None:
-            yield Profiled(self.made, traced)
-            self.meter.skip()
-        if last or due(self.made, settings.eval_every):
-            yield self.evaluate()
-            self.meter.skip()
-        if self.sample and (last or due(self.made, settings.sample_every)):
-            self.sample(self.made, self.state["ema"])
-            self.meter.skip()
-        if last or due(self.made, settings.checkpoint_every):
+        with self.stopping.paused():
+            traced = self.profiler.after(self.made, self.state)
+        if traced is not None:
+            with self._aside():
+                yield events.Profiled(self.made, traced)
+        if self._is_last or due(self.made, settings.eval_every):
+            with self._aside():
+                yield self.evaluate()
+        if self.sample and (self._is_last or due(self.made, settings.sample_every)):
+            with self._aside():
+                self.sample(self.made, self.state["ema"])
+        is_best = self.stopping.is_best(self.made)
+        if self._is_last or is_best or due(self.made, settings.checkpoint_every):
             if (yield from self.log()):  # so that a spike is not saved
                 return
-            if not last and not self._in_a_row():  # the last is saved by `run`
-                yield self.save()
+            if not self._is_last and not self._in_a_row():  # the last is saved by `run`
+                with self.stopping.paused():
+                    yield self.save()
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether no step is made after the present one."""
+        return self.made >= self.settings.steps or bool(self.stopping.why)
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """For what is not training: its time counts for no speed, and not as training."""
+        jax.block_until_ready(self.metrics)
+        with self.stopping.paused():
+            yield
+        self.meter.skip()
 
     def _go_back(self, step: int, spiked: Pending, spike: Spike) -> None:
         """Rewinds to the checkpoint of `step` and continues with the batches after the spike."""
@@ -285,35 +289,25 @@ class Trainer:
         self.state = {}  # frees its memory before the restore
         self.state, data = restored(self.checkpoints, self.abstract)
         self.guard = Guard(self.settings, {**data, "rewinds": self.guard.rewinds + 1})
-        self.made, self.position, self.saved, self.nelbo = step, spiked.position, step, None
+        self.stopping = Stopping(self.settings, {**data, "seconds": self.stopping.seconds})
+        self.saving.go_on_from(step)
+        self.made, self.position = step, spiked.position
         self.folder.log.rewind(step)
         # Logged at the first repeated step, so that a later rewind to `step` drops this line too.
         self.folder.log.add("rewind", step + 1, {"from": spiked.step, **vars(spike)})
         self.batches = self._batches()
         self.meter.skip()
+        self.stopping.start()
 
     def _batches(self) -> Prefetcher[tuple[int, Batch]]:
         """Returns batches from the current position on, put on the devices ahead of time."""
 
-        def on_device(rows: HostBatch) -> Batch:
-            batch = Batch(**put_on_mesh(self.mesh, in_training(rows, self.order)))
-            return jax.block_until_ready(batch)
-
         def is_idle() -> bool:
             return self.metrics is None or self.metrics["loss"].is_ready()
 
-        return self.loader.iterate(self.position, on_device, is_idle)
+        return on_devices(self.loader, self.mesh, self.position, is_idle)
 
 
 def due(step: int, every: int) -> bool:
     """Whether `step` is a multiple of `every` (0: never)."""
     return every > 0 and step % every == 0
-
-
-def in_training(rows: dict[str, np.ndarray], order: np.ndarray) -> dict[str, Any]:
-    """Returns a loader's rows with their strata: the noise level of each in the global batch."""
-    return {
-        **rows,
-        "row": order[rows["row"]].astype(np.int32),
-        "rows": np.asarray(len(order), np.int32),
-    }

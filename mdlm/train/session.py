@@ -21,6 +21,7 @@ from mdlm.config import records
 from mdlm.config.components import UnknownComponent
 from mdlm.config.records import describe
 from mdlm.data.dataset import Dataset
+from mdlm.data.tokens.text_size import UNITS
 from mdlm.errors import InputError
 from mdlm.evals.nll import Metric, table
 from mdlm.evals.scorer import check_same_data
@@ -39,7 +40,8 @@ from mdlm.runs.log import warn_once
 from mdlm.runs.past import check_past, check_texts, hold, keep_texts
 from mdlm.runs.weights import Weights
 from mdlm.runs.writers import check_packages, writers
-from mdlm.train.events import Evaluated, Event, Saved
+from mdlm.train import stopping
+from mdlm.train.events import Ended, Evaluated, Event, Saved
 from mdlm.train.loop import Trainer
 from mdlm.train.origin import Origin
 from mdlm.train.sampling import Sampling
@@ -114,6 +116,8 @@ class Session:
         splits = ("train", self.split)
         for split in splits:
             getattr(self.dataset, split)  # reads and packs it; raises if the text is too short
+        is_whole = not 0 < settings.eval_rows < len(getattr(self.dataset, self.split).rows)
+        stopping.check(settings, self.split, UNITS, is_whole=is_whole)
         check_same_data(self.dataset, splits)
         # A store has checksums of its own kind.
         kind = "text" if self.dataset.store is None else "store"
@@ -146,6 +150,7 @@ class Session:
         process_group.barrier()
         agreement.check_shared(self.folder)
         self.step = 0
+        self.ended: Ended | None = None
         self.references: dict[str, float] = {}
         self.metrics: list[Metric] = []
         self.generated: Generation | None = None
@@ -153,7 +158,8 @@ class Session:
 
     @property
     def finished(self) -> bool:
-        return self.step >= self.experiment.train.steps
+        """Whether the run made its last step, or ended before it (`mdlm.train.stopping`)."""
+        return self.step >= self.experiment.train.steps or self.ended is not None
 
     def train(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Yields the loop's events; stops early, with everything saved, once `should_stop()`."""
@@ -176,6 +182,8 @@ class Session:
         try:
             for event in trainer.run(should_stop):
                 self.step = event.step
+                if isinstance(event, Ended):
+                    self.ended = event
                 if isinstance(event, Evaluated):
                     self.metrics = event.metrics
                 if isinstance(event, Evaluated | Saved):
@@ -188,14 +196,18 @@ class Session:
                 self._lock.close()
 
     def closing_words(self) -> str:
-        """Returns the text to print at the end of a run: its folder, metrics, next commands."""
-        lines = [f"{self.folder.path}: step {self.step}"]
+        """Returns the text to print at the end of a run: its folder, why it ended before its last
+        step, metrics, next commands."""
+        lines, which = [f"{self.folder.path}: step {self.step}"], ""
+        if self.ended is not None:
+            lines[0] += f" of {self.experiment.train.steps}, ended early: {self.ended.why}"
+            which = "" if self.ended.best is None else f" --step {self.ended.best}"
         lines += [table(self.metrics)] if self.metrics else []
         if self.generated:
             lines.append("a sample (more in samples.txt):")
             lines += [f"  | {line}" for line in self.generated.texts[0].shown.splitlines()]
         path = shlex.quote(str(self.folder.path))
-        lines += [f"next: mdlm eval {path}", f"      mdlm sample {path}"]
+        lines += [f"next: mdlm eval {path}{which}", f"      mdlm sample {path}{which}"]
         return "\n".join(lines)
 
     def _take_lock(self) -> None:

@@ -199,6 +199,19 @@ def test_a_lost_process_ends_all(work, number):
 
 
 @pytest.mark.slow
+def test_the_clock_of_process_0_ends_all(work, tmp_path):
+    run = tmp_path / "run"
+    words = ("train", "tiny.py", "--out", run, *SPREAD, "--train.steps", 10**6)
+    ends = ("--train.minutes", 0.01, "--train.log_every", 1)
+    said = Many((*words, *ends), work).succeeded()
+    step = max(line["step"] for line in metrics(run))
+    assert f"{run}: step {step} of 1000000, ended early: 0.01 minutes" in said
+    assert [line["step"] for line in metrics(run, "valid")] == [step]
+    again = Many((*words, *ends), work).succeeded()
+    assert f"{run}: step {step} of 1000000, ended early: 0.01 minutes" in again
+
+
+@pytest.mark.slow
 def test_processes_that_do_not_belong_together_are_refused(work, tmp_path):
     words = ("train", "tiny.py", "--out", tmp_path / "run")
     line = "process 1 has other values than process 0: optimizer.learning_rate is 0.001, not 0.003"

@@ -38,7 +38,7 @@ from mdlm.profiling.collectives import collectives
 from mdlm.samplers.blocks import BlockByBlock
 from mdlm.samplers.left_to_right import LeftToRight
 from mdlm.times import balanced_order
-from mdlm.train.loop import in_training
+from mdlm.train.batches import in_training
 from mdlm.train.step import abstract_state, compile_step, init
 from mdlm.types import Batch, Vocab
 

@@ -30,7 +30,7 @@ from mdlm.planning.plan import plan
 from mdlm.planning.topology import SHAPES, Topology
 from mdlm.profiling.peak import CHIPS
 from mdlm.samplers.left_to_right import LeftToRight
-from mdlm.train.loop import in_training
+from mdlm.train.batches import in_training
 from mdlm.types import Vocab
 
 VOCAB = Vocab(size=61, mask_id=60, bos_id=0, eos_id=1, pad_id=2)

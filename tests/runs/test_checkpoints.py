@@ -91,14 +91,14 @@ import jax.numpy as jnp
 from orbax.checkpoint._src.serialization import serialization
 from mdlm.runs.checkpoints import Checkpoints
 with Checkpoints(sys.argv[1]) as checkpoints:
-    checkpoints.save(1, {"w": jnp.arange(1000.0)}, {"position": 1}, 2.0)
+    checkpoints.save(1, {"w": jnp.arange(1000.0)}, {"position": 1}, {"nats per token": 2.0})
     checkpoints.wait()
     write = serialization.async_serialize_from_host
     async def killed(*arguments, **named):
         await write(*arguments, **named)
         os.kill(os.getpid(), signal.SIGKILL)
     serialization.async_serialize_from_host = killed
-    checkpoints.save(2, {"w": jnp.arange(1000.0)}, {"position": 2}, 1.0)
+    checkpoints.save(2, {"w": jnp.arange(1000.0)}, {"position": 2}, {"nats per token": 1.0})
     checkpoints.wait()
 """
 
@@ -127,8 +127,8 @@ def test_newest_best_and_every_so_many_are_kept_together(tmp_path):
     with Checkpoints(tmp_path, keep=2, keep_every=6) as checkpoints:
         for step in range(2, 22, 2):
             # Validated at every second save; best at 8.
-            nelbo = None if step % 4 else abs(step - 8) + 1.0
-            checkpoints.save(step, {"w": STATE["ema"]["w"]}, {"position": step}, nelbo)
+            found = {} if step % 4 else {"nats per token": abs(step - 8) + 1.0}
+            checkpoints.save(step, {"w": STATE["ema"]["w"]}, {"position": step}, found)
         checkpoints.wait()
         assert checkpoints.steps == [6, 8, 12, 18, 20]
     assert names(tmp_path) == {"6", "8", "12", "18", "20"}
@@ -138,18 +138,38 @@ def test_newest_best_and_every_so_many_are_kept_together(tmp_path):
         assert checkpoints.steps == [8, 21]
 
 
+def test_the_best_is_that_of_the_metric_that_was_asked_for(tmp_path):
+    """Also of checkpoints that were saved when another one was asked for."""
+    state = {"w": STATE["ema"]["w"]}
+    values = {1: (3.0, 1.0), 2: (1.0, 3.0), 3: (2.0, 2.0), 4: (4.0, float("nan"))}
+    with Checkpoints(tmp_path / "a", keep=1, best="bits per byte") as checkpoints:
+        for step, (nats, bits) in values.items():
+            checkpoints.save(step, state, {}, {"nats per token": nats, "bits per byte": bits})
+        checkpoints.wait()
+        assert checkpoints.steps == [1, 4] and checkpoints.best == 1
+    with Checkpoints(tmp_path / "b", keep=4) as checkpoints:
+        for step, (nats, bits) in values.items():
+            checkpoints.save(step, state, {}, {"nats per token": nats, "bits per byte": bits})
+        checkpoints.wait()
+        assert checkpoints.steps == [1, 2, 3, 4] and checkpoints.best == 2
+    with Checkpoints(tmp_path / "b", keep=1, best="bits per byte") as checkpoints:
+        checkpoints.save(5, state, {})
+        checkpoints.wait()
+        assert checkpoints.steps == [1, 5] and checkpoints.best == 1
+
+
 def test_half_deleted_is_deleted_with_the_next_save(tmp_path):
     """A run may be killed while it removes an old checkpoint."""
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in (1, 2, 3):
-            checkpoints.save(step, STATE, {"position": step}, 1.0 * step)
+            checkpoints.save(step, STATE, {"position": step}, {"nats per token": 1.0 * step})
         checkpoints.wait()
         assert checkpoints.steps == [1, 2, 3]
     for name in ("metrics/metrics", "data/metadata", "commit_success.txt"):
         (tmp_path / "2" / name).unlink()
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.restore(jax.eval_shape(lambda: STATE))[1] == {"position": 3}
-        checkpoints.save(4, STATE, {"position": 4}, 4.0)
+        checkpoints.save(4, STATE, {"position": 4}, {"nats per token": 4.0})
         checkpoints.wait()
         assert checkpoints.steps == [1, 3, 4]
 
@@ -176,7 +196,7 @@ def test_damage_is_told_in_a_line_that_names_the_way_out(tmp_path, capfd, name, 
     state = {"step": STATE["step"], "ema": {"w": jnp.asarray(random)}}
     with Checkpoints(tmp_path) as checkpoints:
         for step in (3, 5):
-            checkpoints.save(step, state, {"position": step}, 1.0)
+            checkpoints.save(step, state, {"position": step}, {"nats per token": 1.0})
         checkpoints.wait()
     file = largest(tmp_path / "5", name)
     if keeps is None:

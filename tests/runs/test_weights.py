@@ -180,7 +180,9 @@ def test_the_newest_of_checkpoints_and_weights(setup, model, params, tmp_path):
     with Checkpoints(folder.checkpoints) as checkpoints:
         for step in (2, 4):
             ema = jax.tree.map(lambda a, step=step: a * step, params)
-            checkpoints.save(step, {"step": jnp.asarray(step), "ema": ema}, {}, 1.0 * step)
+            checkpoints.save(
+                step, {"step": jnp.asarray(step), "ema": ema}, {}, {"nats per token": 1.0 * step}
+            )
     assert opened() == (4, 4.0) and opened(2) == (2, 2.0)
     weights.write(folder.path, jax.tree.map(lambda a: a * 9, params), step=4)
     assert opened() == (4, 9.0) and opened(4) == (4, 4.0)

@@ -1,6 +1,7 @@
 """What is shown elsewhere: one run at Weights & Biases for each folder, with all that it logs."""
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +9,11 @@ import tiny
 
 from mdlm.errors import InputError
 from mdlm.experiment import Training
+from mdlm.models import DiT
 from mdlm.runs import writers
 from mdlm.runs.log import Log
 from mdlm.runs.writers import TensorBoard, WeightsAndBiases, check_packages
+from mdlm.samplers import Ancestral
 from mdlm.train.session import Session
 
 
@@ -25,6 +28,7 @@ def wandb(monkeypatch):
         return SimpleNamespace(log=log, finish=lambda: None)
 
     package = SimpleNamespace(
+        __spec__=SimpleNamespace(),  # by which it counts as installed
         init=init,
         Image=lambda path: ("image", path),
         Table=lambda columns, data: ("table", columns, data),
@@ -54,6 +58,11 @@ def test_numbers_samples_and_pictures_are_sent(wandb, tmp_path):
     log.add("valid", 3, {"nats": 2.0, "nats stderr": None, "protocol": "valid", "by": [1.0, 2.0]})
     log.add_samples(3, ["one", "two"])
     log.add_picture(3, tmp_path / "curves.png")
+    (protocol, table) = "valid", wandb.logged.pop(1)
+    assert table == (
+        3,
+        {"valid/table": ("table", ["step", "nats", "protocol"], [[3, 2.0, protocol]])},
+    )
     assert wandb.logged == [
         (3, {"valid/nats": 2.0, "valid/by/0": 1.0, "valid/by/1": 2.0}),
         (3, {"samples": ("table", ["step", "number", "text"], [[3, 1, "one"], [3, 2, "two"]])}),
@@ -61,6 +70,66 @@ def test_numbers_samples_and_pictures_are_sent(wandb, tmp_path):
     ]
     line = {"kind": "valid", "step": 3, "nats": 2.0, "nats stderr": None, "protocol": "valid"}
     assert line.items() <= log.metrics()[0].items()
+
+
+def test_evaluations_are_a_table_with_a_row_for_each(wandb, tmp_path):
+    """Also those of earlier starts; a column that is empty is left out."""
+    log = Log(tmp_path, writes=True)
+    log.add("valid", 3, {"nats": 2.0, "nats stderr": None, "protocol": "a | b\nc"})
+    log.add("train", 4, {"loss": 1.0})
+    log = Log(tmp_path, writes=True)
+    log.writers = (WeightsAndBiases(tmp_path, "p", tiny.experiment(tmp_path / "text.txt")),)
+    log.add("train", 5, {"loss": 1.0})
+    log.add("valid", 6, {"nats": float("nan"), "bits": 1.5, "protocol": "d"})
+    assert [sorted(values) for _, values in wandb.logged] == [
+        ["train/loss"],
+        ["valid/bits", "valid/nats"],
+        ["valid/table"],
+    ]
+    columns = ["step", "nats", "protocol", "bits"]
+    rows = [[3, 2.0, "a | b\nc", None], [6, None, "d", 1.5]]
+    assert wandb.logged[-1] == (6, {"valid/table": ("table", columns, rows)})
+    assert writers.markdown(columns, rows) == (
+        "| step | nats | protocol | bits |\n"
+        "|---|---|---|---|\n"
+        "| 3 | 2.0000 | a \\| b c |  |\n"
+        "| 6 |  | d | 1.5000 |\n"
+    )
+
+
+def test_a_training_run_shows_samples_tables_and_curves(wandb, tmp_path):
+    pytest.importorskip("tensorboardX")
+    text = tiny.write_text(tmp_path / "text.txt")
+    network = DiT(width=16, depth=1, heads=1, cond_dim=8)
+    e = tiny.experiment(text, network=network, train=Training(steps=2, batch_size=16))
+    e = replace(e, sampler=Ancestral(steps=2))
+    session = Session(
+        e, tmp_path / "run", source=tiny.FILE.format(text=str(text)), tensorboard=True, wandb="p"
+    )
+    list(session.train())
+    names = {name for _, values in wandb.logged for name in values}
+    assert {"samples", "valid/table", "curves"} <= names
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    found = shown(events)
+    assert {"samples/1", "valid/table", "curves"} <= set(found)
+    (line,) = [line for line in session.folder.log.metrics() if line["kind"] == "valid"]
+    assert f"| {line['nats per token']:.4f} |" in found["valid/table"]
+    assert line["protocol"] in found["valid/table"]
+
+
+def shown(events) -> dict[str, str]:
+    """The texts in a file of events, by tag; nothing for a tag of another kind."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    content, at, found = events.read_bytes(), 0, {}
+    while at < len(content):
+        size = int.from_bytes(content[at : at + 8], "little")
+        event = Event.FromString(content[at + 12 : at + 12 + size])
+        at += 12 + size + 4
+        for value in event.summary.value:
+            tag = value.tag.removesuffix("/text_summary")
+            found[tag] = b"".join(value.tensor.string_val).decode()
+    return found
 
 
 def test_tensorboard_gets_them_too(tmp_path):

@@ -19,7 +19,7 @@ from mdlm.runs.checkpoints import Checkpoints
 from mdlm.samplers import Ancestral, Reverse
 from mdlm.schedules import LearnedPolynomial
 from mdlm.times import balanced_order
-from mdlm.train.loop import in_training
+from mdlm.train.batches import in_training
 from mdlm.train.session import Session
 from mdlm.train.step import compile_step, create_state
 from mdlm.types import Batch, Vocab

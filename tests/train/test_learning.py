@@ -13,7 +13,7 @@ from mdlm.optim import Muon
 from mdlm.parallel.mesh import MeshShape, put_on_mesh
 from mdlm.samplers.loop import generate
 from mdlm.times import balanced_order
-from mdlm.train.loop import in_training
+from mdlm.train.batches import in_training
 from mdlm.train.step import compile_step, create_state
 from mdlm.types import Batch, Vocab
 

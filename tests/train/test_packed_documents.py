@@ -19,7 +19,7 @@ from mdlm.models.dit import DiT
 from mdlm.objectives.autoregressive import Autoregressive
 from mdlm.parallel.mesh import MeshShape, put_on_mesh
 from mdlm.samplers.left_to_right import LeftToRight
-from mdlm.train.loop import in_training
+from mdlm.train.batches import in_training
 from mdlm.types import Batch
 
 LENGTHS = (9, 0, 12, 5, 20)

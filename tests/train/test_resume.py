@@ -184,7 +184,7 @@ def test_newest_and_best_are_kept(tmp_path):
     state = {"step": jax.numpy.zeros(()), "w": jax.numpy.ones((4,))}
     with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
         for step, nelbo in enumerate([3.0, 1.0, 2.0, 2.5, 2.2, 2.4]):
-            checkpoints.save(step, state, {"position": step}, nelbo)
+            checkpoints.save(step, state, {"position": step}, {"nats per token": nelbo})
         checkpoints.wait()
         assert checkpoints.steps == [1, 4, 5]
     with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
@@ -201,7 +201,7 @@ def test_some_are_kept_for_good(tmp_path):
     with Checkpoints(tmp_path / "c", keep=1, keep_every=4) as checkpoints:
         for step in range(1, 11):
             nelbo = float("nan") if step == 9 else abs(step - 3.0)  # a validation gone wrong
-            checkpoints.save(step, state, {"position": step}, nelbo)
+            checkpoints.save(step, state, {"position": step}, {"nats per token": nelbo})
         checkpoints.wait()
         assert checkpoints.steps == [3, 4, 8, 10]
 

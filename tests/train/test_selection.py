@@ -10,7 +10,7 @@ import tiny
 from mdlm.data import TextFiles
 from mdlm.evals.scorer import Scorer
 from mdlm.experiment import Perplexity, Training
-from mdlm.runs.checkpoints import METRIC, Checkpoints
+from mdlm.runs.checkpoints import NAMES, Checkpoints
 from mdlm.train.events import Evaluated
 from mdlm.train.session import Session
 
@@ -61,7 +61,9 @@ def test_the_validation_split_is_evaluated_and_selects_whatever_eval_scores(tmp_
     assert [event.split for event in seen] == ["valid"] * 4 and not lines(session, "test")
     with Checkpoints(session.folder.checkpoints, read_only=True) as checkpoints:
         kept = checkpoints.steps
-        recorded = {step: checkpoints.manager.metrics(step)[METRIC] for step in kept}
+        recorded = {
+            step: checkpoints.manager.metrics(step)[NAMES["nats per token"]] for step in kept
+        }
     best = min(valid, key=valid.__getitem__)
     assert best < STEPS and kept == [best, STEPS]
     assert recorded == {step: valid[step] for step in kept}
@@ -90,5 +92,5 @@ def test_without_a_validation_split_the_test_split_is_named_and_selects_nothing(
     assert min(test, key=test.__getitem__) < STEPS  # there is a better one, which is not kept
     with Checkpoints(session.folder.checkpoints, read_only=True) as checkpoints:
         assert checkpoints.steps == [STEPS]
-        assert METRIC not in (checkpoints.manager.metrics(STEPS) or {})
+        assert not checkpoints.manager.metrics(STEPS)
     assert seen[-1].metrics[0].protocol.startswith("test, ")

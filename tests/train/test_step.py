@@ -13,7 +13,7 @@ from mdlm.models.dit import DiT
 from mdlm.optim import AdamW
 from mdlm.parallel.mesh import MeshShape, put_on_mesh
 from mdlm.times import balanced_order
-from mdlm.train.loop import in_training
+from mdlm.train.batches import in_training
 from mdlm.train.step import compile_step, create_state, ema_decay, init, split
 from mdlm.types import Batch, Vocab
 
