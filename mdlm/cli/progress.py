@@ -125,7 +125,8 @@ class Progress:
         words = f"smoothed loss {self._loss.after(values['loss']):.3f}"
         if "tokens_per_second" in values:
             words += f", {values['tokens_per_second']:,.0f} tokens/s"
-        if "mfu" in values:
+        # The peak of a CPU is measured at the start: too low if the machine was busy then.
+        if 0 <= values.get("mfu", -1) <= 1:
             words += f", MFU {values['mfu']:.1%}"
         if values.get("skipped"):
             words += f", {values['skipped']:.0f} skipped"
