@@ -31,6 +31,7 @@ def chats(path, n=40):
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_chats(base, tmp_path, capsys):
     out, file = tmp_path / "sft", chats(tmp_path / "chats.jsonl")
     words = ["train", "sft", "--init-from", str(base), "--data.source.train", file]
