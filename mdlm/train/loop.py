@@ -41,7 +41,15 @@ from mdlm.train.meter import Meter
 from mdlm.train.origin import Carried, started_from
 from mdlm.train.soundness import Soundness, given_up
 from mdlm.train.start import restored
-from mdlm.train.step import State, abstract_state, compile_step, create_state
+from mdlm.train.step import (
+    BASE,
+    State,
+    abstract_state,
+    compile_step,
+    create_state,
+    joiner,
+    saved,
+)
 from mdlm.types import ArrayTree, Batch
 
 KINDS = {"valid": "valid", "test": "test", "train": "train split"}
@@ -111,7 +119,8 @@ class Trainer:
         self.scorer = Scorer(model, mesh, dataset)
         split = split_in_training(experiment.evaluation, dataset.splits)
         self.validation = replace(experiment.evaluation, passes=1, ngrams=False, split=split)
-        self.soundness = Soundness(self.scorer, self.validation)
+        self.joined = joiner(model, mesh)
+        self.soundness = Soundness(self.scorer, self.validation, self.joined)
         self.loader = TrainLoader(dataset.train.rows, size, experiment.seed, rows_here(mesh, size))
         self.order = balanced_order(size)
         self.metrics: dict[str, Any] | None = None
@@ -202,7 +211,9 @@ class Trainer:
         """Evaluates the EMA parameters. A result on the validation split is saved with the next
         checkpoint, to select the best one."""
         split = self.validation.split
-        found = self.scorer.run(self.state["ema"], self.validation, self.settings.eval_rows)
+        found = self.scorer.run(
+            self.joined(self.state, self.state["ema"]), self.validation, self.settings.eval_rows
+        )
         self.nelbo = found[0].value if split == SELECTS else None
         self.folder.log.add(KINDS[split], self.made, as_line(found))
         return Evaluated(self.made, split, found)
@@ -214,7 +225,7 @@ class Trainer:
             "run": recorded(self.model.experiment),
             **self.guard.memory,
         }
-        self.checkpoints.save(self.made, self.state, data, self.nelbo)
+        self.checkpoints.save(self.made, saved(self.state), data, self.nelbo)
         if self.saved is not None:  # a save first waits for the one before it
             self._note_saved()
         self.saved, self.nelbo = self.made, None
@@ -227,8 +238,9 @@ class Trainer:
     def _diverged(self, in_a_row: int, step: int) -> Diverged:
         """Returns the end of a run that makes no progress; it names the newest sound checkpoint."""
         self.checkpoints.wait()
-        self.state = {}  # frees its memory before others are restored
-        left = self.soundness.newest(self.checkpoints, self.abstract)
+        # Frees its memory before others are restored.
+        self.state = {name: part for name, part in self.state.items() if name == BASE}
+        left = self.soundness.newest(self.checkpoints, self.abstract, self.state)
         return Diverged(given_up(in_a_row, step, left))
 
     def _note_saved(self) -> None:
@@ -240,7 +252,7 @@ class Trainer:
         data: dict[str, Any] = {"position": 0}
         self.saved = self.checkpoints.latest
         if self.saved is not None:
-            self.state, data = restored(self.checkpoints, self.abstract)
+            self.state, data = restored(self.checkpoints, self.abstract, self.folder)
         else:
             key = of_seed(self.model.experiment.seed)
             self.state = create_state(self.model, self.tx, self.mesh, key)
@@ -249,7 +261,7 @@ class Trainer:
         self.initial = None  # frees its memory
         self.made, self.position = int(self.state["step"]), data["position"]
         where = f"{self.folder.path}, step {self.made}"
-        check_finite({name: self.state[name] for name in ("params", "ema")}, where)
+        check_finite({n: self.state[n] for n in ("params", "ema", BASE) if n in self.state}, where)
         self.guard = Guard(self.settings, data)
         self.folder.log.rewind(self.made)
 
@@ -270,7 +282,7 @@ class Trainer:
             yield self.evaluate()
             self.meter.skip()
         if self.sample and (last or due(self.made, settings.sample_every)):
-            self.sample(self.made, self.state["ema"])
+            self.sample(self.made, self.joined(self.state, self.state["ema"]))
             self.meter.skip()
         if last or due(self.made, settings.checkpoint_every):
             if (yield from self.log()):  # so that a spike is not saved
@@ -283,7 +295,7 @@ class Trainer:
         self.checkpoints.wait()
         self.batches.close()
         self.state = {}  # frees its memory before the restore
-        self.state, data = restored(self.checkpoints, self.abstract)
+        self.state, data = restored(self.checkpoints, self.abstract, self.folder)
         self.guard = Guard(self.settings, {**data, "rewinds": self.guard.rewinds + 1})
         self.made, self.position, self.saved, self.nelbo = step, spiked.position, step, None
         self.folder.log.rewind(step)

@@ -1,20 +1,31 @@
-"""The state of a checkpoint, from which a run is resumed."""
+"""The state of a checkpoint, from which a run is resumed, and the arrays that no step changes."""
 
 from typing import Any
 
 import jax
 import numpy as np
 
+from mdlm.runs import base_weights
 from mdlm.runs.checkpoints import Checkpoints
+from mdlm.runs.folder import RunFolder
 from mdlm.train import guard
-from mdlm.train.step import State
+from mdlm.train.step import BASE, State, saved
 
 
-def restored(checkpoints: Checkpoints, abstract: State) -> tuple[State, dict[str, Any]]:
-    """Returns state and data of the newest checkpoint. Counters that it lacks start at zero."""
+def restored(
+    checkpoints: Checkpoints, abstract: State, folder: RunFolder | None = None
+) -> tuple[State, dict[str, Any]]:
+    """Returns state and data of the newest checkpoint. Counters that it lacks start at zero. What
+    no step changes is read from `folder`."""
+    base = {}
+    if BASE in abstract:
+        assert folder is not None
+        base = {BASE: base_weights.restore(folder, abstract[BASE])}
+    abstract = saved(abstract)
     if checkpoints.has("watch"):
-        return checkpoints.restore(abstract)
+        state, data = checkpoints.restore(abstract)
+        return {**state, **base}, data
     state, data = checkpoints.restore({k: v for k, v in abstract.items() if k != "watch"})
     shardings = jax.tree.map(lambda a: a.sharding, abstract["watch"])
     fresh = jax.tree.map(np.asarray, guard.fresh())
-    return {**state, "watch": jax.device_put(fresh, shardings)}, data
+    return {**state, "watch": jax.device_put(fresh, shardings), **base}, data
