@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from test_names import NETWORKS
 
@@ -100,6 +101,30 @@ def test_names_choose_kernels():
     _, trained = cut(tune, network, parameters(network))
     chosen = {name.split("network.")[1].rsplit(".", 3)[0] for name in named(trained)}
     assert chosen == {"blocks.qkv", "blocks.mlp.inner", "blocks.modulation"}
+
+
+def test_the_whole_rank_fits_what_full_tuning_fits():
+    """A matrix that differs from the base in all directions is found, and not with a rank of 2."""
+    make = np.random.default_rng(0).standard_normal
+    start, goal = (jnp.asarray(make((1, 8, 12)), jnp.float32) for _ in range(2))
+    base = {"network": {"blocks": {"qkv": {"kernel": start}}}}
+
+    def distance(tune):
+        trained, tx = tune.start(jax.random.key(0), base, {}), optax.adam(0.03)
+        loss = lambda own: jnp.square(jax.tree.leaves(tune.merged(base, own))[0] - goal).mean()
+
+        def step(state, _):
+            own, moments = state
+            updates, moments = tx.update(jax.grad(loss)(own), moments)
+            return (optax.apply_updates(own, updates), moments), None
+
+        end, _ = jax.lax.scan(step, (trained, tx.init(trained)), length=800)
+        return float(loss(end[0]))
+
+    assert distance(LoRA(rank=8)) < 1e-4
+    singular = np.linalg.svd(np.asarray(goal - start)[0], compute_uv=False)
+    least = (singular[2:] ** 2).sum() / goal.size  # Eckart and Young: of all matrices of rank 2
+    assert distance(LoRA(rank=2)) == pytest.approx(least, rel=0.01) and least > 0.5
 
 
 @pytest.mark.parametrize(
