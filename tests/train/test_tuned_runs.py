@@ -106,6 +106,7 @@ def test_its_weights_are_the_merged_ones(low, tmp_path):
         np.testing.assert_array_equal(value, arrays(run)[name])
 
 
+@pytest.mark.slow
 def test_another_run_begins_from_the_merged_parameters(experiment, low, tmp_path):
     """Here with a frozen embedding and other rates; the first step has the learning rate 0."""
     tune = Full(frozen=("embed",), rates=(("mlp", 0.5),))

@@ -1,6 +1,7 @@
 """The step of a run that trains some arrays and keeps the others."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -27,7 +28,7 @@ TX = AdamW(learning_rate=1e-2, warmup_steps=0)
 
 
 def experiment(tune, network=NETWORK, **changes):
-    made = tiny.experiment("none.txt", network=network, optimizer=TX, tune=tune)
+    made = tiny.experiment(Path("none.txt"), network=network, optimizer=TX, tune=tune)
     return replace(made, **changes)
 
 
@@ -40,7 +41,7 @@ def beginning(network=NETWORK):
 
 
 class Run:
-    """A few steps from parameters of another run."""
+    """A few steps from parameters of another run. `losses` are those of all of them."""
 
     def __init__(self, made, initial, shape=None, devices=1):
         self.model = Model(made, VOCAB)
@@ -50,7 +51,7 @@ class Run:
         self.state = started_from(state, initial)
         self.step = compile_step(self.model, tx, self.mesh)
         self.joined = joiner(self.model, self.mesh)
-        self.first = jax.device_get(self.state)
+        self.first, self.losses = jax.device_get(self.state), []
 
     def steps(self, count, data=None):
         """Makes steps; returns their losses."""
@@ -60,6 +61,7 @@ class Run:
             self.state, values = self.step(self.state, Batch(**put_on_mesh(self.mesh, batch)))
             losses.append(float(values["loss"]))
         assert self.step._cache_size() == 1
+        self.losses += losses
         return losses
 
     @property
@@ -76,7 +78,7 @@ def initial():
 def whole(initial):
     """Three steps of all parameters."""
     run = Run(experiment(None), initial)
-    run.losses = run.steps(3)
+    run.steps(3)
     return run
 
 
@@ -84,7 +86,7 @@ def whole(initial):
 def low(initial):
     """Three steps of LoRA."""
     run = Run(experiment(LoRA(rank=4)), initial)
-    run.losses = run.steps(3)
+    run.steps(3)
     return run
 
 
