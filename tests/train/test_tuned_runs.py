@@ -12,13 +12,14 @@ from made_run import made
 
 from mdlm.data import Wrap
 from mdlm.errors import InputError
-from mdlm.experiment import Training
+from mdlm.experiment import Model, Training
 from mdlm.models import Decoder
 from mdlm.run import load
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import BASE, RunFolder
 from mdlm.runs.weights import named
 from mdlm.samplers import Ancestral
+from mdlm.train.origin import Carried, Origin
 from mdlm.train.session import Session
 from mdlm.tuning import Full, LoRA
 
@@ -133,6 +134,22 @@ def test_what_is_refused_leaves_nothing(experiment, base, low, tmp_path):
         with pytest.raises(InputError, match=message) as refused:
             train(replace(experiment, tune=tune), out, **how)
         assert "\n" not in str(refused.value) and not out.exists()
+
+
+def test_new_tokens_need_embeddings_that_are_trained(experiment, base):
+    """With another tokenizer, rows of the table of embeddings would be random and stay so."""
+    origin = Origin("--init-from", base.folder, new_tokenizer=True)
+    axes = jax.tree.map(lambda a: -1, base.params)
+    axes["network"]["embed"]["table"] = 0
+    carried = Carried(axes, np.zeros((0, 2), np.int64))
+    for tune, is_trained in ((LoRA(rank=2), False), (Full(frozen=("mlp",)), True)):
+        model = Model(replace(experiment, tune=tune), base.model.vocab)
+        if is_trained:
+            kept = named(origin.base(model, base.params, carried))
+            assert kept and all("mlp" in name for name in kept)
+            continue
+        with pytest.raises(InputError, match=r"no network.embed.table for this run, whose tune="):
+            origin.base(model, base.params, carried)
 
 
 def test_a_fork_takes_the_base_along(experiment, low, tmp_path):
