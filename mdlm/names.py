@@ -1,7 +1,8 @@
 """Names of arrays and operations of a network that code outside the network relies on.
 
 In the tree of parameters the layers are under `STACK`; each array there has the layers along its
-first axis. A matrix between hidden states is named `KERNEL`. The one that reads the noise level is
+first axis. A matrix between hidden states is named `KERNEL`, one with a row for each
+token, position or token type `TABLE`. The one that reads the noise level is
 under `MODULATION`, the one that makes logits under `HEAD`, the table of embeddings under `EMBED`.
 Optimizers choose the update of an array by these names, and plans find the arrays that are
 gathered.
@@ -12,6 +13,7 @@ Profiles group time by these scopes.
 
 STACK = "blocks"
 KERNEL = "kernel"
+TABLE = "table"
 MODULATION = "modulation"
 HEAD = "head"
 EMBED = "embed"

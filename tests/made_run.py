@@ -1,11 +1,14 @@
 """Run folders that are not trained: with random parameters, or with those that a test chooses."""
 
+from dataclasses import replace
+
 import jax
 
 import mdlm
 from mdlm.experiment import Model
 from mdlm.experiment.identity import fingerprint
-from mdlm.runs import weights
+from mdlm.runs import base_weights, weights
+from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
 
 
@@ -29,4 +32,20 @@ def made(folder, experiment, change=noised) -> mdlm.Run:
     run.begin(None, [], experiment)
     run.save_data(tokenizer.files())
     weights.write(run.path, params, step=0, fingerprint=fingerprint(experiment))
+    return mdlm.load(folder)
+
+
+def made_tuned(folder, base, tune, step=1) -> mdlm.Run:
+    """Makes a run folder that began from the run `base`, with random arrays where `tune` trains,
+    and opens it."""
+    experiment = replace(base.experiment, tune=tune)
+    model = Model(experiment, base.model.vocab)
+    kept, trained = model.split(jax.random.key(0), base.params)
+    trained = noised(trained)
+    run = RunFolder(folder)
+    run.begin(None, [], experiment)
+    run.save_data(base.tokenizer.files())
+    base_weights.write(run, kept, step=0, fingerprint=None)
+    with Checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(step, {"params": trained, "ema": trained}, {"position": 0})
     return mdlm.load(folder)

@@ -9,7 +9,7 @@ BASE = {"types", "errors", "foreign", "files", "vocab", "keys", "draws", "versio
 DEVICES = {"cluster", "parallel", "profiling"}
 NOISE = {"schedules", "times"}
 METHODS = {"processes", "parameterizations", "diffusion", "objectives", "samplers"}
-COMPONENTS = NOISE | METHODS | {"data", "models", "optim", "config"}
+COMPONENTS = NOISE | METHODS | {"data", "models", "optim", "tuning", "config"}
 
 # Each folder, or file of the top, may import itself, BASE, and those that it names.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -28,10 +28,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": DEVICES | {"config"},
     "models": DEVICES,
     "optim": DEVICES,
+    "tuning": {"config"},
     "experiment": DEVICES | COMPONENTS,
     "evals": DEVICES | COMPONENTS | {"experiment"},
     "generation": DEVICES | METHODS | {"config", "data", "models", "experiment"},
-    "runs": DEVICES | {"config", "experiment"},
+    "runs": DEVICES | {"config", "experiment", "tuning"},
     "train": DEVICES | COMPONENTS | {"experiment", "evals", "generation", "runs"},
     "interop": DEVICES | COMPONENTS | {"experiment", "evals", "generation", "runs", "run"},
     "planning": DEVICES | {"data", "diffusion", "experiment", "models", "train"},

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from mdlm.cli.arguments import add_trust, typed
 from mdlm.cli.command import Changes, Command
@@ -13,6 +14,8 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
     from mdlm.interop.exporting import export
 
     opened = mdlm.load(args.run_folder, step=args.step, trust=args.trust_experiment)
+    if args.adapter:
+        return _adapter(opened, args)
     with Progress() as progress:
         layout, files = export(
             opened,
@@ -26,6 +29,19 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
     if layout.in_transformers:
         print(f"to load it: transformers.AutoModelForCausalLM.from_pretrained({args.to!r})")
     print(f"back: {typed(['import', args.to, '--out', 'RUN'])}")
+    return 0
+
+
+def _adapter(opened: Any, args: argparse.Namespace) -> int:
+    from mdlm.interop.adapter import export_adapter
+
+    layout, files = export_adapter(opened, Path(args.to), layout=args.layout, dtype=args.dtype)
+    print(
+        f"{args.to}: adapter of step {opened.step} of {args.run_folder}, layout {layout.name}\n"
+        f"  {'  '.join(files)}\n"
+        "to load it: peft.PeftModel.from_pretrained(BASE, "
+        f"{args.to!r}), where BASE is the network that the run began from"
+    )
     return 0
 
 
@@ -46,6 +62,11 @@ def arguments(sub: argparse.ArgumentParser) -> None:
         help="dtype of the tensors (default: as they are)",
     )
     sub.add_argument(
+        "--adapter",
+        action="store_true",
+        help="only what LoRA trained, as an adapter of PEFT for the network the run began from",
+    )
+    sub.add_argument(
         "--step", type=int, help="use the checkpoint of this step (default: the newest)"
     )
     add_trust(sub)
@@ -55,6 +76,7 @@ EXPORT_HELP = """\
 examples:
   mdlm export runs/quickstart --to exported
   mdlm export runs/qwen --to qwen --layout a2d-qwen3 --dtype bfloat16
+  mdlm export runs/qwen-lora --to adapter --adapter
 
 The folder has config.json, safetensors (with an index if there are several), the tokenizer, the
 chat template, defaults of generation, and a model card (README.md) with data, protocol and results

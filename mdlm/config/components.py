@@ -32,6 +32,7 @@ FACES = (
     "mdlm.experiment",
     "mdlm.parallel.mesh",
     "mdlm.optim",
+    "mdlm.tuning",
     "mdlm.times",
 )
 """Modules that export components in `__all__`."""

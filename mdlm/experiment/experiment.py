@@ -9,7 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mdlm.config.field_types import expected, hints_of, is_kind, options
+import optax
+
+from mdlm.config.field_types import NOTHING, expected, hints_of, is_kind, options
 from mdlm.config.ranges import check_ranges
 from mdlm.data.dataset import TextData
 from mdlm.data.mixture import Mixture
@@ -26,6 +28,7 @@ from mdlm.processes.base import Process
 from mdlm.processes.masked import Masked
 from mdlm.samplers.ancestral import Ancestral
 from mdlm.samplers.base import Sampler
+from mdlm.tuning.base import Tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +119,7 @@ class Experiment:
     `name` is the default name of the run folder. `seed`, in [0, 2**63), decides everything that is
     random. `time_condition` is what the network is conditioned on: no noise level ("none", as in
     the released MDLM models), the time itself ("t"), "sigma" = -log alpha, or the log-SNR
-    ("log_snr").
+    ("log_snr"). `tune` says which parameters are trained (None: all).
     """
 
     name: str
@@ -132,6 +135,7 @@ class Experiment:
     evaluation: Perplexity = Perplexity()
     mesh: MeshShape = MeshShape()
     seed: int = 0
+    tune: Tuning | None = None
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**63:
@@ -140,12 +144,19 @@ class Experiment:
         check_ranges(self)
         refuse_nonsense(self)
 
+    def updates(self) -> optax.GradientTransformation:
+        """Returns the optimizer for the run's steps, with the learning rates of `tune`."""
+        optimizer = self.optimizer.build(self.train.steps)
+        return optimizer if self.tune is None else self.tune.scaled(optimizer, self.network.depth)
+
 
 def refuse_others(e: Experiment) -> None:
     """Raises InputError if a part of the experiment is no component of its kind."""
     for name, declared in hints_of(Experiment).items():
         kinds = tuple(kind for kind in options(declared) if is_kind(kind))
         value = getattr(e, name)
+        if value is None and NOTHING in options(declared):
+            continue
         if kinds and not isinstance(value, kinds):
             raise InputError(f"{name}={value!r:.80}: expected {expected(declared)}")
 

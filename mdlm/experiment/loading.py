@@ -10,7 +10,7 @@ import tokenize
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,7 +49,7 @@ def load_file(
                 f"{path}: its experiment follows from that of a run; name one: mdlm train {path}"
                 " --init-from RUN"
             )
-        given = base()
+        given = replace(base(), tune=None)  # how the other run was tuned is not taken over
         with _named(Path(path)):
             experiment = experiment(given)
     if not isinstance(experiment, Experiment):

@@ -20,6 +20,8 @@ from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
 from mdlm.samplers.base import Sampler
 from mdlm.schedules.check import fault_of
+from mdlm.tuning.base import Tuning, Widths
+from mdlm.tuning.full import Full
 from mdlm.types import ArrayTree, Batch, LossTerms, NetInput, Prediction, Vocab
 
 
@@ -65,6 +67,8 @@ class Model:
             ("reported", (e.evaluation.objective or e.objective.reported()).with_vocab(self.vocab)),
         ):
             object.__setattr__(self, name, component)
+        if e.tune is not None:
+            e.tune.check(jax.eval_shape(self.init, jax.random.key(0)), self._widths)
 
     def _check_columns(self) -> None:
         """Raises InputError if the network has no columns for some tokens. A causal network may
@@ -87,6 +91,22 @@ class Model:
         params = {"network": networks.init(self.experiment.network, key, self.columns)}
         learned = self.process.init(stream(key, "process"))
         return {**params, "process": learned} if learned else params
+
+    @property
+    def tuning(self) -> Tuning:
+        """What is trained."""
+        return self.experiment.tune or Full()
+
+    def split(self, key: Key[Array, ""], params: ArrayTree) -> tuple[ArrayTree, ArrayTree]:
+        """Returns the arrays that training from `params` keeps as they are, and those that it
+        trains, before the first step. `tuning.merged` joins them."""
+        return self.tuning.base(params), self.tuning.start(key, params, self._widths)
+
+    @property
+    def _widths(self) -> Widths:
+        network = self.experiment.network
+        found = networks.widths(network, self.columns) if self.experiment.tune else {}
+        return {("network", *path): own for path, own in found.items()}
 
     def abstract_params(self, mesh: Mesh | AbstractMesh) -> ArrayTree:
         """Returns shapes, dtypes and shardings of the parameters on a mesh; nothing is computed.

@@ -55,6 +55,12 @@ def layout_for(run: Run, name: str | None = None) -> Layout:
     )
 
 
+def check_new(out: Path) -> None:
+    """Raises InputError if there is something where a folder is to be written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists: choose a new or empty folder")
+
+
 def export(
     run: Run,
     out: Path,
@@ -70,8 +76,7 @@ def export(
     the layout and the names of the files. Raises InputError, before anything is written, if the
     folder exists, or no layout has such a network.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists: choose a new or empty folder")
+    check_new(out)
     chosen, network = layout_for(run, layout), run.experiment.network
     assert chosen.config is not None
     config = chosen.config(network, run.experiment.data.packing.length)

@@ -86,8 +86,9 @@ class Experts:
 class Kernels(nnx.Module):
     """The matrices of one layer of all experts."""
 
-    def __init__(self, count: int, fan_in: int, fan_out: int, rngs: nnx.Rngs):
-        shape = count, fan_in, fan_out
+    def __init__(self, count: int, fan_in: int, widths: tuple[int, ...], rngs: nnx.Rngs):
+        self.widths = widths
+        shape = count, fan_in, sum(widths)
         self.kernel = nnx.Param(uniform(rngs.params(), shape, fan_in), rest="experts")
 
 
@@ -103,8 +104,8 @@ class ExpertMLP(nnx.Module):
         float32: Any = dict(dtype=jnp.dtype(jnp.float32), use_bias=False, split="whole")
         self.router = Linear(width, count, rngs, **float32)
         self.selection_bias = nnx.Param(jnp.zeros(count))
-        self.inner = Kernels(count, width, hidden * (2 if kind in GATES else 1), rngs)
-        self.outer = Kernels(count, hidden, width, rngs)
+        self.inner = Kernels(count, width, (hidden,) * (2 if kind in GATES else 1), rngs)
+        self.outer = Kernels(count, hidden, (width,), rngs)
         of_shared: Any = dict(dtype=dtype, use_bias=False, hidden=config.shared * hidden)
         self.shared: Any = MLP(kind, width, rngs, **of_shared) if config.shared else None
 

@@ -20,6 +20,7 @@ from jaxtyping import Float, Key
 from mdlm.errors import InputError
 from mdlm.models.layers import Precision
 from mdlm.models.self_conditioning import self_conditioned
+from mdlm.names import KERNEL
 from mdlm.parallel.mesh import SEQUENCE, TENSOR
 from mdlm.parallel.sharding import Path, Rest
 from mdlm.types import ArrayTree, Attends, Batch, Denoise, NetInput, Prediction
@@ -137,6 +138,21 @@ def rests(network: Network, columns: int) -> dict[Path, Rest]:
     flat = nnx.to_flat_state(nnx.state(module))
     uses = {path: param.get_metadata().get("rest") for path, param in flat}
     return {tuple(map(str, path)): rest for path, rest in uses.items() if rest is not None}
+
+
+def widths(network: Network, columns: int) -> dict[Path, tuple[int, ...]]:
+    """Returns the columns of each of the matrices that lie side by side in a kernel, by its path.
+    Kernels that are one matrix are left out."""
+    module = nnx.eval_shape(lambda: network.module(columns, nnx.Rngs(0)))
+    found = {}
+    for path, _ in nnx.to_flat_state(nnx.state(module)):
+        layer: Any = module
+        for name in path[:-1]:
+            layer = getattr(layer, str(name))
+        own = getattr(layer, "widths", ())
+        if path[-1] == KERNEL and len(own) > 1:
+            found[tuple(map(str, path))] = own
+    return found
 
 
 def bind(network: Network, columns: int, params: ArrayTree) -> nnx.Module:

@@ -30,7 +30,7 @@ class Compiled:
 def compile_for(model: Model, mesh: Mesh) -> Compiled:
     """Compiles the training step for a mesh of devices, which need not be present."""
     e = model.experiment
-    tx = e.optimizer.build(e.train.steps)
+    tx = e.updates()
     state, batch = abstract_state(model, tx, mesh), abstract_batch(model, mesh)
     lowered = compile_step(model, tx, mesh).lower(state, batch)
     since = time.perf_counter()

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -35,7 +34,7 @@ from mdlm.parallel.mesh import (
     replicated,
     row_parts,
 )
-from mdlm.train.step import abstract_state, init
+from mdlm.train.step import BASE, abstract_state
 from mdlm.types import ArrayTree, Batch, Prediction
 
 SAMPLED = 64
@@ -46,9 +45,8 @@ softmax and its intermediate."""
 
 
 def shapes(model: Model) -> ArrayTree:
-    """Returns the shapes of the state of a run, without shardings; computes nothing."""
-    tx = model.experiment.optimizer.build(model.experiment.train.steps)
-    return jax.eval_shape(partial(init, model, tx), jax.random.key(0))
+    """Returns the shapes of the parameters, without shardings; computes nothing."""
+    return jax.eval_shape(model.init, jax.random.key(0))
 
 
 def abstract_batch(model: Model, mesh: Mesh | AbstractMesh) -> Batch:
@@ -83,10 +81,12 @@ def on_each(tree: ArrayTree) -> float:
 
 def given_bytes(model: Model, mesh: Mesh | AbstractMesh) -> tuple[dict[str, float], float]:
     """Returns the bytes on one device of the arguments of a step, by part, and of one gradient."""
-    tx = model.experiment.optimizer.build(model.experiment.train.steps)
+    tx = model.experiment.updates()
     state = abstract_state(model, tx, mesh)
     names = {"parameters": "params", "optimizer": "opt_state", "average": "ema"}
+    base = on_each(state.pop(BASE, {}))
     parts = {part: on_each(state.pop(name)) for part, name in names.items()}
+    parts["parameters"] += base
     parts["other"] = on_each((state, abstract_batch(model, mesh)))
     return parts, parts["parameters"]
 
@@ -163,7 +163,7 @@ def estimated_temporaries(model: Model, mesh: AbstractMesh) -> float:
     logits = HELD * 4 * at_once * model.columns
     gathered = 0.0
     if mesh.shape[FSDP] * shared > 1:
-        network = shapes(model)["params"]["network"]
+        network = shapes(model)["network"]
         gathered += 2 * itemsize * count_parameters(network.get(STACK, {})) / depth
         gathered /= mesh.shape[TENSOR]
         head = network.get(HEAD) or network.get(EMBED, {})  # a tied head is the table
@@ -189,7 +189,7 @@ def kept_bytes(model: Model, mesh: AbstractMesh, rows: int) -> float:
     one = replace(e, train=replace(e.train, batch_size=rows, accumulate=1))
     alone = AbstractMesh((1,) * len(AXES), AXES, abstract_device=mesh.abstract_device)
     batch = abstract_batch(Model(one, model.vocab, model.counts), alone)
-    params = shapes(model)["params"]
+    params = shapes(model)
     key = stream(jax.random.key(0), "train")
 
     def pulled(params, batch):

@@ -218,7 +218,7 @@ def plan(
         method=method,
         compile_seconds=compiled.seconds if compiled else None,
         refused=compiled.refused if compiled else None,
-        parameters=count_parameters(shapes(model)["params"]),
+        parameters=count_parameters(shapes(model)),
         columns=model.columns,
         columns_from=columns_from,
         batch_size=e.train.batch_size,

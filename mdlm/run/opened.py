@@ -38,7 +38,7 @@ class OpenedRun:
         self.shape = mesh or self.experiment.mesh.fitting(len(jax.devices()))
         self.mesh = self.shape.build()
         abstract = self.model.abstract_params(self.mesh)
-        self.step, self.params = restore_parameters(self.folder, abstract, step)
+        self.step, self.params = restore_parameters(self.folder, abstract, step, model=self.model)
 
     @property
     def remark(self) -> str | None:

@@ -5,6 +5,7 @@ config.json     its values, the overrides, fingerprint    samples.txt     text b
 env.json        versions, devices, git, of each start     curves.png      plots
 data/           the tokenizer, token counts               checkpoints/    training states
 weights.safetensors   parameters alone, where they were imported or written
+base.safetensors      parameters that training does not change, where `tune` says so
 evaluations.jsonl     results of `mdlm eval`
 wandb_id        the run's id at Weights & Biases, if it is logged there
 digests.json    digests of what the run is opened with, compared when it is
@@ -42,8 +43,10 @@ from mdlm.runs.environment import environment
 from mdlm.runs.log import Log
 from mdlm.runs.reading import config_of, starts_of
 from mdlm.runs.weights import NAME as WEIGHTS
+from mdlm.tuning.base import Tuning
 from mdlm.version import __version__
 
+BASE = "base.safetensors"
 COUNTS = "token_counts.npy"
 BEGINNING = ".begun"
 """Name of a file that marks a folder in which a run is being created."""
@@ -222,7 +225,7 @@ class RunFolder:
         if not self.exists:
             raise InputError(f"{self.path}: not a run folder (no config.json)")
         if not self._is_verified:
-            bad = digests.damage(self.path, leave_out=(WEIGHTS,))
+            bad = digests.damage(self.path, leave_out=(WEIGHTS, BASE))
             if bad is not None:
                 raise InputError(digests.refusal(self.path, bad))
             self._is_verified = True
@@ -244,6 +247,17 @@ class RunFolder:
     def _recorded(self) -> Experiment:
         with self._described():
             return records.read(self.config()["experiment"], Experiment, self._title)
+
+    def tune(self) -> Tuning | None:
+        """Returns which parameters the run trains; None: all.
+
+        Raises InputError as `experiment` does.
+        """
+        if self.trust:
+            return self.experiment().tune
+        record = {k: v for k, v in self.config()["experiment"].items() if k == "tune"}
+        with self._described():
+            return records.read_fields(record, Experiment, self._title).get("tune")
 
     @property
     def _title(self) -> str:

@@ -4,7 +4,8 @@ The file stands beside training states, or instead of them: an imported network 
 is named by its path in the tree of parameters, `network.blocks.qkv.kernel`. The metadata, all text:
 
 step         optimizer step that the parameters are of; 0 if imported
-parameters   which parameters: "ema", which runs evaluate and sample with
+parameters   which parameters: "ema", which runs evaluate and sample with, or "base"
+             (`mdlm.runs.base_weights`)
 dtype        of the network's tensors
 fingerprint  of the experiment, if known
 """
@@ -69,8 +70,11 @@ def write(
     step: int,
     dtype: WeightsDtype | None = None,
     fingerprint: str | None = None,
+    name: str = NAME,
+    which: str = "ema",
 ) -> Path:
-    """Writes the parameters, by component, into a run folder; returns the file.
+    """Writes the parameters, by component, into the file `name` of a run folder; returns the file.
+    `which` says in its metadata which parameters they are.
 
     The network's tensors are written in `dtype`, by default in their own. Learned parameters of the
     process are a few numbers and keep their dtype. Raises InputError if a value is too large for
@@ -78,26 +82,28 @@ def write(
     """
     check_contained(folder)
     tensors = {}
-    for name, leaf in named(params).items():
+    for path, leaf in named(params).items():
         value = np.asarray(leaf)
-        if dtype is not None and name.startswith("network."):
-            value = cast(name, value, np.dtype(dtype))
-        tensors[name] = np.ascontiguousarray(value)
-    dtypes = {name: value.dtype for name, value in tensors.items()}
-    with digests.sealed(folder, NAME), replaced(folder / NAME) as new:
+        if dtype is not None and path.startswith("network."):
+            value = cast(path, value, np.dtype(dtype))
+        tensors[path] = np.ascontiguousarray(value)
+    dtypes = {path: value.dtype for path, value in tensors.items()}
+    with digests.sealed(folder, name), replaced(folder / name) as new:
         try:
-            save_file(tensors, new, _metadata(dtypes, step, fingerprint))
+            save_file(tensors, new, _metadata(dtypes, step, fingerprint, which))
         except SafetensorError as error:  # which has the number of a disk's error in its text
             number = re.search(r"os error (\d+)", str(error))
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-    return folder / NAME
+    return folder / name
 
 
-def _metadata(dtypes: Mapping[str, np.dtype], step: int, fingerprint: str | None) -> dict[str, str]:
+def _metadata(
+    dtypes: Mapping[str, np.dtype], step: int, fingerprint: str | None, which: str = "ema"
+) -> dict[str, str]:
     kinds = {dtype.name for name, dtype in dtypes.items() if name.startswith("network.")}
-    metadata = {"step": str(step), "parameters": "ema", "dtype": " ".join(sorted(kinds))}
+    metadata = {"step": str(step), "parameters": which, "dtype": " ".join(sorted(kinds))}
     return metadata if fingerprint is None else {**metadata, "fingerprint": fingerprint}
 
 
@@ -156,13 +162,13 @@ class Weights:
             raise InputError(f"{path}: not a readable file of weights ({error})") from error
 
     @classmethod
-    def of(cls, folder: Path, *, verify: bool = True) -> "Weights | None":
-        """Returns the weights of a run folder, None if it has none.
+    def of(cls, folder: Path, *, verify: bool = True, name: str = NAME) -> "Weights | None":
+        """Returns the weights of a run folder, or its file `name`; None if it has none.
 
         All host processes call it. Raises InputError if the file differs from what was written.
         """
-        path = folder / NAME
-        bad = digests.damage_together(folder, only=NAME) if verify else None
+        path = folder / name
+        bad = digests.damage_together(folder, only=name) if verify else None
         if bad is not None:
             raise InputError(digests.refusal(folder, bad))
         return cls(path) if path.is_file() else None

@@ -41,7 +41,7 @@ from mdlm.train.origin import Carried
 from mdlm.train.saving import Saving
 from mdlm.train.soundness import Soundness
 from mdlm.train.start import created, restored
-from mdlm.train.step import State, abstract_state, compile_step
+from mdlm.train.step import BASE, State, abstract_state, compile_step, joiner
 from mdlm.train.stopping import Stopping
 from mdlm.types import ArrayTree, Batch
 
@@ -110,7 +110,8 @@ class Trainer:
         self.scorer = Scorer(model, mesh, dataset)
         split = split_in_training(experiment.evaluation, dataset.splits)
         self.validation = replace(experiment.evaluation, passes=1, ngrams=False, split=split)
-        self.soundness = Soundness(self.scorer, self.validation)
+        self.joined = joiner(model, mesh)
+        self.soundness = Soundness(self.scorer, self.validation, self.joined)
         self.loader = TrainLoader(dataset.train.rows, size, experiment.seed, rows_here(mesh, size))
         self.metrics: dict[str, Any] | None = None
         self.pending: Pending | None = None
@@ -200,7 +201,8 @@ class Trainer:
         """Evaluates the EMA parameters. A result on the validation split is saved with the next
         checkpoint, to select the best one."""
         split = self.validation.split
-        found = self.scorer.run(self.state["ema"], self.validation, self.settings.eval_rows)
+        params = self.joined(self.state, self.state["ema"])
+        found = self.scorer.run(params, self.validation, self.settings.eval_rows)
         if split == SELECTS:
             self.saving.found = self.stopping.validated(self.made, {m.name: m.value for m in found})
         self.folder.log.add(KINDS[split], self.made, as_line(found))
@@ -221,21 +223,22 @@ class Trainer:
         return int(self.state["watch"]["in_a_row"])
 
     def _diverged(self, in_a_row: int, step: int) -> Diverged:
-        self.state = {}  # frees its memory before others are restored
-        return self.saving.diverged(in_a_row, step, self.soundness, self.abstract)
+        # Frees its memory before others are restored.
+        self.state = {name: part for name, part in self.state.items() if name == BASE}
+        return self.saving.diverged(in_a_row, step, self.soundness, self.abstract, self.state)
 
     def _begin(self) -> None:
         """Restores the newest checkpoint, or creates the state before the first step."""
         self.saving = Saving(self.checkpoints, self.folder)
         if self.saving.saved is not None:
-            self.state, data = restored(self.checkpoints, self.abstract)
+            self.state, data = restored(self.checkpoints, self.abstract, self.folder)
         else:
             data: dict[str, Any] = {"position": 0}
             self.state = created(self.model, self.tx, self.mesh, self.initial, self.carried)
         self.initial = None  # frees its memory
         self.made, self.position = int(self.state["step"]), data["position"]
         where = f"{self.folder.path}, step {self.made}"
-        check_finite({name: self.state[name] for name in ("params", "ema")}, where)
+        check_finite({n: self.state[n] for n in ("params", "ema", BASE) if n in self.state}, where)
         self.guard, self.stopping = Guard(self.settings, data), Stopping(self.settings, data)
         self.folder.log.rewind(self.made)
 
@@ -260,7 +263,7 @@ class Trainer:
                 yield self.evaluate()
         if self.sample and (self._is_last or due(self.made, settings.sample_every)):
             with self._aside():
-                self.sample(self.made, self.state["ema"])
+                self.sample(self.made, self.joined(self.state, self.state["ema"]))
         is_best = self.stopping.is_best(self.made)
         if self._is_last or is_best or due(self.made, settings.checkpoint_every):
             if (yield from self.log()):  # so that a spike is not saved
@@ -287,7 +290,7 @@ class Trainer:
         self.checkpoints.wait()
         self.batches.close()
         self.state = {}  # frees its memory before the restore
-        self.state, data = restored(self.checkpoints, self.abstract)
+        self.state, data = restored(self.checkpoints, self.abstract, self.folder)
         self.guard = Guard(self.settings, {**data, "rewinds": self.guard.rewinds + 1})
         self.stopping = Stopping(self.settings, {**data, "seconds": self.stopping.seconds})
         self.saving.go_on_from(step)

@@ -4,7 +4,7 @@ Either way the tokens must mean the same, so the new run takes over the tokenize
 tokenizer, the parameters of each token that both have can be carried over.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,11 +24,15 @@ from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import identity, recorded
 from mdlm.experiment.model import Model
 from mdlm.models import network as networks
+from mdlm.runs import base_weights
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.copies import copy_checkpoint
 from mdlm.runs.finite import check_finite
 from mdlm.runs.folder import RunFolder
 from mdlm.runs.parameters import restore_parameters
+from mdlm.runs.weights import named
+from mdlm.train.step import BASE
+from mdlm.tuning.base import Tuning
 from mdlm.types import ArrayTree
 
 ROLES = ("mask_id", "bos_id", "eos_id", "pad_id")
@@ -137,20 +141,50 @@ class Origin:
         axes = {"network": jax.tree.map(axis, one, other)}
         return Carried(axes, pairs(self.tokenizer, tokenizer))
 
-    def parameters(self, model: Model, mesh: Mesh, carried: Carried | None) -> ArrayTree:
-        """Returns the EMA parameters. With `carried`, of the network only, for its own tokens."""
+    def parameters(
+        self, model: Model, mesh: Mesh, carried: Carried | None
+    ) -> tuple[int, ArrayTree]:
+        """Returns the step of the run and its EMA parameters. With `carried`, of the network only,
+        for its own tokens."""
+        experiment = replace(model.experiment, tune=self.run.tune())
         if carried is None:
             # This run may lack parameters that the new run's process learns.
-            return restore_parameters(self.run, model.abstract_params(mesh), some=True)[1]
-        theirs = Model(model.experiment, self.tokenizer.vocab, self.run.counts())
+            theirs = Model(experiment, model.vocab, model.counts)
+            abstract = theirs.abstract_params(mesh)
+            return restore_parameters(self.run, abstract, some=True, model=theirs)
+        theirs = Model(experiment, self.tokenizer.vocab, self.run.counts())
         abstract = {"network": theirs.abstract_params(mesh)["network"]}
-        return restore_parameters(self.run, abstract)[1]
+        return restore_parameters(self.run, abstract, model=theirs)
+
+    def base(self, model: Model, initial: ArrayTree, carried: Carried | None) -> ArrayTree:
+        """Returns the arrays of `initial` that the new run keeps as they are.
+
+        Raises InputError if this run lacks some of them.
+        """
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        due, there = set(named(model.tuning.base(shapes))), named(initial)
+        lacking = sorted(due - there.keys())
+        if carried is not None:
+            axes = named(carried.axes)
+            lacking += sorted(name for name in due & axes.keys() if axes[name] >= 0)
+        if lacking:
+            raise InputError(
+                f"{self.option} {self.run.path} has no {lacking[0]} for this run, whose tune="
+                f"{type(model.tuning).__name__}(...) does not train it"
+            )
+        return model.tuning.base(initial)
 
     def check(self, abstract: ArrayTree, experiment: Experiment) -> None:
         """Raises InputError if the state to fork is missing, not finite, or of another network or
         optimizer."""
         there, here = self.run.identity(experiment)["optimizer"], identity(experiment)["optimizer"]
         found = differences(there, here, "optimizer")
+        if self.run.tune() != experiment.tune:
+            raise InputError(
+                f"{self.option} {self.run.path}: its state is of tune={_text(self.run.tune())},"
+                f" this experiment has {_text(experiment.tune)}; begin from its parameters instead:"
+                " --init-from"
+            )
         if found:
             raise InputError(
                 f"{self.option} {self.run.path}: its state is of another optimizer;"
@@ -169,6 +203,7 @@ class Origin:
         with Checkpoints(self.run.checkpoints, read_only=True) as checkpoints:
             step = checkpoints.latest if self.step is None else self.step
         assert step is not None  # `check` refused a run without checkpoints
+        base_weights.copy(self.run, folder)
         copy_checkpoint(self.run.checkpoints, folder.checkpoints, step, recorded(experiment))
 
 
@@ -185,6 +220,10 @@ def pairs(theirs: Tokenizer, ours: Tokenizer) -> Int[np.ndarray, "n 2"]:
     return np.array(sorted((there, here) for here, there in found.items()), np.int64)
 
 
+def _text(tune: Tuning | None) -> str:
+    return "none" if tune is None else to_text(tune)
+
+
 def started_from(
     state: dict[str, Any], initial: ArrayTree, carried: Carried | None = None
 ) -> dict[str, Any]:
@@ -193,11 +232,15 @@ def started_from(
 
     Raises InputError if names or shapes differ.
     """
-    fresh = {name: state["params"][name] for name in initial}
-    if jax.tree.structure(fresh) != jax.tree.structure(initial):
+    parts = {part: state[part] for part in ("params", BASE) if part in state}
+    ours = {name: leaf for tree in parts.values() for name, leaf in named(tree).items()}
+    fresh = {name: leaf for name, leaf in ours.items() if name.partition(".")[0] in initial}
+    theirs = named(initial)
+    if fresh.keys() != theirs.keys():
         raise InputError("--init-from: the parameters are of another kind of network")
     if carried is not None:
-        initial = jax.tree.map(carried.into, fresh, initial, carried.axes)
+        axes = named(carried.axes)
+        theirs = {n: carried.into(fresh[n], value, axes[n]) for n, value in theirs.items()}
 
     def take(old: jax.Array, new: Any) -> jax.Array:
         if old.shape != new.shape:
@@ -206,6 +249,8 @@ def started_from(
             )
         return jax.device_put(new.astype(old.dtype), old.sharding)
 
-    params = {**state["params"], **jax.tree.map(take, fresh, initial)}
+    taken = {**ours, **{name: take(fresh[name], value) for name, value in theirs.items()}}
+    for part, tree in parts.items():
+        parts[part] = jax.tree.unflatten(jax.tree.structure(tree), [taken[n] for n in named(tree)])
     # The step donates its input, so the EMA needs arrays of its own.
-    return {**state, "params": params, "ema": jax.tree.map(lambda a: jnp.copy(a), params)}
+    return {**state, **parts, "ema": jax.tree.map(lambda a: jnp.copy(a), parts["params"])}

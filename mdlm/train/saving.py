@@ -8,7 +8,7 @@ from mdlm.runs.past import note_saved
 from mdlm.train.events import Saved
 from mdlm.train.guard import Diverged
 from mdlm.train.soundness import Soundness, given_up
-from mdlm.train.step import State
+from mdlm.train.step import State, saved
 
 
 class Saving:
@@ -29,7 +29,7 @@ class Saving:
 
     def save(self, step: int, state: State, data: dict[str, Any]) -> Saved:
         """Starts writing a checkpoint."""
-        self.checkpoints.save(step, state, data, self.found)
+        self.checkpoints.save(step, saved(state), data, self.found)
         if self.saved is not None:  # a save first waits for the one before it
             self._note()
         self.go_on_from(step)
@@ -40,10 +40,13 @@ class Saving:
         self.checkpoints.wait()
         self._note()
 
-    def diverged(self, in_a_row: int, step: int, soundness: Soundness, abstract: State) -> Diverged:
+    def diverged(
+        self, in_a_row: int, step: int, soundness: Soundness, abstract: State, base: State
+    ) -> Diverged:
         """Returns the end of a run that makes no progress; it names the newest sound checkpoint."""
         self.checkpoints.wait()
-        return Diverged(given_up(in_a_row, step, soundness.newest(self.checkpoints, abstract)))
+        left = soundness.newest(self.checkpoints, abstract, base)
+        return Diverged(given_up(in_a_row, step, left))
 
     def _note(self) -> None:
         if self.folder.writes:

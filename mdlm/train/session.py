@@ -18,6 +18,7 @@ import jax
 
 from mdlm.cluster import process_group
 from mdlm.config import records
+from mdlm.config.component_text import to_text
 from mdlm.config.components import UnknownComponent
 from mdlm.config.records import describe
 from mdlm.data.dataset import Dataset
@@ -33,7 +34,7 @@ from mdlm.files import Lock
 from mdlm.generation.texts import Generation
 from mdlm.parallel.mesh import check_batch
 from mdlm.profiling import profile as profiles
-from mdlm.runs import agreement, curves
+from mdlm.runs import agreement, base_weights, curves
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.folder import RunFolder
 from mdlm.runs.log import warn_once
@@ -45,7 +46,7 @@ from mdlm.train.events import Ended, Evaluated, Event, Saved
 from mdlm.train.loop import Trainer
 from mdlm.train.origin import Origin
 from mdlm.train.sampling import Sampling
-from mdlm.train.step import abstract_state
+from mdlm.train.step import abstract_state, saved
 from mdlm.types import ArrayTree
 from mdlm.version import __version__
 
@@ -126,12 +127,13 @@ class Session:
         made = self._steps_made()
         self.initial, self.carried = None, None
         copy: Callable[[], None] = lambda: None
+        keep: Callable[[], None] = lambda: None
         if made is None and origin is not None and origin.option == "--fork":
-            tx = experiment.optimizer.build(settings.steps)
-            origin.check(abstract_state(self.model, tx, self.mesh), experiment)
+            tx = experiment.updates()
+            origin.check(saved(abstract_state(self.model, tx, self.mesh)), experiment)
             copy = partial(origin.copy_state, self.folder, experiment)
         elif made is None:
-            self._take_parameters(origin)
+            keep = self._take_parameters(origin)
         if made is None:
             where, log = self.folder.checkpoints, self.folder.log
             process_group.broadcast(partial(check_past, out, where, log, restart=restart))
@@ -147,6 +149,7 @@ class Session:
             keep_texts(self.folder.data, texts)
             self.folder.save_counts(self.model.counts)
             self.folder.log.writers = writers(self.folder.path, tensorboard, wandb, experiment)
+        keep()
         process_group.barrier()
         agreement.check_shared(self.folder)
         self.step = 0
@@ -167,7 +170,7 @@ class Session:
         trainer = Trainer(
             self.model,
             self.mesh,
-            self.experiment.optimizer.build(self.experiment.train.steps),
+            self.experiment.updates(),
             self.dataset,
             self.folder,
             initial=initial,
@@ -218,16 +221,27 @@ class Session:
         with Checkpoints(self.folder.checkpoints, read_only=True) as checkpoints:
             return checkpoints.latest
 
-    def _take_parameters(self, origin: Origin | None) -> None:
+    def _take_parameters(self, origin: Origin | None) -> Callable[[], None]:
         """Reads the parameters to start from, if any: those of the origin, or the weights of this
-        run folder, which has no training state."""
+        run folder, which has no training state. Returns what writes the arrays among them that
+        training does not change."""
+        nothing = lambda: None
+        keeps_base, tune = self.model.tuning.keeps_base, self.experiment.tune
         if origin is not None:
             self.carried = origin.carried(self.model, self.dataset.tokenizer)
-            self.initial = origin.parameters(self.model, self.mesh, self.carried)
-            return
+            step, self.initial = origin.parameters(self.model, self.mesh, self.carried)
+            if not keeps_base:
+                return nothing
+            known = origin.run.config().get("fingerprint")
+            base = origin.base(self.model, self.initial, self.carried)
+            return partial(base_weights.write, self.folder, base, step=step, fingerprint=known)
+        if keeps_base:
+            raise InputError(
+                f"tune={to_text(tune)}: it keeps parameters of another run; give --init-from RUN"
+            )
         weights = Weights.of(self.folder.path, verify=self.folder.verify)
         if weights is None:
-            return
+            return nothing
         if weights.step:
             raise InputError(
                 f"{weights.path} has the weights of step {weights.step}, and there is no training"
@@ -235,6 +249,7 @@ class Session:
                 f" {shlex.quote(str(self.folder.path))}, and another --out"
             )
         self.initial = weights.restore(self.model.abstract_params(self.mesh))
+        return nothing
 
     def _sample(self, step: int, params: ArrayTree) -> None:
         self.generated = self._sampling(params, step)

@@ -6,6 +6,10 @@ The state is a plain dictionary `{step, params, opt_state, ema, watch}`. Random 
 run's key, the step, and each row's index in the global batch, so neither the mesh nor the number of
 micro-batches changes them (except for dropout, which is drawn per micro-batch).
 
+Where the experiment's `tune` keeps arrays as they are, the state has these as `base`, which no
+checkpoint holds, and `params` and `ema` have only the arrays that are trained. The network is run
+with both, joined. A gradient is that of the trained arrays.
+
 A step whose loss, gradient, new parameters or new optimizer state are not finite is skipped: it
 changes only `step` and the counters in `watch` (see `mdlm.train.guard`). Learning rate and EMA
 decay follow the number of updates made.
@@ -32,17 +36,41 @@ from mdlm.types import ArrayTree, Batch, LossTerms
 State = dict[str, Any]
 Step = Callable[[State, Batch], tuple[State, dict[str, Array]]]
 
+BASE = "base"
+"""The part of a state that no step changes."""
+
 
 def init(model: Model, tx: optax.GradientTransformation, key: Key[Array, ""]) -> State:
     """Returns the state before the first step. The EMA starts at the parameters themselves."""
-    params = model.init(stream(key, "init"))
+    base, params = model.split(stream(key, "tune"), model.init(stream(key, "init")))
     return {
         "step": jnp.zeros((), jnp.int32),
         "params": params,
         "opt_state": tx.init(params),
         "ema": params,
         "watch": guard.fresh(),
+        **({BASE: base} if base else {}),
     }
+
+
+def saved(state: State) -> State:
+    """Returns the part of a state that checkpoints hold: all but what no step changes."""
+    return {name: part for name, part in state.items() if name != BASE}
+
+
+def joiner(model: Model, mesh: Mesh) -> Callable[[State, ArrayTree], ArrayTree]:
+    """Returns the function of a state and of its `params` or `ema` that gives the parameters of
+    the network, with their shardings on the mesh."""
+    if not model.tuning.keeps_base:
+        return lambda state, trained: trained
+    sharding = jax.tree.map(lambda a: a.sharding, model.abstract_params(mesh))
+
+    @jax.jit
+    def merged(base: ArrayTree, trained: ArrayTree) -> ArrayTree:
+        params = model.tuning.merged(base, trained)
+        return jax.lax.with_sharding_constraint(params, sharding)
+
+    return lambda state, trained: merged(state[BASE], trained)
 
 
 def abstract_state(
@@ -76,13 +104,15 @@ def compile_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> 
     rate = model.experiment.optimizer.rate(settings.steps)
     sharding = jax.tree.map(lambda a: a.sharding, abstract_state(model, tx, mesh))
     at_rest = partial(jax.lax.with_sharding_constraint, shardings=sharding["params"])
+    joined = joiner(model, mesh)
 
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         run_key = of_seed(model.experiment.seed)
         key = jax.random.fold_in(stream(run_key, "train"), state["step"])
         with on(mesh):
+            loss = lambda params, *inputs: model.loss(joined(state, params), *inputs)
             terms, by_time, gradient = summed(
-                model, mesh, settings.accumulate, at_rest, state["params"], key, batch
+                loss, mesh, settings.accumulate, at_rest, state["params"], key, batch
             )
         count = jnp.maximum(terms.count, 1.0)
         gradient = jax.tree.map(lambda g: g / count, gradient)
@@ -104,7 +134,8 @@ def compile_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> 
             **guard.figures(watch, by_time),
             **{name: value / settings.accumulate for name, value in terms.scalars.items()},
         }
-        return {"step": state["step"] + 1, **new, "watch": watch}, metrics
+        kept = {name: part for name, part in state.items() if name == BASE}
+        return {"step": state["step"] + 1, **new, "watch": watch, **kept}, metrics
 
     return jax.jit(
         train_step,
@@ -140,7 +171,7 @@ def updated(
 
 
 def summed(
-    model: Model,
+    loss: Callable[[ArrayTree, Key[Array, ""], Batch, int | Int[Array, ""]], LossTerms],
     mesh: Mesh,
     accumulate: int,
     at_rest: Callable[[ArrayTree], ArrayTree],
@@ -149,10 +180,11 @@ def summed(
     batch: Batch,
 ) -> tuple[LossTerms, Float[Array, "2 n"] | None, ArrayTree]:
     """Returns loss terms (as scalars), bound and count by noise level, and the gradient of `total`,
-    summed over the whole batch. `at_rest` constrains gradients to the parameters' sharding."""
+    summed over the whole batch. `loss` is that of parameters, a key, a batch and the number of its
+    part; `at_rest` constrains gradients to the parameters' sharding."""
 
-    def loss(params, part, micro):
-        terms = model.loss(params, key, micro, part)
+    def total(params, part, micro):
+        terms = loss(params, key, micro, part)
         sums = LossTerms(
             total=terms.total,
             values=terms.values.sum(),
@@ -163,7 +195,7 @@ def summed(
         )
         return terms.total, (sums, guard.by_time(terms))
 
-    gradient = jax.grad(loss, has_aux=True)
+    gradient = jax.grad(total, has_aux=True)
     if accumulate == 1:
         grads, (terms, by_time) = gradient(params, 0, batch)
         return terms, by_time, at_rest(grads)
