@@ -171,15 +171,17 @@ def protocol(
     """Returns lines that say how the numbers are measured."""
     from mdlm.evals.generated.halves import HALVES
     from mdlm.evals.generated.mauve import clusters_of
+    from mdlm.evals.scorer import other_text
 
     ends = {"none": "not scored", "first": "the first scored", "all": "scored"}[args.ends]
     unknown = max(row.unknown for row in rows)
+    text = other_text(run.dataset.data, run.experiment.data)
     lines = [
         f"judge: {judge.protocol}",
         f"texts decoded, then retokenised for the judge; end tokens read, {ends}"
         + (f"; up to {unknown:.2%} of the tokens unknown to the judge" if unknown else ""),
-        f"{args.num} texts of {length} tokens, seed {args.seed}; {REAL}: {args.split} split;"
-        f" distinct, repetition, self-BLEU of {args.units}",
+        f"{args.num} texts of {length} tokens, seed {args.seed}; {REAL}:"
+        f" {text}{args.split} split; distinct, repetition, self-BLEU of {args.units}",
         f"+-: standard error over the texts, {HALVES} random halves",
     ]
     if any(row.measures["MAUVE"].value is not None for row in rows):

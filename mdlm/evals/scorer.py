@@ -52,8 +52,10 @@ Report = Callable[[int, int], None]
 """Called with `(rows evaluated, rows to evaluate)`, over all passes."""
 
 
-def other_text(data: TextData | Mixture) -> str:
-    """Returns the beginning of a protocol, for data that are not those of the run."""
+def other_text(data: TextData | Mixture, own: TextData | Mixture) -> str:
+    """Returns the beginning of a protocol: the name of the data, if they are not the run's own."""
+    if data == own:
+        return ""
     if isinstance(data, Mixture):
         return "other data, "
     source = data.source
@@ -162,8 +164,7 @@ class Scorer:
         parameters."""
         rows, whole = self.rows(split, limit)
         share = "" if whole else f", first {len(rows)} rows"
-        is_own = self.dataset.data == self.model.experiment.data
-        text = "" if is_own else other_text(self.dataset.data)
+        text = other_text(self.dataset.data, self.model.experiment.data)
         return f"{text}{split}{share}, {self.dataset.protocol(split)}, {words}, EMA parameters"
 
     def rows(self, split: str, limit: int) -> tuple[RowSet, bool]:

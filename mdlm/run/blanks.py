@@ -21,7 +21,7 @@ from mdlm.evals.blanks import (
 )
 from mdlm.evals.likelihood import Likelihood
 from mdlm.evals.orders import ChainRule, reads_any_tokens
-from mdlm.evals.scorer import check_same_data
+from mdlm.evals.scorer import check_same_data, other_text
 from mdlm.generation.generator import Generator
 from mdlm.generation.windows import Windows, filler
 from mdlm.run.opened import OpenedRun
@@ -46,7 +46,8 @@ def blanks(
     rowset = getattr(run.dataset, split).rows
     rows, allowed = rows_with_room(rowset, how, partial(_allowed, run=run, window=generator.window))
     padded = () if rows.is_valid.all() else (rows.is_valid,)
-    words = f"{split}, {len(rows)} of {len(rowset)} rows, {run.dataset.protocol(split)}"
+    text = other_text(run.dataset.data, run.experiment.data)
+    words = f"{text}{split}, {len(rows)} of {len(rowset)} rows, {run.dataset.protocol(split)}"
 
     def fill(rows: Rows, blank: Bool[np.ndarray, "n l"]) -> Int[np.ndarray, "n l"]:
         tokens = np.where(blank, filler(model.vocab), rows.tokens).astype(np.int32)

@@ -10,6 +10,7 @@ import tiny
 from made_run import made
 
 from mdlm.data import Bytes, Pad, TextData, TextFiles, Wrap
+from mdlm.data.mixture import other_data
 from mdlm.data.pairs import Encoded
 from mdlm.data.rows.base import Rows
 from mdlm.diffusion import Diffusion
@@ -175,7 +176,7 @@ def test_a_run(tmp_path):
     for cell in cells:
         assert cell.kept.value == 1 and 0 <= cell.exact.value <= cell.accuracy.value <= 1
         assert 3 < cell.nats["both"].value < 9  # random parameters, 256 bytes
-        assert "valid, 6 of" in cell.exact.protocol
+        assert cell.exact.protocol.startswith("valid, 6 of")
         assert cell.exact.protocol.endswith("filled by Ancestral(temperature=0.0, steps=16)")
     text = table(cells)
     assert max(map(len, text.splitlines())) <= 80 and "unchanged in 100.0%" in text
@@ -198,6 +199,11 @@ def test_a_causal_run_has_the_left_side_only(tmp_path):
     [cell] = run.blanks(Blanks(lengths=(3,), at=("begin",), num=5))
     assert set(cell.nats) == {"left"} and cell.gains == {} and cell.kept.value == 1
     assert "log p(response | prompt), exact, token by token" in cell.nats["left"].protocol
+    # Other text is named.
+    file = str(tiny.write_text(tmp_path / "other.txt", seed=1))
+    run.dataset = other_data(run.experiment.data, (file,), "valid").load(run.folder.data)
+    [cell] = run.blanks(Blanks(lengths=(3,), at=("begin",), num=5))
+    assert cell.exact.protocol.startswith(f"text files {file}, valid, 5 of")
     order = np.random.default_rng(0).permutation(len(run.dataset.valid.rows))[:5]
     rows = run.dataset.valid.rows.take(order).tokens
     bos = run.tokenizer.vocab.bos_id
