@@ -67,6 +67,8 @@ def _residuals(sums: Sums) -> tuple[float, np.ndarray, int]:
 
 def incomparable(a: Dataset, b: Dataset, split: str) -> str | None:
     """Says why two runs' values of a split are not of the same rows; None if they are."""
+    if split not in a.splits or split not in b.splits:
+        return f"one of them has no {split} split; imported networks have no text of their own"
     if a.tokenizer.fingerprint != b.tokenizer.fingerprint:
         return "their tokenizers differ, so that neither tokens nor rows are the same"
     if getattr(a, split).text_fingerprint != getattr(b, split).text_fingerprint:

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from made_run import made
 
-from mdlm.data import Bytes, Text8, TextData, TextFiles, Wrap
+from mdlm.data import Bytes, NoText, Text8, TextData, TextFiles, Wrap
 from mdlm.evals.paired import difference, incomparable
 from mdlm.evals.scorer import Sums
 from mdlm.experiment.evaluation import Perplexity
@@ -113,3 +113,10 @@ def replace_batch(run, how):
 def test_other_rows_are_not_compared(runs, name, reason):
     found = incomparable(runs["a"].dataset, runs[name].dataset, "valid")
     assert found is not None and reason in found
+
+
+def test_a_run_without_text_has_no_difference(runs):
+    own = runs["a"].experiment.data
+    imported = replace(own, source=NoText()).load(runs["a"].folder.data)
+    for pair in ((runs["a"].dataset, imported), (imported, runs["a"].dataset)):
+        assert "has no valid split" in (incomparable(*pair, "valid") or "")
