@@ -30,20 +30,35 @@ result."""
 def experiment_of(args: argparse.Namespace, changes: Changes) -> "Experiment":
     """Loads the experiment that a command names and applies the changed settings."""
     trust = getattr(args, "trust_experiment", False)
-    return experiment_from(args.experiment, changes, getattr(args, "init_from", None), trust)
+    own = {name: getattr(args, name, None) for name in ("out", "fork")}
+    return experiment_from(
+        args.experiment, changes, getattr(args, "init_from", None), trust=trust, **own
+    )
 
 
 def experiment_from(
-    file: str, changes: Changes, base: str | None = None, trust: bool = False
+    file: str,
+    changes: Changes,
+    base: str | None = None,
+    *,
+    out: str | None = None,
+    fork: str | None = None,
+    trust: bool = False,
 ) -> "Experiment":
     """Loads an experiment, which may follow from that of a run folder `base`, and applies the
-    changed settings."""
+    changed settings. If it is that of a run in `out`, or of `fork`, it follows from nothing else.
+    """
     from mdlm.config.overrides import apply
     from mdlm.experiment.loading import load_file
     from mdlm.runs.folder import RunFolder
 
-    made = None if base is None else RunFolder(base, trust=trust).experiment
-    return apply(load_file(file, base=made), changes)
+    of = lambda path: RunFolder(path, trust=trust).experiment
+    known = None
+    if out and RunFolder(out).exists:
+        known = of(out)
+    elif fork:
+        known = of(fork.rpartition("@")[0] or fork)
+    return apply(load_file(file, base=of(base) if base else None, known=known), changes)
 
 
 def typed(words: Sequence[str]) -> str:

@@ -196,24 +196,8 @@ The same command, started for all, then resumes from the newest checkpoint; the 
 may have changed."""
 
 
-def arguments(sub: argparse.ArgumentParser) -> None:
-    add_experiment(sub)
-    sub.add_argument(
-        "--out", help="run folder to create or resume (default: runs/NAME of the experiment)"
-    )
-    sub.add_argument("--seed", type=seed, help="seed of the run (default: the experiment's)")
-    sub.add_argument(
-        "--tokens-per-step",
-        type=whole,
-        metavar="N",
-        help="set --train.batch_size, which counts rows over all devices and micro-batches, so "
-        "that a step has N tokens; --train.accumulate K then makes each of K micro-batches N/K",
-    )
-    sub.add_argument(
-        "--checkpoints",
-        metavar="PATH",
-        help="where to store checkpoints: a folder, or a URL such as gs://... (default: in --out)",
-    )
+def _add_origin(sub: argparse.ArgumentParser) -> None:
+    """Adds the options that say what a run begins from."""
     sub.add_argument(
         "--init-from",
         metavar="RUN",
@@ -236,6 +220,27 @@ def arguments(sub: argparse.ArgumentParser) -> None:
         action="store_true",
         help="train from step 0 if the run's checkpoints are gone; its log is moved aside",
     )
+
+
+def arguments(sub: argparse.ArgumentParser) -> None:
+    add_experiment(sub)
+    sub.add_argument(
+        "--out", help="run folder to create or resume (default: runs/NAME of the experiment)"
+    )
+    sub.add_argument("--seed", type=seed, help="seed of the run (default: the experiment's)")
+    sub.add_argument(
+        "--tokens-per-step",
+        type=whole,
+        metavar="N",
+        help="set --train.batch_size, which counts rows over all devices and micro-batches, so "
+        "that a step has N tokens; --train.accumulate K then makes each of K micro-batches N/K",
+    )
+    sub.add_argument(
+        "--checkpoints",
+        metavar="PATH",
+        help="where to store checkpoints: a folder, or a URL such as gs://... (default: in --out)",
+    )
+    _add_origin(sub)
     sub.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     sub.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases")
     add_trust(sub)

@@ -124,11 +124,16 @@ class PairData(TextData):
             rows = self.packing.of_pairs(encoded, tokenizer.vocab)
         except InputError as error:
             raise InputError(f"{self.source.name}, {split} split: {error}") from error
+        # The text of a conversation has what its template writes.
+        whole = [
+            text if isinstance(pair.prompt, str) else tokenizer.decode([*own.prompt, *own.response])
+            for text, pair, own in zip(texts, pairs, encoded, strict=True)
+        ]
         return Split(
             rows=rows,
             documents=len(pairs),
-            text_bytes=sum(len(text.encode()) for text in texts),
-            text_characters=sum(map(len, texts)),
+            text_bytes=sum(len(text.encode("utf-8", "replace")) for text in whole),
+            text_characters=sum(map(len, whole)),
             text_fingerprint=text_fingerprint(texts),
             unk_id=tokenizer.unk_id,
         )

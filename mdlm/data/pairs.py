@@ -16,7 +16,7 @@ from mdlm.data.rows.base import Rows
 from mdlm.data.text.files import json_object
 from mdlm.data.text.hugging_face import HuggingFace
 from mdlm.data.text.utf8 import NotUTF8, Opened
-from mdlm.data.tokens.conversations import answered, prompt_of
+from mdlm.data.tokens.conversations import answered, checked, prompts_of
 from mdlm.data.tokens.tokenizer import Tokenizer
 from mdlm.errors import InputError
 from mdlm.foreign.limits import check_within, limit
@@ -118,7 +118,8 @@ def pair_of(row: Mapping[str, Any], fields: Fields, where: str) -> Pair:
         there = ", ".join(sorted(map(str, row))) or "none"
         raise InputError(
             f"{where}: no field {missing[0]!r} (nor {fields.messages!r}), only {there:.200}; name"
-            " others with --prompt-field and --response-field"
+            " others with --prompt-field and --response-field (in training, with"
+            " --data.source.fields.prompt and .response)"
         )
     for name in (fields.prompt, fields.response):
         _check_text(row[name], f"{where}: {name!r}")
@@ -133,7 +134,7 @@ def _of_messages(messages: Any, where: str) -> Pair:
             " least"
         )
     _check_text(last.get("content"), f"{where}: the last message")
-    return Pair(prompt=messages[:-1], response=last["content"], where=where)
+    return Pair(prompt=checked(messages[:-1], where), response=last["content"], where=where)
 
 
 def _check_text(value: Any, title: str) -> None:
@@ -170,20 +171,25 @@ def encode_pairs(
 
     Raises InputError if a response has no token, or a part of a text has none.
     """
-    said = [pair for pair in pairs if is_whole and not isinstance(pair.prompt, str)]
-    asked = [(pair.prompt, pair.response, pair.where) for pair in said]
-    answers = dict(zip(map(id, said), answered(asked, tokenizer) if said else (), strict=True))
+    said = [pair for pair in pairs if not isinstance(pair.prompt, str)]
+    if not said:
+        conversations = iter(())
+    elif is_whole:
+        asked = [(pair.prompt, pair.response, pair.where) for pair in said]
+        conversations = iter(answered(asked, tokenizer))
+    else:
+        titles = [pair.where for pair in said]
+        prompts = prompts_of([pair.prompt for pair in said], tokenizer, titles)
+        responses = (tokenizer.encode_after(pair.response).tolist() for pair in said)
+        conversations = zip(prompts, responses, strict=True)
     found = []
     for pair in pairs:
         try:
             if isinstance(pair.prompt, str):
                 prompt, response = divided(tokenizer, pair.prompt, pair.response)
                 prompt = prompt if start is None else [start, *prompt]
-            elif is_whole:
-                prompt, response = answers[id(pair)]
             else:
-                prompt = prompt_of(pair.prompt, tokenizer)
-                response = tokenizer.encode_after(pair.response).tolist()
+                prompt, response = next(conversations)
         except InputError as error:
             raise InputError(f"{pair.where}: {error}") from error
         if not response:

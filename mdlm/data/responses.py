@@ -11,7 +11,7 @@ from mdlm.data.packing import Packing
 from mdlm.data.pairs import Encoded
 from mdlm.data.rows.base import Rows, RowSet
 from mdlm.data.rows.token_stream import TokenStream
-from mdlm.data.tokens.special_tokens import end_of, ends, storage
+from mdlm.data.tokens.special_tokens import end_of, ends, padding, storage
 from mdlm.errors import InputError
 from mdlm.types import Vocab
 
@@ -157,7 +157,7 @@ class PairRows(RowSet):
     def take(self, at: Int64[np.ndarray, " n"]) -> Rows:
         self.check(at)
         filler = self.end if self.packing.eos == FILLED else None
-        nothing = int(self.vocab.mask_id == 0)  # not read; any token but the mask
+        nothing = padding(self.vocab, is_seen=False)
         shape = (len(at), self.length)
         tokens = np.full(shape, nothing if filler is None else filler, storage(self.vocab))
         is_valid = np.full(shape, filler is not None)

@@ -187,7 +187,8 @@ class Scorer:
         if not self.text_sizes.is_exact:
             part: Split = getattr(self.dataset, split)
             if split not in self._spelled:  # every row is read, which validations need not repeat
-                totals = (self.text_sizes.total(rows.tokens) for rows in part.rows.chunks())
+                chunks = part.rows.chunks()
+                totals = (self.text_sizes.total(rows.tokens, rows.is_valid) for rows in chunks)
                 self._spelled[split] = np.sum(list(totals), axis=0)
             spelled = np.maximum(self._spelled[split], 1)
             text = text / spelled * np.array([part.bytes, part.characters])

@@ -32,18 +32,22 @@ def load_file(
     *,
     copy_of: str | Path | None = None,
     base: Callable[[], Experiment] | None = None,
+    known: Callable[[], Experiment] | None = None,
 ) -> Experiment:
     """Executes an experiment file, given as its path or its name, and returns its `experiment`.
 
     A file may define a function `experiment(base)` instead, from the experiment of the run that
-    training starts from, which `base` returns, to that of the new run.
+    training starts from, which `base` returns, to that of the new run. For a run that goes on, or
+    is forked, `known` returns that experiment as it was.
 
     `copy_of` is the file that it is a copy of: where that folder still exists, `__file__` and
     modules beside the file are there. Raises InputError, naming the line, if the file is missing,
     raises, or defines no experiment, or if it needs a run and there is none.
     """
     experiment = _executed(path, copy_of).get("experiment")
-    if callable(experiment):
+    if callable(experiment) and known is not None:
+        experiment = known()
+    elif callable(experiment):
         if base is None:
             raise InputError(
                 f"{path}: its experiment follows from that of a run; name one: mdlm train {path}"

@@ -154,7 +154,7 @@ class HarnessModel(LM):
         """Returns the tokens of a request; of a context that is too long, the end is kept."""
         tokenizer, start = self.run.tokenizer, [] if self.start is None else [self.start]
         if self._is_chat:
-            start, prompt = [], tokenizer.encode_marked(context)
+            start, prompt = [], tokenizer.encode_marked([context])[0]
             response = tokenizer.encode_after(continuation).tolist()
         else:
             prompt, response = divided(tokenizer, context, continuation)
@@ -221,7 +221,7 @@ class HarnessModel(LM):
         """Returns the tokens of a context, and the length of the text with `most` new ones, rounded
         up. Of a context that leaves no room for them, the end is kept."""
         if self._is_chat:
-            prompt = self.run.tokenizer.encode_marked(context)
+            prompt = self.run.tokenizer.encode_marked([context])[0]
         else:
             prompt = self.run.tokenizer.encode([context])[0].tolist()
         longest = self.run.experiment.data.packing.length - len(self._frame)

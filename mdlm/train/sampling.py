@@ -22,6 +22,7 @@ class Sampling:
     def __init__(self, model: Model, dataset: Dataset, split: str):
         self.model, self.dataset, self.split = model, dataset, split
         self._generator: Generator | None = None
+        self._prompts: list[list[int]] | None = None
 
     def __call__(self, params: ArrayTree, seed: int) -> Generation:
         """Returns texts by these parameters."""
@@ -43,7 +44,9 @@ class Sampling:
     def _answers(self, generator: Generator, data: PairData, seed: int) -> Generation:
         tokenizer, e = self.dataset.tokenizer, self.model.experiment
         longest = data.packing.length
-        found = data.prompts(self.split, tokenizer, SAMPLES)
+        if self._prompts is None:
+            self._prompts = data.prompts(self.split, tokenizer, SAMPLES)
+        found = self._prompts
         # Of a prompt that leaves no room the first half of a row is answered.
         prompts = [one if len(one) < longest else one[: longest // 2] for one in found]
         most = max(map(len, prompts))

@@ -15,6 +15,9 @@ from mdlm.cli.plan import PLAN_HELP, finite, rows_of
 from mdlm.cli.plan_words import duration, words
 from mdlm.data.loader import TrainLoader
 from mdlm.data.packing import Packing, Pad, Wrap
+from mdlm.data.pair_data import PairData, Pairs
+from mdlm.data.responses import Responses
+from mdlm.data.tokenizers import Bytes
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Training
 from mdlm.experiment.model import Model
@@ -79,14 +82,27 @@ PACKINGS = [
 
 
 def test_every_packing_is_planned():
-    assert {type(packing) for packing in PACKINGS} == set(Packing.__subclasses__())
+    planned = {type(packing) for packing in PACKINGS}
+    assert planned | {Responses} == set(Packing.__subclasses__())
     # ... and both values of every field that changes what a batch holds.
     assert {p.hides_padding for p in PACKINGS} == {p.splits_attention for p in PACKINGS}
 
 
 @pytest.mark.parametrize("packing", PACKINGS, ids=repr)
 def test_batches_are_those_of_the_loader(experiment, packing):
-    experiment = replace(experiment, data=replace(experiment.data, packing=packing))
+    check_batches(replace(experiment, data=replace(experiment.data, packing=packing)))
+
+
+@pytest.mark.parametrize("settings", [{}, {"packed": True}, {"eos": "filled"}], ids=repr)
+def test_batches_of_pairs_are_those_of_the_loader(experiment, settings, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "a", "response": "b"}\n' * 99, encoding="utf-8")
+    packing = Responses(length=32, **settings)
+    data = PairData(source=Pairs(train=str(path)), tokenizer=Bytes(), packing=packing)
+    check_batches(replace(experiment, data=data))
+
+
+def check_batches(experiment):
     dataset = experiment.data.load()
     model = Model.on(experiment, dataset)
     rows = TrainLoader(dataset.train.rows, experiment.train.batch_size, 0).batch_at(0)

@@ -51,8 +51,12 @@ def test_a_run_goes_on_with_chats(base, tmp_path, capsys):
     answer = run.chat([{"role": "user", "content": "3"}], length=6).texts[0]
     assert len(answer.tokens) <= 6
     assert "User: " in (out / "samples.txt").read_text(encoding="utf-8")
-    # The same command finds a finished run; another file is another run.
-    assert main(words) == 0
+    # The same command finds a finished run, and needs the other one no more.
+    assert main([*words[:2], *words[4:]]) == 0
+    fork = ["train", "sft", "--fork", f"{out}@3", "--out", str(tmp_path / "fork")]
+    assert main([*fork, "--train.steps", "4"]) == 0
+    assert mdlm.load(tmp_path / "fork").experiment.data == run.experiment.data
+    # Another file is another run.
     other = chats(tmp_path / "other.jsonl", n=50)
     capsys.readouterr()
     assert main([*words, "--data.source.train", other]) == 2

@@ -16,7 +16,7 @@ from mdlm.optim import AdamW
 from mdlm.parallel.mesh import MeshShape, put_on_mesh
 from mdlm.runs.weights import named
 from mdlm.times import balanced_order
-from mdlm.train.loop import in_training
+from mdlm.train.batches import in_training
 from mdlm.train.origin import started_from
 from mdlm.train.step import compile_step, create_state, joiner, saved
 from mdlm.tuning import Full, LoRA

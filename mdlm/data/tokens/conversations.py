@@ -14,8 +14,9 @@ Message = Mapping[str, str]
 """A message: its `role` ("system", "user" or "assistant") and its `content`."""
 ROLES = ("system", "user", "assistant", "tool")
 TIMEOUT = 15.0
-"""Most seconds for a template, and for `MANY` further conversations."""
-MANY = 10_000
+"""Most seconds for a template and `MANY` conversations."""
+MANY = 1000
+"""Conversations that are handed to a process at a time."""
 LONGEST = 2**22
 """Most characters of a conversation."""
 
@@ -34,6 +35,10 @@ def checked(messages: Any, title: str = "messages") -> list[dict[str, str]]:
             )
         if not isinstance(one["content"], str):
             raise InputError(f"{where}: content must be a text")
+        try:
+            one["content"].encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{where}: content has half a surrogate pair") from error
     return [{"role": one["role"], "content": one["content"]} for one in messages]
 
 
@@ -43,9 +48,18 @@ def prompt_of(messages: Any, tokenizer: Tokenizer) -> list[int]:
     Special tokens of the template become those tokens; a message that spells one is refused, as it
     could pretend to be another speaker. Raises InputError if there is no template, or if it fails.
     """
-    plain = checked(messages)
-    check_words(plain, tokenizer)
-    return tokenizer.encode_marked(rendered([plain], tokenizer)[0])
+    return prompts_of([messages], tokenizer)[0]
+
+
+def prompts_of(
+    conversations: Sequence[Any], tokenizer: Tokenizer, titles: Sequence[str] = ()
+) -> list[list[int]]:
+    """Returns `prompt_of` of each conversation; `titles` name them in messages of errors."""
+    plain = []
+    for number, messages in enumerate(conversations):
+        plain.append(checked(messages, titles[number] if titles else "messages"))
+        check_words(plain[-1], tokenizer, f"{titles[number]}: " if titles else "")
+    return tokenizer.encode_marked(rendered(plain, tokenizer, titles=titles))
 
 
 def answered(
@@ -58,25 +72,36 @@ def answered(
     template is run once for all. Raises InputError as `prompt_of`.
     """
     asked, whole = [], []
+    titles = [title for _, _, title in conversations]
     for messages, answer, title in conversations:
         prompt = checked(messages, title)
         full = [*prompt, {"role": "assistant", "content": answer}]
         check_words(full, tokenizer, f"{title}: ")
         asked.append(prompt)
         whole.append(full)
-    prompts = rendered(asked, tokenizer)
-    texts = rendered(whole, tokenizer, is_asked=False)
+    prompts = rendered(asked, tokenizer, titles=titles)
+    texts = rendered(whole, tokenizer, is_asked=False, titles=titles)
+    said = [
+        answer_in(text, prompt, answer)
+        for text, prompt, (_, answer, _) in zip(texts, prompts, conversations, strict=True)
+    ]
+    together = [prompt + answer for prompt, answer in zip(prompts, said, strict=True)]
+    ids = [tokenizer.encode_marked(some) for some in (prompts, together, said)]
     found = []
-    for text, prompt, (_, answer, _) in zip(texts, prompts, conversations, strict=True):
-        # Some templates write an answer of the past otherwise than one that is asked for.
-        said = text[len(prompt) :] if text.startswith(prompt) else answer
-        before, both = (tokenizer.encode_marked(one) for one in (prompt, prompt + said))
-        if both[: len(before)] != before:
-            both = [*before, *tokenizer.encode_marked(said)]
-        response = both[len(before) :]
+    for before, both, alone in zip(*ids, strict=True):
+        response = both[len(before) :] if both[: len(before)] == before else alone
         ends = [i for i, token in enumerate(response) if token in tokenizer.chat.ends]
         found.append((before, response[: ends[0] + 1] if ends else response))
     return found
+
+
+def answer_in(text: str, prompt: str, answer: str) -> str:
+    """Returns the answer at the end of a conversation's text, with what stands after it. Some
+    templates write an answer of the past otherwise than one that is asked for."""
+    if text.startswith(prompt):
+        return text[len(prompt) :]
+    at = text.rfind(answer.strip())
+    return answer if at < 0 else text[at:]
 
 
 def check_words(messages: Sequence[Message], tokenizer: Tokenizer, title: str = "") -> None:
@@ -92,16 +117,24 @@ def check_words(messages: Sequence[Message], tokenizer: Tokenizer, title: str = 
 
 
 def rendered(
-    conversations: Sequence[Sequence[Message]], tokenizer: Tokenizer, *, is_asked: bool = True
+    conversations: Sequence[Sequence[Message]],
+    tokenizer: Tokenizer,
+    *,
+    is_asked: bool = True,
+    titles: Sequence[str] = (),
 ) -> list[str]:
     """Returns the texts of conversations, each up to where the answer begins if `is_asked`. The
-    template runs in a sandbox, in a process of its own.
+    template runs in a sandbox, in a process of its own. `titles` name the conversations in messages
+    of errors.
 
     Raises InputError if there is no template, if it fails, or takes too long.
     """
     template = tokenizer.chat.template
     if template is None:
-        raise InputError("this run has no chat template: use --prompt, or import one that has")
+        title = f"{titles[0]}: " if titles else ""
+        raise InputError(
+            f"{title}this run has no chat template: use --prompt, or import one that has"
+        )
     vocab = tokenizer.vocab
     name = lambda number: "" if number is None else tokenizer.backend.id_to_token(number) or ""
     values = {
@@ -111,29 +144,36 @@ def rendered(
         "tools": None,
         "enable_thinking": False,
     }
+    texts: list[str] = []
+    for start in range(0, len(conversations), MANY):
+        some = conversations[start : start + MANY]
+        answer = _in_process({"template": template, "values": values, "conversations": some})
+        if "error" in answer:
+            number = start + answer["written"]
+            which = f", conversation {number + 1}" if len(conversations) > 1 else ""
+            which, title = ("", f"{titles[number]}: ") if titles else (which, "")
+            raise InputError(f"{title}the chat template fails{which}: {answer['error']:.300}")
+        texts += answer["texts"]
+    longest = max(map(len, texts), default=0)
+    if longest > LONGEST:
+        raise InputError(f"the chat template wrote {longest} characters, too many")
+    return texts
+
+
+def _in_process(asked: dict[str, Any]) -> dict[str, Any]:
+    """Returns what `jinja_process` answers."""
     script = str(Path(__file__).with_name("jinja_process.py"))
-    times = 1 + len(conversations) / MANY
-    asked = {"template": template, "values": values, "times": times}
-    sent = json.dumps({**asked, "conversations": conversations}).encode()
-    seconds = TIMEOUT * times
+    sent = json.dumps(asked).encode()
     try:
         done = subprocess.run(
-            [sys.executable, "-I", script], input=sent, capture_output=True, timeout=seconds
+            [sys.executable, "-I", script], input=sent, capture_output=True, timeout=TIMEOUT
         )
     except subprocess.TimeoutExpired as error:
-        raise InputError(f"the chat template takes more than {seconds:.0f} seconds") from error
+        raise InputError(f"the chat template takes more than {TIMEOUT:.0f} seconds") from error
     if done.returncode:
         raise InputError(
             "the chat template takes too long or too much memory"
             if done.returncode < 0
             else f"the chat template cannot be used: {done.stderr.decode(errors='replace')[-200:]}"
         )
-    answer = json.loads(done.stdout)
-    if "error" in answer:
-        number = len(answer["texts"]) + 1
-        which = f", conversation {number}" if len(conversations) > 1 else ""
-        raise InputError(f"the chat template fails{which}: {answer['error']:.300}")
-    longest = max(map(len, answer["texts"]), default=0)
-    if longest > LONGEST:
-        raise InputError(f"the chat template wrote {longest} characters, too many")
-    return answer["texts"]
+    return json.loads(done.stdout)

@@ -32,8 +32,7 @@ def compiled(template: str):
 
 def main() -> int:
     asked = json.loads(sys.stdin.buffer.read())
-    seconds = int(SECONDS * asked["times"])
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     texts: list[str] = []
     answer: dict = {"texts": texts}
@@ -41,9 +40,10 @@ def main() -> int:
         template = compiled(asked["template"])
         for messages in asked["conversations"]:
             texts.append(template.render(messages=messages, **asked["values"]))
+        said = json.dumps(answer)
     except Exception as error:  # Jinja's, the template's own, or one of memory
-        answer["error"] = f"{type(error).__name__}: {error}"
-    sys.stdout.buffer.write(json.dumps(answer).encode())
+        said = json.dumps({"written": len(texts), "error": f"{type(error).__name__}: {error}"})
+    sys.stdout.buffer.write(said.encode())
     return 0
 
 

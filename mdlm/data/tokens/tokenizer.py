@@ -5,6 +5,7 @@ text never contains the mask. The packing adds the special tokens of rows. Long 
 piece by piece, cut only where a cut cannot change a token. Nothing of a text is dropped.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -147,11 +148,15 @@ class Tokenizer:
         is_apart = np.array_equal(both[:n], before) and self.unk_id not in before.tolist()
         return both[n:] if is_apart else alone
 
-    def encode_marked(self, text: str) -> list[int]:
-        """Returns the ids of a text in which the names of special tokens mean these tokens: only
+    def encode_marked(self, texts: list[str]) -> list[list[int]]:
+        """Returns the ids of texts in which the names of special tokens mean these tokens: only
         for text that a program wrote around checked text, such as a chat template."""
-        marked = tokenizers.Tokenizer.from_str(self.backend.to_str())
-        return marked.encode(text, add_special_tokens=False).ids
+        found = self._marked.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in found]
+
+    @functools.cached_property
+    def _marked(self) -> tokenizers.Tokenizer:
+        return tokenizers.Tokenizer.from_str(self.backend.to_str())
 
     def decode(
         self, ids: Sequence[int] | Integer[np.ndarray, " n"], keep_special: bool = False

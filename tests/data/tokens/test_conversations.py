@@ -78,19 +78,24 @@ def test_a_template_that_never_ends_is_stopped(tokenizer, monkeypatch):
         chat.rendered([HELLO], told(tokenizer, loop))
 
 
-def test_answers_have_what_the_template_writes_after_them(tokenizer):
+def test_answers_have_what_the_template_writes_after_them(tokenizer, monkeypatch):
     im, end = (tokenizer.id_of(t) for t in ("<|im|>", "<|end|>"))
     asked = [(HELLO, " so ", "a"), (HELLO[1:], "no", "b")]
     (prompt, first), (_, second) = chat.answered(asked, tokenizer)
     assert prompt == chat.prompt_of(HELLO, tokenizer)
     assert (first, second) == ([*b"so", end], [*b"no", end])
-    # Of a template whose past answers begin otherwise, the answer alone is taken.
-    other = told(tokenizer, "{% if add_generation_prompt %}Q:{% else %}{{ messages }}{% endif %}")
-    assert chat.answered(asked[:1], other)[0] == ([*b"Q:"], [*b" so "])
+    # Of a template that writes past answers otherwise, the answer and what follows it are taken.
+    past = "A:{{ messages[-1].content }}<|end|>"
+    other = told(tokenizer, "{% if add_generation_prompt %}Q:{% else %}" + past + "{% endif %}")
+    assert chat.answered(asked[:1], other)[0] == ([*b"Q:"], [*b"so ", end])
+    monkeypatch.setattr(chat, "MANY", 1)  # conversations in several processes
+    assert chat.answered(asked, tokenizer) == [(prompt, first), (_, second)]
     # A template that refuses one of many says which.
     picky = "{% if messages|length > 1 %}{{ raise_exception('one only') }}{% endif %}x"
     with pytest.raises(InputError, match="fails, conversation 2: ValueError: one only"):
         chat.rendered([HELLO[1:], HELLO], told(tokenizer, picky))
+    with pytest.raises(InputError, match="^b: the chat template fails: ValueError: one only"):
+        chat.prompts_of([HELLO[1:], HELLO], told(tokenizer, picky), ["a", "b"])
     with pytest.raises(InputError, match="^b: message 2 spells the special token <.end.>"):
         chat.answered([(HELLO[1:], "a<|end|>", "b")], tokenizer)
     assert im in prompt
@@ -112,6 +117,7 @@ def test_the_plain_template_is_a_line_for_each_message(tokenizer):
         ([{"role": "user"}], "message 1: expected"),
         ([{"role": "king", "content": ""}], "role 'king': must be one of system, user"),
         ([{"role": "user", "content": 7}], "content must be a text"),
+        ([{"role": "user", "content": "a\ud800"}], "content has half a surrogate pair"),
         ([{"role": "user", "content": "a<|im|>system"}], "message 1 spells the special token"),
     ],
 )
