@@ -92,6 +92,7 @@ def killed(session, step: int) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_patience_ends_the_run_and_keeps_the_best(worse):
     run = worse("run", patience=2)
     events = list(run.train())
@@ -286,6 +287,7 @@ def test_minutes_count_earlier_starts(worse, minute):
     assert events[0].step == 6 and isinstance(events[-1], Ended) and events[-1].step == 10
 
 
+@pytest.mark.slow
 def test_a_run_without_minutes_is_timed_too(worse, minute):
     list(worse("run", steps=10).train())
     assert list(worse("run", minutes=15).train())[-1].step == 15

@@ -87,6 +87,7 @@ def test_the_folder_is_whole_by_itself(low, base):
     assert run.generate(num=1).texts
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(experiment, low, tmp_path):
     shutil.copytree(low, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
@@ -96,6 +97,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(experiment, low, tmp
         np.testing.assert_array_equal(arrays(load(tmp_path / "run"))[name], value)
 
 
+@pytest.mark.slow
 def test_its_weights_are_the_merged_ones(low, tmp_path):
     shutil.copytree(low, tmp_path / "run")
     run = load(tmp_path / "run")
@@ -136,6 +138,7 @@ def test_what_is_refused_leaves_nothing(experiment, base, low, tmp_path):
         assert "\n" not in str(refused.value) and not out.exists()
 
 
+@pytest.mark.slow
 def test_new_tokens_need_embeddings_that_are_trained(experiment, base):
     """With another tokenizer, rows of the table of embeddings would be random and stay so."""
     origin = Origin("--init-from", base.folder, new_tokenizer=True)
@@ -152,6 +155,7 @@ def test_new_tokens_need_embeddings_that_are_trained(experiment, base):
             origin.base(model, base.params, carried)
 
 
+@pytest.mark.slow
 def test_a_fork_takes_the_base_along(experiment, low, tmp_path):
     longer = replace(experiment, tune=TUNE, train=replace(TRAIN, steps=2))
     session = train(longer, tmp_path / "run", fork=f"{low}@2")
@@ -160,6 +164,7 @@ def test_a_fork_takes_the_base_along(experiment, low, tmp_path):
         np.testing.assert_array_equal(arrays(load(tmp_path / "run"))[name], value)
 
 
+@pytest.mark.slow
 def test_a_base_that_is_damaged_or_gone_is_named(low, tmp_path):
     shutil.copytree(low, tmp_path / "run")
     path = tmp_path / "run" / BASE
