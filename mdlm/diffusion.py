@@ -49,6 +49,16 @@ class Diffusion(Generic[P]):
 
         return replace(self, denoise=ask)
 
+    def with_window(self, ahead: int) -> Self:
+        """Returns this diffusion with a network in which each token attends to at most `ahead`
+        later ones (`limits_attention`)."""
+        denoise = self.denoise
+
+        def ask(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
+            return denoise(replace(inputs, ahead=ahead), key=key)
+
+        return replace(self, denoise=ask)
+
     def without_dropout(self) -> Self:
         """Returns this diffusion with a network whose dropout is off."""
         denoise = self.denoise
@@ -76,6 +86,8 @@ class NetworkTraits(Protocol):
 
     attends: ClassVar[Attends]
 
+    @property
+    def limits_attention(self) -> bool: ...
     @property
     def takes_labels(self) -> bool: ...
     @property
@@ -115,6 +127,14 @@ def wrong_kind(
             f" network={type(network).__name__}(...) attends to {ATTENDED[network.attends]}"
         )
     return None
+
+
+def limits_attention(network: NetworkTraits | None) -> str | None:
+    """Says why the attention of a network cannot be limited to a window; None if it can, or without
+    a network."""
+    if network is None or network.limits_attention:
+        return None
+    return f"needs network=Decoder(attends='all'), not {type(network).__name__}(...)"
 
 
 ATTENDED: dict[Attends, str] = {

@@ -104,6 +104,9 @@ class NetInput:
     self_cond: Any = None  # Float[Array, "b l d"]
     reading: Any = None  # Reading: the positions that are computed, if not all; for networks with
     # `caches`
+    ahead: int | None = dataclasses.field(default=None, metadata={"static": True})
+    # Each token attends to at most this many later ones, for networks with `limits_attention`;
+    # None: as the network does. 0 reads the row as a causal network does
     defer_last_block: bool = dataclasses.field(default=False, metadata={"static": True})
     # True if logits are needed at few positions: a network may leave its last block to
     # `Prediction.logits(at)`, which computes it at those positions alone

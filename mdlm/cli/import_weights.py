@@ -26,7 +26,7 @@ def _file(args: argparse.Namespace, changes: Changes) -> int:
             f"{args.checkpoint}: a file of weights does not describe its network; name the"
             f" experiment that does: {typed(['import', args.checkpoint])} EXPERIMENT --out RUN"
         )
-    for option in ("tokenizer", "mask"):
+    for option in ("tokenizer", "mask", "as"):
         if getattr(args, option):
             raise InputError(f"--{option}: the experiment says it; leave the option out")
     parameters = import_weights(
@@ -61,6 +61,7 @@ def _folder(args: argparse.Namespace, changes: Changes) -> int:
             tokenizer=args.tokenizer,
             mask=args.mask,
             dtype=args.dtype,
+            to_diffusion=getattr(args, "as") == "diffusion",
             report=progress.stage,
         )
     print(f"{args.out}: {parameters:,} parameters from {args.checkpoint}, layout {experiment.name}")
@@ -94,6 +95,12 @@ def arguments(sub: argparse.ArgumentParser) -> None:
         " on the hub",
     )
     sub.add_argument(
+        "--as",
+        choices=("diffusion",),
+        help="make a diffusion model of a causal network (LLaMA, Qwen): a mask token is added and"
+        " attention opened; with --network.shift False the logits about a token move to that token",
+    )
+    sub.add_argument(
         "--mask", metavar="TOKEN", help="the mask token, if config.json and tokenizer name none"
     )
 
@@ -102,11 +109,15 @@ IMPORT_HELP = """\
 examples:
   mdlm import GSAI-ML/LLaDA-8B-Base --out runs/llada --dtype bfloat16
   mdlm import ~/models/dream --out runs/dream --data.packing.length 2048
+  mdlm import Qwen/Qwen3-0.6B --as diffusion --out runs/qwen
   mdlm import mdlm.safetensors experiments/owt_small.py --out runs/published
 
 A folder describes its network in config.json: LLaDA, Dream, SDAR, MDLM, BD3-LM, Duo, LLaMA, Qwen
 and others (the table is in docs/checkpoints.md). Nothing in it is executed, and PyTorch pickles in
 it are refused. A file of weights needs the experiment that describes its network.
+
+With --as diffusion a causal network becomes a diffusion model that has yet to be trained as one:
+docs/conversion.md.
 
 The new folder holds weights and no training state. `mdlm eval` and `mdlm sample` use the weights in
 their stored dtype. To train from them in float32, from step 0, name the folder as --init-from of

@@ -99,6 +99,9 @@ class Progress:
                 f" step {event.step} of {event.steps}"
             )
             self._train(event.step, "")
+        elif isinstance(event, events.Entered):
+            self._write(f"step {event.step}: {event.words}")
+            self._loss = Smoothed()
         elif isinstance(event, events.Stepped):
             words = self._words(event.metrics)
             if self.tty:

@@ -17,6 +17,7 @@ from mdlm.data.dataset import TextData
 from mdlm.data.mixture import Mixture
 from mdlm.errors import InputError
 from mdlm.experiment.evaluation import Perplexity
+from mdlm.experiment.stages import Stage
 from mdlm.models.network import Network
 from mdlm.objectives.base import Objective
 from mdlm.objectives.nelbo import Nelbo
@@ -117,7 +118,8 @@ class Experiment:
     """One run: data, process, network, objective, optimizer, sampler, and the mesh it runs on.
 
     `name` is the default name of the run folder. `seed`, in [0, 2**63), decides everything that is
-    random. `time_condition` is what the network is conditioned on: no noise level ("none", as in
+    random. `stages` are steps that train something else on the way (`mdlm.experiment.stages`).
+    `time_condition` is what the network is conditioned on: no noise level ("none", as in
     the released MDLM models), the time itself ("t"), "sigma" = -log alpha, or the log-SNR
     ("log_snr"). `tune` says which parameters are trained (None: all).
     """
@@ -136,6 +138,7 @@ class Experiment:
     mesh: MeshShape = MeshShape()
     seed: int = 0
     tune: Tuning | None = None
+    stages: tuple[Stage, ...] = ()
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**63:
@@ -169,6 +172,7 @@ def refuse_nonsense(e: Experiment) -> None:
     for name, part in parts.items():
         refuse_part(name, part, e)
     refuse_blocks({"network": e.network, **parts}, e.data.packing.length)
+    refuse_stages(e)
     if e.time_condition == "none":
         return
     if e.network.attends == "causal":
@@ -180,9 +184,26 @@ def refuse_nonsense(e: Experiment) -> None:
         )
 
 
-def refuse_part(name: str, part: Objective | Sampler, e: Experiment) -> None:
-    """Raises InputError, with the reason, if a component does not fit the experiment."""
-    reason = part.incompatibility(e.process, e.parameterization, e.network)
+def refuse_stages(e: Experiment) -> None:
+    """Raises InputError, with the reason, if a stage does not fit the experiment."""
+    ends = [stage.until for stage in e.stages]
+    if sorted(set(ends)) != ends:
+        raise InputError(f"stages: each must end after the one before it, not until={ends}")
+    for number, stage in enumerate(e.stages):
+        network, objective = stage.network or e.network, stage.objective or e.objective
+        name = f"stages[{number}].objective"
+        refuse_part(name, objective, e, network)
+        refuse_blocks(
+            {f"stages[{number}].network": network, name: objective}, e.data.packing.length
+        )
+
+
+def refuse_part(
+    name: str, part: Objective | Sampler, e: Experiment, network: Network | None = None
+) -> None:
+    """Raises InputError, with the reason, if a component does not fit the experiment, or another
+    network in it."""
+    reason = part.incompatibility(e.process, e.parameterization, network or e.network)
     if reason is not None:
         raise InputError(f"{name}={type(part).__name__}(): {reason}")
 

@@ -53,7 +53,9 @@ def load_file(
                 f"{path}: its experiment follows from that of a run; name one: mdlm train {path}"
                 " --init-from RUN"
             )
-        given = replace(base(), tune=None)  # how the other run was tuned is not taken over
+        given = replace(
+            base(), tune=None, stages=()
+        )  # how the other run was trained is not taken over
         with _named(Path(path)):
             experiment = experiment(given)
     if not isinstance(experiment, Experiment):

@@ -12,6 +12,7 @@ from mdlm.data.dataset import Dataset
 from mdlm.diffusion import Diffusion
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Experiment, refuse_blocks, refuse_part
+from mdlm.experiment.stages import Stage
 from mdlm.keys import stream
 from mdlm.models import network as networks
 from mdlm.objectives.base import Objective
@@ -30,6 +31,7 @@ class Model:
     """An experiment's components bound to a vocabulary; it is trained, evaluated and sampled.
 
     `counts` are the token counts of the training split, for processes that are built from them.
+    `stage` says what is trained where that is not the experiment's own network and objective.
     `process` is without its learned parameters, `bound_process` with them. Raises InputError if
     its schedule is none (`schedules.check`).
     """
@@ -37,6 +39,7 @@ class Model:
     experiment: Experiment
     vocab: Vocab
     counts: Int[np.ndarray, " v"] | None = field(default=None, repr=False)
+    stage: Stage | None = None
     process: Process = field(init=False)
     parameterization: Parameterization = field(init=False)
     objective: Objective = field(init=False)
@@ -63,17 +66,43 @@ class Model:
         for name, component in (
             ("process", process),
             ("parameterization", e.parameterization.with_vocab(self.vocab)),
-            ("objective", e.objective.with_vocab(self.vocab)),
+            (
+                "objective",
+                ((self.stage and self.stage.objective) or e.objective).with_vocab(self.vocab),
+            ),
             ("reported", (e.evaluation.objective or e.objective.reported()).with_vocab(self.vocab)),
         ):
             object.__setattr__(self, name, component)
+        if self.stage is None:
+            self._check_stages()
         if e.tune is not None:
             e.tune.check(jax.eval_shape(self.init, jax.random.key(0)), self._widths)
+
+    def _check_stages(self) -> None:
+        """Raises InputError if the network of a stage has other parameters."""
+        for number, stage in enumerate(self.experiment.stages):
+            if stage.network is None:
+                continue
+            one, other = (
+                jax.eval_shape(model.init, jax.random.key(0))
+                for model in (self, replace(self, stage=stage))
+            )
+            if one != other:
+                raise InputError(
+                    f"stages[{number}].network: has other parameters than the experiment's network;"
+                    " it may differ in attends, block_size, shift, dropout and what does not change"
+                    " the arrays"
+                )
+
+    @property
+    def network(self) -> networks.Network:
+        """The network, in the form that it has in the stage."""
+        return (self.stage and self.stage.network) or self.experiment.network
 
     def _check_columns(self) -> None:
         """Raises InputError if the network has no columns for some tokens. A causal network may
         lack that of the mask, which it never reads or predicts."""
-        vocab, network = self.vocab, self.experiment.network
+        vocab, network = self.vocab, self.network
         last_is_mask = network.attends == "causal" and vocab.mask_id == vocab.size - 1
         if self.columns < vocab.size - last_is_mask:
             raise InputError(
@@ -84,11 +113,11 @@ class Model:
     @property
     def columns(self) -> int:
         """The last axis of the logits: the size of the vocabulary, or more (`Network.columns`)."""
-        return self.experiment.network.columns or self.vocab.size
+        return self.network.columns or self.vocab.size
 
     def init(self, key: Key[Array, ""]) -> ArrayTree:
         """Returns fresh parameters by component: `network`, and `process` if it learns any."""
-        params = {"network": networks.init(self.experiment.network, key, self.columns)}
+        params = {"network": networks.init(self.network, key, self.columns)}
         learned = self.process.init(stream(key, "process"))
         return {**params, "process": learned} if learned else params
 
@@ -104,8 +133,7 @@ class Model:
 
     @property
     def _widths(self) -> Widths:
-        network = self.experiment.network
-        found = networks.widths(network, self.columns) if self.experiment.tune else {}
+        found = networks.widths(self.network, self.columns) if self.experiment.tune else {}
         return {("network", *path): own for path, own in found.items()}
 
     def abstract_params(self, mesh: Mesh | AbstractMesh) -> ArrayTree:
@@ -121,9 +149,8 @@ class Model:
 
         Raises InputError if the network or its rows cannot be split over the mesh.
         """
-        network = self.experiment.network
-        network.check_mesh(mesh, self.experiment.data.packing.length)
-        rests = networks.rests(network, self.columns)
+        self.network.check_mesh(mesh, self.experiment.data.packing.length)
+        rests = networks.rests(self.network, self.columns)
         uses: dict[Path, Rest] = {("network", *path): rest for path, rest in rests.items()}
         return jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
@@ -146,7 +173,7 @@ class Model:
             "sigma": schedule.sigma,
             "log_snr": schedule.log_snr,
         }[self.experiment.time_condition]
-        network = self.experiment.network
+        network = self.network
         denoise = networks.denoiser(network, self.columns, params["network"], condition=condition)
         return Diffusion(
             process=process,
@@ -161,7 +188,7 @@ class Model:
         """Returns the training loss, with dropout, drawn anew for each `part` of a batch."""
         diffusion = self.diffusion(params)
         denoise = diffusion.denoise
-        batch = self.experiment.network.labelled(batch, stream(key, "labels"))
+        batch = self.network.labelled(batch, stream(key, "labels"))
         of_network = {}
 
         def with_dropout(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
@@ -176,7 +203,7 @@ class Model:
 
     def evaluate(self, params: ArrayTree, key: Key[Array, ""], batch: Batch) -> LossTerms:
         """Returns the evaluation's objective (by default that of training), without dropout."""
-        batch = self.experiment.network.labelled(batch)
+        batch = self.network.labelled(batch)
         certain = self.diffusion(params).without_dropout()
         return self.reported(key, batch, self._given(batch, certain))
 

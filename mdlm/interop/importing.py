@@ -20,6 +20,7 @@ from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import fingerprint
 from mdlm.experiment.model import Model
 from mdlm.interop import mdlm_torch, table
+from mdlm.interop.as_diffusion import NewTokens, as_diffusion
 from mdlm.interop.checkpoint import Checkpoint
 from mdlm.interop.layout import LONGEST, Layout, Parts
 from mdlm.interop.layouts import layout_of
@@ -45,6 +46,7 @@ def import_folder(
     tokenizer: str | None = None,
     mask: str | None = None,
     dtype: weights_file.WeightsDtype | None = None,
+    to_diffusion: bool = False,
     report: Report = lambda *_: None,
 ) -> tuple[Experiment, int]:
     """Makes a run folder from a folder in the form of the Hugging Face hub.
@@ -52,6 +54,7 @@ def import_folder(
     The experiment is made from config.json; `overrides` replace some of its values. Tensors are
     read one at a time, cast to `dtype` (None: kept as they are), and written to the run folder.
     `tokenizer` and `mask` name a tokenizer and its mask token, where the folder does not say.
+    `to_diffusion` makes a diffusion model of a causal network (`mdlm.interop.as_diffusion`).
 
     Returns the experiment and the number of parameters. Raises InputError, before anything is
     written, if the folder is of a layout that is not known, or something of it does not fit.
@@ -63,13 +66,18 @@ def import_folder(
     chosen = tokenizer_of(checkpoint, parts, tokenizer, mask)
     built = chosen.build([])
     has_end = end_of(built.vocab) is not None
+    new = None
+    if to_diffusion:
+        parts, new = as_diffusion(parts, built.vocab, is_new=chosen.mask is None)
     experiment = apply(_experiment(layout, parts, chosen, has_end), overrides)
     agreement.check(run, experiment)
     records.record(experiment)
     if experiment.data.tokenizer != chosen:
         built = experiment.data.tokenizer.build([])
     model = Model(experiment, built.vocab)
-    places = list(table.slots(layout.table(experiment.network), experiment.network, model.columns))
+    network = experiment.network
+    new = new or NewTokens.none(model.columns)
+    places = list(table.slots(layout.table(network), network, new.columns))
     names = {layout.plain(name): name for name in checkpoint.shapes}
     found = {plain: checkpoint.shapes[name] for plain, name in names.items()}
     table.check(places, found, layout.ignored, str(folder))
@@ -80,16 +88,17 @@ def import_folder(
 
     def copy() -> None:
         run.save_data(built.files())
-        shapes = table.array_shapes(experiment.network, model.columns)
+        shapes = table.array_shapes(network, model.columns)
         sizes = {f"network.{path}": (shape, dtypes[path]) for path, shape in shapes.items()}
         read = _reader(checkpoint, names, dtype)
         bytes_of = {n: int(np.prod(found[n])) * kind.itemsize for n, kind in there.items()}
         done, total = 0, sum(bytes_of.values())
         with weights_file.filled(run.path, sizes, fingerprint=fingerprint(experiment)) as arrays:
             inside = {name.removeprefix("network."): array for name, array in arrays.items()}
-            for name in table.fill(places, read, inside):
+            for name in table.fill(places, read, new.old(inside)):
                 done += bytes_of[name]
                 report(f"importing {folder.name}, bytes", done, total)
+            new.fill(inside)
 
     is_new = not out.exists()
     try:

@@ -1,6 +1,7 @@
 from .bert import Bert as Bert
 from .block import BlockDiT as BlockDiT
 from .causal import CausalTransformer as CausalTransformer
+from .conversion import opened as opened
 from .decoder import Decoder as Decoder
 from .dit import DiT as DiT
 from .experts import Experts as Experts

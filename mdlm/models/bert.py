@@ -127,7 +127,7 @@ class BertModule(nnx.Module):
         if inputs.defer_last_block and key is None:
             begun = run_but_last(self.blocks, x, inputs, cond=None)
             return DeferredReadout(begun, None, self.readout, x.shape[1])
-        x = run_blocks(self.blocks, x, inputs, causal=False, cond=None, key=key)
+        x = run_blocks(self.blocks, x, inputs, cond=None, key=key)
         return self.readout(x, None)
 
     def readout(self, x: Float[Array, "b l d"], _: None) -> Readout:

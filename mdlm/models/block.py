@@ -74,14 +74,14 @@ class BlockDiTModule(DiTModule):
         both = joined(inputs)
         full_cond = cond if condition is None else self._with_clean(cond, length)
         if inputs.reading is not None:
-            mask = mask_of(both, causal=False, halves=halves)
+            mask = mask_of(both, halves=halves)
             return self._read(inputs, both, mask, cond, full_cond)
         with jax.named_scope("embed"):
             x = self.embed(both.tokens)
         if inputs.defer_last_block and key is None:
             begun = run_but_last(self.blocks, x, both, halves=halves, cond=full_cond)
             return DeferredReadout(begun, cond, self.readout, length)
-        x = run_blocks(self.blocks, x, both, causal=False, halves=halves, cond=full_cond, key=key)
+        x = run_blocks(self.blocks, x, both, halves=halves, cond=full_cond, key=key)
         return self.readout(x[:, :length], cond)
 
     def _with_clean(self, cond, length):

@@ -113,6 +113,10 @@ class Decoder(Transformer, Network):
     def caches(self) -> bool:
         return True
 
+    @property
+    def limits_attention(self) -> bool:
+        return self.attends == "all"
+
     def check_mesh(self, mesh: Mesh | AbstractMesh, length: int) -> None:
         super().check_mesh(mesh, length)
         shared = self.experts.shared * self.experts.hidden if self.experts else 0
@@ -158,7 +162,7 @@ class DecoderModule(nnx.Module):
             raise ValueError("condition: this transformer has no input for the noise level")
         if inputs.reading is not None:
             return self._read(inputs)
-        if self.config.attends == "causal":
+        if self.config.attends == "causal" or (inputs.ahead == 0 and self.config.shift):
             return self._causal(inputs, key)
         length, halves = inputs.tokens.shape[1], None
         read = inputs
@@ -168,9 +172,10 @@ class DecoderModule(nnx.Module):
             x = self.embed(read.tokens)
         source = self._source(inputs) if self.config.shift else None
         if inputs.defer_last_block and key is None:
-            begun = run_but_last(self.blocks, x, read, halves=halves, cond=None)
+            ahead = inputs.ahead
+            begun = run_but_last(self.blocks, x, read, ahead=ahead, halves=halves, cond=None)
             return DeferredReadout(begun, None, self.readout, length, source)
-        x, load = run_with_load(self.blocks, x, read, causal=False, halves=halves, key=key)
+        x, load = run_with_load(self.blocks, x, read, ahead=inputs.ahead, halves=halves, key=key)
         return self.readout(at_source(x, length, source), None, load)
 
     def readout(
@@ -196,7 +201,7 @@ class DecoderModule(nnx.Module):
     def _causal(self, inputs: NetInput, key: Key[Array, ""] | None) -> Readout:
         with jax.named_scope("embed"):
             x = self.embed(inputs.tokens)
-        x, load = run_with_load(self.blocks, x, inputs, causal=True, key=key)
+        x, load = run_with_load(self.blocks, x, inputs, ahead=0, key=key)
         with jax.named_scope("head"):
             before = jnp.roll(self.norm(x), 1, axis=1)
             hidden = jnp.where(_has_predecessor(inputs)[..., None], before, 0)
@@ -208,7 +213,7 @@ class DecoderModule(nnx.Module):
         if self.config.attends == "blocks":
             halves = Halves(inputs.tokens.shape[1], self.config.block_size)
             row = joined(inputs)
-        mask = mask_of(row, causal=causal, halves=halves)
+        mask = mask_of(row, ahead=0 if causal else None, halves=halves)
         x, cache = read(self.blocks, row, self.embed, mask)
         follows = _has_predecessor(inputs)
 

@@ -166,13 +166,13 @@ class DiTModule(nnx.Module):
     ) -> Readout | DeferredReadout | ReadPrediction:
         cond = self._cond(inputs, condition)
         if inputs.reading is not None:
-            return self._read(inputs, inputs, mask_of(inputs, causal=False), cond, cond)
+            return self._read(inputs, inputs, mask_of(inputs), cond, cond)
         with jax.named_scope("embed"):
             x = self._embed(inputs)
         if inputs.defer_last_block and key is None:
             begun = run_but_last(self.blocks, x, inputs, cond=cond)
             return DeferredReadout(begun, cond, self.readout, x.shape[1])
-        x = run_blocks(self.blocks, x, inputs, causal=False, cond=cond, key=key)
+        x = run_blocks(self.blocks, x, inputs, cond=cond, key=key)
         return self.readout(x, cond)
 
     def readout(self, x: Float[Array, "b l d"], cond: Float[Array, " b #l c"] | None) -> Readout:

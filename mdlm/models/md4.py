@@ -222,7 +222,7 @@ class MD4Module(nnx.Module):
             x = self.embed(inputs.tokens)
             if self.widen is not None:
                 x = self.widen(x).astype(jnp.float32)
-        x = run_blocks(self.blocks, x, inputs, causal=False, cond=cond, key=key)
+        x = run_blocks(self.blocks, x, inputs, cond=cond, key=key)
         with jax.named_scope("head"):
             hidden = self.norm(x)
             if self.modulation is not None:

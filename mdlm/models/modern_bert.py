@@ -117,7 +117,7 @@ class ModernBertModule(nnx.Module):
         stacks: Any = (first, is_global[:1]), (rest, is_global[1:])
         near = Rotary(config.heads_shape[2], config.local_rotary_base)
         local = table_of(inputs, x.shape[1], near)
-        masks = [mask_of(inputs, causal=False, reach=r) for r in (None, config.window // 2)]
+        masks = [mask_of(inputs, reach=r) for r in (None, config.window // 2)]
 
         def apply(layer: Any, x: Array, table: Table, key: Key[Array, ""] | None) -> Any:
             block, is_global = layer

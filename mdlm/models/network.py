@@ -75,6 +75,12 @@ class Network(abc.ABC):
         return False
 
     @property
+    def limits_attention(self) -> bool:
+        """Whether calls can limit how many later tokens each token attends to
+        (`NetInput.ahead`)."""
+        return False
+
+    @property
     def takes_labels(self) -> bool:
         """Whether the network can be conditioned on the label of a row, and run without."""
         return False

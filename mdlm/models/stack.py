@@ -68,13 +68,13 @@ def run_blocks(
     x: Float[Array, "b l d"],
     inputs: NetInput,
     *,
-    causal: bool,
+    ahead: int | None = None,
     halves: Halves | None = None,
     cond: Float[Array, " b #l c"] | None,
     key: Key[Array, ""] | None,
 ) -> Float[Array, "b l d"]:
     """Returns `x` after all blocks, in order. Each block's dropout key is folded from `key`."""
-    mask = mask_of(inputs, causal=causal, halves=halves)
+    mask = mask_of(inputs, ahead=ahead, halves=halves)
 
     def apply(block: Any, x: Array, table: Table | None, key: Key[Array, ""] | None) -> Any:
         return block(x, mask, table, cond=cond, key=key), None
@@ -87,13 +87,13 @@ def run_with_load(
     x: Float[Array, "b l d"],
     inputs: NetInput,
     *,
-    causal: bool,
+    ahead: int | None = None,
     halves: Halves | None = None,
     key: Key[Array, ""] | None,
 ) -> tuple[Float[Array, "b l d"], Float[Array, "n e"] | None]:
     """Runs `run_blocks` without conditioning, and returns with `x` the number of tokens that each
     expert of each block of the last stack computed; None if it has no experts."""
-    mask = mask_of(inputs, causal=causal, halves=halves)
+    mask = mask_of(inputs, ahead=ahead, halves=halves)
 
     def apply(block: Any, x: Array, table: Table | None, key: Key[Array, ""] | None) -> Any:
         return block.with_load(x, mask, table, cond=None, key=key)
@@ -106,11 +106,12 @@ def run_but_last(
     x: Float[Array, "b l d"],
     inputs: NetInput,
     *,
+    ahead: int | None = None,
     halves: Halves | None = None,
     cond: Float[Array, " b #l c"] | None,
 ) -> BegunBlock:
     """Runs `run_blocks` without dropout, up to the keys and values of the last block."""
-    mask = mask_of(inputs, causal=False, halves=halves)
+    mask = mask_of(inputs, ahead=ahead, halves=halves)
     before, last = split_last(stacks_of(blocks))
 
     def apply(block: Any, x: Array, table: Table | None, _: None) -> Any:
@@ -130,11 +131,15 @@ def split_last(stacks: Sequence[Any]) -> tuple[tuple[Any, ...], Any]:
 
 
 def mask_of(
-    inputs: NetInput, *, causal: bool, halves: Halves | None = None, reach: int | None = None
+    inputs: NetInput,
+    *,
+    ahead: int | None = None,
+    halves: Halves | None = None,
+    reach: int | None = None,
 ) -> AttentionMask:
     """Returns the attention mask of these inputs."""
     return AttentionMask(
-        causal=causal,
+        ahead=ahead,
         halves=halves,
         reach=reach,
         is_valid=inputs.is_valid,

@@ -13,3 +13,5 @@ from .masked_lm import MaskedLM as MaskedLM
 from .nelbo import Nelbo as Nelbo
 from .score_entropy import ScoreEntropy as ScoreEntropy
 from .uniform import UniformNelbo as UniformNelbo
+from .windowed import Windowed as Windowed
+from .with_causal import WithCausal as WithCausal

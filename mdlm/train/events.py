@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from mdlm.config.component_text import to_text
 from mdlm.evals.nll import Metric
+from mdlm.experiment.stages import Stage
 from mdlm.profiling.profile import Profile
 from mdlm.train.guard import Spike
 
@@ -15,6 +17,25 @@ class Began:
     steps: int
     parameters: int
     devices: int
+
+
+@dataclass(frozen=True)
+class Entered:
+    """The next step is the first of stage `number` of the experiment's `stages`, counted from 0, or
+    the first after them, where `stage` is None."""
+
+    step: int
+    number: int
+    stage: Stage | None
+
+    @property
+    def words(self) -> str:
+        """Says what the next steps train."""
+        if self.stage is None:
+            return "the stages are over, and the experiment's own network and objective are trained"
+        parts = ((n, getattr(self.stage, n)) for n in ("network", "objective"))
+        what = ", ".join(f"{name} {to_text(part)}" for name, part in parts if part is not None)
+        return f"stage {self.number + 1}, until step {self.stage.until}: {what or 'no change'}"
 
 
 @dataclass(frozen=True)
@@ -78,4 +99,4 @@ class Ended:
     best: int | None
 
 
-Event = Began | Stepped | Evaluated | Spiked | Profiled | Saved | Stopped | Ended
+Event = Began | Entered | Stepped | Evaluated | Spiked | Profiled | Saved | Stopped | Ended

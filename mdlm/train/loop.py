@@ -22,6 +22,7 @@ from mdlm.data.loader import TrainLoader
 from mdlm.data.prefetch import Prefetcher
 from mdlm.evals.nll import as_line
 from mdlm.evals.scorer import Scorer
+from mdlm.experiment import stages
 from mdlm.experiment.evaluation import SELECTS, split_in_training
 from mdlm.experiment.identity import recorded
 from mdlm.experiment.model import Model
@@ -41,7 +42,7 @@ from mdlm.train.origin import Carried
 from mdlm.train.saving import Saving
 from mdlm.train.soundness import Soundness
 from mdlm.train.start import created, restored
-from mdlm.train.step import BASE, State, abstract_state, compile_step, joiner
+from mdlm.train.step import BASE, State, Step, abstract_state, compile_step, joiner
 from mdlm.train.stopping import Stopping
 from mdlm.types import ArrayTree, Batch
 
@@ -106,13 +107,15 @@ class Trainer:
         self.initial, self.carried = initial, carried
         self.sample, self.profile = sample, profile
         self.abstract = abstract_state(model, tx, mesh)
-        self.train_step = compile_step(model, tx, mesh)
+        self.stages = experiment.stages
         self.scorer = Scorer(model, mesh, dataset)
         split = split_in_training(experiment.evaluation, dataset.splits)
         self.validation = replace(experiment.evaluation, passes=1, ngrams=False, split=split)
         self.joined = joiner(model, mesh)
         self.soundness = Soundness(self.scorer, self.validation, self.joined)
         self.loader = TrainLoader(dataset.train.rows, size, experiment.seed, rows_here(mesh, size))
+        self.stage: stages.Stage | None = None
+        self.train_step: Step | None = None
         self.metrics: dict[str, Any] | None = None
         self.pending: Pending | None = None
 
@@ -140,6 +143,7 @@ class Trainer:
             self.meter = Meter(self.model, self.mesh, lambda: self.batches.stalled)
             try:
                 while not self._is_last and not should_stop():
+                    yield from self._enter()
                     self.step()
                     yield from self._after_step()
                 yield from self.log()
@@ -162,13 +166,30 @@ class Trainer:
     def step(self) -> None:
         """Dispatches a step on the next batch; does not wait for the devices."""
         self.position, batch = next(self.batches)
-        if self.metrics is None:
-            compiling.compile_together(self.train_step, self.state, batch, what="the training step")
-            self.meter.skip()
-            self.stopping.start()
+        if self.train_step is None:
+            model = replace(self.model, stage=self.stage)
+            self.train_step = compile_step(model, self.tx, self.mesh)
+            with self._aside():
+                compiling.compile_together(
+                    self.train_step, self.state, batch, what="the training step"
+                )
+            self.meter.network = model.network
         self.profiler.before(self.made, self.train_step, self.state, batch)
         self.state, self.metrics = self.train_step(self.state, batch)
         self.made += 1
+
+    def _enter(self) -> Iterator[Event]:
+        """Enters the stage of the next step, if it is another one than that of the last step."""
+        entered = stages.at(self.stages, self.made)
+        if not self.stages or (self.train_step is not None and entered == self.stage):
+            return
+        yield from self.log()
+        if self.train_step is not None:
+            self.guard.losses = []  # those of another objective tell nothing
+        self.stage, self.train_step = entered, None
+        number = len(self.stages) if entered is None else self.stages.index(entered)
+        self.folder.log.add("stage", self.made + 1, {"number": number})
+        yield events.Entered(self.made, number, entered)
 
     def log(self) -> Generator[Event, None, bool]:
         """Fetches and logs the pending metrics. Returns True if the run was rewound.

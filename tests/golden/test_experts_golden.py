@@ -112,7 +112,7 @@ def test_routing(params, values):
     def routed(params, inputs):
         module: Any = bind(BLOCKS, COLUMNS, params)
         both, first = joined(inputs), module.blocks.first
-        how: Any = dict(causal=False, halves=halves)
+        how: Any = dict(halves=halves)
         x = run_blocks(first, module.embed(both.tokens), both, cond=None, key=None, **how)
         block = jax.tree.map(lambda a: a[0], module.blocks.rest)
         q, k, v = block.projected(block.norm1(x), table_of(both, 32, BLOCKS.rotary))

@@ -42,7 +42,7 @@ def test_hidden_states(golden, dit):
     cond = module.noise_level(jnp.asarray(values["sigma"])[:, None])
     for i in range(network.depth):
         block = jax.tree.map(lambda a, i=i: a[i : i + 1], module.blocks)
-        x = run_blocks(block, x, inputs, causal=False, cond=cond, key=None)
+        x = run_blocks(block, x, inputs, cond=cond, key=None)
         np.testing.assert_allclose(x, values[f"hidden_time_block{i}"], **CLOSE)
 
 

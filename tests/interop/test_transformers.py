@@ -78,3 +78,36 @@ def test_logits_in_and_out(tmp_path, name):
 def _logits(model, tokens):
     with torch.no_grad():
         return model(torch.tensor(tokens)).logits.numpy()
+
+
+@pytest.mark.parametrize("columns", [64, 63], ids=["a column is free", "a column is added"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_causal_network_as_diffusion(tmp_path, columns, tied):
+    """A mask with the mean of all embeddings; before anything is trained, and without a view ahead,
+    the logits are those of the causal network. What is exported is imported again."""
+    sizes = {**SIZES, "vocab_size": columns, "tie_word_embeddings": tied}
+    torch.manual_seed(0)
+    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes, head_dim=8)).eval()
+    model.save_pretrained(tmp_path / "source")
+    checkpoint_maker.tokenizer(63).save(str(tmp_path / "source" / "tokenizer.json"))
+    import_folder(tmp_path / "source", tmp_path / "run", overrides=[], to_diffusion=True)
+    run = mdlm.load(tmp_path / "run")
+    network, mask = run.experiment.network, run.vocab.mask_id
+    assert (network.attends, network.shift, network.columns, mask) == ("all", True, 64, 63)
+    table = np.asarray(run.params["network"]["embed"]["table"])
+    np.testing.assert_allclose(table[mask], table[:mask].mean(0), rtol=1e-5, atol=1e-6)
+    if not tied:
+        kernel = np.asarray(run.params["network"]["head"]["kernel"])
+        np.testing.assert_allclose(kernel[:, mask], kernel[:, :mask].mean(1), rtol=1e-5, atol=1e-6)
+
+    tokens = np.random.default_rng(0).integers(0, 60, (2, 47))
+    denoise = denoiser(network, run.model.columns, run.params["network"])
+    ask = jax.jit(lambda tokens: denoise(NetInput(tokens=tokens, ahead=0)).logits())
+    ours = ask(jnp.asarray(tokens))[:, 1:, :63]
+    np.testing.assert_allclose(ours, _logits(model, tokens)[:, :-1, :63], **CLOSE)
+
+    export(run, tmp_path / "out")
+    import_folder(tmp_path / "out", tmp_path / "again", overrides=[])
+    again = mdlm.load(tmp_path / "again")
+    assert again.experiment.network == network
+    np.testing.assert_array_equal(again.params["network"]["embed"]["table"], table)

@@ -53,7 +53,7 @@ def test_local_attention_is_about_the_distance():
     place = np.arange(7)
     due = abs(place[:, None] - place) <= 2
     np.testing.assert_array_equal(mask.by_position(place[:, None], place[None]), due)
-    causal = AttentionMask(reach=2, causal=True)
+    causal = AttentionMask(reach=2, ahead=0)
     found = causal.by_position(place[:, None], place[None])
     np.testing.assert_array_equal(found, due & np.tri(7, dtype=bool))
 

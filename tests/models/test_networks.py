@@ -122,7 +122,7 @@ def test_positions_default_to_the_place_and_count_relatively(network, tokens):
 @pytest.mark.parametrize("remat", ["none", "blocks"])
 def test_scan_is_a_loop_over_the_blocks(network, tokens, remat):
     cond = jnp.ones((B, 1, 8)) if network is DIT else None
-    common = dict(causal=network is CAUSAL, cond=cond, key=None)
+    common = dict(ahead=0 if network is CAUSAL else None, cond=cond, key=None)
     network = dataclasses.replace(network, remat=remat)
     module = bind(network, COLUMNS, random_params(network))
     x = module.embed(tokens)
@@ -206,7 +206,6 @@ def test_kinds_of_blocks(tokens, mlp):
         module.blocks,
         module.embed(tokens),
         NetInput(tokens=tokens),
-        causal=False,
         cond=None,
         key=None,
     )

@@ -31,8 +31,8 @@ def obstacle(q: Float[Array, "b l h d"], mask: AttentionMask, platform: str) -> 
         return f"the head width must be a multiple of 8, at most 128, not {width}"
     if mask.halves is not None:
         return "it has no mask for rows [noised ; clean]"
-    if mask.reach is not None:
-        return "it has no mask for local attention to both sides"
+    if mask.reach is not None or mask.ahead not in (None, 0):
+        return "it has no mask for local attention, or for a part of what comes after a position"
     if mask.segment_ids is not None and length % 128:
         # With a bias, odd lengths are refused by JAX, and at length % 128 = 64 the backward
         # kernel can give NaN (pytorch/pytorch#196678).
@@ -70,7 +70,7 @@ def _kernel(q, k, v, mask, *, keys=None, bias=None):
         k,
         v,
         mask=bias,
-        is_causal=mask.causal,
+        is_causal=mask.ahead == 0,
         key_value_seq_lengths=keys,
         implementation="cudnn",
     )

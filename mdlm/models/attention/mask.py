@@ -64,7 +64,8 @@ class AttentionMask:
     implementations need no change.
     """
 
-    causal: bool = field(default=False, metadata={"static": True})
+    # No key comes more than this after its query: 0 is causal attention; None if any may.
+    ahead: int | None = field(default=None, metadata={"static": True})
     # Local attention: no key is further than this from its query; None if any may be.
     reach: int | None = field(default=None, metadata={"static": True})
     halves: Halves | None = field(default=None, metadata={"static": True})
@@ -77,7 +78,7 @@ class AttentionMask:
         """Returns whether the query at `q` attends to the key at `k`; None if all attend to all."""
         if self.halves is not None:
             return self.halves.attends(q, k)
-        before = q >= k if self.causal else None
+        before = None if self.ahead is None else k - q <= self.ahead
         if self.reach is None:
             return before
         near = (q - k <= self.reach) & (k - q <= self.reach)

@@ -86,9 +86,12 @@ def segments(length):
     return np.stack([place // 50, (place // 7) % 3, 9 - place // 100])
 
 
+AHEAD = {"causal": 0, "some ahead": 3}
 MASKS = {
     "full": (None, False, False),
     "causal": ("causal", False, False),
+    "some ahead": ("some ahead", False, False),
+    "some ahead padding": ("some ahead", True, False),
     "padding": (None, True, False),
     "segments": (None, False, True),
     "causal padding": ("causal", True, False),
@@ -107,7 +110,7 @@ MASKS = {
 def described(name, length):
     rule, padded, packed = MASKS[name]
     return AttentionMask(
-        causal=rule == "causal",
+        ahead=AHEAD.get(rule),
         halves=Halves(length // 2, rule) if isinstance(rule, int) else None,
         is_valid=jnp.asarray(padding(length)) if padded else None,
         segment_ids=jnp.asarray(segments(length)) if packed else None,
@@ -118,8 +121,8 @@ def may_see(name, length):
     """The same, pair by pair: `[b l l]`."""
     rule, padded, packed = MASKS[name]
     seen = np.ones((B, length, length), bool)
-    if rule == "causal":
-        seen &= np.tri(length, dtype=bool)
+    if rule in AHEAD:
+        seen &= np.tri(length, k=AHEAD[rule], dtype=bool)
     if isinstance(rule, int):
         seen &= in_blocks(length // 2, rule)
     if padded:
@@ -245,7 +248,7 @@ def test_under_scan_checkpoint_and_a_mesh(implementation):
     arrays = inputs(L, dtype, batch=4)
 
     def run(q, k, v, g, is_valid):
-        mask = AttentionMask(causal=True, is_valid=is_valid)
+        mask = AttentionMask(ahead=0, is_valid=is_valid)
         body = jax.checkpoint(lambda x, _: (attend(x, k, v, mask), None), prevent_cse=False)
         out, pull = jax.vjp(lambda q: jax.lax.scan(body, q, None, length=2)[0], q)
         return out, *pull(g)

@@ -40,7 +40,7 @@ def compiled(length, heads, width, dtype, rule, masked):
     x = jax.ShapeDtypeStruct((BATCH, length, heads, width), dtype, sharding=rows)
     parts = dict(is_valid=valid, segment_ids=ids) if masked else {}
     halves = Halves(length // 2, rule) if isinstance(rule, int) else None
-    mask = AttentionMask(causal=rule == "causal", halves=halves, **parts)
+    mask = AttentionMask(ahead=0 if rule == "causal" else None, halves=halves, **parts)
     with jax.set_mesh(mesh):
         chosen = choose(x, mask, "auto")
         program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x, mask).compile()
