@@ -1,9 +1,8 @@
 """Causal checkpoints that are imported as diffusion models: a mask token, and open attention.
 
 The network keeps its parameters. Its attention is opened, and the logits about a token stay at the
-token before it, where the network computes them (`mdlm.models.conversion`). The mask is a token that
-tokenizer or user name, or a new one, whose embedding and logit are the means of all others: it says
-nothing yet.
+token before it, where the network computes them (`mdlm.models.conversion`). The mask is a token
+that tokenizer or user name, or a new one, whose embedding and logit are the means of all others.
 """
 
 from collections.abc import Mapping

@@ -35,7 +35,8 @@ class Entered:
             return "the stages are over, and the experiment's own network and objective are trained"
         parts = ((n, getattr(self.stage, n)) for n in ("network", "objective"))
         what = ", ".join(f"{name} {to_text(part)}" for name, part in parts if part is not None)
-        return f"stage {self.number + 1}, until step {self.stage.until}: {what or 'no change'}"
+        end = f"to {self.stage.until:.0%} of the steps"
+        return f"stage {self.number + 1}, {end}: {what or 'no change'}"
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ class Trainer:
 
     def _enter(self) -> Iterator[Event]:
         """Enters the stage of the next step, if it is another one than that of the last step."""
-        entered = stages.at(self.stages, self.made)
+        entered = stages.at(self.stages, self.made, self.settings.steps)
         if not self.stages or (self.train_step is not None and entered == self.stage):
             return
         yield from self.log()

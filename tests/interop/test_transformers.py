@@ -86,13 +86,14 @@ def test_a_causal_network_as_diffusion(tmp_path, columns, tied):
     """A mask with the mean of all embeddings; before anything is trained, and without a view ahead,
     the logits are those of the causal network. What is exported is imported again."""
     sizes = {**SIZES, "vocab_size": columns, "tie_word_embeddings": tied}
+    sizes |= {"bos_token_id": None, "eos_token_id": None}
     torch.manual_seed(0)
     model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes, head_dim=8)).eval()
     model.save_pretrained(tmp_path / "source")
     checkpoint_maker.tokenizer(63).save(str(tmp_path / "source" / "tokenizer.json"))
     import_folder(tmp_path / "source", tmp_path / "run", overrides=[], to_diffusion=True)
     run = mdlm.load(tmp_path / "run")
-    network, mask = run.experiment.network, run.vocab.mask_id
+    network, mask = run.experiment.network, run.model.vocab.mask_id
     assert (network.attends, network.shift, network.columns, mask) == ("all", True, 64, 63)
     table = np.asarray(run.params["network"]["embed"]["table"])
     np.testing.assert_allclose(table[mask], table[:mask].mean(0), rtol=1e-5, atol=1e-6)

@@ -26,8 +26,8 @@ TRAIN = Training(
     steps=5, batch_size=8, ema_decay=0.9, log_every=1, checkpoint_every=3, eval_rows=8, keep=5
 )
 STAGES = (
-    Stage(until=2, network=BLOCKS, objective=BlockNelbo(block_size=2)),
-    Stage(until=4, objective=Windowed(ahead=2)),
+    Stage(until=0.4, network=BLOCKS, objective=BlockNelbo(block_size=2)),
+    Stage(until=0.8, objective=Windowed(ahead=2)),
 )
 
 
@@ -99,13 +99,13 @@ def test_a_record_has_the_stages(experiment):
 @pytest.mark.parametrize(
     "stages, words",
     [
-        ((Stage(until=3), Stage(until=3)), "each must end after the one before it"),
-        ((Stage(until=3, objective=BlockNelbo(block_size=2)),), r"stages\[0\].objective"),
-        ((Stage(until=3, network=BLOCKS, objective=BlockNelbo(block_size=4)),), "same size"),
+        ((Stage(until=0.6), Stage(until=0.6)), "each must end after the one before it"),
+        ((Stage(until=0.6, objective=BlockNelbo(block_size=2)),), r"stages\[0\].objective"),
+        ((Stage(until=0.6, network=BLOCKS, objective=BlockNelbo(block_size=4)),), "same size"),
         (
             (
                 Stage(
-                    until=3,
+                    until=0.6,
                     objective=Nelbo(),
                     network=replace(NETWORK, attends="causal", shift=False),
                 ),
@@ -120,6 +120,6 @@ def test_stages_that_do_not_fit_are_refused(experiment, stages, words):
 
 
 def test_a_stage_has_the_same_parameters(experiment):
-    staged = replace(experiment, stages=(Stage(until=3, network=replace(NETWORK, depth=2)),))
+    staged = replace(experiment, stages=(Stage(until=0.6, network=replace(NETWORK, depth=2)),))
     with pytest.raises(InputError, match=r"stages\[0\].network: has other parameters"):
         Model.on(staged, staged.data.load(None))
