@@ -54,6 +54,12 @@ def export_adapter(
     pairs: dict[str, Pair] = {}
     for tensor, own in _by_tensor(places, trained[ADAPTER]["network"]):
         pairs[chosen.wrapper + tensor.removesuffix(".weight")] = own
+    due = sum(np.prod(a.shape[:-2]) * tune.rank for a in _every_a(trained[ADAPTER]["network"]))
+    if sum(a.shape[0] for a, _ in pairs.values()) != due:
+        raise InputError(
+            f"--adapter: the tensors of layout {chosen.name} cut through the kernels that were"
+            " trained; export without --adapter, or give --layout another"
+        )
     tensors = {}
     for module, (a, b) in pairs.items():
         for kind, value in (("A", a), ("B", b)):
@@ -78,6 +84,12 @@ def _by_tensor(places: list[Slot], adapter: Mapping[str, Any]) -> Iterator[tuple
         pairs = [pair for slot in slots for pair in _pairs(slot, _node(adapter, slot.path))]
         if pairs:
             yield tensor, _as_one(pairs)
+
+
+def _every_a(adapter: Mapping[str, Any]) -> Iterator[Any]:
+    """Yields the A of every matrix that was trained."""
+    for name, node in adapter.items():
+        yield from [node] if name == "a" else [] if name == "b" else _every_a(node)
 
 
 def _node(adapter: Mapping[str, Any], path: str) -> Mapping[str, Any]:
