@@ -111,6 +111,7 @@ def test_an_objective_reads_the_head_and_trains_it(experiment, base):
     assert squares[0] == pytest.approx(float(squares[1]), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_a_fresh_head_and_keeps_it(experiment, base, tmp_path):
     tune = Full(rates=(("head.out", 0.5),))
     fresh = replace(experiment, head=HEAD, objective=ReadsHead(), tune=tune)
@@ -124,6 +125,7 @@ def test_a_run_begins_with_a_fresh_head_and_keeps_it(experiment, base, tmp_path)
         train(wrong, tmp_path / "wrong", init_from=str(base.folder.path))
 
 
+@pytest.mark.slow
 def test_the_same_head_is_taken_over_and_another_is_not(experiment, headed, tmp_path):
     """With the bound alone a head gets no gradient, so that it stays as it began."""
     before = arrays(headed.params)
@@ -159,6 +161,7 @@ def test_lora_trains_the_head_beside_it(experiment, base, tmp_path):
     assert np.abs(state["out"]["bias"]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_frozen_heads_come_from_the_run(experiment, base, headed, tmp_path):
     frozen = replace(experiment, head=HEAD, tune=Full(frozen=("head.out",)))
     with pytest.raises(InputError, match=r"has no head\.out\.\w+ for this run, whose tune=Full"):
