@@ -18,6 +18,7 @@ from mdlm.data.mixture import Mixture
 from mdlm.errors import InputError
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.experiment.stages import Stage
+from mdlm.models.heads import Head
 from mdlm.models.network import Network
 from mdlm.objectives.base import Objective
 from mdlm.objectives.nelbo import Nelbo
@@ -121,7 +122,8 @@ class Experiment:
     random. `stages` are steps that train something else on the way (`mdlm.experiment.stages`).
     `time_condition` is what the network is conditioned on: no noise level ("none", as in
     the released MDLM models), the time itself ("t"), "sigma" = -log alpha, or the log-SNR
-    ("log_snr"). `tune` says which parameters are trained (None: all).
+    ("log_snr"). `tune` says which parameters are trained (None: all). `head` is a layer beside that
+    of tokens, for objectives and samplers that read one (None: there is none).
     """
 
     name: str
@@ -139,6 +141,7 @@ class Experiment:
     seed: int = 0
     tune: Tuning | None = None
     stages: tuple[Stage, ...] = ()
+    head: Head | None = None
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**63:
