@@ -169,6 +169,7 @@ def refuse_nonsense(e: Experiment) -> None:
     for name, part in parts.items():
         refuse_part(name, part, e)
     refuse_blocks({"network": e.network, **parts}, e.data.packing.length)
+    refuse_rows(e)
     if e.time_condition == "none":
         return
     if e.network.attends == "causal":
@@ -178,6 +179,31 @@ def refuse_nonsense(e: Experiment) -> None:
             f'time_condition="{e.time_condition}" is one number per sequence, and this schedule has'
             ' one per token; use "t"'
         )
+
+
+def refuse_rows(e: Experiment) -> None:
+    """Raises InputError if the rows of the data are not those of the objective, or if an evaluation
+    would need what only training has."""
+    together, name = e.objective.rows_together, type(e.objective).__name__
+    if e.evaluation.objective is not None and e.evaluation.objective.needs_reference:
+        raise InputError(
+            f"evaluation.objective={type(e.evaluation.objective).__name__}(): it compares with a"
+            " network that only training has; leave it out"
+        )
+    parts = e.data.parts if isinstance(e.data, Mixture) else (e.data,)
+    for part in parts:
+        if part.source.rows_together > together:
+            raise InputError(
+                f"data of {part.source.name}: pairs of a chosen and a rejected response need"
+                f" objective=Preference(), not {name}()"
+            )
+        if part.source.rows_together < together:
+            raise InputError(
+                f"objective={name}(): it compares responses, so it needs data=PairData("
+                f"source=Preferences(...)), not {type(part.source).__name__}(...)"
+            )
+    if together > 1 and isinstance(e.data, Mixture):
+        raise InputError(f"objective={name}(): a mixture takes rows one by one; name one source")
 
 
 def refuse_part(name: str, part: Objective | Sampler, e: Experiment) -> None:

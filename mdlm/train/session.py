@@ -104,7 +104,8 @@ class Session:
         process_group.check_same({**configuration(experiment), **asked}, "values")
         process_group.broadcast(lambda: check_packages(tensorboard, wandb))
         self.mesh = experiment.mesh.build()
-        check_batch(self.mesh, settings.batch_size, settings.accumulate)
+        together = experiment.objective.rows_together
+        check_batch(self.mesh, settings.batch_size, settings.accumulate, together)
         experiment.network.check_mesh(self.mesh, experiment.data.packing.length)
         resumes = agreement.agreed(self.folder, experiment)
         self.changed = self.folder.changes(experiment) if resumes else []
