@@ -34,6 +34,8 @@ class Diffusion(Generic[P]):
         head: the experiment's head with its parameters (`mdlm.models.heads`), which reads a
             prediction of `denoise`; None where the experiment has none.
         verifier: a causal network over the same vocabulary, for `mdlm.samplers.verified`.
+        reference: the same process with the parameters that training began from, without dropout
+            and without a gradient, for objectives with `needs_reference`; None for others.
     """
 
     process: P
@@ -42,6 +44,7 @@ class Diffusion(Generic[P]):
     shift: bool = False
     head: ReadHead | None = None
     verifier: "Diffusion | None" = None
+    reference: "Diffusion | None" = None
 
     def with_clean(self, tokens: Int[Array, "b l"]) -> Self:
         """Returns this diffusion with a network that also reads `tokens`, the clean ones."""
@@ -72,8 +75,9 @@ class Diffusion(Generic[P]):
 
     def with_prompts(self, batch: Batch) -> Self:
         """Returns this diffusion with a network that reads the clean tokens where the batch is
-        valid and not scored, whatever noise put there. If a process noises each position by itself,
-        this is the process that noises the scored tokens only, given the others."""
+        valid and not scored, whatever noise put there, and so does its reference. If a process
+        noises each position by itself, this is the process that noises the scored tokens only,
+        given the others."""
         denoise = self.denoise
         is_valid = True if batch.is_valid is None else batch.is_valid
         is_given = is_valid & ~batch.loss_mask
@@ -84,7 +88,8 @@ class Diffusion(Generic[P]):
             tokens = jnp.where(given, clean, inputs.tokens)
             return denoise(replace(inputs, tokens=tokens), key=key)
 
-        return replace(self, denoise=ask)
+        reference = None if self.reference is None else self.reference.with_prompts(batch)
+        return replace(self, denoise=ask, reference=reference)
 
 
 class NetworkTraits(Protocol):

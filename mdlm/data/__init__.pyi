@@ -6,6 +6,7 @@ from .packing import Wrap as Wrap
 from .pair_data import PairData as PairData
 from .pair_data import Pairs as Pairs
 from .pairs import Fields as Fields
+from .preferences import Preferences as Preferences
 from .recipes import ag_news as ag_news
 from .recipes import arxiv as arxiv
 from .recipes import fineweb_edu as fineweb_edu

@@ -80,10 +80,12 @@ class Pairs(Source):
 
     def _part(self, pairs: list[Pair], split: str) -> list[Pair]:
         """Returns what a split has of the training pairs: valid and test are the last ones."""
-        valid, test = (max(1, round(len(pairs) * f)) if f else 0 for f in self._held_out)
-        ends = {"train": len(pairs) - test - valid, "valid": len(pairs) - test, "test": len(pairs)}
+        each = self.rows_together
+        total = len(pairs) // each
+        valid, test = (max(1, round(total * f)) if f else 0 for f in self._held_out)
+        ends = {"train": total - test - valid, "valid": total - test, "test": total}
         first = {"train": 0, "valid": ends["train"], "test": ends["valid"]}
-        return pairs[max(first[split], 0) : max(ends[split], 0)]
+        return pairs[each * max(first[split], 0) : each * max(ends[split], 0)]
 
     def _read(self, name: str, split: str) -> list[Pair]:
         return read_pairs(name, self.fields, split=OWN_NAMES[split], config=self.config)
@@ -121,7 +123,8 @@ class PairData(TextData):
         )
         texts = [pair.text for pair in pairs]
         try:
-            rows = self.packing.of_pairs(encoded, tokenizer.vocab)
+            together = self.source.rows_together if split == "train" else 1
+            rows = self.packing.of_pairs(encoded, tokenizer.vocab, together=together)
         except InputError as error:
             raise InputError(f"{self.source.name}, {split} split: {error}") from error
         # The text of a conversation has what its template writes.

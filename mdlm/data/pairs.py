@@ -61,11 +61,14 @@ class Encoded:
 @dataclass(frozen=True, kw_only=True)
 class Fields:
     """The names of the fields, or columns, of a pair: of the `prompt` and the `response`, or of
-    `messages`, a conversation that ends with the answer of the assistant."""
+    `messages`, a conversation that ends with the answer of the assistant. A preference has two
+    responses, the `chosen` and the `rejected`."""
 
     prompt: str = "prompt"
     response: str = "response"
     messages: str = "messages"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
 
 
 def read_pairs(
@@ -73,25 +76,34 @@ def read_pairs(
 ) -> list[Pair]:
     """Returns the pairs of a .jsonl file, or of a split of a data set: a folder, or a name on the
     Hugging Face hub. Raises InputError, in one line, if it has none or one of them is damaged."""
-    path = Path(os.path.expanduser(name))  # no error without a home folder
-    if path.is_file() and not path.name.endswith(ENDINGS):
-        raise InputError(f"{name}: unknown ending: must be .jsonl, also with .gz, or a data set")
-    if name.endswith(ENDINGS):
-        if not path.is_file():
-            raise InputError(f"file not found: {name}")
-        found = _of_lines(path, fields)
-    else:
-        table = HuggingFace(path=name, config=config, train=split).table("train")
-        found = ((f"{name}, {split} row {i}", row) for i, row in enumerate(table))
+    used = (fields.prompt, fields.response, fields.messages)
+    found = rows_of_file(name, used, split=split, config=config)
     pairs = [pair_of(row, fields, where) for where, row in found]
     if not pairs:
         raise InputError(f"{name}: no prompt and response in it")
     return pairs
 
 
-def _of_lines(path: Path, fields: Fields) -> Iterator[tuple[str, Any]]:
+def rows_of_file(
+    name: str, used: Sequence[str], *, split: str, config: str | None = None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields the rows of a file or data set, as `read_pairs` finds it, each after its name for
+    messages. `used` are the fields that are read."""
+    path = Path(os.path.expanduser(name))  # no error without a home folder
+    if path.is_file() and not path.name.endswith(ENDINGS):
+        raise InputError(f"{name}: unknown ending: must be .jsonl, also with .gz, or a data set")
+    if name.endswith(ENDINGS):
+        if not path.is_file():
+            raise InputError(f"file not found: {name}")
+        yield from _of_lines(path, ", ".join(map(repr, used)))
+        return
+    table = HuggingFace(path=name, config=config, train=split).table("train")
+    for i, row in enumerate(table):
+        yield f"{name}, {split} row {i}", row
+
+
+def _of_lines(path: Path, used: str) -> Iterator[tuple[str, Any]]:
     longest, number = limit("MDLM_MAX_DOCUMENT"), 0
-    used = ", ".join(map(repr, vars(fields).values()))
     try:
         with Opened(path, 0) as file:
             while line := file.binary.readline(longest + 1):
@@ -122,7 +134,7 @@ def pair_of(row: Mapping[str, Any], fields: Fields, where: str) -> Pair:
             " --data.source.fields.prompt and .response)"
         )
     for name in (fields.prompt, fields.response):
-        _check_text(row[name], f"{where}: {name!r}")
+        check_text(row[name], f"{where}: {name!r}")
     return Pair(prompt=row[fields.prompt], response=row[fields.response], where=where)
 
 
@@ -133,11 +145,12 @@ def _of_messages(messages: Any, where: str) -> Pair:
             f'{where}: messages must end with {{"role": "assistant", "content": ...}}, after one at'
             " least"
         )
-    _check_text(last.get("content"), f"{where}: the last message")
+    check_text(last.get("content"), f"{where}: the last message")
     return Pair(prompt=checked(messages[:-1], where), response=last["content"], where=where)
 
 
-def _check_text(value: Any, title: str) -> None:
+def check_text(value: Any, title: str) -> None:
+    """Raises InputError, which begins with `title`, if a value is no text."""
     if not isinstance(value, str):
         raise InputError(f"{title} is {type(value).__name__}, not text")
     try:
@@ -152,7 +165,7 @@ def as_pairs(pairs: Iterable[Pair | tuple[str | Messages, str]]) -> list[Pair]:
     for number, pair in enumerate(pairs, 1):
         if not isinstance(pair, Pair):
             prompt, response = pair
-            _check_text(response, f"pair {number}: the response")
+            check_text(response, f"pair {number}: the response")
             pair = Pair(prompt=prompt, response=response, where=f"pair {number}")
         found.append(pair)
     return found

@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from mdlm.data.packing import Packing
 from mdlm.data.pairs import Encoded
 from mdlm.data.rows.base import Rows, RowSet
+from mdlm.data.rows.shuffle import Order, Shuffled, Together
 from mdlm.data.rows.token_stream import TokenStream
 from mdlm.data.tokens.special_tokens import end_of, ends, padding, storage
 from mdlm.errors import InputError
@@ -88,33 +89,47 @@ class Responses(Packing):
             "packing=Responses(...) is for prompts and responses: PairData(source=Pairs(...))"
         )
 
-    def of_pairs(self, pairs: Sequence[Encoded], vocab: Vocab) -> "PairRows":
-        """Returns the rows of encoded pairs. Raises InputError if none fits."""
+    def of_pairs(self, pairs: Sequence[Encoded], vocab: Vocab, *, together: int = 1) -> "PairRows":
+        """Returns the rows of encoded pairs. So many `together`, one after another, are one
+        example: they are left out together, and training takes them one after the other.
+
+        Raises InputError if none fits.
+        """
+        if together > 1 and self.packed:
+            raise InputError("packing.packed=True: the responses of a preference have rows each")
         end = None
         if self.eos != NEVER:
             end = end_of(vocab)
             if end is None:
                 raise InputError("the tokenizer has no EOS: name one, or use eos='never'")
-        return PairRows(pairs, vocab, end=end, packing=self)
+        return PairRows(pairs, vocab, end=end, packing=self, together=together)
 
 
 class PairRows(RowSet):
     """Row i has the pairs from number `starts[i]` up to `starts[i + 1]`, of those that fit."""
 
     def __init__(
-        self, pairs: Sequence[Encoded], vocab: Vocab, *, end: int | None, packing: Responses
+        self,
+        pairs: Sequence[Encoded],
+        vocab: Vocab,
+        *,
+        end: int | None,
+        packing: Responses,
+        together: int = 1,
     ):
+        self.together = together
         self.length, self.vocab, self.end, self.packing = packing.length, vocab, end, packing
         needed = [len(pair) + len(self._ending(pair)) for pair in pairs]
-        fits = [n <= self.length for n in needed]
+        longest = [max(needed[i : i + together]) for i in range(0, len(needed), together)]
+        fits = [longest[i // together] <= self.length for i in range(len(needed))]
         self.pairs = [pair for pair, is_in in zip(pairs, fits, strict=True) if is_in]
         self._dropped = sum(len(p) for p, is_in in zip(pairs, fits, strict=True) if not is_in)
         if not self.pairs:
             raise InputError(
                 f"none of {len(pairs)} pairs fits a row of length={self.length}: the shortest has"
-                f" {min(needed)} tokens, its end included; use longer rows, or shorter texts"
+                f" {min(longest)} tokens, its end included; use longer rows, or shorter texts"
             )
-        self.sizes = [n for n in needed if n <= self.length]
+        self.sizes = [n for n, is_in in zip(needed, fits, strict=True) if is_in]
         firsts, used = [0], 0
         for i, size in enumerate(self.sizes):
             if i and (not packing.packed or used + size > self.length):
@@ -150,6 +165,11 @@ class PairRows(RowSet):
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    def order(self, seed: int) -> Order:
+        if self.together == 1:
+            return super().order(seed)
+        return Together(Shuffled(len(self) // self.together, seed), self.together)
 
     def loss_tokens(self) -> int:
         return sum(len(pair.response) for pair in self.pairs) + sum(self.inserted.values())

@@ -176,6 +176,7 @@ def refuse_nonsense(e: Experiment) -> None:
         refuse_part(name, part, e)
     refuse_blocks({"network": e.network, **parts}, e.data.packing.length)
     refuse_stages(e)
+    refuse_rows(e)
     if e.time_condition == "none":
         return
     if e.network.attends == "causal":
@@ -196,9 +197,36 @@ def refuse_stages(e: Experiment) -> None:
         network, objective = stage.network or e.network, stage.objective or e.objective
         name = f"stages[{number}].objective"
         refuse_part(name, objective, e, network)
+        if objective.needs_reference != e.objective.needs_reference:
+            raise InputError(f"{name}: all objectives of a run need a reference, or none does")
         refuse_blocks(
             {f"stages[{number}].network": network, name: objective}, e.data.packing.length
         )
+
+
+def refuse_rows(e: Experiment) -> None:
+    """Raises InputError if the rows of the data are not those of the objective, or if an evaluation
+    would need what only training has."""
+    together, name = e.objective.rows_together, type(e.objective).__name__
+    if e.evaluation.objective is not None and e.evaluation.objective.needs_reference:
+        raise InputError(
+            f"evaluation.objective={type(e.evaluation.objective).__name__}(): it compares with a"
+            " network that only training has; leave it out"
+        )
+    parts = e.data.parts if isinstance(e.data, Mixture) else (e.data,)
+    for part in parts:
+        if part.source.rows_together > together:
+            raise InputError(
+                f"data of {part.source.name}: pairs of a chosen and a rejected response need"
+                f" objective=Preference(), not {name}()"
+            )
+        if part.source.rows_together < together:
+            raise InputError(
+                f"objective={name}(): it compares responses, so it needs data=PairData("
+                f"source=Preferences(...)), not {type(part.source).__name__}(...)"
+            )
+    if together > 1 and isinstance(e.data, Mixture):
+        raise InputError(f"objective={name}(): a mixture takes rows one by one; name one source")
 
 
 def refuse_part(

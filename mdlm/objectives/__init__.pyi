@@ -11,6 +11,8 @@ from .llada import LLaDA as LLaDA
 from .masked_count import OrderAgnostic as OrderAgnostic
 from .masked_lm import MaskedLM as MaskedLM
 from .nelbo import Nelbo as Nelbo
+from .preference import CausalPreference as CausalPreference
+from .preference import Preference as Preference
 from .score_entropy import ScoreEntropy as ScoreEntropy
 from .uniform import UniformNelbo as UniformNelbo
 from .windowed import Windowed as Windowed

@@ -134,13 +134,17 @@ def rows_here(mesh: Mesh, batch_size: int) -> Int64[np.ndarray, " n"]:
     return np.concatenate([np.arange(*part, dtype=np.int64) for part in sorted(parts)])
 
 
-def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulate: int = 1) -> None:
-    """Raises InputError unless every device gets equally many rows in every micro-batch."""
+def check_batch(
+    mesh: Mesh | AbstractMesh, batch_size: int, accumulate: int = 1, together: int = 1
+) -> None:
+    """Raises InputError unless every device gets equally many rows in every micro-batch, with all
+    rows of an example, so many `together`."""
     parts = row_parts(mesh)
-    if batch_size < 1 or batch_size % (parts * accumulate):
+    if batch_size < 1 or batch_size % (parts * accumulate * together):
         over = f"{parts} devices" if parts == mesh.size else f"data x fsdp = {parts}"
         micro = f" in {accumulate} micro-batches" if accumulate > 1 else ""
-        raise InputError(f"a batch of {batch_size} rows does not divide over {over}{micro}")
+        rows = f"rows, {together} of each example," if together > 1 else "rows"
+        raise InputError(f"a batch of {batch_size} {rows} does not divide over {over}{micro}")
 
 
 def on(mesh: Mesh | AbstractMesh) -> AbstractContextManager:

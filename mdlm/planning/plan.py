@@ -206,7 +206,7 @@ def plan(
         price: dollars per chip-hour.
     """
     e, mesh = model.experiment, topology.sizes(model.experiment.mesh)
-    check_batch(mesh, e.train.batch_size, e.train.accumulate)
+    check_batch(mesh, e.train.batch_size, e.train.accumulate, e.objective.rows_together)
     method, memory, gradients = memory_of(model, topology, compiled, on_smaller)
     scored = scored_share(model)
     return Plan(

@@ -101,7 +101,7 @@ class Trainer:
     ):
         experiment = model.experiment
         size = experiment.train.batch_size
-        check_batch(mesh, size, experiment.train.accumulate)
+        check_batch(mesh, size, experiment.train.accumulate, model.objective.rows_together)
         self.settings = experiment.train
         self.model, self.mesh, self.tx, self.folder = model, mesh, tx, folder
         self.initial, self.carried = initial, carried

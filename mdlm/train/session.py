@@ -104,7 +104,8 @@ class Session:
         process_group.check_same({**configuration(experiment), **asked}, "values")
         process_group.broadcast(lambda: check_packages(tensorboard, wandb))
         self.mesh = experiment.mesh.build()
-        check_batch(self.mesh, settings.batch_size, settings.accumulate)
+        together = experiment.objective.rows_together
+        check_batch(self.mesh, settings.batch_size, settings.accumulate, together)
         experiment.network.check_mesh(self.mesh, experiment.data.packing.length)
         resumes = agreement.agreed(self.folder, experiment)
         self.changed = self.folder.changes(experiment) if resumes else []
@@ -130,6 +131,7 @@ class Session:
         keep: Callable[[], None] = lambda: None
         if made is None and origin is not None and origin.option == "--fork":
             tx = experiment.updates()
+            origin.check_base(self.model)
             origin.check(saved(abstract_state(self.model, tx, self.mesh)), experiment)
             copy = partial(origin.copy_state, self.folder, experiment)
         elif made is None:
@@ -226,7 +228,7 @@ class Session:
         run folder, which has no training state. Returns what writes the arrays among them that
         training does not change."""
         nothing = lambda: None
-        keeps_base, tune = self.model.tuning.keeps_base, self.experiment.tune
+        keeps_base = self.model.keeps_base
         if origin is not None:
             self.carried = origin.carried(self.model, self.dataset.tokenizer)
             step, self.initial = origin.parameters(self.model, self.mesh, self.carried)
@@ -236,9 +238,11 @@ class Session:
             base = origin.base(self.model, self.initial, self.carried)
             return partial(base_weights.write, self.folder, base, step=step, fingerprint=known)
         if keeps_base:
-            raise InputError(
-                f"tune={to_text(tune)}: it keeps parameters of another run; give --init-from RUN"
-            )
+            tune, objective = self.experiment.tune, self.experiment.objective
+            what = f"tune={to_text(tune)}: it keeps"
+            if objective.needs_reference:
+                what = f"objective={to_text(objective)}: it compares with"
+            raise InputError(f"{what} parameters of another run; give --init-from RUN")
         weights = Weights.of(self.folder.path, verify=self.folder.verify)
         if weights is None:
             return nothing

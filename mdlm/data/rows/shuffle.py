@@ -43,6 +43,17 @@ class Shuffled:
         return permuted(positions, self.n, key(self.seed, self.stream, epochs))
 
 
+class Together:
+    """The rows of examples that have `each` rows one after another, in an order of examples."""
+
+    def __init__(self, examples: Order, each: int):
+        self.examples, self.each = examples, each
+
+    def at(self, samples: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        examples, within = np.divmod(samples, self.each)
+        return self.each * self.examples.at(examples) + within
+
+
 class Mixed:
     """Rows of several parts, so many of each in every `PERIOD` samples, in shuffled order.
 

@@ -19,6 +19,8 @@ class Source(abc.ABC):
     `paths` names the fields that hold files or folders, which may be relative."""
 
     paths: ClassVar[tuple[str, ...]] = ()
+    rows_together: ClassVar[int] = 1
+    """How many rows of training, one after another, are one example."""
 
     clean: Cleaning | None = None
 
