@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-import jax
 from jax import Array
 from jaxtyping import Key
 
@@ -60,8 +59,7 @@ class WithCausal(Objective):
 
     def __call__(self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion) -> LossTerms:
         terms = self.objective(key, batch, diffusion)
-        with jax.named_scope("causal"):
-            causal = Autoregressive()(stream(key, "causal"), batch, diffusion.with_window(0))
+        causal = Autoregressive()(stream(key, "causal"), batch, diffusion.with_window(0))
         return replace(
             terms,
             total=terms.total + self.weight * causal.total,
