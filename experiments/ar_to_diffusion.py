@@ -16,18 +16,19 @@ the token before the one that they are about. docs/conversion.md compares the re
 """
 
 from dataclasses import replace
+from typing import Literal
 
-from mdlm.errors import InputError
 from mdlm.experiment import Experiment, Perplexity, Stage
 from mdlm.models import opened
 from mdlm.objectives import BlockNelbo, Nelbo, Windowed, WithCausal
 from mdlm.samplers import Ancestral, BlockByBlock
 
+Recipe = Literal["open", "windows", "blocks", "both"]
 BLOCK = 32
 """Tokens of a diffusion block at the end of "blocks"."""
 
 
-def experiment(base: Experiment, recipe: str = "open") -> Experiment:
+def experiment(base: Experiment, recipe: Recipe = "open") -> Experiment:
     length, network = base.data.packing.length, opened(base.network)
     converted = replace(
         base,
@@ -67,4 +68,4 @@ def experiment(base: Experiment, recipe: str = "open") -> Experiment:
             sampler=BlockByBlock(block_size=BLOCK),
             stages=(*warm_up, stable),
         )
-    raise InputError(f"recipe={recipe!r}: choose open, windows, blocks or both")
+    raise ValueError(f"recipe={recipe!r}: must be open, windows, blocks or both")
