@@ -5,7 +5,8 @@
 
 The run named by --init-from is autoregressive: one of ours, or an import of LLaMA or Qwen. Its
 parameters, data, tokenizer and optimizer are taken over. Attention is opened, and logits stay at
-the token before the one that they are about. docs/conversion.md compares the recipes:
+the token before the one that they are about, or move to that token with `--shift False`.
+docs/conversion.md compares the recipes:
 
     open      attention to everything at once
     windows   each token sees 0, 1, 3, 7, ... tokens ahead, then everything, in the manner of
@@ -28,8 +29,8 @@ BLOCK = 32
 """Tokens of a diffusion block at the end of "blocks"."""
 
 
-def experiment(base: Experiment, recipe: Recipe = "open") -> Experiment:
-    length, network = base.data.packing.length, opened(base.network)
+def experiment(base: Experiment, recipe: Recipe = "open", shift: bool = True) -> Experiment:
+    length, network = base.data.packing.length, opened(base.network, shift=shift)
     converted = replace(
         base,
         name=f"ar_to_diffusion_{recipe}",
