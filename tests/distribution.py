@@ -17,9 +17,11 @@ from mdlm.objectives.discrete_time import DiscreteNelbo
 from mdlm.objectives.llada import LLaDA
 from mdlm.objectives.masked_count import OrderAgnostic
 from mdlm.objectives.nelbo import Nelbo
+from mdlm.objectives.positional import Positional
 from mdlm.schedules.change_of_variables import ChangeOfVariables
 from mdlm.schedules.closed_form import Cosine, CosineSquared, Geometric, LinearSigma, LogLinear
 from mdlm.schedules.md4 import OneMinusSine, Polynomial
+from mdlm.schedules.positions import ARDiffusion, LeftFirst, RandomOffsets
 from mdlm.times import IID
 from mdlm.types import Batch
 
@@ -91,4 +93,8 @@ TIGHT = {
     "order-agnostic": OrderAgnostic(),
     "complementary masks": Complementary(),
     "llada": LLaDA(),
+    "left first": Positional(by=LeftFirst(width=0.4)),
+    "segments, left first": Positional(by=LeftFirst(width=0.7, segment=2)),
+    "random offsets": Positional(by=RandomOffsets(width=0.5)),
+    "AR-Diffusion": Positional(by=ARDiffusion()),
 }

@@ -11,6 +11,7 @@ from .llada import LLaDA as LLaDA
 from .masked_count import OrderAgnostic as OrderAgnostic
 from .masked_lm import MaskedLM as MaskedLM
 from .nelbo import Nelbo as Nelbo
+from .positional import Positional as Positional
 from .preference import CausalPreference as CausalPreference
 from .preference import Preference as Preference
 from .score_entropy import ScoreEntropy as ScoreEntropy

@@ -8,13 +8,15 @@ tends to that of revealing one position at a time, in random order.
 
 The step that reveals a position does not depend on the tokens drawn, so all reveal steps are drawn
 first (DNDM, arXiv:2312.09193): a position is still masked at s with probability
-(1 - alpha_s) / (1 - alpha_1). Each row then skips to its next step that reveals something,
-independently of the other rows. The distribution of the sample is the same.
+(1 - alpha_s) / (1 - alpha_1), with alpha at the position's own time if it has one. Each row then
+skips to its next step that reveals something, independently of the other rows. The distribution of
+the sample is the same.
 """
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Int, Key
@@ -27,6 +29,7 @@ from mdlm.samplers.caches.base import Cache
 from mdlm.samplers.grid import GridSampler, LastStep
 from mdlm.samplers.requirements import rates_differ
 from mdlm.samplers.state import SampleState, extended
+from mdlm.schedules.positions import PositionTimes
 from mdlm.times import grid_of
 from mdlm.types import pytree
 
@@ -57,9 +60,14 @@ class Ancestral(LastStep, GridSampler):
     keeps_written: ClassVar[bool] = True
 
     cache: Cache | None = None
+    positions: PositionTimes | None = None
+    """The times of positions, as in training (`Positional`); None: all have that of the row."""
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)
+        if reason is None and self.positions is not None and not self.positions.is_path:
+            kind = type(self.positions).__name__
+            return f"positions={kind}(): these times do not lead from noise to a text"
         return reason or rates_differ(process, "reveals")
 
     def init(
@@ -70,25 +78,43 @@ class Ancestral(LastStep, GridSampler):
         diffusion: Diffusion[Masked],
     ) -> RevealState:
         state = super().init(keys, tokens, is_fixed, diffusion)
-        due = due_steps(self, keys, tokens.shape[1], diffusion.process)
+        due = due_steps(self, keys, tokens.shape[1], diffusion.process, self.positions)
         return extended(state, RevealState, due=due)
 
     def step(self, state: RevealState, diffusion: Diffusion[Masked]) -> RevealState:
-        return reveal_due(self, state, diffusion)
+        return reveal_due(self, state, diffusion, self.positions)
 
 
 def due_steps(
-    sampler: GridSampler, keys: Key[Array, " b"], length: int, process: Masked
+    sampler: GridSampler,
+    keys: Key[Array, " b"],
+    length: int,
+    process: Masked,
+    positions: PositionTimes | None = None,
 ) -> Int[Array, "b l"]:
     """The step that reveals each position: 0 is the first of the grid, `steps` the extra one."""
-    noised = process.schedule.one_minus_alpha(grid_of(sampler.grid, sampler.steps))
-    rising = (noised[1:] / noised[0])[::-1]  # still masked after the last step, .., the first
+    grid = grid_of(sampler.grid, sampler.steps)
     u = uniforms(streams(keys, "due"), length)
-    return sampler.steps - jnp.searchsorted(rising, u, side="right").astype(jnp.int32)
+    masked = lambda t: (
+        process.schedule.one_minus_alpha(t) / process.schedule.one_minus_alpha(jnp.ones(()))
+    )
+    if positions is None:
+        rising = masked(grid[1:])[::-1]  # still masked after the last step, .., the first
+        return sampler.steps - jnp.searchsorted(rising, u, side="right").astype(jnp.int32)
+
+    def is_masked_after(steps: Int[Array, ""]) -> Bool[Array, "b l"]:
+        t = jnp.full((u.shape[0], 1), grid[steps])
+        return u < masked(positions.times(keys, t, length))
+
+    add = lambda n, due: due + is_masked_after(n + 1)
+    return jax.lax.fori_loop(0, sampler.steps, add, jnp.zeros(u.shape, jnp.int32))
 
 
 def reveal_due(
-    sampler: GridSampler, state: RevealState, diffusion: Diffusion[Masked]
+    sampler: GridSampler,
+    state: RevealState,
+    diffusion: Diffusion[Masked],
+    positions: PositionTimes | None = None,
 ) -> RevealState:
     """Writes the positions of each row that are due first. `due` may run over several passes down
     the grid, `steps + 1` steps each."""
@@ -98,5 +124,7 @@ def reveal_due(
     is_revealed = is_open & (state.due == now)
     # A row that is done reveals nothing at any time.
     t = grid_of(sampler.grid, sampler.steps)[now % (sampler.steps + 1)]
+    if positions is not None:
+        t = positions.times(state.keys, t, state.tokens.shape[1])
     state = sampler.write(state, is_revealed, t, diffusion)
     return replace(state, done=(is_open == is_revealed).all(-1))

@@ -9,3 +9,8 @@ from .md4 import OneMinusSine as OneMinusSine
 from .md4 import Polynomial as Polynomial
 from .per_token import LearnedPolynomial as LearnedPolynomial
 from .per_token import Spindle as Spindle
+from .positions import ARDiffusion as ARDiffusion
+from .positions import Independent as Independent
+from .positions import LeftFirst as LeftFirst
+from .positions import PositionTimes as PositionTimes
+from .positions import RandomOffsets as RandomOffsets
