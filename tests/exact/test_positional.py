@@ -101,7 +101,7 @@ def test_independent_times_are_no_bound():
             + jnp.zeros((*inputs.tokens.shape, 1))
         )
 
-    rows = 20000
+    rows = 40000
     batch = DATA.batch(np.repeat([[0, 0, 0], [1, 1, 1]], rows // 2, axis=0))
     parts = dict(
         process=Masked(schedule=LogLinear(eps=0.0), mask_id=2),
