@@ -4,7 +4,7 @@ One of N parts is run each day, all of them in N days:
 
     slow cases      each in one part
     other cases     of the first test of a file in `DAILY`, some in each part;
-                    of other tests, some in every sixth part
+                    of other tests, some in every ninth part
 """
 
 from zlib import crc32
@@ -12,7 +12,7 @@ from zlib import crc32
 DAILY = ("exact", "objectives", "samplers")
 """Folders of which the first test of each file is in every part, as are all tests of no folder.
 The first test of a file is that of the right numbers."""
-DAYS = 6
+DAYS = 9
 
 
 def part_of(cases, k, n, is_first=True):

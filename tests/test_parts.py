@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from parts import DAILY, part_of
+from parts import DAILY, DAYS, part_of
 
 TESTS = Path(__file__).parent
 
@@ -28,10 +28,10 @@ def cases(quick, slow, file):
 @pytest.mark.parametrize(
     ("file", "is_first", "days"),
     [
-        ("tests/samplers/logits/t.py", True, 6),
+        ("tests/samplers/logits/t.py", True, DAYS),
         ("tests/samplers/t.py", False, 1),
         ("tests/data/t.py", True, 1),
-        ("tests/t.py", False, 6),
+        ("tests/t.py", False, DAYS),
     ],
 )
 def test_parts_are_all_cases(quick, slow, file, is_first, days):
@@ -40,7 +40,7 @@ def test_parts_are_all_cases(quick, slow, file, is_first, days):
     assert {case for part in parts for case in part} == set(own)
     for k, part in enumerate(parts):
         assert len(part) == len(set(part))
-        some = [any(not case.is_slow for case in parts[(k + day) % 36]) for day in range(6)]
+        some = [any(not case.is_slow for case in parts[(k + day) % 36]) for day in range(DAYS)]
         assert sum(some) == (days if quick else 0)
 
 
