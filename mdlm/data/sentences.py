@@ -28,7 +28,7 @@ from mdlm.errors import InputError
 from mdlm.types import Vocab
 
 ONLY = "packing=Sentences(...) is for labelled sentences: SentenceData(source=Glue(...))"
-Tokens = Int32[np.ndarray, " n"]
+Tokens = Int32[np.ndarray, "..."]
 
 
 @dataclass(frozen=True, kw_only=True)
