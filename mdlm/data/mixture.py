@@ -61,6 +61,11 @@ class Mixture:
         shares(self.weights)  # raises ValueError if a weight is too small
 
     @property
+    def classes(self) -> None:
+        """A mixture is text alone, see `TextData.classes`."""
+        return None
+
+    @property
     def tokenizer(self) -> TokenizerConfig:
         return self.parts[0].tokenizer
 

@@ -50,15 +50,16 @@ def metrics(
             of_classes["F1"] = f1
         of_classes["Matthews correlation"] = matthews
         for name, measure in of_classes.items():
-            found.append(metric(name, measure(table[None])[0], np.std(measure(drawn), ddof=1)))
+            spread = float(np.std(measure(drawn), ddof=1))
+            found.append(metric(name, measure(table[None])[0], spread))
         return found
     rows = random.integers(0, n, (RESAMPLES, n))
     for name, correlation in (
         ("Pearson correlation", pearson),
         ("Spearman correlation", spearman),
     ):
-        spread = np.std([correlation(*answers[own].T) for own in rows], ddof=1)
-        found.append(metric(name, correlation(*answers.T), float(spread)))
+        spread = float(np.std([correlation(*answers[own].T) for own in rows], ddof=1))
+        found.append(metric(name, correlation(*answers.T), spread))
     return found
 
 

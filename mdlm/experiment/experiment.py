@@ -195,7 +195,7 @@ def refuse_part(name: str, part: Objective | Sampler, e: Experiment) -> None:
 def refuse_targets(name: str, part: Objective, e: Experiment) -> None:
     """Raises InputError if an objective does not predict what the data and the head have."""
     title, head = f"{name}={type(part).__name__}()", e.head
-    has = {None: None, 0: "numbers"}.get(getattr(e.data, "classes", None), "classes")
+    has = {None: None, 0: "numbers"}.get(e.data.classes, "classes")
     if part.of_rows != has:
         wants, there = (what or "tokens" for what in (part.of_rows, has))
         raise InputError(f"{title}: predicts {wants}, and the data have {there} to predict")
@@ -206,7 +206,7 @@ def refuse_targets(name: str, part: Objective, e: Experiment) -> None:
         raise InputError(
             f"{title}: needs a head of {part.reads_head}, such as head={kind}(outputs=2)"
         )
-    outputs = None if has is None else getattr(e.data, "classes", 0) or 1
+    outputs = None if has is None else e.data.classes or 1
     if outputs not in (None, head.outputs):
         raise InputError(
             f"head.outputs={head.outputs}: the data have"
