@@ -85,7 +85,7 @@ class Sums(NamedTuple):
     count: Float[np.ndarray, "p b"]
     text: Float[np.ndarray, " 2"]
     levels: Float[np.ndarray, "p b n 4"]
-    answers: Float[np.ndarray, "n k"] = np.zeros((0, 0))
+    answers: Float[np.ndarray, "r k"] = np.zeros((0, 0))
 
 
 class Scorer:
