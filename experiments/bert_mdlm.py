@@ -1,7 +1,7 @@
 """MDLM from a pre-trained BERT: an imported BERT goes on to train with the diffusion bound.
 
     mdlm import bert-base-uncased --out runs/bert
-    mdlm train bert_mdlm --init-from runs/bert --data.store data/c4   # docs/glue.md makes it
+    mdlm train bert_mdlm --init-from runs/bert --data.store data/c4/store   # see docs/glue.md
     mdlm sample runs/bert_mdlm
 
 This is the representation learning of MDLM (arXiv:2406.07524, section 5.1 and appendix D.6). From
@@ -17,7 +17,7 @@ perplexity of 78 to 35.
 
 from dataclasses import replace
 
-from mdlm.data import HuggingFace, Pad, TextData
+from mdlm.data import Pad, TextData, TextFiles
 from mdlm.experiment import Experiment, Perplexity, Training
 from mdlm.objectives import Nelbo
 from mdlm.optim import AdamW
@@ -33,7 +33,9 @@ def experiment(base: Experiment) -> Experiment:
         name="bert_mdlm",
         head=None,
         data=TextData(
-            source=HuggingFace(path="allenai/c4", config="en", test=None, streaming=True),
+            source=TextFiles(
+                train="data/c4/c4-train.*.jsonl.gz", valid="data/c4/c4-validation.*.jsonl.gz"
+            ),
             tokenizer=base.data.tokenizer,
             packing=Pad(length=128),
         ),
