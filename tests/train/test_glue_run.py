@@ -2,6 +2,7 @@
 
 import json
 import random
+from typing import Any
 
 import jax
 import numpy as np
@@ -89,6 +90,7 @@ def test_a_bert_is_trained_with_diffusion_and_then_on_a_task(bert, task, tmp_pat
     glue = ["train", "glue", "--init-from", str(out), "--data.source.path", str(task), *SMALL]
     glue += ["--train.steps", "120", "--optimizer.learning_rate", "3e-3"]
     last = tmp_path / "sst2"
+    capsys.readouterr()
     assert main([*glue, "--task", "sst2", "--out", str(last)]) == 0
     said = capsys.readouterr().out
     assert "accuracy" in said and "mdlm sample" not in said and f"next: mdlm eval {last}" in said
@@ -102,7 +104,8 @@ def test_a_bert_is_trained_with_diffusion_and_then_on_a_task(bert, task, tmp_pat
     [*_, line] = RunFolder(last).log.metrics()
     assert line["kind"] == "valid" and line["accuracy"] == pytest.approx(p)
     opened = mdlm.load(last)
-    assert opened.experiment.data.source.task == "sst2" and opened.experiment.name == "glue_sst2"
+    data: Any = opened.experiment.data
+    assert data.source.task == "sst2" and opened.experiment.name == "glue_sst2"
     assert opened.params["head"]["out"]["kernel"].shape == (32, 2)
     # The same command goes on; another task is another run.
     assert main([*glue, "--task", "sst2", "--out", str(last)]) == 0
