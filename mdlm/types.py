@@ -128,7 +128,9 @@ class Batch:
     rows: Any  # Int[Array, ""], sequences in the whole
     is_valid: Any = None  # Bool[Array, "b l"], False at padding; None where there is none
     segment_ids: Any = None  # Int[Array, "b l"] where several documents share a row
-    label: Any = None  # Int[Array, " b"]
+    label: Any = None  # Int[Array, " b"], that a network is conditioned on
+    token_types: Any = None  # Int[Array, "b l"], see `NetInput`
+    target: Any = None  # Float[Array, " b"], the class or number that objectives of rows predict
 
 
 @pytree
@@ -139,8 +141,9 @@ class LossTerms:
     sum by token, and `bound` has the terms of the reported NELBO by token; both carry no
     gradient. `count` is 1 for each token that the sums are divided by, else 0. `scored` is 1 for
     each token whose logits were computed. `examples` are what `total` is divided by, if not by the
-    tokens of `count`. `t` is the noise level, by row or by token. `weight` is
-    that of each token's cross-entropy, whose product with it is the bound.
+    tokens of `count`. `t` is the noise level, by row or by token. `weight` is that of each token's
+    cross-entropy, whose product with it is the bound. `answers` are of objectives that predict
+    something of each row: what the head says, and what is true.
     """
 
     total: Any  # Float[Array, ""]
@@ -152,6 +155,7 @@ class LossTerms:
     t: Any = None  # Float[Array, " b #l"], diffusion time; None where nothing is noised
     weight: Any = None  # Float[Array, "b l"]; None where the bound is no weighted cross-entropy
     examples: Any = None  # Float[Array, ""]; None where the loss is one of tokens
+    answers: Any = None  # Float[Array, "b 2"]; None where tokens are predicted
 
 
 class Prediction(abc.ABC):

@@ -22,10 +22,10 @@ def noised(params):
     return jax.tree.unflatten(tree, [a + b for a, b in zip(leaves, noise, strict=True)])
 
 
-def made(folder, experiment, change=noised) -> mdlm.Run:
+def made(folder, experiment, change=noised, tokenizer=None) -> mdlm.Run:
     """Makes a run folder of an experiment with the parameters that `change` returns for those that
-    training begins with, and opens it."""
-    tokenizer = experiment.data.tokenizer.build([])
+    training begins with, and opens it. A tokenizer that is made from text is given."""
+    tokenizer = tokenizer or experiment.data.tokenizer.build([])
     model = Model(experiment, tokenizer.vocab)
     params = change(jax.jit(model.init)(jax.random.key(1)))
     run = RunFolder(folder)

@@ -48,17 +48,22 @@ def experiment_from(
     """Loads an experiment, which may follow from that of a run folder `base`, and applies the
     changed settings. If it is that of a run in `out`, or of `fork`, it follows from nothing else.
     """
-    from mdlm.config.overrides import apply
-    from mdlm.experiment.loading import load_file
+    from mdlm.experiment.loading import load_changed
     from mdlm.runs.folder import RunFolder
 
     of = lambda path: RunFolder(path, trust=trust).experiment
-    known = None
+    earlier = None
     if out and RunFolder(out).exists:
-        known = of(out)
+        earlier = out
     elif fork:
-        known = of(fork.rpartition("@")[0] or fork)
-    return apply(load_file(file, base=of(base) if base else None, known=known), changes)
+        earlier = fork.rpartition("@")[0] or fork
+    return load_changed(
+        file,
+        changes,
+        base=of(base) if base else None,
+        known=of(earlier) if earlier else None,
+        begun_with=lambda: RunFolder(earlier).config()["overrides"] if earlier else (),
+    )
 
 
 def typed(words: Sequence[str]) -> str:

@@ -109,9 +109,12 @@ class Progress:
             else:
                 self._say_rarely(f"step {event.step}/{self._steps}: {words}")
         elif isinstance(event, events.Evaluated):
-            value = event.metrics[0].value
+            first, *more = event.metrics
             name = "validation" if event.split == "valid" else f"{event.split} split"
-            self._write(f"step {event.step}: {name} {value:.4f} nats per token")
+            words = f"{first.value:.4f} {first.name}"
+            if first.name != "nats per token":  # of what is no text there is more to say
+                words = ", ".join([words, *(f"{m.name} {m.value:.4f}" for m in more)])
+            self._write(f"step {event.step}: {name} {words}")
         elif isinstance(event, events.Spiked):
             found = event.spike
             words = f"step {event.step}: loss {found.loss:.3f}, median {found.median:.3f}"

@@ -17,8 +17,13 @@ def run(args: argparse.Namespace, changes: Changes) -> int:
     from mdlm.config.component_text import to_text
     from mdlm.config.field_types import expected
     from mdlm.config.overrides import names
+    from mdlm.experiment.loading import options_in
 
     experiment = experiment_of(args, changes)
+    for option in options_in(args.experiment):
+        kind, value = option.kind, option.default
+        print(f"--{option.name:32s} {value!s:24}  {expected(kind, brief=True)}")
+        print("        An option of this file, here with its default.")
     for name, kind, value in names(experiment):
         print(f"--{name:32s} {to_text(value, lenient=True):24}  {expected(kind, brief=True)}")
         if said := said_of(experiment, name, value):

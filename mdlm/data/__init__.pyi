@@ -1,4 +1,6 @@
 from .dataset import TextData as TextData
+from .glue import Glue as Glue
+from .glue import GlueTask as GlueTask
 from .mixture import Mixture as Mixture
 from .packing import Packing as Packing
 from .packing import Pad as Pad
@@ -22,6 +24,8 @@ from .recipes import tinystories as tinystories
 from .recipes import wikitext2 as wikitext2
 from .recipes import wikitext103 as wikitext103
 from .responses import Responses as Responses
+from .sentences import SentenceData as SentenceData
+from .sentences import Sentences as Sentences
 from .sources import PythonReference as PythonReference
 from .sources import TextFiles as TextFiles
 from .text.cleaning import LM1B as LM1B

@@ -211,6 +211,12 @@ class TextData:
     packing: Packing
     store: str | None = None
 
+    @property
+    def classes(self) -> int | None:
+        """The number of classes of which each row has one; 0 if each has a number instead, None if
+        rows are text alone."""
+        return None
+
     def load(self, directory: Path | None = None, report: Report | None = None) -> Dataset:
         """Loads the data, with the tokenizer in `directory`, or a new one that is saved there.
 

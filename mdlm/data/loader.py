@@ -22,7 +22,7 @@ T = TypeVar("T")
 HostBatch = dict[str, np.ndarray]
 """The fields of `types.Batch` by name: tokens, loss_mask, row, rows; is_valid if rows of the
 split are padded (attention is cheaper without a mask); segment_ids if attention stays inside
-documents."""
+documents; token_types and target if the rows have them."""
 
 
 Indices = Int64[np.ndarray, " n"]
@@ -62,6 +62,10 @@ def _fields(rows: RowSet, at: Int64[np.ndarray, " n"]) -> HostBatch:
         fields["is_valid"] = found.is_valid
     if found.segment_ids is not None:
         fields["segment_ids"] = found.segment_ids.astype(np.int32)
+    if found.token_types is not None:
+        fields["token_types"] = found.token_types.astype(np.int32)
+    if found.target is not None:
+        fields["target"] = found.target.astype(np.float32)
     return fields
 
 

@@ -22,6 +22,7 @@ from mdlm.data.packing import Packing
 from mdlm.data.pair_data import PairData
 from mdlm.data.rows.joined import JoinedRows, MixedRows
 from mdlm.data.rows.shuffle import shares
+from mdlm.data.sentences import SentenceData
 from mdlm.data.sources import other_files
 from mdlm.data.store.reader import Store
 from mdlm.data.text.source import SPLITS
@@ -58,6 +59,11 @@ class Mixture:
                         "the parts of a mixture must share it"
                     )
         shares(self.weights)  # raises ValueError if a weight is too small
+
+    @property
+    def classes(self) -> None:
+        """A mixture is text alone, see `TextData.classes`."""
+        return None
 
     @property
     def tokenizer(self) -> TokenizerConfig:
@@ -187,7 +193,7 @@ def other_data(
 ) -> TextData:
     """Returns files as one split of data that are read, encoded and packed as `data` are; see
     `sources.other_files`."""
-    if isinstance(data, PairData):
+    if isinstance(data, PairData | SentenceData):
         return data.of_files(files, split)
     parts = data.parts if isinstance(data, Mixture) else (data,)
     source = other_files([part.source for part in parts], files, split, **settings)

@@ -5,7 +5,7 @@ log p(response | prompt). After the response comes padding that no token attends
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,19 @@ def rows_of_file(
     if name.endswith(ENDINGS):
         if not path.is_file():
             raise InputError(f"file not found: {name}")
-        yield from _of_lines(path, ", ".join(map(repr, used)))
+        yield from json_lines(path, ", ".join(map(repr, used)))
         return
     table = HuggingFace(path=name, config=config, train=split).table("train")
     for i, row in enumerate(table):
         yield f"{name}, {split} row {i}", row
 
 
-def _of_lines(path: Path, used: str) -> Iterator[tuple[str, Any]]:
+def json_lines(
+    path: Path, used: str, whole: Callable[[str], Any] = lambda digits: 0
+) -> Iterator[tuple[str, Any]]:
+    """Yields the object in each line of a file, after its place, FILE:LINE. `used` names the fields
+    that are wanted, for messages, and `whole` reads whole numbers, see `json_object`. Raises
+    InputError, with the line, if it cannot be read."""
     longest, number = limit("MDLM_MAX_DOCUMENT"), 0
     try:
         with Opened(path, 0) as file:
@@ -113,7 +118,7 @@ def _of_lines(path: Path, used: str) -> Iterator[tuple[str, Any]]:
                 if text := file.decode(line, 0).strip():
                     yield (
                         where,
-                        json_object(text, where, used),
+                        json_object(text, where, used, whole),
                     )
     except NotUTF8 as error:
         raise InputError(f"{path}:{number} is not UTF-8 text: {error} of the line") from error

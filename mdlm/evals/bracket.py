@@ -22,7 +22,7 @@ from mdlm.evals.nll import Metric, summarise
 from mdlm.evals.orders import NO, next_tokens
 from mdlm.evals.row_program import RowProgram
 from mdlm.evals.sides import ENOUGH, noise, sides
-from mdlm.experiment.model import Model
+from mdlm.experiment.model import Model, check_text
 from mdlm.objectives.block import BlockNelbo
 from mdlm.objectives.masked_count import OrderAgnostic, refuse_without_inverse
 from mdlm.types import ArrayTree, Batch
@@ -126,6 +126,7 @@ def check(model: Model, paths: int) -> int:
     """
     if paths < 2:
         raise InputError(f"paths={paths}: must be at least 2, as each is compared with the others")
+    check_text(model)
     network = model.experiment.network
     if model.reported.is_exact or network.attends == "causal":
         raise InputError("the likelihood of this run is exact: there is nothing to bound")

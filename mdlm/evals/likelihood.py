@@ -34,7 +34,7 @@ from mdlm.errors import InputError
 from mdlm.evals import monte_carlo
 from mdlm.evals.log_likelihood import LogLikelihood, Passes
 from mdlm.evals.row_program import RowProgram
-from mdlm.experiment.model import Model
+from mdlm.experiment.model import Model, check_text
 from mdlm.keys import by_row, of_seed
 from mdlm.objectives.autoregressive import Autoregressive
 from mdlm.objectives.base import Objective
@@ -72,6 +72,7 @@ def objective_of(model: Model, by: By | None = None) -> tuple[Objective, str]:
     It is an exact one where that is possible; else, without `by`, "counts", or "nelbo" where counts
     do not fit. Raises InputError, with the reason, if `by` does not fit the run.
     """
+    check_text(model)
     e, process = model.experiment, model.process
     exact = "log p(response | prompt), exact, token by token"
     if e.network.attends == "causal":

@@ -69,9 +69,11 @@ def table(metrics: Sequence[Metric]) -> str:
     return "\n".join(lines)
 
 
-def names(units: Iterable[str]) -> list[str]:
-    """Returns the names of the metrics of `summarise`, with those per unit of text. All of them
-    are better the lower they are."""
+def names(units: Iterable[str], loss_name: str = "nats per token") -> list[str]:
+    """Returns the names of metrics that are better the lower they are: of those of `summarise`,
+    with those per unit of text; or the `loss_name` of an objective that predicts no tokens."""
+    if loss_name != "nats per token":
+        return [loss_name]
     return ["nats per token", *(f"bits per {unit}" for unit in units), "perplexity"]
 
 

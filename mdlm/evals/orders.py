@@ -29,7 +29,7 @@ from mdlm.errors import InputError
 from mdlm.evals.likelihood import DiffusionOf, by_length
 from mdlm.evals.log_likelihood import LogLikelihood
 from mdlm.evals.row_program import RowProgram
-from mdlm.experiment.model import Model
+from mdlm.experiment.model import Model, check_text
 from mdlm.keys import of_seed
 from mdlm.objectives.base import ask, score_masked
 from mdlm.objectives.masked_count import time_of_share
@@ -54,6 +54,7 @@ def log_marginal(
     All other tokens of the row are masked. Raises InputError if there is no known token, or the
     network does not attend to the whole row.
     """
+    check_text(model)
     if not reads_any_tokens(model):
         raise InputError(
             "log_marginal: needs a masked process and a network that attends to the whole row"

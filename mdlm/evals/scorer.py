@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -25,6 +26,7 @@ from mdlm.data.mixture import Mixture
 from mdlm.data.rows.base import RowSet
 from mdlm.data.tokens.text_size import UNITS, TextSizes
 from mdlm.errors import InputError
+from mdlm.evals import labels
 from mdlm.evals.levels import SUMS, by_level
 from mdlm.evals.ngrams import Baselines
 from mdlm.evals.nll import Metric, summarise
@@ -41,10 +43,11 @@ from mdlm.types import ArrayTree, Batch
 TABLE_TOKENS = 2**24
 """Most tokens of a stored training split, in memory at once, that n-gram counts come from."""
 
-RowSums = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+RowSums = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Evaluate = Callable[[int, dict[str, np.ndarray]], RowSums]
-"""`(pass number, batch) -> (bound [b], count [b], text [b 2], levels [b n 4])`: sums over each row,
-in nats, in tokens, in bytes and characters, and by noise level (`levels.by_level`)."""
+"""`(pass number, batch) -> (bound [b], count [b], text [b 2], levels [b n 4], answers [b 2])`: sums
+over each row, in nats, in tokens, in bytes and characters, and by noise level (`levels.by_level`);
+and what is predicted of each row, beside what is true (`[b 0]` where tokens are predicted)."""
 
 Batches = Callable[[], Iterable[dict[str, np.ndarray]]]
 
@@ -75,13 +78,14 @@ def check_same_data(dataset: Dataset, splits: tuple[str, ...]) -> None:
 
 class Sums(NamedTuple):
     """Sums of an evaluation: `bound` (nats) and `count` (tokens scored) by pass and row, the size
-    of the text that the scored tokens spell, in bytes and characters (`TextSizes`), and `levels`,
-    by pass, row and noise level (`levels.by_level`)."""
+    of the text that the scored tokens spell, in bytes and characters (`TextSizes`), `levels`,
+    by pass, row and noise level (`levels.by_level`), and `answers` of the last pass."""
 
     bound: Float[np.ndarray, "p b"]
     count: Float[np.ndarray, "p b"]
     text: Float[np.ndarray, " 2"]
     levels: Float[np.ndarray, "p b n 4"]
+    answers: Float[np.ndarray, "r k"] = np.zeros((0, 0))
 
 
 class Scorer:
@@ -148,10 +152,19 @@ class Scorer:
         """Returns the metrics of sums over a split, or its first `limit` rows."""
         objective, (_, whole) = self.model.reported, self.rows(how.split, limit)
         words = objective.protocol_on(self.model.process)
+        protocol = self.protocol(how.split, words, limit)
+        if objective.of_rows is not None:
+            return labels.metrics(
+                sums.bound[0],
+                sums.answers,
+                classes=self.model.experiment.data.classes or 0,
+                loss_name=objective.loss_name,
+                protocol=protocol,
+            )
         metrics = summarise(
             sums.bound,
             sums.count,
-            protocol=self.protocol(how.split, words, limit),
+            protocol=protocol,
             is_exact=objective.is_exact,
             units=self._units(how.split, sums.text) if whole else {},
         )
@@ -260,36 +273,39 @@ def passes(
     """Evaluates a split `count` times. Sums are float64; the text is that of the first pass."""
     bound, tokens, text = np.zeros((count, rows)), np.zeros((count, rows)), np.zeros(len(UNITS))
     parts = np.zeros((count, rows, levels, len(SUMS)))
+    answers = np.zeros((rows, 0))
     done = 0
     for number in range(count):
         deal = np.random.default_rng((seed, number)).permutation(rows).astype(np.int32)
         for batch in batches():
             row = np.asarray(batch["row"])
             filled = np.asarray(batch["loss_mask"]).any(axis=-1)
-            nats, scored, spelled, by_time = evaluate(number, {**batch, "row": deal[row]})
+            nats, scored, spelled, by_time, said = evaluate(number, {**batch, "row": deal[row]})
             bound[number, row[filled]] = nats[filled]
             tokens[number, row[filled]] = scored[filled]
             parts[number, row[filled]] = by_time[filled]
+            if not answers.shape[1]:
+                answers = np.zeros((rows, said.shape[1]))
+            answers[row[filled]] = said[filled]
             if number == 0:
                 text += spelled[filled].sum(axis=0, dtype=np.float64)
             done += int(filled.sum())
             report(done, rows * count)
-    return Sums(bound, tokens, text, parts)
+    return Sums(bound, tokens, text, parts, answers)
 
 
 def compile_evaluation(model: Model, mesh: Mesh, levels: int = 0) -> Callable[..., Any]:
     """Returns a jitted `(params, key, batch, sizes [v 2]) -> (bound [b], count [b], text [b 2],
-    levels [b n 4])`.
-
-    They are sums over each row, replicated on all hosts: nats, tokens scored, the sizes of the
-    tokens scored, and `levels.by_level`.
-    """
+    levels [b n 4], answers [b k])`, replicated on all hosts; see `Evaluate`."""
 
     def evaluate(params, key, batch: Batch, sizes: Int[Array, "v n"]):
         with on(mesh):
             terms = model.evaluate(params, key, batch)
         text = (terms.count[..., None] * sizes[batch.tokens]).sum(axis=-2)
         bound, count = terms.bound.sum(axis=-1), terms.count.sum(axis=-1)
-        return bound, count, text, by_level(terms, levels)
+        answers = terms.answers
+        if answers is None:
+            answers = jnp.zeros((len(bound), 0))
+        return bound, count, text, by_level(terms, levels), answers
 
     return jax.jit(evaluate, out_shardings=replicated(mesh))

@@ -174,6 +174,8 @@ def refuse_nonsense(e: Experiment) -> None:
         parts["evaluation.objective"] = e.evaluation.objective
     for name, part in parts.items():
         refuse_part(name, part, e)
+        if isinstance(part, Objective):
+            refuse_targets(name, part, e)
     refuse_blocks({"network": e.network, **parts}, e.data.packing.length)
     refuse_stages(e)
     refuse_rows(e)
@@ -237,6 +239,29 @@ def refuse_part(
     reason = part.incompatibility(e.process, e.parameterization, network or e.network)
     if reason is not None:
         raise InputError(f"{name}={type(part).__name__}(): {reason}")
+
+
+def refuse_targets(name: str, part: Objective, e: Experiment) -> None:
+    """Raises InputError if an objective does not predict what the data and the head have."""
+    title, head = f"{name}={type(part).__name__}()", e.head
+    has = {None: None, 0: "numbers"}.get(e.data.classes, "classes")
+    if part.of_rows != has:
+        wants, there = (what or "tokens" for what in (part.of_rows, has))
+        raise InputError(f"{title}: predicts {wants}, and the data have {there} to predict")
+    if part.reads_head is None:
+        return
+    if head is None or head.gives != part.reads_head:
+        kind = {"rows": "Pooled", "tokens": "PerToken"}[part.reads_head]
+        raise InputError(
+            f"{title}: needs a head of {part.reads_head}, such as head={kind}(outputs=2)"
+        )
+    outputs = None if has is None else e.data.classes or 1
+    if outputs not in (None, head.outputs):
+        raise InputError(
+            f"head.outputs={head.outputs}: the data have"
+            f" {f'{outputs} classes' if has == 'classes' else 'one number'} for each row; give"
+            f" {outputs}"
+        )
 
 
 def refuse_blocks(parts: dict[str, Any], length: int) -> None:

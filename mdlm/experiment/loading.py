@@ -5,22 +5,27 @@ people you would run code from. Modules beside it can be imported, as by `python
 installed packages come first.
 """
 
+import inspect
 import sys
 import tokenize
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mdlm.config.component_text import from_text
+from mdlm.config.overrides import apply
 from mdlm.data.dataset import TextData
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.old_names import old_names
 from mdlm.experiment.shipped import located
 
+Changes = Sequence[tuple[str, str]]
+"""Names and values, both as text, in the order in which they were given."""
 MODULE = "mdlm_experiment"
 """The module that an experiment file becomes. The last one executed is found under this name."""
 _folders: list[str] = []
@@ -44,23 +49,94 @@ def load_file(
     modules beside the file are there. Raises InputError, naming the line, if the file is missing,
     raises, or defines no experiment, or if it needs a run and there is none.
     """
+    return load_changed(path, (), copy_of=copy_of, base=base, known=known)
+
+
+def load_changed(
+    path: str | Path,
+    changes: Changes,
+    *,
+    copy_of: str | Path | None = None,
+    base: Callable[[], Experiment] | None = None,
+    known: Callable[[], Experiment] | None = None,
+    begun_with: Callable[[], Changes] = lambda: (),
+) -> Experiment:
+    """Executes an experiment file as `load_file`, and returns its experiment with changed values.
+
+    `changes` are names and texts: settings (`train.steps`), and options of the file. These are the
+    parameters of a function `experiment(base, task="mrpc")` that have a default; the function gets
+    the value that is given. Where a `known` experiment goes on, the options must be those that it
+    was `begun_with`.
+    """
     experiment = _executed(path, copy_of).get("experiment")
-    if callable(experiment) and known is not None:
-        experiment = known()
-    elif callable(experiment):
-        if base is None:
-            raise InputError(
-                f"{path}: its experiment follows from that of a run; name one: mdlm train {path}"
-                " --init-from RUN"
-            )
-        given = replace(
-            base(), tune=None, stages=()
-        )  # how the other run was trained is not taken over
-        with _named(Path(path)):
-            experiment = experiment(given)
-    if not isinstance(experiment, Experiment):
+    if not callable(experiment):
+        if not isinstance(experiment, Experiment):
+            raise InputError(f"{path}: defines no `experiment = Experiment(...)`")
+        return apply(experiment, changes)
+    options = _options(path, experiment)
+    given = [(options[name], text) for name, text in changes if name in options]
+    values = {option.name: option.read(text) for option, text in given}
+    settings = [(name, text) for name, text in changes if name not in options]
+    if known is not None:
+        texts = dict(begun_with()) if given else {}
+        for option, text in given:
+            option.check_same(text, texts.get(option.name))
+        return apply(known(), settings)
+    if base is None:
+        raise InputError(
+            f"{path}: its experiment follows from that of a run; name one: mdlm train {path}"
+            " --init-from RUN"
+        )
+    # How the other run was trained is not taken over.
+    other = replace(base(), tune=None, stages=())
+    with _named(Path(path)):
+        made = experiment(other, **values)
+    if not isinstance(made, Experiment):
         raise InputError(f"{path}: defines no `experiment = Experiment(...)`")
-    return experiment
+    return apply(made, settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """An option of an experiment file: a parameter of its function, with its type and default."""
+
+    name: str
+    kind: Any
+    default: Any
+
+    def read(self, text: str) -> Any:
+        """Reads a value. Raises InputError, with the choices, if the text is none."""
+        return from_text(text, self.kind, f"--{self.name} {text}")
+
+    def check_same(self, text: str, there: str | None) -> None:
+        """Raises InputError if the value is another than the one that a run was begun with (None:
+        the default)."""
+        before = self.default if there is None else self.read(there)
+        if self.read(text) != before:
+            raise InputError(
+                f"--{self.name} {text}: the run was begun with --{self.name} {before}; begin"
+                " another one, with another --out"
+            )
+
+
+def options_in(path: str | Path) -> list[Option]:
+    """Executes an experiment file and returns its options; none if it defines no function."""
+    experiment = _executed(path).get("experiment")
+    return list(_options(path, experiment).values()) if callable(experiment) else []
+
+
+def _options(path: str | Path, function: Callable[..., Any]) -> dict[str, Option]:
+    found = {}
+    settings = {field.name for field in fields(Experiment)}
+    for name, parameter in inspect.signature(function).parameters.items():
+        default, kind = parameter.default, parameter.annotation
+        if default is parameter.empty:
+            continue
+        if name in settings:
+            raise InputError(f"{path}: its option {name} is also a setting; name it otherwise")
+        kind = type(default) if kind is parameter.empty else kind
+        found[name] = Option(name=name, kind=kind, default=default)
+    return found
 
 
 def load_data_file(path: str | Path) -> "Experiment | DataOnly":

@@ -215,7 +215,7 @@ class Model:
         `reference` are the parameters that training began from, if the objective needs them."""
         diffusion = replace(self.diffusion(params), reference=self._fixed(reference))
         denoise, head = diffusion.denoise, diffusion.head
-        batch = self.network.labelled(batch, stream(key, "labels"))
+        batch = self.network.typed(self.network.labelled(batch, stream(key, "labels")))
         of_network = {}
         of_part = lambda key: None if key is None else jax.random.fold_in(key, part)
 
@@ -239,7 +239,7 @@ class Model:
 
     def evaluate(self, params: ArrayTree, key: Key[Array, ""], batch: Batch) -> LossTerms:
         """Returns the evaluation's objective (by default that of training), without dropout."""
-        batch = self.network.labelled(batch)
+        batch = self.network.typed(self.network.labelled(batch))
         certain = self.diffusion(params).without_dropout()
         return self.reported(key, batch, self._given(batch, certain))
 
@@ -249,8 +249,19 @@ class Model:
         return diffusion.with_prompts(batch) if has_prompts else diffusion
 
 
+def check_text(model: Model) -> None:
+    """Raises InputError if the model is not one of text, but of what belongs to texts."""
+    objective = model.experiment.objective
+    if objective.of_rows is not None:
+        raise InputError(
+            f"objective={type(objective).__name__}(): this run predicts {objective.of_rows} of"
+            " rows; it has no distribution of text to generate or score. `mdlm eval` evaluates it"
+        )
+
+
 def check_sampler(sampler: Sampler, model: Model) -> None:
     """Raises InputError, with the reason, if the sampler does not fit the model."""
+    check_text(model)
     e = model.experiment
     refuse_part("sampler", sampler, e)
     refuse_blocks({"network": e.network, "sampler": sampler}, e.data.packing.length)

@@ -13,7 +13,7 @@ An experiment names one head (`Experiment.head`). Its parameters lie beside thos
 
 import abc
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,9 @@ class Head(abc.ABC):
         outputs: numbers that it gives, for a row or for each token.
         dropout: probability of dropping an input of its last layer, in calls with a key.
     """
+
+    gives: ClassVar[Literal["rows", "tokens"]]
+    """What it gives outputs for."""
 
     outputs: int
     dropout: float = 0.1
@@ -81,6 +84,8 @@ class Head(abc.ABC):
 class Pooled(Head):
     """Reads the first token of each row, for which BERT has [CLS]; outputs are `[b k]`."""
 
+    gives: ClassVar[Literal["rows", "tokens"]] = "rows"
+
     def init(self, key: Key[Array, ""], width: int) -> ArrayTree:
         return {
             "pooler": _linear(stream(key, "pooler"), width, width),
@@ -101,6 +106,8 @@ class Pooled(Head):
 @dataclass(frozen=True, kw_only=True)
 class PerToken(Head):
     """Reads every token by itself; outputs are `[b l k]`."""
+
+    gives: ClassVar[Literal["rows", "tokens"]] = "tokens"
 
     def init(self, key: Key[Array, ""], width: int) -> ArrayTree:
         return {"out": _linear(stream(key, "out"), width, self.outputs)}

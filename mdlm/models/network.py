@@ -98,6 +98,10 @@ class Network(abc.ABC):
         """
         return replace(batch, label=None)
 
+    def typed(self, batch: Batch) -> Batch:
+        """Returns the batch without token types if the network has no such input."""
+        return batch if self.token_types else replace(batch, token_types=None)
+
     def check_mesh(self, mesh: Mesh | AbstractMesh, length: int) -> None:
         """Raises InputError if rows of `length`, or the network, cannot be split over the mesh."""
         sequence, tensor = mesh.shape[SEQUENCE], mesh.shape[TENSOR]

@@ -7,6 +7,8 @@ from .discrete_time import DiscreteNelbo as DiscreteNelbo
 from .generalized import GeneralizedDiscreteNelbo as GeneralizedDiscreteNelbo
 from .generalized import GeneralizedNelbo as GeneralizedNelbo
 from .hybrid import HybridNelbo as HybridNelbo
+from .labels import Classification as Classification
+from .labels import Regression as Regression
 from .llada import LLaDA as LLaDA
 from .masked_count import OrderAgnostic as OrderAgnostic
 from .masked_lm import MaskedLM as MaskedLM

@@ -8,7 +8,7 @@ number of tokens, so that those of micro-batches and devices can be added.
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,13 @@ class Objective(abc.ABC):
     """The processes, parameterizations and attention of the network that the objective is defined
     for. An experiment with others is refused when it is composed."""
 
+    loss_name: ClassVar[str] = "nats per token"
+    """What an evaluation calls the loss, divided by its count."""
+    of_rows: ClassVar[Literal["classes", "numbers"] | None] = None
+    """What of each row the objective predicts, if not its tokens."""
+    reads_head: ClassVar[Literal["rows", "tokens"] | None] = None
+    """What the experiment's head must give outputs for (`Head.gives`), if the objective calls
+    `Diffusion.head`."""
     rows_together: ClassVar[int] = 1
     """How many rows of a batch, one after another, are one example of the data."""
 
@@ -117,6 +124,7 @@ def ask(
             t=t,
             is_valid=batch.is_valid,
             segment_ids=batch.segment_ids,
+            token_types=batch.token_types,
             label=batch.label,
         ),
         key=key,

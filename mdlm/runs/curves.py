@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 BLUE, ORANGE, GREY, GREEN = "#2563a8", "#d1720a", "#8a8f98", "#3a7d44"
+TEXT = "nats per token"
+"""What the loss of text is called."""
 EVALUATIONS = {"valid": "validation", "test": "test split", "train split": "training split"}
 """Kinds of lines in metrics.jsonl that are evaluations, and their names in the legend."""
 
@@ -44,7 +46,7 @@ def draw(
     loss.set_title(shown, loc="left", fontsize=11, parse_math=False)
     if loss.get_legend_handles_labels()[0]:
         loss.legend(frameon=False)
-    for axes, label in ((loss, "nats per token"), (rate, "learning rate"), (speed, "tokens/s")):
+    for axes, label in ((loss, loss_name(entries)), (rate, "learning rate"), (speed, "tokens/s")):
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         _plain(axes)
@@ -66,16 +68,26 @@ def _evaluations(axes: Any, entries: list[dict[str, Any]]) -> None:
     """Plots the evaluations of each split, with their standard errors where the lines have them."""
     for kind, name in EVALUATIONS.items():
         if lines := [e for e in entries if e["kind"] == kind]:
+            loss = loss_name(lines)
             axes.errorbar(
                 [e["step"] for e in lines],
-                np.array([e["nats per token"] for e in lines], float),
-                np.array([e.get("nats per token stderr_rows") for e in lines], float),
+                np.array([e[loss] for e in lines], float),
+                np.array([e.get(f"{loss} stderr_rows") for e in lines], float),
                 fmt="o-",
                 color=ORANGE,
                 markersize=4,
                 capsize=3,
                 label=f"{name}, EMA parameters; standard error over sequences",
             )
+
+
+def loss_name(entries: list[dict[str, Any]]) -> str:
+    """Returns what the newest evaluation in the log calls its loss, the first of its metrics."""
+    for entry in reversed(entries):
+        if entry["kind"] in EVALUATIONS:
+            found = [name for name in entry if f"{name} stderr_rows" in entry]
+            return found[0] if found else TEXT
+    return TEXT
 
 
 def _references(axes: Any, references: dict[str, float]) -> None:

@@ -31,11 +31,10 @@ from mdlm.cluster import process_group
 from mdlm.config import records
 from mdlm.config.components import UnknownComponent, classes_in
 from mdlm.config.field_types import default_of
-from mdlm.config.overrides import apply
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import fingerprint, identity, identity_of
-from mdlm.experiment.loading import load_file
+from mdlm.experiment.loading import load_changed
 from mdlm.files import replaced
 from mdlm.foreign.arrays import numbers
 from mdlm.runs import digests
@@ -241,8 +240,9 @@ class RunFolder:
         config, copy = self.config(), self.path / "experiment.py"
         if self.trust:
             # A file whose experiment follows from that of another run keeps its network.
-            experiment = load_file(copy, copy_of=self._first("file"), base=self._recorded)
-            return apply(experiment, [(name, text) for name, text in config["overrides"]])
+            changes = [(name, text) for name, text in config["overrides"]]
+            own = self._first("file")
+            return load_changed(copy, changes, copy_of=own, base=self._recorded)
         return self._recorded()
 
     def _recorded(self) -> Experiment:

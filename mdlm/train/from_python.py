@@ -6,7 +6,7 @@ from typing import Any
 
 from mdlm.config.overrides import apply
 from mdlm.experiment.experiment import Experiment
-from mdlm.experiment.loading import load_file, source_of
+from mdlm.experiment.loading import load_changed, source_of
 from mdlm.experiment.shipped import located
 from mdlm.runs.folder import RunFolder
 from mdlm.train.events import Event
@@ -27,7 +27,8 @@ def train(
         experiment: an `Experiment`, or an experiment file by its path or shipped name.
         out: the run folder (default: runs/NAME). An earlier run of the same experiment in it is
             continued from its newest checkpoint.
-        settings: settings to replace, by dotted name: {"train.steps": 2000}.
+        settings: settings to replace, by dotted name: {"train.steps": 2000}; also options of the
+            file, such as {"task": "mrpc"}.
         on_event: called with each event of training (`mdlm.train.events`).
         options: `checkpoints`, `init_from`, `new_tokenizer`, `fork`, `restart`, `tensorboard`,
             `wandb`, `profile`, `trust`, `verify`, `report`: as for `mdlm.train.session.Session`.
@@ -38,12 +39,12 @@ def train(
     changes = [(name, str(value)) for name, value in (settings or {}).items()]
     if isinstance(experiment, Experiment):
         source, file = None, None
+        chosen: Experiment = apply(experiment, changes)
     else:
         source, file = source_of(experiment), located(experiment)
         origin = options.get("init_from")
         base = None if origin is None else RunFolder(origin).experiment
-        experiment = load_file(file, base=base)
-    chosen: Experiment = apply(experiment, changes)
+        chosen = load_changed(file, changes, base=base)
     folder = Path(out or f"runs/{chosen.name}")
     session = Session(chosen, folder, source=source, file=file, overrides=changes, **options)
     for event in session.train():

@@ -119,7 +119,8 @@ class Session:
         for split in splits:
             getattr(self.dataset, split)  # reads and packs it; raises if the text is too short
         is_whole = not 0 < settings.eval_rows < len(getattr(self.dataset, self.split).rows)
-        stopping.check(settings, self.split, UNITS, is_whole=is_whole)
+        loss_name = self.model.reported.loss_name
+        stopping.check(settings, self.split, UNITS, is_whole=is_whole, loss_name=loss_name)
         check_same_data(self.dataset, splits)
         # A store has checksums of its own kind.
         kind = "text" if self.dataset.store is None else "store"
@@ -177,7 +178,7 @@ class Session:
             self.folder,
             initial=initial,
             carried=self.carried,
-            sample=self._sample,
+            sample=self._sample if self._is_of_text else None,
             profile=self.profile,
         )
         del initial
@@ -212,8 +213,14 @@ class Session:
             lines.append("a sample (more in samples.txt):")
             lines += [f"  | {line}" for line in self.generated.texts[0].shown.splitlines()]
         path = shlex.quote(str(self.folder.path))
-        lines += [f"next: mdlm eval {path}{which}", f"      mdlm sample {path}{which}"]
+        lines.append(f"next: mdlm eval {path}{which}")
+        if self._is_of_text:
+            lines.append(f"      mdlm sample {path}{which}")
         return "\n".join(lines)
+
+    @property
+    def _is_of_text(self) -> bool:
+        return self.experiment.objective.of_rows is None
 
     def _take_lock(self) -> None:
         self._lock = hold(self.folder.path)

@@ -114,18 +114,25 @@ class Stopping:
         return ""
 
 
-def check(settings: Training, split: str, units: Sequence[str], *, is_whole: bool) -> None:
+def check(
+    settings: Training,
+    split: str,
+    units: Sequence[str],
+    *,
+    is_whole: bool,
+    loss_name: str = "nats per token",
+) -> None:
     """Raises InputError if no validation will report the metric that selects, or if none selects.
 
     `split` is evaluated during training, `is_whole` if all of its rows are; metrics per unit of
-    text are reported then.
+    text are reported then. `loss_name` is what the reported objective calls its loss.
     """
     if settings.patience and split != SELECTS:
         raise InputError(
             f"train.patience={settings.patience}: the data have no validation split to compare;"
             " give them one, or set it to 0"
         )
-    name, always, of_all = settings.best, names(()), names(units)
+    name, always, of_all = settings.best, names((), loss_name), names(units, loss_name)
     if name in always or name in of_all and is_whole:
         return
     if name in of_all:

@@ -32,10 +32,11 @@ def test_every_token_is_scored_once_whatever_the_batch(batch_size):
         count = batch["loss_mask"].sum(-1)
         text = np.stack([2 * count, count], axis=-1)
         bound = batch["tokens"][:, 0] * count * (number + 1.0)
-        return bound, count, text, bound[:, None, None] * np.arange(8).reshape(2, 4)
+        levels = bound[:, None, None] * np.arange(8).reshape(2, 4)
+        return bound, count, text, levels, batch["tokens"][:, :2] + 0.5 * number
 
     told = []
-    bound, count, text, levels = passes(
+    bound, count, text, levels, answers = passes(
         score,
         lambda: evaluation_batches(Held(part), batch_size),
         count=2,
@@ -49,6 +50,7 @@ def test_every_token_is_scored_once_whatever_the_batch(batch_size):
     np.testing.assert_array_equal(count, np.tile(part.loss_mask.sum(-1), (2, 1)))
     np.testing.assert_allclose(bound, [expected, 2 * expected])
     np.testing.assert_allclose(levels, bound[..., None, None] * np.arange(8).reshape(2, 4))
+    np.testing.assert_array_equal(answers, part.tokens[:, :2] + 0.5)  # of the last pass
     np.testing.assert_array_equal(text, part.loss_mask.sum() * np.array([2, 1]))
 
 
@@ -59,7 +61,8 @@ def test_strata_are_dealt_at_random_and_each_once():
         used = batch["loss_mask"].any(-1)
         dealt[number].extend(batch["row"][used].tolist())
         b = len(used)
-        return np.zeros(b), batch["loss_mask"].sum(-1), np.zeros((b, 2)), np.zeros((b, 0, 4))
+        levels, answers = np.zeros((b, 0, 4)), np.zeros((b, 0))
+        return np.zeros(b), batch["loss_mask"].sum(-1), np.zeros((b, 2)), levels, answers
 
     part = rows(64)
     passes(score, lambda: evaluation_batches(Held(part), 16), count=2, rows=64, seed=0)

@@ -1,22 +1,27 @@
 """Composition: what is refused and why, what identifies a run, what a file may do wrong."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import tiny
 
 from mdlm.config.overrides import names
 from mdlm.config.records import differences
+from mdlm.data.glue import GlueTask
 from mdlm.errors import InputError
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.experiment.identity import fingerprint, identity
-from mdlm.experiment.loading import load_file
+from mdlm.experiment.loading import load_changed, load_file
+from mdlm.models import Bert, PerToken, Pooled
 from mdlm.models.block import BlockDiT
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.objectives.autoregressive import Autoregressive
 from mdlm.objectives.block import BlockNelbo
+from mdlm.objectives.labels import Classification, Regression
 from mdlm.objectives.nelbo import Nelbo
 from mdlm.parallel.mesh import MeshShape, check_batch
 from mdlm.processes.masked import Masked
@@ -26,7 +31,9 @@ from mdlm.schedules.base import Schedule
 from mdlm.schedules.closed_form import LogLinear
 from mdlm.schedules.md4 import Polynomial
 
-EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").rglob("*.py"))
+FILES = sorted((Path(__file__).parents[2] / "experiments").rglob("*.py"))
+FOLLOWING = [path for path in FILES if "\ndef experiment(" in path.read_text(encoding="utf-8")]
+EXPERIMENTS = [path for path in FILES if path not in FOLLOWING]
 
 
 @pytest.fixture
@@ -148,6 +155,59 @@ def test_experiment_files_load(path):
     assert experiment.name == path.stem
     doc = path.read_text().split('"""')[1]
     assert "mdlm train experiments/" in doc and "Data:" in doc
+
+
+@pytest.mark.parametrize("path", FOLLOWING, ids=lambda path: path.stem)
+def test_experiments_follow_from_a_run(path, experiment):
+    """Here from one of a BERT."""
+    base = replace(experiment, network=Bert(width=32, depth=1, heads=2, positions=128))
+    made = load_file(path, base=lambda: base)
+    assert made.name.startswith(path.stem) and made.data.tokenizer == base.data.tokenizer
+    assert replace(made.network, dropout=0.0) == base.network
+    assert f"mdlm train {path.stem} --init-from" in path.read_text(encoding="utf-8")
+
+
+def test_every_task_of_glue_is_an_experiment(experiment):
+    base = replace(experiment, network=Bert(width=32, depth=1, heads=2, positions=128))
+    outputs = {}
+    for task in get_args(GlueTask):
+        made = load_changed("glue", [("task", task)], base=lambda: base)
+        outputs[task] = made.head.outputs
+        # Three epochs, in batches of 16.
+        assert made.train.steps == 3 * math.ceil(made.data.source.form.rows / 16)
+        is_number = isinstance(made.objective, Regression)
+        assert is_number == (task == "stsb") and made.name == f"glue_{task}"
+    assert outputs == {task: 2 for task in outputs} | {"mnli": 3, "stsb": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            dict(head=None),
+            r"objective=Classification\(\): needs a head of rows, such as head=Pooled",
+        ),
+        (dict(head=PerToken(outputs=2)), r"needs a head of rows"),
+        (dict(head=Pooled(outputs=3)), r"head.outputs=3: the data have 2 classes for each row"),
+        (
+            dict(objective=Nelbo()),
+            r"objective=Nelbo\(\): predicts tokens, and the data have classes",
+        ),
+        (dict(objective=Regression()), r"predicts numbers, and the data have classes to predict"),
+        (
+            dict(evaluation=Perplexity(objective=Nelbo())),
+            r"evaluation.objective=Nelbo\(\): predicts tokens",
+        ),
+    ],
+)
+def test_labels_need_a_head_and_an_objective(experiment, changes, reason):
+    base = replace(experiment, network=Bert(width=32, depth=1, heads=2, positions=128))
+    made = load_file("glue", base=lambda: base)
+    with pytest.raises(InputError, match=reason):
+        replace(made, **changes)
+    message = r"objective=Classification\(\): predicts classes, and the data have tokens to predict"
+    with pytest.raises(InputError, match=message):
+        replace(base, objective=Classification())
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,16 @@ class Rows:
     """Rows in memory. `loss_mask`: counted in the loss. `is_valid`: attended to by the network.
 
     `segment_ids` numbers the documents of a row from 0 if attention stays inside each document;
-    else None.
+    else None. `token_types` says which of the texts of a row each token is of, `target` what
+    belongs to the row: the number of a class, or a number; None where rows have neither.
     """
 
     tokens: Integer[np.ndarray, "n l"]
     loss_mask: Bool[np.ndarray, "n l"]
     is_valid: Bool[np.ndarray, "n l"]
     segment_ids: Any = None  # Int32[np.ndarray, "n l"]
+    token_types: Any = None  # Int32[np.ndarray, "n l"]
+    target: Any = None  # Float32[np.ndarray, " n"]
 
     def __len__(self) -> int:
         return len(self.tokens)

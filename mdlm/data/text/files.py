@@ -10,7 +10,7 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -229,14 +229,17 @@ class NullText(InputError):
         )
 
 
-def json_object(line: str, where: str, used: str) -> dict[str, Any]:
-    """Returns the object in a line of a `.jsonl` file; whole numbers in it become 0.
+def json_object(
+    line: str, where: str, used: str, whole: Callable[[str], Any] = lambda digits: 0
+) -> dict[str, Any]:
+    """Returns the object in a line of a `.jsonl` file.
 
-    `where` is FILE:LINE, and `used` names the fields that are used, for errors. Raises InputError
-    if it is none.
+    `where` is FILE:LINE, and `used` names the fields that are used, for errors. Whole numbers
+    become what `whole` returns for their digits, however many these are: by default 0, where none
+    is used. Raises InputError if it is none.
     """
     try:
-        entry = json.loads(line, parse_int=lambda digits: 0)  # however many digits: none is used
+        entry = json.loads(line, parse_int=whole)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
