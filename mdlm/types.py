@@ -110,6 +110,17 @@ class NetInput:
 
 
 @pytree
+class Rollout:
+    """What is known of rows that the current parameters wrote (`mdlm.objectives.policy`)."""
+
+    is_prompt: Any  # Bool[Array, "b l"], tokens that were given
+    advantage: Any  # Float[Array, " b"], the weight of each row, from rewards; NaN: there are none
+    reward: Any  # Float[Array, " b"]
+    log_p_old: Any = None  # Float[Array, "b l"], log-probabilities of the tokens by the parameters
+    # that wrote them; None: these are the present ones
+
+
+@pytree
 class Batch:
     """Sequences of data, also called rows. `loss_mask` says which tokens count in the loss.
 
@@ -126,6 +137,7 @@ class Batch:
     is_valid: Any = None  # Bool[Array, "b l"], False at padding; None where there is none
     segment_ids: Any = None  # Int[Array, "b l"] where several documents share a row
     label: Any = None  # Int[Array, " b"]
+    rollout: Any = None  # Rollout, of rows that are no data
 
 
 @pytree

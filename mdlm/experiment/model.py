@@ -189,9 +189,10 @@ class Model:
             of_network.update(made.scalars)
             return made
 
-        terms = self.objective(
-            key, batch, self._given(batch, replace(diffusion, denoise=with_dropout))
-        )
+        diffusion = replace(diffusion, denoise=with_dropout)
+        if not self.objective.noises_prompts:
+            diffusion = self._given(batch, diffusion)
+        terms = self.objective(key, batch, diffusion)
         return replace(terms, scalars={**of_network, **terms.scalars})
 
     def _fixed(self, params: ArrayTree | None) -> Diffusion | None:

@@ -103,7 +103,7 @@ def test_it_is_opened_without_the_reference(preferred, tmp_path):
     shutil.copytree(preferred, tmp_path / "run")
     (tmp_path / "run" / BASE).unlink()
     run = load(tmp_path / "run", verify=False)
-    assert "NELBO" in run.perplexity(split="valid")[0].protocol
+    assert "NELBO" in run.perplexity()[0].protocol
     assert run.generate(num=1).texts
 
 
@@ -154,7 +154,7 @@ def test_a_causal_network_learns_by_exact_likelihoods(plain, tmp_path):
     train(chosen, tmp_path / "run", init_from=str(begun.folder.path))
     first, *_, last = logged(tmp_path / "run")
     assert first["margin"] == 0 and last["margin"] > 0
-    assert "exact NLL" in load(tmp_path / "run").perplexity(split="valid")[0].protocol
+    assert "exact NLL" in load(tmp_path / "run").perplexity()[0].protocol
 
 
 @pytest.mark.parametrize(
