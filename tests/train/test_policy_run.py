@@ -33,7 +33,7 @@ def low(prompts, texts):
 
 def sometimes(prompts, texts):
     CALLS.append((list(prompts), list(texts)))
-    return low(prompts, texts) if len(CALLS) % 4 else [float("nan")] * len(texts)
+    return list(range(len(texts))) if len(CALLS) % 3 else [float("nan")] * len(texts)
 
 
 ASKED = Rollouts(reward="test_policy_run:low", group=4)
