@@ -113,6 +113,17 @@ class NetInput:
 
 
 @pytree
+class Rollout:
+    """What is known of rows that the current parameters wrote (`mdlm.objectives.policy`)."""
+
+    is_prompt: Any  # Bool[Array, "b l"], tokens that were given
+    advantage: Any  # Float[Array, " b"], the weight of each row, from rewards; NaN: there are none
+    reward: Any  # Float[Array, " b"]
+    log_p_old: Any = None  # Float[Array, "b l"], log-probabilities of the tokens by the parameters
+    # that wrote them; None: these are the present ones
+
+
+@pytree
 class Batch:
     """Sequences of data, also called rows. `loss_mask` says which tokens count in the loss.
 
@@ -131,6 +142,7 @@ class Batch:
     label: Any = None  # Int[Array, " b"], that a network is conditioned on
     token_types: Any = None  # Int[Array, "b l"], see `NetInput`
     target: Any = None  # Float[Array, " b"], the class or number that objectives of rows predict
+    rollout: Any = None  # Rollout, of rows that are no data
 
 
 @pytree

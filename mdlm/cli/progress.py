@@ -129,6 +129,9 @@ class Progress:
     def _words(self, values: dict[str, float]) -> str:
         """The smoothed loss of a logged step, and what else is worth saying."""
         words = f"smoothed loss {self._loss.after(values['loss']):.3f}"
+        for name in ("reward", "margin"):
+            if name in values:
+                words += f", {name} {values[name]:.3f}"
         if "tokens_per_second" in values:
             words += f", {values['tokens_per_second']:,.0f} tokens/s"
         # The peak of a CPU is measured at the start: too low if the machine was busy then.

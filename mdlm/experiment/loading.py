@@ -5,6 +5,7 @@ people you would run code from. Modules beside it can be imported, as by `python
 installed packages come first.
 """
 
+import importlib
 import inspect
 import sys
 import tokenize
@@ -156,6 +157,29 @@ class DataOnly:
     """The data of a file without an experiment, under the field name that an experiment has."""
 
     data: TextData
+
+
+def function_named(name: str) -> Callable[..., Any]:
+    """Returns the Python function of a name: "module:function", or that of a function in the
+    experiment file, which was executed. Its module is imported, and that executes it.
+
+    Raises InputError if there is none.
+    """
+    module, _, function = name.rpartition(":")
+    try:
+        found = getattr(importlib.import_module(module or MODULE), function, None)
+    except Exception as error:
+        if module:
+            words = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise InputError(f"{name}: its module cannot be imported ({words})") from error
+        found = None
+    if not callable(found):
+        where = f"the module {module}" if module else "the experiment file"
+        raise InputError(
+            f"{name}: no such function in {where}; define it there, or name another as"
+            " module:function"
+        )
+    return found
 
 
 def source_of(path: str | Path) -> str:

@@ -228,7 +228,9 @@ class Model:
         if head is not None:
             read = lambda prediction, *, key=None: head(prediction, key=of_part(key))
             dropped = replace(dropped, head=read)
-        terms = self.objective(key, batch, self._given(batch, dropped))
+        if not self.objective.noises_prompts:
+            dropped = self._given(batch, dropped)
+        terms = self.objective(key, batch, dropped)
         return replace(terms, scalars={**of_network, **terms.scalars})
 
     def _fixed(self, params: ArrayTree | None) -> Diffusion | None:

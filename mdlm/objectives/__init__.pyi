@@ -13,9 +13,13 @@ from .llada import LLaDA as LLaDA
 from .masked_count import OrderAgnostic as OrderAgnostic
 from .masked_lm import MaskedLM as MaskedLM
 from .nelbo import Nelbo as Nelbo
+from .policy import GRPO as GRPO
+from .policy import Policy as Policy
+from .policy import WeightedPolicy as WeightedPolicy
 from .positional import Positional as Positional
 from .preference import CausalPreference as CausalPreference
 from .preference import Preference as Preference
+from .rollouts import Rollouts as Rollouts
 from .score_entropy import ScoreEntropy as ScoreEntropy
 from .uniform import UniformNelbo as UniformNelbo
 from .windowed import Windowed as Windowed

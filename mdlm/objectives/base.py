@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, Key
 
 from mdlm.diffusion import Diffusion, NetworkTraits, wrong_kind
 from mdlm.keys import by_row, stream
+from mdlm.objectives.rollouts import Rollouts
 from mdlm.parameterizations.base import Parameterization
 from mdlm.parameterizations.subs import Subs
 from mdlm.processes.base import Process
@@ -52,6 +53,14 @@ class Objective(abc.ABC):
     `Diffusion.head`."""
     rows_together: ClassVar[int] = 1
     """How many rows of a batch, one after another, are one example of the data."""
+
+    noises_prompts: ClassVar[bool] = False
+    """Whether the objective itself decides what the network reads of prompts in training. They are
+    clean otherwise."""
+
+    rollouts: ClassVar[Rollouts | None] = None
+    """The texts of the current parameters that the objective is trained on, in `Batch.rollout`;
+    None for those that are trained on the data."""
 
     @property
     def needs_reference(self) -> bool:

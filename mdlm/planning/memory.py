@@ -5,7 +5,7 @@ estimated from the residuals that JAX saves in the forward pass for the backward
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -35,7 +35,7 @@ from mdlm.parallel.mesh import (
     row_parts,
 )
 from mdlm.train.step import BASE, abstract_state
-from mdlm.types import ArrayTree, Batch, Prediction
+from mdlm.types import ArrayTree, Batch, Prediction, Rollout
 
 SAMPLED = 64
 """Rows in the estimate of the fraction of scored tokens."""
@@ -66,6 +66,21 @@ def abstract_batch(model: Model, mesh: Mesh | AbstractMesh) -> Batch:
         rows=array((), jnp.int32),
         is_valid=array(tokens, bool) if packing.hides_padding else None,
         segment_ids=array(tokens, jnp.int32) if packing.splits_attention else None,
+        rollout=_rollout(model, array, tokens),
+    )
+
+
+def _rollout(model: Model, array: Callable[..., Any], shape: tuple[int, int]) -> Rollout | None:
+    """Returns what an objective with rollouts is given beside the rows, of arrays that `array`
+    makes; None for other objectives."""
+    asked = model.objective.rollouts
+    if asked is None:
+        return None
+    return Rollout(
+        is_prompt=array(shape, bool),
+        advantage=array(shape[:1], jnp.float32),
+        reward=array(shape[:1], jnp.float32),
+        log_p_old=array(shape, jnp.float32) if asked.updates > 1 else None,
     )
 
 
@@ -115,6 +130,7 @@ def scored_share(model: Model) -> float:
         loss_mask=jnp.ones((rows, length), bool),
         row=jnp.arange(rows, dtype=jnp.int32),
         rows=jnp.asarray(rows, jnp.int32),
+        rollout=_rollout(model, jnp.zeros, (rows, length)),
     )
 
     # Under jit, values for the loss only, such as logits, are not computed.

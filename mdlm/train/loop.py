@@ -39,6 +39,7 @@ from mdlm.train.events import Event
 from mdlm.train.guard import Diverged, Guard, Spike
 from mdlm.train.meter import Meter
 from mdlm.train.origin import Carried
+from mdlm.train.rollouts import Reward, Written
 from mdlm.train.saving import Saving
 from mdlm.train.soundness import Soundness
 from mdlm.train.start import created, restored
@@ -75,6 +76,7 @@ class Trainer:
         carried: the tokens that `initial` shares with the model, if its vocabulary is another.
         sample: called at each step at which samples are due.
         profile: number of steps to trace.
+        reward: judges texts, if the objective has rollouts.
 
     Raises InputError if the batch or the network does not fit the mesh.
     """
@@ -98,6 +100,7 @@ class Trainer:
         carried: Carried | None = None,
         sample: Sample | None = None,
         profile: int = 0,
+        reward: Reward | None = None,
     ):
         experiment = model.experiment
         size = experiment.train.batch_size
@@ -116,6 +119,11 @@ class Trainer:
         self.loader = TrainLoader(dataset.train.rows, size, experiment.seed, rows_here(mesh, size))
         self.stage: stages.Stage | None = None
         self.train_step: Step | None = None
+        self.written = None
+        if model.objective.rollouts is not None:
+            assert reward is not None
+            self.written = Written(model, mesh, dataset.tokenizer, reward, self.joined)
+            self.loader.order = self.written.order(self.loader.order)
         self.metrics: dict[str, Any] | None = None
         self.pending: Pending | None = None
 
@@ -142,7 +150,7 @@ class Trainer:
             self.batches = self._batches()
             self.meter = Meter(self.model, self.mesh, lambda: self.batches.stalled)
             try:
-                while not self._is_last and not should_stop():
+                while not self._is_last and not (self._may_stop and should_stop()):
                     yield from self._enter()
                     self.step()
                     yield from self._after_step()
@@ -166,6 +174,8 @@ class Trainer:
     def step(self) -> None:
         """Dispatches a step on the next batch; does not wait for the devices."""
         self.position, batch = next(self.batches)
+        if self.written is not None:
+            batch = self.written.batch(self.state, self.made, batch)
         if self.train_step is None:
             model = replace(self.model, stage=self.stage)
             self.train_step = compile_step(model, self.tx, self.mesh)
@@ -297,6 +307,12 @@ class Trainer:
     def _is_last(self) -> bool:
         """Whether no step is made after the present one."""
         return self.made >= self.settings.steps or bool(self.stopping.why)
+
+    @property
+    def _may_stop(self) -> bool:
+        """Whether a run that is stopped now goes on as if it had not been."""
+        rollouts = self.model.objective.rollouts
+        return rollouts is None or self.made % rollouts.updates == 0
 
     @contextmanager
     def _aside(self) -> Iterator[None]:

@@ -29,6 +29,7 @@ from mdlm.evals.scorer import check_same_data
 from mdlm.experiment.evaluation import split_in_training
 from mdlm.experiment.experiment import Experiment
 from mdlm.experiment.identity import without_stores
+from mdlm.experiment.loading import function_named
 from mdlm.experiment.model import Model
 from mdlm.files import Lock
 from mdlm.generation.texts import Generation
@@ -41,7 +42,7 @@ from mdlm.runs.log import warn_once
 from mdlm.runs.past import check_past, check_texts, hold, keep_texts
 from mdlm.runs.weights import Weights
 from mdlm.runs.writers import check_packages, writers
-from mdlm.train import stopping
+from mdlm.train import rollouts, stopping
 from mdlm.train.events import Ended, Evaluated, Event, Saved
 from mdlm.train.loop import Trainer
 from mdlm.train.origin import Origin
@@ -104,6 +105,9 @@ class Session:
         process_group.check_same({**configuration(experiment), **asked}, "values")
         process_group.broadcast(lambda: check_packages(tensorboard, wandb))
         self.mesh = experiment.mesh.build()
+        rollouts.check(experiment)
+        asked = experiment.objective.rollouts
+        self.reward = None if asked is None else function_named(asked.reward)
         together = experiment.objective.rows_together
         check_batch(self.mesh, settings.batch_size, settings.accumulate, together)
         experiment.network.check_mesh(self.mesh, experiment.data.packing.length)
@@ -180,6 +184,7 @@ class Session:
             carried=self.carried,
             sample=self._sample if self._is_of_text else None,
             profile=self.profile,
+            reward=self.reward,
         )
         del initial
         if self.experiment.evaluation.ngrams:

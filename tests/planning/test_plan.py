@@ -26,6 +26,8 @@ from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
 from mdlm.models.layers import compute_dtype
 from mdlm.objectives.autoregressive import Autoregressive
+from mdlm.objectives.policy import GRPO
+from mdlm.objectives.rollouts import Rollouts
 from mdlm.parallel.mesh import MeshShape, device_kind, on, platform
 from mdlm.planning.compiling import Compiled, compile_for, first, wanted
 from mdlm.planning.memory import abstract_batch, given_bytes, kept_bytes, scored_share
@@ -334,3 +336,14 @@ def test_meshes_that_do_not_fit(experiment):
     few = replace(experiment, train=Training(steps=1, batch_size=4))
     with pytest.raises(InputError, match="batch of 4 rows does not divide over 8 devices"):
         plan(Model(few, VOCAB), SLICE, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("updates", [1, 2])
+def test_objectives_with_rollouts_and_a_reference_are_planned(experiment, updates):
+    """The batch has what the objective is given beside rows, and the state the reference."""
+    asked = Rollouts(reward="any:reward", group=4, updates=updates)
+    model = Model(replace(experiment, objective=GRPO(rollouts=asked)), VOCAB)
+    mesh = SLICE.sizes(model.experiment.mesh)
+    assert (abstract_batch(model, mesh).rollout.log_p_old is None) == (updates == 1)
+    assert scored_share(model) == 1
