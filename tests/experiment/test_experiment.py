@@ -15,7 +15,7 @@ from mdlm.errors import InputError
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.experiment.identity import fingerprint, identity
 from mdlm.experiment.loading import load_changed, load_file
-from mdlm.models import Bert, PerToken, Pooled
+from mdlm.models import Bert, PerToken, Pooled, opened
 from mdlm.models.block import BlockDiT
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
@@ -159,12 +159,34 @@ def test_experiment_files_load(path):
 
 @pytest.mark.parametrize("path", FOLLOWING, ids=lambda path: path.stem)
 def test_experiments_follow_from_a_run(path, experiment):
-    """Here from one of a BERT."""
+    """Here from one of a BERT, or of a causal network."""
     base = replace(experiment, network=Bert(width=32, depth=1, heads=2, positions=128))
+    if path.stem == "ar_to_diffusion":
+        causal = CausalTransformer(width=32, depth=1, heads=2)
+        base = replace(base, network=causal, objective=Autoregressive(), sampler=LeftToRight())
     made = load_file(path, base=lambda: base)
     assert made.name.startswith(path.stem) and made.data.tokenizer == base.data.tokenizer
-    assert replace(made.network, dropout=0.0) == base.network
+    due = base.network if base.network.attends == "all" else opened(base.network)
+    assert replace(made.network, dropout=0.0) == due
     assert f"mdlm train {path.stem} --init-from" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("recipe", ["open", "windows", "blocks", "both"])
+def test_recipes_from_autoregressive_to_diffusion(recipe, experiment):
+    causal = CausalTransformer(width=32, depth=1, heads=2)
+    parts = dict(network=causal, objective=Autoregressive(), sampler=LeftToRight())
+    base = replace(experiment, **parts)
+    made = load_changed("ar_to_diffusion", [("recipe", recipe)], base=lambda: base)
+    assert made.stages == () or recipe in ("windows", "blocks")
+    assert (made.network.attends == "blocks") == (recipe == "blocks") and made.network.shift
+    moved = [("recipe", recipe), ("shift", "False")]
+    if recipe == "both":  # next tokens are predicted where a causal network does
+        with pytest.raises(InputError, match="network.shift=True"):
+            load_changed("ar_to_diffusion", moved, base=lambda: base)
+    else:
+        made = load_changed("ar_to_diffusion", moved, base=lambda: base)
+        networks = [made.network, *(stage.network for stage in made.stages if stage.network)]
+        assert not any(network.shift for network in networks)
 
 
 def test_every_task_of_glue_is_an_experiment(experiment):
