@@ -58,9 +58,11 @@ class Objective(abc.ABC):
     """Whether the objective itself decides what the network reads of prompts in training. They are
     clean otherwise."""
 
-    rollouts: ClassVar[Rollouts | None] = None
-    """The texts of the current parameters that the objective is trained on, in `Batch.rollout`;
-    None for those that are trained on the data."""
+    @property
+    def own_texts(self) -> Rollouts | None:
+        """The texts of the current parameters that the objective is trained on, with
+        `Batch.rollout`; None if it is trained on the data."""
+        return None
 
     @property
     def needs_reference(self) -> bool:

@@ -62,12 +62,16 @@ class Policy(Objective):
 
     noises_prompts: ClassVar[bool] = True
 
-    rollouts: Rollouts  # pyright: ignore[reportIncompatibleVariableOverride]
+    rollouts: Rollouts
     prompt_mask: float = 0.15
 
     def __post_init__(self):
         if not 0 <= self.prompt_mask < 1:
             raise InputError(f"prompt_mask={self.prompt_mask}: must be in [0, 1)")
+
+    @property
+    def own_texts(self) -> Rollouts:
+        return self.rollouts
 
     def reported(self) -> Nelbo:
         return Nelbo()

@@ -73,7 +73,7 @@ def abstract_batch(model: Model, mesh: Mesh | AbstractMesh) -> Batch:
 def _rollout(model: Model, array: Callable[..., Any], shape: tuple[int, int]) -> Rollout | None:
     """Returns what an objective with rollouts is given beside the rows, of arrays that `array`
     makes; None for other objectives."""
-    asked = model.objective.rollouts
+    asked = model.objective.own_texts
     if asked is None:
         return None
     return Rollout(

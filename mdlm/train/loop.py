@@ -120,7 +120,7 @@ class Trainer:
         self.stage: stages.Stage | None = None
         self.train_step: Step | None = None
         self.written = None
-        if model.objective.rollouts is not None:
+        if model.objective.own_texts is not None:
             assert reward is not None
             self.written = Written(model, mesh, dataset.tokenizer, reward, self.joined)
             self.loader.order = self.written.order(self.loader.order)
@@ -311,8 +311,8 @@ class Trainer:
     @property
     def _may_stop(self) -> bool:
         """Whether a run that is stopped now goes on as if it had not been."""
-        rollouts = self.model.objective.rollouts
-        return rollouts is None or self.made % rollouts.updates == 0
+        asked = self.model.objective.own_texts
+        return asked is None or self.made % asked.updates == 0
 
     @contextmanager
     def _aside(self) -> Iterator[None]:

@@ -45,7 +45,7 @@ Reward = Callable[[list[str], list[str]], Sequence[float]]
 
 def check(e: Experiment) -> None:
     """Raises InputError if steps, batch or processes do not fit the objective's rollouts."""
-    asked = e.objective.rollouts
+    asked = e.objective.own_texts
     if asked is None:
         return
     if jax.process_count() > 1:

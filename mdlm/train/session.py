@@ -106,7 +106,7 @@ class Session:
         process_group.broadcast(lambda: check_packages(tensorboard, wandb))
         self.mesh = experiment.mesh.build()
         rollouts.check(experiment)
-        asked = experiment.objective.rollouts
+        asked = experiment.objective.own_texts
         self.reward = None if asked is None else function_named(asked.reward)
         together = experiment.objective.rows_together
         check_batch(self.mesh, settings.batch_size, settings.accumulate, together)

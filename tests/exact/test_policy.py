@@ -5,6 +5,7 @@ probabilities that the objectives compute are those of the texts.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from mdlm.objectives.policy import GRPO, WeightedPolicy
 from mdlm.objectives.rollouts import Rollouts
 from mdlm.types import Batch, DenseLogits, Rollout
 
+MADE: Any = PARTS
 LENGTH, GROUP, ROWS = 3, 8, 512
 RNG = np.random.default_rng(7)
 BY_TOKEN = RNG.normal(size=(LENGTH, SYMBOLS)) * 0.4
@@ -32,7 +34,7 @@ def network(scores):
         logits = jnp.pad(scores, ((0, 0), (0, 1)))
         return DenseLogits(jnp.broadcast_to(logits, (*inputs.tokens.shape, SYMBOLS + 1)))
 
-    return Diffusion(denoise=denoise, **PARTS)
+    return Diffusion(denoise=denoise, **MADE)
 
 
 def batch_of(tokens, advantage, reward=None, log_p_old=None, is_prompt=None):
@@ -226,7 +228,7 @@ def test_prompts_are_masked_in_part_and_the_same_for_both_networks():
         asked.append(inputs.tokens)
         return DenseLogits(jnp.zeros((*inputs.tokens.shape, SYMBOLS + 1)))
 
-    diffusion = Diffusion(denoise=seen, **PARTS)
+    diffusion = Diffusion(denoise=seen, **MADE)
     objective = GRPO(rollouts=ASKED, prompt_mask=0.25)
     batch = batch_of(tokens, np.ones(400), None, None, is_prompt)
 

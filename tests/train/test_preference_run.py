@@ -14,7 +14,7 @@ from mdlm.data import Bytes, PairData, Pairs, Preferences, Responses
 from mdlm.errors import InputError
 from mdlm.experiment import Experiment, Training
 from mdlm.models import CausalTransformer, DiT
-from mdlm.objectives import Autoregressive, CausalPreference, Preference
+from mdlm.objectives import Autoregressive, CausalPreference, Objective, Preference
 from mdlm.optim import AdamW
 from mdlm.run import load
 from mdlm.runs.checkpoints import Checkpoints
@@ -56,7 +56,7 @@ def plain(tmp_path_factory):
 TWICE = Preference(samples=2)
 
 
-def preferring(plain, objective=TWICE, **changes):
+def preferring(plain, objective: Objective = TWICE, **changes):
     source = Preferences(train=plain.data.source.train, valid_fraction=0.25)
     data = replace(plain.data, source=source)
     return replace(plain, data=data, objective=objective, **changes)

@@ -23,13 +23,12 @@ class Distance(Nelbo):
         return True
 
     def __call__(self, key, batch, diffusion):
-        assert diffusion.reference.reference is None
-        own, theirs = (super(Distance, self).__call__(key, batch, d) for d in both(diffusion))
+        reference = diffusion.reference
+        assert reference is not None and reference.reference is None
+        own, theirs = (
+            super(Distance, self).__call__(key, batch, used) for used in (diffusion, reference)
+        )
         return replace(own, scalars={"reference": theirs.total / theirs.count.sum()})
-
-
-def both(diffusion):
-    return diffusion, diffusion.reference
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import tiny
 
+from mdlm.config.component_text import from_text
 from mdlm.data.rows.shuffle import Shuffled
 from mdlm.errors import InputError
 from mdlm.experiment import Training
 from mdlm.experiment.loading import function_named
-from mdlm.objectives import GRPO, Rollouts, WeightedPolicy
+from mdlm.objectives import GRPO, Objective, Rollouts, WeightedPolicy
 from mdlm.train.rollouts import Repeated, check, judged, until_end
 
 TEXTS = ["one", "two\nlines", "three " * 40]
@@ -25,7 +26,10 @@ def shorter(prompts, texts):
 def test_a_reward_is_a_number_for_each_text():
     found = judged(shorter, [""] * 3, TEXTS, "step 1")
     assert found is not None and found.tolist() == [-3, -9, -240]
-    assert judged(lambda prompts, texts: np.float32([1, 2, 3]), [""] * 3, TEXTS, "") is not None
+    assert (
+        judged(lambda prompts, texts: np.array([1.0, 2, 3]).tolist(), [""] * 3, TEXTS, "")
+        is not None
+    )
 
 
 def broken(prompts, texts):
@@ -110,6 +114,7 @@ def test_functions_are_found_by_name():
         (lambda: Rollouts(reward="file.py:"), "must be module:function"),
         (lambda: Rollouts(reward="a:b", group=1), "group=1: must be at least 2"),
         (lambda: Rollouts(reward="a:b", updates=0), "updates=0"),
+        (lambda: from_text("GRPO()", Objective), "rollouts"),
         (lambda: GRPO(rollouts=Rollouts(reward="a"), clip=1.5), "clip=1.5"),
         (lambda: GRPO(rollouts=Rollouts(reward="a"), kl=-1.0), "kl=-1"),
         (lambda: GRPO(rollouts=Rollouts(reward="a"), prompt_mask=1.0), "prompt_mask=1"),
