@@ -18,9 +18,18 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mdlm.evals.nll import Metric
+from mdlm.experiment.model import Model
 
 RESAMPLES = 1000
 """Draws of the bootstrap."""
+
+
+def metrics_of(
+    model: Model, loss: Float[np.ndarray, " n"], answers: Float[np.ndarray, "n 2"], protocol: str
+) -> list[Metric]:
+    """Returns the metrics of what a model says of rows, from the loss and the answer of each."""
+    classes, name = model.experiment.data.classes or 0, model.reported.loss_name
+    return metrics(loss, answers, classes=classes, loss_name=name, protocol=protocol)
 
 
 def metrics(

@@ -135,12 +135,9 @@ class Scorer:
                 self._compiled.add(size)
             return jax.device_get(self.evaluate(*inputs))
 
-        def batches():
-            return evaluation_batches(rows, size)
-
         return passes(
             evaluate,
-            batches,
+            lambda: evaluation_batches(rows, size),
             count=how.passes,
             rows=len(rows),
             seed=experiment.seed,
@@ -151,16 +148,9 @@ class Scorer:
     def metrics(self, sums: Sums, how: Perplexity, limit: int = 0) -> list[Metric]:
         """Returns the metrics of sums over a split, or its first `limit` rows."""
         objective, (_, whole) = self.model.reported, self.rows(how.split, limit)
-        words = objective.protocol_on(self.model.process)
-        protocol = self.protocol(how.split, words, limit)
+        protocol = self.protocol(how.split, objective.protocol_on(self.model.process), limit)
         if objective.of_rows is not None:
-            return labels.metrics(
-                sums.bound[0],
-                sums.answers,
-                classes=self.model.experiment.data.classes or 0,
-                loss_name=objective.loss_name,
-                protocol=protocol,
-            )
+            return labels.metrics_of(self.model, sums.bound[0], sums.answers, protocol)
         metrics = summarise(
             sums.bound,
             sums.count,
@@ -303,9 +293,7 @@ def compile_evaluation(model: Model, mesh: Mesh, levels: int = 0) -> Callable[..
             terms = model.evaluate(params, key, batch)
         text = (terms.count[..., None] * sizes[batch.tokens]).sum(axis=-2)
         bound, count = terms.bound.sum(axis=-1), terms.count.sum(axis=-1)
-        answers = terms.answers
-        if answers is None:
-            answers = jnp.zeros((len(bound), 0))
+        answers = jnp.zeros((len(bound), 0)) if terms.answers is None else terms.answers
         return bound, count, text, by_level(terms, levels), answers
 
     return jax.jit(evaluate, out_shardings=replicated(mesh))

@@ -98,6 +98,7 @@ class Session:
         check_recordable(experiment, with_file=bool(source))
         origin = Origin.of(init_from, fork, new_tokenizer, verify=verify)
         self.experiment, self.profile = experiment, profile
+        self._is_of_text = experiment.objective.of_rows is None
         self.folder = RunFolder(out, checkpoints, trust=trust, verify=verify)
         settings = experiment.train
         asked = {"--checkpoints": checkpoints, "--init-from": init_from, "--fork": fork}
@@ -219,13 +220,8 @@ class Session:
             lines += [f"  | {line}" for line in self.generated.texts[0].shown.splitlines()]
         path = shlex.quote(str(self.folder.path))
         lines.append(f"next: mdlm eval {path}{which}")
-        if self._is_of_text:
-            lines.append(f"      mdlm sample {path}{which}")
+        lines += [f"      mdlm sample {path}{which}"] if self._is_of_text else []
         return "\n".join(lines)
-
-    @property
-    def _is_of_text(self) -> bool:
-        return self.experiment.objective.of_rows is None
 
     def _take_lock(self) -> None:
         self._lock = hold(self.folder.path)

@@ -106,6 +106,7 @@ def test_what_has_no_features_is_refused():
             Pooled(**wrong)
 
 
+@pytest.mark.slow
 def test_the_logits_of_a_classifier_of_transformers(tmp_path):
     """Of the same weights: those of the encoder by way of a masked language model's folder."""
     transformers, torch = (pytest.importorskip(name) for name in ("transformers", "torch"))

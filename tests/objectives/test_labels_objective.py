@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mdlm.diffusion import Diffusion
-from mdlm.models import Bert, Pooled
+from mdlm.models import Bert, ModernBert, Pooled
 from mdlm.models.network import denoiser, shapes
 from mdlm.objectives import Classification, Regression
 from mdlm.parameterizations import Subs
@@ -101,6 +101,7 @@ def test_token_types_and_padding_reach_the_network(batch):
     np.testing.assert_allclose(terms(tokens=behind), whole, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_loss_of_transformers(batch):
     """Of the same outputs: cross-entropy and mean squared error of PyTorch."""
     torch = pytest.importorskip("torch")
@@ -109,3 +110,8 @@ def test_the_loss_of_transformers(batch):
         torch.tensor(np.asarray(outputs)[:3]), torch.tensor([0, 2, 1]), reduction="sum"
     )
     assert terms.total == pytest.approx(float(due), rel=1e-5)
+
+
+def test_networks_without_token_types_get_none(batch):
+    assert ModernBert(width=16, depth=2, heads=2).typed(batch).token_types is None
+    assert BERT.typed(batch) is batch

@@ -101,8 +101,8 @@ def test_a_bert_is_trained_with_diffusion_and_then_on_a_task(bert, task, tmp_pat
     assert found["accuracy"]["stderr_rows"] == pytest.approx(np.sqrt(p * (1 - p) / 100), rel=0.2)
     assert found["accuracy"]["stderr"] is None
     # The log has the same, and the record what was chosen, without executing the file.
-    [*_, line] = RunFolder(last).log.metrics()
-    assert line["kind"] == "valid" and line["accuracy"] == pytest.approx(p)
+    [*_, line] = [one for one in RunFolder(last).log.metrics() if one["kind"] == "valid"]
+    assert line["accuracy"] == pytest.approx(p)
     opened = mdlm.load(last)
     data: Any = opened.experiment.data
     assert data.source.task == "sst2" and opened.experiment.name == "glue_sst2"
