@@ -4,7 +4,7 @@
     mdlm train reward --init-from runs/quickstart --objective.kl 0.2
 
 Network, process, tokenizer and data are those of the run named by --init-from. The texts are rows
-of 64 tokens, drawn with a cache; the reward is for short lines. Where the data are prompts and
+of 64 tokens, drawn with a cache where the network can keep one; the reward is for short lines. Where the data are prompts and
 responses, the texts are responses to the prompts. Replace `shorter_lines` by a function of your
 own. docs/preferences.md has the methods, and what this run printed.
 """
@@ -30,7 +30,11 @@ def experiment(base: Experiment) -> Experiment:
         data=replace(base.data, packing=replace(base.data.packing, length=64)),
         objective=GRPO(rollouts=Rollouts(reward="shorter_lines", group=8)),
         sampler=Parallel(
-            rule=Share(steps=4), order="random", block_size=16, temperature=1.0, cache=Dual()
+            rule=Share(steps=4),
+            order="random",
+            block_size=16,
+            temperature=1.0,
+            cache=Dual() if base.network.caches else None,
         ),
         optimizer=AdamW(learning_rate=3e-4, warmup_steps=5),
         train=Training(
