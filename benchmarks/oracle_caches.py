@@ -49,7 +49,7 @@ CACHES = (
     "ReCAP(local=4)",
     "D2Cache(masks=4, sigma=4.0)",
 )
-REFRESH = (None, 8, 4, 2, 1)
+REFRESH = (None, 4)
 
 
 def diffusion(params: ArrayTree) -> Diffusion:
