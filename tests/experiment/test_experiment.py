@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 import tiny
+from shipped_files import FILES, FOLLOWING, bert
 
 from mdlm.config.overrides import names
 from mdlm.config.records import differences
@@ -15,7 +16,7 @@ from mdlm.errors import InputError
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.experiment.identity import fingerprint, identity
 from mdlm.experiment.loading import load_changed, load_file
-from mdlm.models import Bert, PerToken, Pooled
+from mdlm.models import PerToken, Pooled
 from mdlm.models.block import BlockDiT
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
@@ -31,8 +32,6 @@ from mdlm.schedules.base import Schedule
 from mdlm.schedules.closed_form import LogLinear
 from mdlm.schedules.md4 import Polynomial
 
-FILES = sorted((Path(__file__).parents[2] / "experiments").rglob("*.py"))
-FOLLOWING = [path for path in FILES if "\ndef experiment(" in path.read_text(encoding="utf-8")]
 EXPERIMENTS = [path for path in FILES if path not in FOLLOWING]
 
 
@@ -158,17 +157,17 @@ def test_experiment_files_load(path):
 
 
 @pytest.mark.parametrize("path", FOLLOWING, ids=lambda path: path.stem)
-def test_experiments_follow_from_a_run(path, experiment):
+def test_experiments_follow_from_a_run(path):
     """Here from one of a BERT."""
-    base = replace(experiment, network=Bert(width=32, depth=1, heads=2, positions=128))
+    base = bert()
     made = load_file(path, base=lambda: base)
     assert made.name.startswith(path.stem) and made.data.tokenizer == base.data.tokenizer
     assert replace(made.network, dropout=0.0) == base.network
     assert f"mdlm train {path.stem} --init-from" in path.read_text(encoding="utf-8")
 
 
-def test_every_task_of_glue_is_an_experiment(experiment):
-    base = replace(experiment, network=Bert(width=32, depth=1, heads=2, positions=128))
+def test_every_task_of_glue_is_an_experiment():
+    base = bert()
     outputs = {}
     for task in get_args(GlueTask):
         made = load_changed("glue", [("task", task)], base=lambda: base)
@@ -200,8 +199,8 @@ def test_every_task_of_glue_is_an_experiment(experiment):
         ),
     ],
 )
-def test_labels_need_a_head_and_an_objective(experiment, changes, reason):
-    base = replace(experiment, network=Bert(width=32, depth=1, heads=2, positions=128))
+def test_labels_need_a_head_and_an_objective(changes, reason):
+    base = bert()
     made = load_file("glue", base=lambda: base)
     with pytest.raises(InputError, match=reason):
         replace(made, **changes)
