@@ -334,3 +334,11 @@ def test_meshes_that_do_not_fit(experiment):
     few = replace(experiment, train=Training(steps=1, batch_size=4))
     with pytest.raises(InputError, match="batch of 4 rows does not divide over 8 devices"):
         plan(Model(few, VOCAB), SLICE, None)
+
+
+def test_labelled_rows_are_planned():
+    """Their batches have targets, and no logits of tokens are computed."""
+    model = Model(load_file("glue", base=bert), Vocab(size=20, mask_id=4, bos_id=2, eos_id=3))
+    batch = memory.abstract_batch(model, MeshShape().build())
+    assert batch.target.shape == (16,) and batch.token_types.shape == (16, 128)
+    assert memory.scored_share(model) == 0
