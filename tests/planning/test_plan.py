@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from shipped_files import bert
 
 from mdlm.cli.plan import PLAN_HELP, finite, rows_of
 from mdlm.cli.plan_words import duration, words
@@ -20,6 +21,7 @@ from mdlm.data.responses import Responses
 from mdlm.data.tokenizers import Bytes
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Training
+from mdlm.experiment.loading import load_file
 from mdlm.experiment.model import Model
 from mdlm.models.attention import dispatch
 from mdlm.models.causal import CausalTransformer
@@ -338,7 +340,7 @@ def test_meshes_that_do_not_fit(experiment):
 
 def test_labelled_rows_are_planned():
     """Their batches have targets, and no logits of tokens are computed."""
-    model = Model(load_file("glue", base=bert), Vocab(size=20, mask_id=4, bos_id=2, eos_id=3))
-    batch = memory.abstract_batch(model, MeshShape().build())
+    model = Model(load_file("glue", base=bert), VOCAB)
+    batch = abstract_batch(model, MeshShape().build())
     assert batch.target.shape == (16,) and batch.token_types.shape == (16, 128)
-    assert memory.scored_share(model) == 0
+    assert scored_share(model) == 0
