@@ -13,12 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jaxtyping import Key
 
 from mdlm.cluster.jax_private import cudnn_assumed
 from mdlm.diffusion import Diffusion
 from mdlm.experiment.model import Model
 from mdlm.keys import stream
+from mdlm.models.heads import Head
 from mdlm.models.layers import compute_dtype
 from mdlm.models.network import count_parameters
 from mdlm.models.readout import chunk_size, positions_per_chunk
@@ -35,7 +38,7 @@ from mdlm.parallel.mesh import (
     row_parts,
 )
 from mdlm.train.step import BASE, abstract_state
-from mdlm.types import ArrayTree, Batch, Prediction, Rollout
+from mdlm.types import ArrayTree, Batch, Prediction, ReadHead, Rollout
 
 SAMPLED = 64
 """Rows in the estimate of the fraction of scored tokens."""
@@ -58,7 +61,7 @@ def abstract_batch(model: Model, mesh: Mesh | AbstractMesh) -> Batch:
         sharding: Any = by_rows if shape else replicated
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh))
 
-    tokens = (rows, packing.length)
+    tokens, has_targets = (rows, packing.length), e.data.classes is not None
     return Batch(
         tokens=array(tokens, jnp.int32),
         loss_mask=array(tokens, bool),
@@ -66,6 +69,8 @@ def abstract_batch(model: Model, mesh: Mesh | AbstractMesh) -> Batch:
         rows=array((), jnp.int32),
         is_valid=array(tokens, bool) if packing.hides_padding else None,
         segment_ids=array(tokens, jnp.int32) if packing.splits_attention else None,
+        token_types=array(tokens, jnp.int32) if has_targets else None,
+        target=array((rows,), jnp.float32) if has_targets else None,
         rollout=_rollout(model, array, tokens),
     )
 
@@ -119,9 +124,21 @@ class Unread(Prediction):
         return jnp.zeros(()), jnp.zeros(weight.shape)
 
 
+def unread(head: Head) -> ReadHead:
+    """Returns a head of zeros, for the same purpose."""
+
+    def read(prediction: Prediction, *, key: Key[Array, ""] | None = None) -> Array:
+        assert isinstance(prediction, Unread)
+        axes = prediction.shape[: 1 if head.gives == "rows" else 2]
+        return jnp.zeros((*axes, head.outputs))
+
+    return read
+
+
 def scored_share(model: Model) -> float:
     """Returns the mean fraction of the positions of a row whose logits a training step computes."""
-    length, rows = model.experiment.data.packing.length, SAMPLED
+    e = model.experiment
+    length, rows = e.data.packing.length, SAMPLED
     process = model.process.bind(model.process.init(jax.random.key(0)))
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, model.vocab.size - 1, (rows, length))
@@ -131,18 +148,20 @@ def scored_share(model: Model) -> float:
         row=jnp.arange(rows, dtype=jnp.int32),
         rows=jnp.asarray(rows, jnp.int32),
         rollout=_rollout(model, jnp.zeros, (rows, length)),
+        target=None if e.data.classes is None else jnp.zeros(rows),
     )
 
     # Under jit, values for the loss only, such as logits, are not computed.
-    unread = Diffusion(
+    without = Diffusion(
         process=process,
         parameterization=model.parameterization,
         denoise=lambda inputs, *, key=None: Unread(model.columns, inputs.tokens.shape),
+        head=None if e.head is None else unread(e.head),
     )
 
     @jax.jit
     def share(batch):
-        terms = model.objective(jax.random.key(0), batch, replace(unread, reference=unread))
+        terms = model.objective(jax.random.key(0), batch, replace(without, reference=without))
         return terms.scored.sum() / (rows * length)
 
     return float(share(batch))

@@ -3,18 +3,18 @@
 import dataclasses
 import importlib
 import pkgutil
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
+from shipped_files import FILES, loaded
 
 import mdlm
 from mdlm.config.catalogue import described, kind_called, kinds
 from mdlm.config.component_text import from_text, to_text
 from mdlm.config.components import FACES, find, fitting, name_of
 from mdlm.errors import InputError
-from mdlm.experiment import Experiment, load_file
+from mdlm.experiment import Experiment
 from mdlm.objectives import Nelbo, Objective
 from mdlm.samplers import (
     Ancestral,
@@ -28,7 +28,6 @@ from mdlm.samplers import (
 )
 from mdlm.schedules import Polynomial, Schedule
 
-EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").rglob("*.py"))
 SAMPLERS, OBJECTIVES = fitting((Sampler,)), fitting((Objective,))
 
 
@@ -68,9 +67,9 @@ def test_what_is_written_or_printed_can_be_read_again(kind):
     assert to_text(from_text(to_text(made), family)) == to_text(made)
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_experiment_can_be_read_again(path):
-    experiment = load_file(path)
+    experiment = loaded(path)
     text = to_text(experiment)
     assert from_text(text, Experiment) == experiment
     assert from_text(repr(experiment), Experiment) == experiment

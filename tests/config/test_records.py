@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from shipped_files import FILES, loaded
 
 import mdlm.data
 import mdlm.models
@@ -15,12 +16,10 @@ from mdlm.config.components import UnknownComponent, classes_in, find
 from mdlm.config.records import describe, differences, is_same, read, record
 from mdlm.data import Bytes, Mixture, Source, TextData, TokenizerConfig, WikiText, Wrap
 from mdlm.errors import InputError
-from mdlm.experiment import Experiment, load_file
+from mdlm.experiment import Experiment
 from mdlm.experiment.identity import fingerprint, identity, identity_of, recorded
 from mdlm.processes import Masked
 from mdlm.schedules import LogLinear, Schedule
-
-EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").rglob("*.py"))
 
 
 def grown(kind, name, default):
@@ -82,9 +81,9 @@ def test_a_component_with_one_field_more_equals_the_older_record(monkeypatch):
         assert differences(there, identity(changed)) == ["network.gain: 1.0 there, 2.0 here"]
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_experiment_is_read_from_its_record_and_from_older_ones(path):
-    experiment = load_file(path)
+    experiment = loaded(path)
     for kept in (record(experiment), describe(experiment)):
         again = json.loads(json.dumps(kept))
         assert read(again, Experiment, "config.json") == experiment

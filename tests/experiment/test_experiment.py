@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 import tiny
+from shipped_files import FILES, FOLLOWING, base_of, bert, causal
 
 from mdlm.config.overrides import names
 from mdlm.config.records import differences
@@ -15,7 +16,7 @@ from mdlm.errors import InputError
 from mdlm.experiment.evaluation import Perplexity
 from mdlm.experiment.identity import fingerprint, identity
 from mdlm.experiment.loading import load_changed, load_file
-from mdlm.models import Bert, PerToken, Pooled, opened
+from mdlm.models import PerToken, Pooled, opened
 from mdlm.models.block import BlockDiT
 from mdlm.models.causal import CausalTransformer
 from mdlm.models.dit import DiT
@@ -31,8 +32,6 @@ from mdlm.schedules.base import Schedule
 from mdlm.schedules.closed_form import LogLinear
 from mdlm.schedules.md4 import Polynomial
 
-FILES = sorted((Path(__file__).parents[2] / "experiments").rglob("*.py"))
-FOLLOWING = [path for path in FILES if "\ndef experiment(" in path.read_text(encoding="utf-8")]
 EXPERIMENTS = [path for path in FILES if path not in FOLLOWING]
 
 
@@ -158,12 +157,8 @@ def test_experiment_files_load(path):
 
 
 @pytest.mark.parametrize("path", FOLLOWING, ids=lambda path: path.stem)
-def test_experiments_follow_from_a_run(path, experiment):
-    """Here from one of a BERT, or of a causal network."""
-    base = replace(experiment, network=Bert(width=32, depth=1, heads=2, positions=128))
-    if path.stem == "ar_to_diffusion":
-        causal = CausalTransformer(width=32, depth=1, heads=2)
-        base = replace(base, network=causal, objective=Autoregressive(), sampler=LeftToRight())
+def test_experiments_follow_from_a_run(path):
+    base = base_of(path)
     made = load_file(path, base=lambda: base)
     assert made.name.startswith(path.stem) and made.data.tokenizer == base.data.tokenizer
     due = base.network if base.network.attends == "all" else opened(base.network)
@@ -172,10 +167,8 @@ def test_experiments_follow_from_a_run(path, experiment):
 
 
 @pytest.mark.parametrize("recipe", ["open", "windows", "blocks", "both"])
-def test_recipes_from_autoregressive_to_diffusion(recipe, experiment):
-    causal = CausalTransformer(width=32, depth=1, heads=2)
-    parts = dict(network=causal, objective=Autoregressive(), sampler=LeftToRight())
-    base = replace(experiment, **parts)
+def test_recipes_from_autoregressive_to_diffusion(recipe):
+    base = causal()
     made = load_changed("ar_to_diffusion", [("recipe", recipe)], base=lambda: base)
     assert made.stages == () or recipe in ("windows", "blocks")
     assert (made.network.attends == "blocks") == (recipe == "blocks") and made.network.shift
@@ -189,8 +182,8 @@ def test_recipes_from_autoregressive_to_diffusion(recipe, experiment):
         assert not any(network.shift for network in networks)
 
 
-def test_every_task_of_glue_is_an_experiment(experiment):
-    base = replace(experiment, network=Bert(width=32, depth=1, heads=2, positions=128))
+def test_every_task_of_glue_is_an_experiment():
+    base = bert()
     outputs = {}
     for task in get_args(GlueTask):
         made = load_changed("glue", [("task", task)], base=lambda: base)
@@ -222,8 +215,8 @@ def test_every_task_of_glue_is_an_experiment(experiment):
         ),
     ],
 )
-def test_labels_need_a_head_and_an_objective(experiment, changes, reason):
-    base = replace(experiment, network=Bert(width=32, depth=1, heads=2, positions=128))
+def test_labels_need_a_head_and_an_objective(changes, reason):
+    base = bert()
     made = load_file("glue", base=lambda: base)
     with pytest.raises(InputError, match=reason):
         replace(made, **changes)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from shipped_files import bert
 
 from mdlm.cli.plan import PLAN_HELP, finite, rows_of
 from mdlm.cli.plan_words import duration, words
@@ -20,6 +21,7 @@ from mdlm.data.responses import Responses
 from mdlm.data.tokenizers import Bytes
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Training
+from mdlm.experiment.loading import load_file
 from mdlm.experiment.model import Model
 from mdlm.models.attention import dispatch
 from mdlm.models.causal import CausalTransformer
@@ -347,3 +349,11 @@ def test_objectives_with_rollouts_and_a_reference_are_planned(experiment, update
     mesh = SLICE.sizes(model.experiment.mesh)
     assert (abstract_batch(model, mesh).rollout.log_p_old is None) == (updates == 1)
     assert scored_share(model) == 1
+
+
+def test_labelled_rows_are_planned():
+    """Their batches have targets, and no logits of tokens are computed."""
+    model = Model(load_file("glue", base=bert), VOCAB)
+    batch = abstract_batch(model, MeshShape().build())
+    assert batch.target.shape == (16,) and batch.token_types.shape == (16, 128)
+    assert scored_share(model) == 0
