@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import pkgutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from mdlm.config.component_text import from_text, to_text
 from mdlm.config.components import FACES, find, fitting, name_of
 from mdlm.errors import InputError
 from mdlm.experiment import Experiment, load_file
-from mdlm.objectives import Nelbo, Objective
+from mdlm.objectives import Nelbo, Objective, Rollouts
 from mdlm.samplers import (
     Ancestral,
     Annealed,
@@ -28,7 +28,10 @@ from mdlm.samplers import (
 )
 from mdlm.schedules import Polynomial, Schedule
 
-EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").rglob("*.py"))
+FILES = sorted((Path(__file__).parents[2] / "experiments").rglob("*.py"))
+EXPERIMENTS = [
+    path for path in FILES if "\ndef experiment(" not in path.read_text(encoding="utf-8")
+]
 SAMPLERS, OBJECTIVES = fitting((Sampler,)), fitting((Objective,))
 
 
@@ -37,9 +40,10 @@ def sampler(text):
 
 
 def bare(kind):
-    """A component of that class with all fields at their default, and 4 where there is none."""
-    needed = {
-        field.name: 4
+    """A component of that class with all fields at their default, and 4, or a part of the field's
+    kind, where there is none."""
+    needed: dict[str, Any] = {
+        field.name: Rollouts(reward="any:reward") if field.name == "rollouts" else 4
         for field in dataclasses.fields(kind)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }

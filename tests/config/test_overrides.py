@@ -163,7 +163,7 @@ def test_a_component_is_replaced_by_its_text_and_then_a_value_of_it():
         ("process", "zzz", "there is no zzz; choose one of Hybrid, LogSNRHybrid, Masked, Uniform"),
         ("process", "Process()", "expected Hybrid(...)"),
         ("process", "Masked(", "expected Hybrid(...)"),
-        ("data", "Wrap(length=3)", "expected TextData(...) or Mixture(...)"),
+        ("data", "Wrap(length=3)", "TextData(...) or Mixture(...)"),
         ("data.packing", "Wrap()", "Wrap(length=...) must be given, it has no default"),
         ("data.packing", "Wrap(length=1)", "length=1: must be at least 3"),
         ("objective.time", "IID", "did you mean --objective.times?"),

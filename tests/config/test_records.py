@@ -20,7 +20,10 @@ from mdlm.experiment.identity import fingerprint, identity, identity_of, recorde
 from mdlm.processes import Masked
 from mdlm.schedules import LogLinear, Schedule
 
-EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").rglob("*.py"))
+FILES = sorted((Path(__file__).parents[2] / "experiments").rglob("*.py"))
+EXPERIMENTS = [
+    path for path in FILES if "\ndef experiment(" not in path.read_text(encoding="utf-8")
+]
 
 
 def grown(kind, name, default):
