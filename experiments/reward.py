@@ -4,9 +4,9 @@
     mdlm train reward --init-from runs/quickstart --objective.kl 0.2
 
 Network, process, tokenizer and data are those of the run named by --init-from. The texts are rows
-of 64 tokens, drawn with a cache if the network has one; the reward is for short lines. Where the data are prompts and
-responses, the texts are responses to the prompts. Replace `shorter_lines` by a function of your
-own. docs/preferences.md has the methods, and what this run printed.
+of 64 tokens, drawn with a cache if the network has one; the reward is for short lines. Where the
+data are prompts and responses, the texts are responses to the prompts. Replace `shorter_lines` by a
+function of your own. docs/preferences.md has the methods, and what this run printed.
 """
 
 from dataclasses import replace
