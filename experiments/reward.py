@@ -4,9 +4,9 @@
     mdlm train reward --init-from runs/quickstart --objective.kl 0.2
 
 Network, process, tokenizer and data are those of the run named by --init-from. The texts are rows
-of 64 tokens, drawn with a cache where the network can keep one; the reward is for short lines. Where the data are prompts and
-responses, the texts are responses to the prompts. Replace `shorter_lines` by a function of your
-own. docs/preferences.md has the methods, and what this run printed.
+of 64 tokens, drawn with a cache if the network has one; the reward is for short lines. Where the
+data are prompts and responses, the texts are responses to the prompts. Replace `shorter_lines` by a
+function of your own. docs/preferences.md has the methods, and what this run printed.
 """
 
 from dataclasses import replace
@@ -24,17 +24,14 @@ def shorter_lines(prompts: list[str], texts: list[str]) -> list[float]:
 
 
 def experiment(base: Experiment) -> Experiment:
+    cache = Dual() if base.network.caches else None
     return replace(
         base,
         name="reward",
         data=replace(base.data, packing=replace(base.data.packing, length=64)),
         objective=GRPO(rollouts=Rollouts(reward="shorter_lines", group=8)),
         sampler=Parallel(
-            rule=Share(steps=4),
-            order="random",
-            block_size=16,
-            temperature=1.0,
-            cache=Dual() if base.network.caches else None,
+            rule=Share(steps=4), order="random", block_size=16, temperature=1.0, cache=cache
         ),
         optimizer=AdamW(learning_rate=3e-4, warmup_steps=5),
         train=Training(

@@ -27,6 +27,7 @@ def experiment(base: Experiment) -> Experiment:
             tokenizer=base.data.tokenizer,
             packing=Responses(length=base.data.packing.length, bos=base.data.packing.frame[0]),
         ),
+        objective=base.objective.on_data(),
         optimizer=AdamW(learning_rate=2.5e-5, warmup_steps=50, weight_decay=0.1),
         train=Training(
             steps=1000, batch_size=16, ema_decay=0.99, eval_every=100, checkpoint_every=200

@@ -94,6 +94,11 @@ class Objective(abc.ABC):
         """Returns the objective that an evaluation reports by default."""
         return self
 
+    def on_data(self) -> "Objective":
+        """Returns the objective with which the same network learns from plain data: itself, or the
+        reported one where it learns from preferences or rewards."""
+        return self
+
     def with_vocab(self, vocab: Vocab) -> Self:
         """Returns the objective for a vocabulary; most objectives do not depend on it."""
         return self

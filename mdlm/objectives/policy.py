@@ -76,6 +76,9 @@ class Policy(Objective):
     def reported(self) -> Nelbo:
         return Nelbo()
 
+    def on_data(self) -> Nelbo:
+        return self.reported()
+
     @abc.abstractmethod
     def weights(self, rewards: Float[np.ndarray, "n g"]) -> Float[np.ndarray, "n g"]:
         """Returns the weight of each text, from the rewards of the texts of each prompt."""

@@ -72,6 +72,9 @@ class Preference(Objective):
     def reported(self) -> Nelbo:
         return self.bound
 
+    def on_data(self) -> Nelbo:
+        return self.bound
+
     def __call__(
         self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion[Masked]
     ) -> LossTerms:
@@ -115,6 +118,9 @@ class CausalPreference(Objective):
 
     def reported(self) -> Autoregressive:
         return Autoregressive()
+
+    def on_data(self) -> Autoregressive:
+        return self.reported()
 
     def __call__(self, key: Key[Array, ""], batch: Batch, diffusion: Diffusion) -> LossTerms:
         rows, length = batch.tokens.shape

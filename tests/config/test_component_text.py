@@ -3,7 +3,7 @@
 import dataclasses
 import importlib
 import pkgutil
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from mdlm.config.component_text import from_text, to_text
 from mdlm.config.components import FACES, find, fitting, name_of
 from mdlm.errors import InputError
 from mdlm.experiment import Experiment
-from mdlm.objectives import Nelbo, Objective
+from mdlm.objectives import Nelbo, Objective, Rollouts
 from mdlm.samplers import (
     Ancestral,
     Annealed,
@@ -36,9 +36,10 @@ def sampler(text):
 
 
 def bare(kind):
-    """A component of that class with all fields at their default, and 4 where there is none."""
-    needed = {
-        field.name: 4
+    """A component of that class with all fields at their default, and 4, or a part of the field's
+    kind, where there is none."""
+    needed: dict[str, Any] = {
+        field.name: Rollouts(reward="any:reward") if field.name == "rollouts" else 4
         for field in dataclasses.fields(kind)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }

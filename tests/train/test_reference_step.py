@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from test_tuned_step import Run, beginning, experiment, same
 
+from mdlm.data import Bytes, PairData, Preferences, Responses
 from mdlm.objectives.nelbo import Nelbo
+from mdlm.objectives.preference import Preference
+from mdlm.parallel.mesh import MeshShape
 from mdlm.runs.weights import named
 from mdlm.train.step import saved
 from mdlm.tuning import Full, LoRA
@@ -73,3 +76,18 @@ def test_no_gradient_reaches_the_reference(initial):
 
     gradient = jax.jit(jax.grad(loss))(initial)
     assert all(not jnp.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.slow
+def test_preferences_do_not_depend_on_devices_or_micro_batches(initial):
+    """The two rows of a pair stay together, and draw what they would draw elsewhere."""
+    data = PairData(
+        source=Preferences(train="none.jsonl"), tokenizer=Bytes(), packing=Responses(length=32)
+    )
+    made = replace(experiment(None), data=data, objective=Preference(samples=2, beta=1.0))
+    losses = Run(made, initial).steps(3)
+    assert losses[0] == pytest.approx(np.log(2), rel=1e-5) and abs(losses[2] - losses[0]) > 1e-3
+    split = Run(made, initial, MeshShape(data=2), 2)
+    np.testing.assert_allclose(split.steps(3), losses, rtol=1e-4)
+    parts = replace(made, train=replace(made.train, accumulate=2))
+    np.testing.assert_allclose(Run(parts, initial).steps(3), losses, rtol=1e-4)

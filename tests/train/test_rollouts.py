@@ -9,11 +9,12 @@ import pytest
 import tiny
 
 from mdlm.config.component_text import from_text
+from mdlm.data import Bytes, PairData, Preferences, Responses
 from mdlm.data.rows.shuffle import Shuffled
 from mdlm.errors import InputError
-from mdlm.experiment import Training
+from mdlm.experiment import Training, load_file
 from mdlm.experiment.loading import function_named
-from mdlm.objectives import GRPO, Objective, Rollouts, WeightedPolicy
+from mdlm.objectives import GRPO, Nelbo, Objective, Preference, Rollouts, WeightedPolicy
 from mdlm.train.rollouts import Repeated, check, judged, until_end
 
 TEXTS = ["one", "two\nlines", "three " * 40]
@@ -124,3 +125,24 @@ def test_functions_are_found_by_name():
 def test_values_out_of_range_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_fine_tuning_goes_on_from_preferences_and_rewards():
+    """The shipped experiment, from a run of each kind."""
+    sft = Path(__file__).parents[2] / "experiments" / "sft.py"
+    asked = Rollouts(reward="any")
+    plain = tiny.experiment(Path("none.txt"))
+    preferred = replace(
+        plain,
+        data=PairData(
+            source=Preferences(train="a.jsonl"), tokenizer=Bytes(), packing=Responses(length=8)
+        ),
+        objective=Preference(bound=Nelbo(t_min=0.1)),
+    )
+    for base, due in (
+        (plain, plain.objective),
+        (preferred, Nelbo(t_min=0.1)),
+        (replace(plain, objective=GRPO(rollouts=asked)), Nelbo()),
+        (replace(plain, objective=WeightedPolicy(rollouts=asked)), Nelbo()),
+    ):
+        assert load_file(sft, base=lambda base=base: base).objective == due
