@@ -26,7 +26,7 @@ from mdlm.samplers import (
     Rule,
     Sampler,
 )
-from mdlm.schedules import Polynomial, Schedule
+from mdlm.schedules import ARDiffusion, Polynomial, Schedule
 
 SAMPLERS, OBJECTIVES = fitting((Sampler,)), fitting((Objective,))
 
@@ -38,8 +38,9 @@ def sampler(text):
 def bare(kind):
     """A component of that class with all fields at their default, and 4, or a part of the field's
     kind, where there is none."""
-    needed: dict[str, Any] = {
-        field.name: Rollouts(reward="any:reward") if field.name == "rollouts" else 4
+    parts: dict[str, Any] = {"rollouts": Rollouts(reward="any:reward"), "by": ARDiffusion()}
+    needed = {
+        field.name: parts.get(field.name, 4)
         for field in dataclasses.fields(kind)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
