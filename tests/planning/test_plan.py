@@ -18,6 +18,7 @@ from mdlm.data.loader import TrainLoader
 from mdlm.data.packing import Packing, Pad, Wrap
 from mdlm.data.pair_data import PairData, Pairs
 from mdlm.data.responses import Responses
+from mdlm.data.sentences import Sentences
 from mdlm.data.tokenizers import Bytes
 from mdlm.errors import InputError
 from mdlm.experiment.experiment import Training
@@ -87,7 +88,7 @@ PACKINGS = [
 
 def test_every_packing_is_planned():
     planned = {type(packing) for packing in PACKINGS}
-    assert planned | {Responses} == set(Packing.__subclasses__())
+    assert planned | {Responses, Sentences} == set(Packing.__subclasses__())
     # ... and both values of every field that changes what a batch holds.
     assert {p.hides_padding for p in PACKINGS} == {p.splits_attention for p in PACKINGS}
 
