@@ -205,7 +205,7 @@ def test_objectives_tell_their_noise_levels(path):
     if path.stem == "ar":
         assert t is None
     else:
-        assert t.shape == (4, length if path.stem == "bd3lm" else 1)
+        assert t.shape == (4, length if path.stem in ("bd3lm", "ar_diffusion") else 1)
 
 
 @pytest.fixture
