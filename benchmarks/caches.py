@@ -245,7 +245,7 @@ def measured(
             "passes": seen.positions / (tokens.size * halves(model)) / count * len(rows),
             "MFLOP": flops(model, seen, tokens.shape, len(seen.kl) or count) / count / 1e6,
             "same": float((found == due)[is_new].mean()),
-            "KL": float(off.mean()),
+            "KL": max(float(off.mean()), 0.0),  # rounding may make it negative
             "largest": float(off.max()),
             "NLL": nll(params, found, is_new),
             "entropy": entropy(found[is_new]),
