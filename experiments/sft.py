@@ -1,7 +1,8 @@
 """Supervised fine-tuning: a run of any method goes on to learn responses to prompts.
 
     mdlm train sft --init-from runs/llada --data.source.train chats.jsonl
-    mdlm train sft --init-from runs/books --data.source.train pairs.jsonl --data.packing.packed True
+    mdlm train sft --init-from runs/books --data.source.train pairs.jsonl --data.packing.eos once \\
+        --data.packing.packed True
 
 Network, process, objective, sampler, tokenizer and row length are those of the run named by
 --init-from. A line of the file has `prompt` and `response`, or `messages`. Prompts stay clean, and
@@ -25,7 +26,12 @@ def experiment(base: Experiment) -> Experiment:
         data=PairData(
             source=Pairs(train="chats.jsonl"),
             tokenizer=base.data.tokenizer,
-            packing=Responses(length=base.data.packing.length, bos=base.data.packing.frame[0]),
+            packing=Responses(
+                length=base.data.packing.length,
+                bos=base.data.packing.frame[0],
+                # A network that fills a canvas must learn where to end on it.
+                eos="once" if base.network.attends == "causal" else "filled",
+            ),
         ),
         objective=base.objective.on_data(),
         optimizer=AdamW(learning_rate=2.5e-5, warmup_steps=50, weight_decay=0.1),

@@ -39,14 +39,14 @@ def test_a_run_goes_on_with_chats(base, tmp_path, capsys):
     words += ["--train.eval_every", "0", "--train.eval_rows", "8"]
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "responses given prompts, in rows of 32, EOS after each" in " ".join(said.split())
+    assert "responses given prompts, in rows of 32, filled with EOS" in " ".join(said.split())
     run, origin = mdlm.load(out), mdlm.load(base)
     for name in OWN:
         assert getattr(run.experiment, name) == getattr(origin.experiment, name)
-    # "User: 3\nAssistant: " and "ok" with its EOS: only the latter is scored.
-    assert run.dataset.valid.tokens == 2 * 3
+    # 19 bytes of "User: 3\nAssistant: ", then "ok" and EOS to the row's end, which is scored.
+    assert run.dataset.valid.tokens == 2 * 13
     [metric, *_] = run.perplexity()
-    assert metric.n == 2 * 3
+    assert metric.n == 2 * 13
     # The template is part of the run, and so its answers end.
     answer = run.chat([{"role": "user", "content": "3"}], length=6).texts[0]
     assert len(answer.tokens) <= 6
@@ -64,7 +64,7 @@ def test_a_run_goes_on_with_chats(base, tmp_path, capsys):
     # Other files of pairs are evaluated as such.
     assert main(["eval", str(out), "--data", other, "--json"]) == 0
     [told, *_] = json.loads(capsys.readouterr().out)
-    assert told["n"] == 50 * 3
+    assert told["n"] == 50 * 13
 
 
 def test_a_file_whose_experiment_follows_from_a_run(base, tmp_path, capsys):
