@@ -32,6 +32,8 @@ class Diffusion(Generic[P]):
         shift: whether the network computes the logits about a token at the one before it. (Position
             i of its prediction is about token i all the same.)
         verifier: a causal network over the same vocabulary, for `mdlm.samplers.verified`.
+        reference: the same process with the parameters that training began from, without dropout
+            and without a gradient, for objectives with `needs_reference`; None for others.
     """
 
     process: P
@@ -39,6 +41,7 @@ class Diffusion(Generic[P]):
     denoise: Denoise
     shift: bool = False
     verifier: "Diffusion | None" = None
+    reference: "Diffusion | None" = None
 
     def with_clean(self, tokens: Int[Array, "b l"]) -> Self:
         """Returns this diffusion with a network that also reads `tokens`, the clean ones."""
@@ -56,8 +59,9 @@ class Diffusion(Generic[P]):
 
     def with_prompts(self, batch: Batch) -> Self:
         """Returns this diffusion with a network that reads the clean tokens where the batch is
-        valid and not scored, whatever noise put there. If a process noises each position by itself,
-        this is the process that noises the scored tokens only, given the others."""
+        valid and not scored, whatever noise put there, and so does its reference. If a process
+        noises each position by itself, this is the process that noises the scored tokens only,
+        given the others."""
         denoise = self.denoise
         is_valid = True if batch.is_valid is None else batch.is_valid
         is_given = is_valid & ~batch.loss_mask
@@ -68,7 +72,8 @@ class Diffusion(Generic[P]):
             tokens = jnp.where(given, clean, inputs.tokens)
             return denoise(replace(inputs, tokens=tokens), key=key)
 
-        return replace(self, denoise=ask)
+        reference = None if self.reference is None else self.reference.with_prompts(batch)
+        return replace(self, denoise=ask, reference=reference)
 
 
 class NetworkTraits(Protocol):

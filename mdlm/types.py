@@ -135,7 +135,8 @@ class LossTerms:
     `total` is the loss that is trained: a differentiable sum over the batch. `values` is the same
     sum by token, and `bound` has the terms of the reported NELBO by token; both carry no
     gradient. `count` is 1 for each token that the sums are divided by, else 0. `scored` is 1 for
-    each token whose logits were computed. `t` is the noise level, by row or by token. `weight` is
+    each token whose logits were computed. `examples` are what `total` is divided by, if not by the
+    tokens of `count`. `t` is the noise level, by row or by token. `weight` is
     that of each token's cross-entropy, whose product with it is the bound.
     """
 
@@ -147,6 +148,7 @@ class LossTerms:
     scalars: Any  # dict[str, Float[Array, ""]], further values for the log
     t: Any = None  # Float[Array, " b #l"], diffusion time; None where nothing is noised
     weight: Any = None  # Float[Array, "b l"]; None where the bound is no weighted cross-entropy
+    examples: Any = None  # Float[Array, ""]; None where the loss is one of tokens
 
 
 class Prediction(abc.ABC):

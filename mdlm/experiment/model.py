@@ -97,10 +97,24 @@ class Model:
         """What is trained."""
         return self.experiment.tune or Full()
 
+    @property
+    def keeps_base(self) -> bool:
+        """Whether a run keeps arrays that no step changes: those that `tuning` does not train, or
+        all that training began from, which an objective compares with."""
+        return self.tuning.keeps_base or self.objective.needs_reference
+
+    def base(self, params: ArrayTree) -> ArrayTree:
+        """Returns the arrays of `params` that training from them keeps as they are."""
+        return params if self.objective.needs_reference else self.tuning.base(params)
+
     def split(self, key: Key[Array, ""], params: ArrayTree) -> tuple[ArrayTree, ArrayTree]:
-        """Returns the arrays that training from `params` keeps as they are, and those that it
-        trains, before the first step. `tuning.merged` joins them."""
-        return self.tuning.base(params), self.tuning.start(key, params, self._widths)
+        """Returns `base(params)` and the arrays that training from `params` trains, before the
+        first step. `merged` joins them."""
+        return self.base(params), self.tuning.start(key, params, self._widths)
+
+    def merged(self, base: ArrayTree, trained: ArrayTree) -> ArrayTree:
+        """Returns the parameters that the network is run with, of the two parts of `split`."""
+        return self.tuning.merged(self.tuning.base(base), trained)
 
     @property
     def _widths(self) -> Widths:
@@ -156,10 +170,16 @@ class Model:
         )
 
     def loss(
-        self, params: ArrayTree, key: Key[Array, ""], batch: Batch, part: int | Int[Array, ""] = 0
+        self,
+        params: ArrayTree,
+        key: Key[Array, ""],
+        batch: Batch,
+        part: int | Int[Array, ""] = 0,
+        reference: ArrayTree | None = None,
     ) -> LossTerms:
-        """Returns the training loss, with dropout, drawn anew for each `part` of a batch."""
-        diffusion = self.diffusion(params)
+        """Returns the training loss, with dropout, drawn anew for each `part` of a batch.
+        `reference` are the parameters that training began from, if the objective needs them."""
+        diffusion = replace(self.diffusion(params), reference=self._fixed(reference))
         denoise = diffusion.denoise
         batch = self.experiment.network.labelled(batch, stream(key, "labels"))
         of_network = {}
@@ -173,6 +193,12 @@ class Model:
             key, batch, self._given(batch, replace(diffusion, denoise=with_dropout))
         )
         return replace(terms, scalars={**of_network, **terms.scalars})
+
+    def _fixed(self, params: ArrayTree | None) -> Diffusion | None:
+        """Returns the diffusion of parameters that are not trained."""
+        if params is None:
+            return None
+        return self.diffusion(jax.lax.stop_gradient(params)).without_dropout()
 
     def evaluate(self, params: ArrayTree, key: Key[Array, ""], batch: Batch) -> LossTerms:
         """Returns the evaluation's objective (by default that of training), without dropout."""

@@ -43,6 +43,16 @@ class Objective(abc.ABC):
     """The processes, parameterizations and attention of the network that the objective is defined
     for. An experiment with others is refused when it is composed."""
 
+    rows_together: ClassVar[int] = 1
+    """How many rows of a batch, one after another, are one example of the data."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the objective compares with the network that training began from. The run then
+        keeps those parameters, and `Diffusion.reference` has them in training (in an evaluation it
+        is None)."""
+        return False
+
     def protocol_on(self, process: Process) -> str:
         """Returns `protocol`, with the terms that the schedule of this process leaves out."""
         return self.protocol

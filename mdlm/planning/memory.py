@@ -118,17 +118,15 @@ def scored_share(model: Model) -> float:
     )
 
     # Under jit, values for the loss only, such as logits, are not computed.
+    unread = Diffusion(
+        process=process,
+        parameterization=model.parameterization,
+        denoise=lambda inputs, *, key=None: Unread(model.columns, inputs.tokens.shape),
+    )
+
     @jax.jit
     def share(batch):
-        terms = model.objective(
-            jax.random.key(0),
-            batch,
-            Diffusion(
-                process=process,
-                parameterization=model.parameterization,
-                denoise=lambda inputs, *, key=None: Unread(model.columns, inputs.tokens.shape),
-            ),
-        )
+        terms = model.objective(jax.random.key(0), batch, replace(unread, reference=unread))
         return terms.scored.sum() / (rows * length)
 
     return float(share(batch))
@@ -193,7 +191,9 @@ def kept_bytes(model: Model, mesh: AbstractMesh, rows: int) -> float:
     key = stream(jax.random.key(0), "train")
 
     def pulled(params, batch):
-        return jax.vjp(lambda params: model.loss(params, key, batch).total, params)[1]
+        reference = params if model.objective.needs_reference else None
+        loss = lambda params: model.loss(params, key, batch, reference=reference).total
+        return jax.vjp(loss, params)[1]
 
     with traced_for(alone):
         residuals = jax.eval_shape(pulled, params, batch)

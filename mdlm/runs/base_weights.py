@@ -1,8 +1,10 @@
 """The arrays of a run that its training does not change, in one file of its folder.
 
-`base.safetensors` is written once, when the run begins from another one, so that the folder is
-whole by itself. Its tensors are named and typed like those of `weights.safetensors`; `step` and
-`fingerprint` in its metadata are those of the run that they come from.
+They are those that `tune` does not train, or all that training began from where the objective
+compares with them. `base.safetensors` is written once, when the run begins from another one, so
+that the folder is whole by itself. Its tensors are named and typed like those of
+`weights.safetensors`; `step` and `fingerprint` in its metadata are those of the run that they come
+from.
 """
 
 import shutil
@@ -36,15 +38,16 @@ def _on_host(array: jax.Array, wanted: bool) -> np.ndarray | None:
 
 
 def restore(folder: RunFolder, abstract: ArrayTree) -> ArrayTree:
-    """Returns the arrays with the dtypes and shardings of `abstract`, of its components only.
+    """Returns the arrays with the dtypes and shardings of `abstract`, of its components only. The
+    file may have others.
 
-    All host processes call it. Raises InputError if the file is missing, damaged, or has other
+    All host processes call it. Raises InputError if the file is missing, damaged, or lacks
     arrays.
     """
     found = weights.Weights.of(folder.path, verify=folder.verify, name=BASE)
     if found is None:
         raise InputError(f"{folder.path / BASE} is missing: restore it from a copy")
-    base = found.restore(abstract, some=True)
+    base = found.restore(abstract, some=True, more=True)
     like: Any = abstract
     as_due = lambda a, due: a.astype(due.dtype)
     return {name: jax.tree.map(as_due, part, like[name]) for name, part in base.items()}

@@ -5,7 +5,8 @@ config.json     its values, the overrides, fingerprint    samples.txt     text b
 env.json        versions, devices, git, of each start     curves.png      plots
 data/           the tokenizer, token counts               checkpoints/    training states
 weights.safetensors   parameters alone, where they were imported or written
-base.safetensors      parameters that training does not change, where `tune` says so
+base.safetensors      parameters that training does not change, where `tune` or the objective
+                      says so
 evaluations.jsonl     results of `mdlm eval`
 wandb_id        the run's id at Weights & Biases, if it is logged there
 digests.json    digests of what the run is opened with, compared when it is

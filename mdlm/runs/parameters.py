@@ -80,12 +80,13 @@ def restore_trained(
 
 
 def _parts(model: Model, abstract: ArrayTree) -> tuple[ArrayTree, ArrayTree] | None:
-    """Returns what `Model.split` gives for parameters like `abstract`, with shardings; None if the
-    run keeps no arrays as they are."""
+    """Returns what `Model.split` gives for parameters like `abstract`, with shardings, but of the
+    base only what the network is run with; None if that is nothing."""
     if not model.tuning.keeps_base:
         return None
     mesh = jax.tree.leaves(abstract)[0].sharding.mesh
-    return model.on_mesh(mesh, jax.eval_shape(model.split, jax.random.key(0), abstract))
+    base, trained = jax.eval_shape(model.split, jax.random.key(0), abstract)
+    return model.on_mesh(mesh, (model.tuning.base(base), trained))
 
 
 def _joined(model: Model, base: ArrayTree, ema: ArrayTree, abstract: ArrayTree) -> ArrayTree:
@@ -96,7 +97,7 @@ def _joined(model: Model, base: ArrayTree, ema: ArrayTree, abstract: ArrayTree) 
 
     @jax.jit
     def join(base: ArrayTree, ema: ArrayTree) -> ArrayTree:
-        params = model.tuning.merged(base, ema)
+        params = model.merged(base, ema)
         return {name: jax.tree.map(due, part, abstract[name]) for name, part in params.items()}
 
     return join(base, ema)

@@ -178,11 +178,14 @@ class Weights:
         """Components that have parameters: "network", and "process" if it has learned ones."""
         return {name.partition(".")[0] for name in self.shapes}
 
-    def restore(self, abstract: Mapping[str, ArrayTree], *, some: bool = False) -> dict[str, Any]:
+    def restore(
+        self, abstract: Mapping[str, ArrayTree], *, some: bool = False, more: bool = False
+    ) -> dict[str, Any]:
         """Returns the parameters, in the dtypes of the file and with the shardings of `abstract`.
 
         Tensors are read one after the other, and each host process reads only the parts that its
-        devices hold. With `some`, only the network and the components that both have are read.
+        devices hold. With `some`, only the network and the components that both have are read; with
+        `more`, the file may have tensors that `abstract` lacks.
         Raises InputError, with names and shapes, if tensors are missing, unexpected or of other
         shapes.
         """
@@ -190,7 +193,8 @@ class Weights:
             there = {"network", *self.components}
             abstract = {name: part for name, part in abstract.items() if name in there}
         due = named(abstract)
-        self._check({name: tuple(leaf.shape) for name, leaf in due.items()}, set(abstract), some)
+        shapes = {name: tuple(leaf.shape) for name, leaf in due.items()}
+        self._check(shapes, set(abstract), some, more)
         with safe_open(self.path, "numpy") as file:
             found = [self._put(file.get_slice(name), leaf) for name, leaf in due.items()]
         return jax.tree.unflatten(jax.tree.structure(abstract), found)
@@ -201,9 +205,11 @@ class Weights:
         )
         return jax.block_until_ready(array)  # keeps one tensor at a time on the host
 
-    def _check(self, due: dict[str, tuple[int, ...]], components: set[str], some: bool) -> None:
+    def _check(
+        self, due: dict[str, tuple[int, ...]], components: set[str], some: bool, more: bool
+    ) -> None:
         wrong = []
-        for name in sorted({*due, *self.shapes}):
+        for name in sorted({*due, *({} if more else self.shapes)}):
             if some and name.partition(".")[0] not in components:
                 continue
             there, here = self.shapes.get(name), due.get(name)

@@ -28,9 +28,10 @@ from mdlm.runs import base_weights
 from mdlm.runs.checkpoints import Checkpoints
 from mdlm.runs.copies import copy_checkpoint
 from mdlm.runs.finite import check_finite
+from mdlm.runs.folder import BASE as BASE_FILE
 from mdlm.runs.folder import RunFolder
 from mdlm.runs.parameters import restore_parameters
-from mdlm.runs.weights import named
+from mdlm.runs.weights import Weights, named
 from mdlm.train.step import BASE
 from mdlm.tuning.base import Tuning
 from mdlm.types import ArrayTree
@@ -161,18 +162,28 @@ class Origin:
 
         Raises InputError if this run lacks some of them.
         """
-        shapes = jax.eval_shape(model.init, jax.random.key(0))
-        due, there = set(named(model.tuning.base(shapes))), named(initial)
+        due, there = due_in_base(model), named(initial)
         lacking = sorted(due - there.keys())
         if carried is not None:
             axes = named(carried.axes)
             lacking += sorted(name for name in due & axes.keys() if axes[name] >= 0)
         if lacking:
             raise InputError(
-                f"{self.option} {self.run.path} has no {lacking[0]} for this run, whose tune="
-                f"{type(model.tuning).__name__}(...) does not train it"
+                f"{self.option} {self.run.path} has no {lacking[0]} for this run, {_why(model)}"
             )
-        return model.tuning.base(initial)
+        return model.base(initial)
+
+    def check_base(self, model: Model) -> None:
+        """Raises InputError if this run does not keep the arrays that a fork of it keeps."""
+        if not model.keeps_base:
+            return
+        kept = Weights.of(self.run.path, verify=self.run.verify, name=BASE_FILE)
+        lacking = sorted(due_in_base(model) - set({} if kept is None else kept.shapes))
+        if lacking:
+            raise InputError(
+                f"{self.option} {self.run.path} keeps no {lacking[0]} for this run, {_why(model)};"
+                " begin from its parameters instead: --init-from"
+            )
 
     def check(self, abstract: ArrayTree, experiment: Experiment) -> None:
         """Raises InputError if the state to fork is missing, not finite, or of another network or
@@ -220,6 +231,18 @@ def pairs(theirs: Tokenizer, ours: Tokenizer) -> Int[np.ndarray, "n 2"]:
     return np.array(sorted((there, here) for here, there in found.items()), np.int64)
 
 
+def due_in_base(model: Model) -> set[str]:
+    """Returns the names of the arrays that a run of a model keeps as they are."""
+    return set(named(model.base(jax.eval_shape(model.init, jax.random.key(0)))))
+
+
+def _why(model: Model) -> str:
+    """Says why a run of a model keeps arrays as they are, about one of them."""
+    if model.objective.needs_reference:
+        return f"whose objective={type(model.objective).__name__}(...) compares with it"
+    return f"whose tune={type(model.tuning).__name__}(...) does not train it"
+
+
 def _text(tune: Tuning | None) -> str:
     return "none" if tune is None else to_text(tune)
 
@@ -232,6 +255,7 @@ def started_from(
 
     Raises InputError if names or shapes differ.
     """
+    # An array may be in both parts: trained, and kept to be compared with.
     parts = {part: state[part] for part in ("params", BASE) if part in state}
     ours = {name: leaf for tree in parts.values() for name, leaf in named(tree).items()}
     fresh = {name: leaf for name, leaf in ours.items() if name.partition(".")[0] in initial}
@@ -252,5 +276,8 @@ def started_from(
     taken = {**ours, **{name: take(fresh[name], value) for name, value in theirs.items()}}
     for part, tree in parts.items():
         parts[part] = jax.tree.unflatten(jax.tree.structure(tree), [taken[n] for n in named(tree)])
-    # The step donates its input, so the EMA needs arrays of its own.
-    return {**state, **parts, "ema": jax.tree.map(lambda a: jnp.copy(a), parts["params"])}
+    # The step donates its input, so all parts need arrays of their own.
+    own = lambda tree: jax.tree.map(lambda a: jnp.copy(a), tree)
+    if BASE in parts and named(parts["params"]).keys() & named(parts[BASE]).keys():
+        parts[BASE] = own(parts[BASE])
+    return {**state, **parts, "ema": own(parts["params"])}

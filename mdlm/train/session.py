@@ -130,6 +130,7 @@ class Session:
         keep: Callable[[], None] = lambda: None
         if made is None and origin is not None and origin.option == "--fork":
             tx = experiment.updates()
+            origin.check_base(self.model)
             origin.check(saved(abstract_state(self.model, tx, self.mesh)), experiment)
             copy = partial(origin.copy_state, self.folder, experiment)
         elif made is None:
@@ -226,7 +227,7 @@ class Session:
         run folder, which has no training state. Returns what writes the arrays among them that
         training does not change."""
         nothing = lambda: None
-        keeps_base, tune = self.model.tuning.keeps_base, self.experiment.tune
+        keeps_base = self.model.keeps_base
         if origin is not None:
             self.carried = origin.carried(self.model, self.dataset.tokenizer)
             step, self.initial = origin.parameters(self.model, self.mesh, self.carried)
@@ -236,9 +237,11 @@ class Session:
             base = origin.base(self.model, self.initial, self.carried)
             return partial(base_weights.write, self.folder, base, step=step, fingerprint=known)
         if keeps_base:
-            raise InputError(
-                f"tune={to_text(tune)}: it keeps parameters of another run; give --init-from RUN"
-            )
+            tune, objective = self.experiment.tune, self.experiment.objective
+            what = f"tune={to_text(tune)}: it keeps"
+            if objective.needs_reference:
+                what = f"objective={to_text(objective)}: it compares with"
+            raise InputError(f"{what} parameters of another run; give --init-from RUN")
         weights = Weights.of(self.folder.path, verify=self.folder.verify)
         if weights is None:
             return nothing

@@ -1,6 +1,6 @@
 """One training step, pure: (state, batch) -> (state, metrics), compiled once for a mesh.
 
-    gradient of  sum of losses / tokens -> clip -> optimizer -> EMA of the parameters
+    gradient of  sum of losses / tokens (or examples) -> clip -> optimizer -> EMA of the parameters
 
 The state is a plain dictionary `{step, params, opt_state, ema, watch}`. Random draws depend on the
 run's key, the step, and each row's index in the global batch, so neither the mesh nor the number of
@@ -8,7 +8,8 @@ micro-batches changes them (except for dropout, which is drawn per micro-batch).
 
 Where the experiment's `tune` keeps arrays as they are, the state has these as `base`, which no
 checkpoint holds, and `params` and `ema` have only the arrays that are trained. The network is run
-with both, joined. A gradient is that of the trained arrays.
+with both, joined. A gradient is that of the trained arrays. Where the objective compares with the
+network that training began from, `base` has all its arrays.
 
 A step whose loss, gradient, new parameters or new optimizer state are not finite is skipped: it
 changes only `step` and the counters in `watch` (see `mdlm.train.guard`). Learning rate and EMA
@@ -67,7 +68,7 @@ def joiner(model: Model, mesh: Mesh) -> Callable[[State, ArrayTree], ArrayTree]:
 
     @jax.jit
     def merged(base: ArrayTree, trained: ArrayTree) -> ArrayTree:
-        params = model.tuning.merged(base, trained)
+        params = model.merged(base, trained)
         return jax.lax.with_sharding_constraint(params, sharding)
 
     return lambda state, trained: merged(state[BASE], trained)
@@ -105,17 +106,21 @@ def compile_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> 
     sharding = jax.tree.map(lambda a: a.sharding, abstract_state(model, tx, mesh))
     at_rest = partial(jax.lax.with_sharding_constraint, shardings=sharding["params"])
     joined = joiner(model, mesh)
+    reference = lambda state: state[BASE] if model.objective.needs_reference else None
 
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         run_key = of_seed(model.experiment.seed)
         key = jax.random.fold_in(stream(run_key, "train"), state["step"])
         with on(mesh):
-            loss = lambda params, *inputs: model.loss(joined(state, params), *inputs)
+            loss = lambda params, *inputs: model.loss(
+                joined(state, params), *inputs, reference=reference(state)
+            )
             terms, by_time, gradient = summed(
                 loss, mesh, settings.accumulate, at_rest, state["params"], key, batch
             )
         count = jnp.maximum(terms.count, 1.0)
-        gradient = jax.tree.map(lambda g: g / count, gradient)
+        divisor = count if terms.examples is None else jnp.maximum(terms.examples, 1.0)
+        gradient = jax.tree.map(lambda g: g / divisor, gradient)
         grad_norm = optax.tree.norm(gradient)
         is_finite = jnp.isfinite(terms.total) & jnp.isfinite(grad_norm)
         made = state["step"] - state["watch"]["skipped"]
@@ -123,7 +128,7 @@ def compile_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> 
         is_first = state["step"] % settings.log_every == 0
         watch = guard.counted(state["watch"], is_sound, by_time, is_first)
         metrics = {
-            "loss": terms.total / count,
+            "loss": terms.total / divisor,
             "nelbo": terms.bound / count,
             "tokens": terms.count,
             "scored": terms.scored,
@@ -191,6 +196,7 @@ def summed(
             bound=terms.bound.sum(),
             count=terms.count.sum(),
             scored=terms.scored.sum(),
+            examples=terms.examples,
             scalars=terms.scalars,
         )
         return terms.total, (sums, guard.by_time(terms))

@@ -55,14 +55,19 @@ class Run:
 
     def steps(self, count, data=None):
         """Makes steps; returns their losses."""
-        losses, order = [], balanced_order(self.size)
-        for i in range(count):
-            batch = in_training(rows(self.size, i if data is None else data), order)
-            self.state, values = self.step(self.state, Batch(**put_on_mesh(self.mesh, batch)))
-            losses.append(float(values["loss"]))
+        losses = [self.one(i if data is None else data)[0] for i in range(count)]
         assert self.step._cache_size() == 1
         self.losses += losses
         return losses
+
+    def one(self, data):
+        """Makes a step on the batch of this number; returns its loss and all metrics."""
+        self.state, values = self.step(self.state, self.batch(data))
+        return float(values["loss"]), jax.device_get(values)
+
+    def batch(self, number):
+        batch = in_training(rows(self.size, number), balanced_order(self.size))
+        return Batch(**put_on_mesh(self.mesh, batch))
 
     @property
     def params(self):
