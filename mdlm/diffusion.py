@@ -13,7 +13,7 @@ from jaxtyping import Int, Key
 
 from mdlm.parameterizations.base import Parameterization
 from mdlm.processes.base import Process
-from mdlm.types import Attends, Batch, Denoise, NetInput, Prediction
+from mdlm.types import Attends, Batch, Denoise, NetInput, Prediction, ReadHead
 
 P = TypeVar("P", bound=Process, covariant=True)
 
@@ -31,6 +31,8 @@ class Diffusion(Generic[P]):
         denoise: the network with its parameters.
         shift: whether the network computes the logits about a token at the one before it. (Position
             i of its prediction is about token i all the same.)
+        head: the experiment's head with its parameters (`mdlm.models.heads`), which reads a
+            prediction of `denoise`; None where the experiment has none.
         verifier: a causal network over the same vocabulary, for `mdlm.samplers.verified`.
         reference: the same process with the parameters that training began from, without dropout
             and without a gradient, for objectives with `needs_reference`; None for others.
@@ -40,6 +42,7 @@ class Diffusion(Generic[P]):
     parameterization: Parameterization
     denoise: Denoise
     shift: bool = False
+    head: ReadHead | None = None
     verifier: "Diffusion | None" = None
     reference: "Diffusion | None" = None
 
@@ -53,9 +56,12 @@ class Diffusion(Generic[P]):
         return replace(self, denoise=ask)
 
     def without_dropout(self) -> Self:
-        """Returns this diffusion with a network whose dropout is off."""
-        denoise = self.denoise
-        return replace(self, denoise=lambda inputs, *, key=None: denoise(inputs))
+        """Returns this diffusion with a network, and a head, whose dropout is off."""
+        denoise, head = self.denoise, self.head
+        certain = replace(self, denoise=lambda inputs, *, key=None: denoise(inputs))
+        if head is None:
+            return certain
+        return replace(certain, head=lambda prediction, *, key=None: head(prediction))
 
     def with_prompts(self, batch: Batch) -> Self:
         """Returns this diffusion with a network that reads the clean tokens where the batch is

@@ -157,11 +157,18 @@ class Prediction(abc.ABC):
     An index of a position counts through the batch: `sequence * l + position`.
     """
 
-    hidden: Any = None  # Float[Array, "b l d"], input of the head, where there is one
+    hidden: Any = None  # Float[Array, "b l d"], input of the layer that makes the logits
     cache: Any = None  # KeyValues, the stored ones with those of this call, if the inputs have a
     # `reading`
     scalars: Mapping[str, Any] = MappingProxyType({})  # Float[Array, ""], what the network says of
     # this call in the log
+
+    @property
+    def features(self) -> Any:
+        """What heads beside that of tokens read (`mdlm.models.heads`), Float[Array, "b l d"] or
+        None: the output of the last block, normed where the network norms it before its logits. It
+        is `hidden`, except where a transform of BERT's kind lies between the two."""
+        return self.hidden
 
     @property
     def whole(self) -> "Prediction":
@@ -198,6 +205,17 @@ class Denoise(Protocol):
 
     def __call__(self, inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
         """Predicts clean tokens. `key` is for dropout; None turns dropout off."""
+        ...
+
+
+class ReadHead(Protocol):
+    """A head with its parameters, see `mdlm.models.heads`."""
+
+    def __call__(
+        self, prediction: Prediction, *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "..."]:
+        """Returns the outputs of the head, `[b k]` for rows or `[b l k]` for tokens, float32. `key`
+        is for dropout; None turns dropout off."""
         ...
 
 

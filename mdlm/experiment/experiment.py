@@ -17,6 +17,7 @@ from mdlm.data.dataset import TextData
 from mdlm.data.mixture import Mixture
 from mdlm.errors import InputError
 from mdlm.experiment.evaluation import Perplexity
+from mdlm.models.heads import Head
 from mdlm.models.network import Network
 from mdlm.objectives.base import Objective
 from mdlm.objectives.nelbo import Nelbo
@@ -119,7 +120,8 @@ class Experiment:
     `name` is the default name of the run folder. `seed`, in [0, 2**63), decides everything that is
     random. `time_condition` is what the network is conditioned on: no noise level ("none", as in
     the released MDLM models), the time itself ("t"), "sigma" = -log alpha, or the log-SNR
-    ("log_snr"). `tune` says which parameters are trained (None: all).
+    ("log_snr"). `tune` says which parameters are trained (None: all). `head` is a layer beside that
+    of tokens, for objectives and samplers that read one (None: there is none).
     """
 
     name: str
@@ -136,6 +138,7 @@ class Experiment:
     mesh: MeshShape = MeshShape()
     seed: int = 0
     tune: Tuning | None = None
+    head: Head | None = None
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**63:

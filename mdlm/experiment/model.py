@@ -87,10 +87,16 @@ class Model:
         return self.experiment.network.columns or self.vocab.size
 
     def init(self, key: Key[Array, ""]) -> ArrayTree:
-        """Returns fresh parameters by component: `network`, and `process` if it learns any."""
-        params = {"network": networks.init(self.experiment.network, key, self.columns)}
+        """Returns fresh parameters by component: `network`, `process` if it learns any, and `head`
+        if the experiment has one."""
+        network, head = self.experiment.network, self.experiment.head
+        params = {"network": networks.init(network, key, self.columns)}
         learned = self.process.init(stream(key, "process"))
-        return {**params, "process": learned} if learned else params
+        if learned:
+            params["process"] = learned
+        if head is not None:
+            params["head"] = head.init(stream(key, "head"), network.features_width)
+        return params
 
     @property
     def tuning(self) -> Tuning:
@@ -150,7 +156,7 @@ class Model:
         return self.process.bind(params.get("process", {}))
 
     def diffusion(self, params: ArrayTree) -> Diffusion:
-        """Returns the argument of objectives and samplers: the process and the network with their
+        """Returns the argument of objectives and samplers: process, network and head with their
         parameters, the network conditioned as `time_condition` says."""
         process = self.bound_process(params)
         schedule = process.schedule
@@ -160,13 +166,14 @@ class Model:
             "sigma": schedule.sigma,
             "log_snr": schedule.log_snr,
         }[self.experiment.time_condition]
-        network = self.experiment.network
+        network, head = self.experiment.network, self.experiment.head
         denoise = networks.denoiser(network, self.columns, params["network"], condition=condition)
         return Diffusion(
             process=process,
             parameterization=self.parameterization,
             denoise=denoise,
             shift=network.shift,
+            head=None if head is None else head.bound(params["head"]),
         )
 
     def loss(
@@ -180,18 +187,21 @@ class Model:
         """Returns the training loss, with dropout, drawn anew for each `part` of a batch.
         `reference` are the parameters that training began from, if the objective needs them."""
         diffusion = replace(self.diffusion(params), reference=self._fixed(reference))
-        denoise = diffusion.denoise
+        denoise, head = diffusion.denoise, diffusion.head
         batch = self.experiment.network.labelled(batch, stream(key, "labels"))
         of_network = {}
+        of_part = lambda key: None if key is None else jax.random.fold_in(key, part)
 
         def with_dropout(inputs: NetInput, *, key: Key[Array, ""] | None = None) -> Prediction:
-            made = denoise(inputs, key=None if key is None else jax.random.fold_in(key, part))
+            made = denoise(inputs, key=of_part(key))
             of_network.update(made.scalars)
             return made
 
-        terms = self.objective(
-            key, batch, self._given(batch, replace(diffusion, denoise=with_dropout))
-        )
+        dropped = replace(diffusion, denoise=with_dropout)
+        if head is not None:
+            read = lambda prediction, *, key=None: head(prediction, key=of_part(key))
+            dropped = replace(dropped, head=read)
+        terms = self.objective(key, batch, self._given(batch, dropped))
         return replace(terms, scalars={**of_network, **terms.scalars})
 
     def _fixed(self, params: ArrayTree | None) -> Diffusion | None:

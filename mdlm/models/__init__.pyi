@@ -5,6 +5,9 @@ from .decoder import Decoder as Decoder
 from .dit import DiT as DiT
 from .experts import Experts as Experts
 from .gidd import ScaledTransformer as ScaledTransformer
+from .heads import Head as Head
+from .heads import PerToken as PerToken
+from .heads import Pooled as Pooled
 from .md4 import MD4Transformer as MD4Transformer
 from .modern_bert import ModernBert as ModernBert
 from .network import Network as Network

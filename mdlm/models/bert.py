@@ -134,7 +134,7 @@ class BertModule(nnx.Module):
         """Returns the prediction from the output of the last block."""
         with jax.named_scope("head"):
             bias = None if self.head_bias is None else self.head_bias[...]
-            return predicted(self, self.transform(x), bias=bias)
+            return predicted(self, self.transform(x), bias=bias, features=x)
 
     def _embed(self, inputs: NetInput, key: Key[Array, ""] | None) -> Float[Array, "b l d"]:
         length = inputs.tokens.shape[1]

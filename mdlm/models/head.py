@@ -40,9 +40,11 @@ def predicted(
     *,
     bias: Float[Array, " v"] | None = None,
     scalars: Mapping[str, Float[Array, ""]] | None = None,
+    features: Float[Array, "b l d"] | None = None,
 ) -> Readout:
     """Returns the prediction of a network with the fields of `Transformer` from the normed output
-    of its last block. `bias` is that of a tied head, `scalars` are values for the log."""
+    of its last block. `bias` is that of a tied head, `scalars` are values for the log, `features`
+    that output where `hidden` is a transform of it."""
     config = module.config
     kernel = module.embed.table[...].T
     if module.head is not None:
@@ -54,4 +56,5 @@ def predicted(
         chunk=config.logits_chunk,
         cap=config.logit_cap,
         scalars=scalars,
+        features=features,
     )

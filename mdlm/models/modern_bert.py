@@ -135,7 +135,8 @@ class ModernBertModule(nnx.Module):
     def readout(self, x: Float[Array, "b l d"], _: None) -> Readout:
         """Returns the prediction from the output of the last block."""
         with jax.named_scope("head"):
-            return predicted(self, self.transform(self.norm(x)), bias=self.head_bias[...])
+            x, bias = self.norm(x), self.head_bias[...]
+            return predicted(self, self.transform(x), bias=bias, features=x)
 
 
 def _applied(block: Any, is_global: Array, x: Array, masks: Any, tables: Any, key: Any) -> Array:

@@ -65,6 +65,11 @@ class Network(abc.ABC):
     columns: int = 0
 
     @property
+    def features_width(self) -> int:
+        """Width of what heads read, `Prediction.features`: by default the setting `width`."""
+        return vars(self)["width"]
+
+    @property
     def passes(self) -> int:
         """Forward passes per call: 2 with self-conditioning, see `self_conditioning`."""
         return 1

@@ -50,7 +50,8 @@ class Readout(Prediction):
     """Hidden states and the head that turns them into logits.
 
     `chunk` is the most logits that `reduce_rows` holds at once on a device (None: `chunk_size`),
-    but at least those of one position. With a `cap`, logits are cap tanh(logits / cap).
+    but at least those of one position. With a `cap`, logits are cap tanh(logits / cap). `features`
+    are those of the prediction, where they are not `hidden`.
     """
 
     def __init__(
@@ -62,10 +63,16 @@ class Readout(Prediction):
         chunk: int | None = None,
         cap: float | None = None,
         scalars: Mapping[str, Float[Array, ""]] | None = None,
+        features: Float[Array, "b l d"] | None = None,
     ):
         self.cap, self.scalars = cap, scalars or {}
+        self._features = hidden if features is None else features
         self.hidden, self.kernel, self.bias = hidden, kernel, bias
         self.chunk = chunk_size() if chunk is None else chunk
+
+    @property
+    def features(self) -> Any:
+        return self._features
 
     def logits(self, at: Int[Array, " n"] | None = None) -> Float[Array, "..."]:
         hidden = self.hidden

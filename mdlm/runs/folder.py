@@ -254,11 +254,21 @@ class RunFolder:
 
         Raises InputError as `experiment` does.
         """
+        return self._part("tune")
+
+    def head(self) -> Any:
+        """Returns the head of the run's experiment (`mdlm.models.heads`), None if it has none.
+
+        Raises InputError as `experiment` does.
+        """
+        return self._part("head")
+
+    def _part(self, name: str) -> Any:
         if self.trust:
-            return self.experiment().tune
-        record = {k: v for k, v in self.config()["experiment"].items() if k == "tune"}
+            return getattr(self.experiment(), name)
+        record = {k: v for k, v in self.config()["experiment"].items() if k == name}
         with self._described():
-            return records.read_fields(record, Experiment, self._title).get("tune")
+            return records.read_fields(record, Experiment, self._title).get(name)
 
     @property
     def _title(self) -> str:

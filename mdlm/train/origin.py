@@ -146,12 +146,15 @@ class Origin:
         self, model: Model, mesh: Mesh, carried: Carried | None
     ) -> tuple[int, ArrayTree]:
         """Returns the step of the run and its EMA parameters. With `carried`, of the network only,
-        for its own tokens."""
-        experiment = replace(model.experiment, tune=self.run.tune())
+        for its own tokens. Those of a head are among them if the new run has the same head."""
+        tune = self.run.tune()
+        experiment = replace(model.experiment, tune=tune if tune and tune.keeps_base else None)
         if carried is None:
             # This run may lack parameters that the new run's process learns.
             theirs = Model(experiment, model.vocab, model.counts)
             abstract = theirs.abstract_params(mesh)
+            if self.run.head() != model.experiment.head:
+                abstract.pop("head", None)
             return restore_parameters(self.run, abstract, some=True, model=theirs)
         theirs = Model(experiment, self.tokenizer.vocab, self.run.counts())
         abstract = {"network": theirs.abstract_params(mesh)["network"]}

@@ -26,11 +26,13 @@ from mdlm.types import ArrayTree
 
 ADAPTER = "adapter"
 """The component of the parameters, beside `network` and `process`, that is trained."""
+OWN = "head"
+"""The component that is trained as it is: a head that belongs to the new task."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA(Tuning):
-    """Trains a matrix of low rank for each chosen kernel, and nothing else.
+    """Trains a matrix of low rank for each chosen kernel, and the experiment's head, if it has one.
 
     Args:
         rank: the rank of the added matrices, at most the inputs and outputs of each kernel.
@@ -59,7 +61,11 @@ class LoRA(Tuning):
 
     def check(self, shapes: ArrayTree, widths: Widths) -> None:
         leaves = _leaves(shapes)
-        check_names("tune.kernels", self.kernels, [path for path in leaves if path[-1] == KERNEL])
+        check_names(
+            "tune.kernels",
+            self.kernels,
+            [path for path in leaves if path[-1] == KERNEL and path[0] != OWN],
+        )
         for path, leaf in leaves.items():
             if self.is_chosen(path):
                 size = min(leaf.shape[-2], *widths.get(path, leaf.shape[-1:]))
@@ -71,14 +77,14 @@ class LoRA(Tuning):
 
     def is_chosen(self, path: Path) -> bool:
         """Whether the array of a path gets a matrix of low rank."""
-        if path[-1] != KERNEL:
+        if path[-1] != KERNEL or path[0] == OWN:
             return False
         if not self.kernels:
             return STACK in path and MODULATION not in path
         return any(is_named(path, name) for name in self.kernels)
 
     def base(self, params: ArrayTree) -> ArrayTree:
-        return params
+        return {name: part for name, part in params.items() if name != OWN}
 
     def start(self, key: Key[Array, ""], params: ArrayTree, widths: Widths) -> ArrayTree:
         tree: dict[str, Any] = {}
@@ -95,7 +101,7 @@ class LoRA(Tuning):
                 shape = (*leading, fan_in, self.rank)
                 a = jax.random.uniform(own, shape, jnp.float32, -bound, bound)
                 node[str(i)] = {"a": a, "b": jnp.zeros((*leading, self.rank, width))}
-        return {ADAPTER: tree}
+        return {ADAPTER: tree} | {name: part for name, part in params.items() if name == OWN}
 
     def merged(self, base: ArrayTree, trained: ArrayTree) -> ArrayTree:
         def add(path: tuple, kernel: Array) -> Array:
@@ -106,7 +112,8 @@ class LoRA(Tuning):
                     return kernel
             return kernel + self.scale * product(node)
 
-        return jax.tree_util.tree_map_with_path(add, base)
+        merged = jax.tree_util.tree_map_with_path(add, base)
+        return {**merged, OWN: trained[OWN]} if OWN in trained else merged
 
 
 def product(parts: Mapping[str, Mapping[str, Array]]) -> Float[Array, "*n i o"]:

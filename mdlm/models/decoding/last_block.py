@@ -49,6 +49,10 @@ class DeferredReadout(Prediction):
     def hidden(self) -> Any:
         return self.whole.hidden
 
+    @property
+    def features(self) -> Any:
+        return self.whole.features
+
     def logits(self, at: Int[Array, " n"] | None = None) -> Float[Array, "..."]:
         if at is None:
             return self.whole.logits()
