@@ -32,8 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import harness
 from benchmarks import few_steps_methods as methods
+from benchmarks import harness
 from benchmarks.few_steps_methods import Judged, Loss, Nets, Redrawn, judge_of, new_judge
 from mdlm.diffusion import Diffusion
 from mdlm.errors import InputError
@@ -69,7 +69,7 @@ METHODS: dict[str, Loss] = {
     "coupled": methods.coupled,
 }
 DISTILLED = ("stepped", "stepped-reverse", "coupled")
-SAMPLERS: dict[str, tuple[Callable[[int], Sampler], tuple[int, ...]]] = {
+SAMPLERS: dict[str, tuple[Callable[[Any], Sampler], tuple[float, ...]]] = {
     "random": (lambda n: Parallel(order="random", rule=Share(steps=n)), CALLS),
     "entropy": (lambda n: Parallel(order="entropy", rule=Share(steps=n)), (4, 8, 16)),
     "bound": (lambda n: Parallel(order="entropy", rule=EntropyBound(gamma=n)), (3, 6, 12)),
@@ -77,7 +77,7 @@ SAMPLERS: dict[str, tuple[Callable[[int], Sampler], tuple[int, ...]]] = {
     "rewritten": (lambda n: Judged(steps=n), CALLS[2:]),
     "judged": (lambda n: Judged(steps=n), CALLS[1:]),
     "planned": (lambda n: PathPlanning(steps=n), (8,)),
-    "edited": (lambda n: Editing(temperature=1.0, write_above=0.3, edit_above=n / 10), (6, 9)),
+    "edited": (lambda n: Editing(temperature=1.0, write_above=0.3, edit_above=n), (0.6,)),
     "redrawn": (lambda n: redrawn(n), CALLS[1:]),
 }
 """Samplers, and what each is asked for: calls, or a setting that decides them."""
@@ -99,6 +99,21 @@ def redrawn(calls: int) -> Redrawn:
     again = max(calls // 4, 1)
     rule = Share(steps=calls - again)
     return Redrawn(order="random", rule=rule, writes=calls - again, redraws=again)
+
+
+SHOWN = (
+    ("exact", "random"),
+    ("plain", "random"),
+    ("sharpened-0.5", "random"),
+    ("sharpened-2", "random"),
+    ("repaired", "redrawn"),
+    ("redrafted", "redrawn"),
+    ("judged", "judged"),
+    ("stepped", "random"),
+    ("stepped-reverse", "random"),
+    ("coupled", "random"),
+)
+"""The curves of the picture."""
 
 
 def diffusion(params: ArrayTree) -> Diffusion:
@@ -163,7 +178,7 @@ def begun(steps: int, seed: int) -> ArrayTree:
 
 
 @cache
-def drawing(name: str, calls: int) -> Callable[..., Any]:
+def drawing(name: str, calls: float) -> Callable[..., Any]:
     """The compiled function that draws rows with a sampler, and the calls that each row took."""
 
     @jax.jit
@@ -215,8 +230,11 @@ def best_of_control(rows: list[dict[str, Any]], seed: int, calls: float) -> floa
     the logarithm of the calls."""
     found = []
     for sampler in OWN["plain"]:
-        own = [(r["calls"], r["distance"]) for r in rows if (r["method"], r["sampler"], r["seed"]) == ("plain", sampler, seed)]
-        x, y = np.array(sorted(own)).T
+        kind = ("plain", sampler, seed)
+        mine = [r for r in rows if (r["method"], r["sampler"], r["seed"]) == kind]
+        if not mine:
+            continue
+        x, y = np.array(sorted((r["calls"], r["distance"]) for r in mine)).T
         if x[0] <= calls * 1.001:  # no sampler is credited with fewer calls than it takes
             found.append(float(np.interp(np.log(calls), np.log(x), y)))
     return min(found, default=float("nan"))
@@ -232,7 +250,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for name in ("calls", "distance", "nll", "h1", "h2"):
             values = [r[name] for r in own]
             line[name], line[name + " se"] = float(np.mean(values)), error(values)
-        if kind[0] != "plain":
+        if kind[0] not in ("plain", "true rows"):
             gains = [best_of_control(rows, r["seed"], r["calls"]) - r["distance"] for r in own]
             line["gain"], line["gain se"] = float(np.mean(gains)), error(gains)
         table.append(line)
@@ -271,7 +289,7 @@ def run(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     for seed in range(args.seeds):
         known = {r["method"] for r in rows if r["seed"] == seed}
         if "true rows" not in known:
-            true = dict(method="true rows", sampler="", asked=0, seed=seed, calls=0.0)
+            true = {"method": "true rows", "sampler": "", "asked": 0, "seed": seed, "calls": 0.0}
             rows.append({**true, **measured(ORACLE.draw(args.rows, seed=seed))})
             rows += sampled(None, "exact", args.rows, seed)
         missing = [name for name in args.methods if name not in known]
@@ -285,12 +303,15 @@ def run(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             out.write_text(json.dumps(rows), encoding="utf-8")
     table = summary(rows)
     show(table)
+    if set(args.methods) == set(METHODS):
+        plot(table)
     return table
 
 
 def show(table: list[dict[str, Any]]) -> None:
     """Prints the table in Markdown."""
-    print("\n| method | sampler | calls | distance | nll | h1 | h2 | gain |\n|---|---|---|---|---|---|---|---|")
+    print("\n| method | sampler | calls | distance | nll | h1 | h2 | gain |")
+    print("|---|---|---|---|---|---|---|---|")
     for r in table:
         gain = f"{r['gain']:+.4f} ± {r['gain se']:.4f}" if "gain" in r else ""
         print(
@@ -298,6 +319,38 @@ def show(table: list[dict[str, Any]]) -> None:
             f" {r['distance se']:.4f} | {r['nll']:.3f} ± {r['nll se']:.3f} | {r['h1']:.3f} |"
             f" {r['h2']:.3f} | {gain} |"
         )
+
+
+def plot(table: list[dict[str, Any]]) -> None:
+    """Draws distance and likelihood over calls, and likelihood over entropy."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    true = next(r for r in table if r["method"] == "true rows")
+    for method, sampler in SHOWN:
+        own = [r for r in table if (r["method"], r["sampler"]) == (method, sampler)]
+        value = lambda name, own=own: [r[name] for r in own]
+        style: dict[str, Any] = {"marker": "o", "markersize": 3, "label": f"{method}, {sampler}"}
+        if method in ("plain", "exact"):
+            style |= {"color": "black", "linestyle": "-" if method == "plain" else ":"}
+        for axes, name in ((left, "distance"), (middle, "nll")):
+            axes.errorbar(value("calls"), value(name), yerr=value(name + " se"), **style)
+        right.plot(value("h2"), value("nll"), **style)
+    left.axhline(true["distance"], color="grey", linestyle="--", linewidth=1)
+    middle.axhline(true["nll"], color="grey", linestyle="--", linewidth=1)
+    right.plot(true["h2"], true["nll"], "*", color="grey", markersize=12, label="true rows")
+    left.set(xlabel="calls", ylabel="total variation of pairs", xscale="log", yscale="log")
+    middle.set(xlabel="calls", ylabel="nll, nats per token", xscale="log")
+    right.set(xlabel="entropy of a token given the one before", ylabel="nll, nats per token")
+    for axes in (left, middle):
+        axes.set_xticks(CALLS, [str(n) for n in CALLS])
+        axes.minorticks_off()
+    right.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(PICTURE, dpi=110)
+    print(f"\n({PICTURE})")
 
 
 if __name__ == "__main__":

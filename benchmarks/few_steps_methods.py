@@ -247,7 +247,6 @@ class Judged(PathPlanning):
         return replace(state, done=jnp.full_like(state.done, is_last))
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Redrawn(Parallel):
     """Writes in random order, in `writes` calls, then draws all tokens again in each of `redraws`
