@@ -163,6 +163,18 @@ class HiddenMarkov:
     def distance(self, tokens: np.ndarray) -> float:
         return 0.5 * float(np.abs(self.frequencies(tokens) - self.pairs).sum())
 
+    def log_p(self, tokens: np.ndarray) -> np.ndarray:
+        """Returns the log-probability of each row, in nats; -inf of one that cannot occur."""
+        first, moves, emits = self.model
+        state, total = np.tile(first, (len(tokens), 1)), np.zeros(len(tokens))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            for token in tokens.T:
+                state = state * emits.T[token]
+                scale = state.sum(-1, keepdims=True)
+                total += np.log(scale[:, 0])
+                state = np.where(scale > 0, state / scale, first) @ moves
+        return total
+
     def draw(self, rows: int, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
         first, moves, emits = self.model

@@ -29,6 +29,7 @@ def test_the_network_is_the_posterior():
     sequences = np.array(list(itertools.product(range(3), repeat=4)))
     p = np.array([probability(data, row) for row in sequences])
     assert p.sum() == pytest.approx(1)
+    np.testing.assert_allclose(data.log_p(sequences), np.log(p), atol=1e-9)
     noised = np.array(list(itertools.product(range(4), repeat=4)))[::7]
     answers = np.exp(data.denoise(NetInput(tokens=jnp.asarray(noised))).logits())
     for z, answer in zip(noised, answers, strict=True):
