@@ -17,13 +17,17 @@ from mdlm.optim import AdamW
 
 
 def experiment(base: Experiment) -> Experiment:
+    packing = base.data.packing
+    if not isinstance(packing, Responses):
+        ends = "once" if base.network.attends == "causal" else "filled"
+        packing = Responses(length=packing.length, bos=packing.frame[0], eos=ends)
     return replace(
         base,
         name="preferences",
         data=PairData(
             source=Preferences(train="preferences.jsonl"),
             tokenizer=base.data.tokenizer,
-            packing=Responses(length=base.data.packing.length, bos=base.data.packing.frame[0]),
+            packing=packing,
         ),
         objective=Preference(beta=0.1, samples=8),
         optimizer=AdamW(learning_rate=1e-5, warmup_steps=20),
