@@ -53,8 +53,5 @@ class WithCausal(Around):
             terms,
             total=terms.total + self.weight * causal.total,
             scored=terms.scored + causal.scored,
-            scalars={
-                **terms.scalars,
-                "causal_nll": causal.bound.sum() / jnp.maximum(causal.count.sum(), 1),
-            },
+            scalars={**terms.scalars, "causal_nll": nll},
         )
