@@ -175,10 +175,12 @@ class _Reader:
         raise _Unfit
 
     def _several(self, text: str, items: tuple[Any, ...], outer: bool) -> tuple:
+        if outer and any(map(is_kind, items)) and text.strip()[:1] not in ("(", "["):
+            text = f"({text},)"  # components, as they are typed on the command line
         node = _parsed(text) if not outer or text.strip()[:1] in ("(", "[") else None
         if isinstance(node, (ast.Tuple, ast.List)):
             parts, outer = [_source(text, item) for item in node.elts], False
-        elif outer and not any(map(is_kind, items)):
+        elif outer:
             parts = [part for part in text.split(",") if part]
         else:
             raise _Unfit

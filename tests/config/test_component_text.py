@@ -14,8 +14,8 @@ from mdlm.config.catalogue import described, kind_called, kinds
 from mdlm.config.component_text import from_text, to_text
 from mdlm.config.components import FACES, find, fitting, name_of
 from mdlm.errors import InputError
-from mdlm.experiment import Experiment
-from mdlm.objectives import Nelbo, Objective, Rollouts
+from mdlm.experiment import Experiment, Stage
+from mdlm.objectives import Nelbo, Objective, Rollouts, Windowed
 from mdlm.samplers import (
     Ancestral,
     Annealed,
@@ -56,6 +56,22 @@ def test_a_text_is_the_sampler_it_says():
     assert type(sampler("Ancestral(temperature=1)").temperature) is float
     assert sampler("Ancestral(banned=[3])").banned == (3,)
     assert sampler("BlockByBlock(block_size=4)") == BlockByBlock(block_size=4)
+
+
+def test_several_components_need_no_parentheses():
+    due = (Stage(until=0.25, objective=Windowed(ahead=1)), Stage(until=0.5))
+    for text in (to_text(due), "Stage(until=0.25, objective=Windowed(ahead=1)), Stage(until=0.5)"):
+        assert from_text(text, tuple[Stage, ...]) == due
+    assert from_text("Stage(until=0.5)", tuple[Stage, ...]) == due[1:]
+    assert from_text("()", tuple[Stage, ...]) == ()
+    for text, words in (
+        ("Stage(until=2.0)", "until=2.0: must be a share"),
+        ("Stage(until=0.5), Nelbo()", "expected Stage"),
+        ("Stage(until=0.5),,", "expected Stage"),
+        ("", "expected Stage"),
+    ):
+        with pytest.raises(InputError, match=words):
+            from_text(text, tuple[Stage, ...])
 
 
 @pytest.mark.parametrize("kind", [*SAMPLERS, *OBJECTIVES], ids=lambda kind: kind.__name__)
