@@ -77,6 +77,17 @@ def names(units: Iterable[str], loss_name: str = "nats per token") -> list[str]:
     return ["nats per token", *(f"bits per {unit}" for unit in units), "perplexity"]
 
 
+def spread_of_rows(sums: np.ndarray, tokens: np.ndarray) -> float | None:
+    """Returns the standard error over sequences of the total of `sums`, by row, where its ratio to
+    that of `tokens` is what is estimated; None for fewer than two rows with tokens."""
+    scored = tokens > 0
+    if scored.sum() < 2:
+        return None
+    # The residuals of each row from the common mean.
+    residual = sums[scored] - sums.sum() / tokens.sum() * tokens[scored]
+    return math.sqrt(scored.sum() / (scored.sum() - 1) * np.square(residual).sum())
+
+
 def summarise(
     bound: np.ndarray,
     count: np.ndarray,
@@ -106,13 +117,7 @@ def summarise(
         )
     if noise is None and not is_exact and len(passes) > 1:
         noise = passes.std(ddof=1) / math.sqrt(len(passes))
-    by_row, row_tokens = bound.mean(axis=0), count[0]
-    scored = row_tokens > 0
-    spread = None
-    if scored.sum() > 1:
-        # Standard error of a ratio of sums: residuals of each row from the common mean.
-        residual = by_row[scored] - nats / tokens * row_tokens[scored]
-        spread = math.sqrt(scored.sum() / (scored.sum() - 1) * np.square(residual).sum())
+    spread = spread_of_rows(bound.mean(axis=0), count[0])
 
     def metric(name: str, scale: float, n: float, value: float | None = None) -> Metric:
         def times(x: float | None) -> float | None:

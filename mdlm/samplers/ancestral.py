@@ -55,13 +55,16 @@ class Ancestral(LastStep, GridSampler):
 
     The step that resolves positions still masked after the grid is a step like the others, so that
     the network is compiled once.
+
+    Args:
+        positions: the times of positions, as in training (`mdlm.objectives.Positional`); None: all
+            have that of the row.
     """
 
     keeps_written: ClassVar[bool] = True
 
     cache: Cache | None = None
     positions: PositionTimes | None = None
-    """The times of positions, as in training (`Positional`); None: all have that of the row."""
 
     def incompatibility(self, process, parameterization, network=None):
         reason = super().incompatibility(process, parameterization, network)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from shipped_files import causal
 
 from mdlm.cli.main import main, parser
 from mdlm.cli.settings import said_of
@@ -42,7 +43,8 @@ def test_settings_take_components_and_list_them(capsys):
 
 @pytest.mark.parametrize("name", shipped.names())
 def test_every_setting_has_a_sentence(name):
-    experiment = load_file(name, base=lambda: load_file("quickstart"))
+    base = causal if name == "ar_to_diffusion" else lambda: load_file("quickstart")
+    experiment = load_file(name, base=base)
     missing = [n for n, _, value in names(experiment) if not said_of(experiment, n, value)]
     assert not missing
 
