@@ -246,7 +246,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     table = []
     for kind in kinds:
         own = [r for r in rows if (r["method"], r["sampler"], r["asked"]) == kind]
-        line = dict(zip(("method", "sampler", "asked"), kind, strict=True))
+        line: dict[str, Any] = {"method": kind[0], "sampler": kind[1], "asked": kind[2]}
         for name in ("calls", "distance", "nll", "h1", "h2"):
             values = [r[name] for r in own]
             line[name], line[name + " se"] = float(np.mean(values)), error(values)

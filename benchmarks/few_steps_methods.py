@@ -29,6 +29,7 @@ from mdlm.keys import by_row, stream
 from mdlm.objectives import Nelbo
 from mdlm.objectives.base import noised, uniform_of_rows
 from mdlm.samplers import Parallel, PathPlanning
+from mdlm.samplers.parallel import BlockState
 from mdlm.samplers.path_planning import highest, kept_of
 from mdlm.samplers.state import SampleState, removed, step_keys
 from mdlm.times import LowDiscrepancy
@@ -161,13 +162,14 @@ def two_steps(
 ) -> Float[Array, "b l v"]:
     """Returns the teacher's distribution of each masked token when it is written in one of two
     steps from t to t - gap, else that of the second step."""
-    process, z, target = nets.teacher.process, z_t, None
+    process, z = nets.teacher.process, z_t
+    target = jnp.zeros((*z.shape, nets.teacher.parameterization.ids()[1]))  # read at masks only
     for number in range(2):
         late = jnp.maximum(t - nets.gap * number / 2, T_MIN)
         early = jnp.maximum(t - nets.gap * (number + 1) / 2, 0.0)
         found = log_p(nets.teacher, z, late)
         is_open = process.is_masked(z)
-        target = found if target is None else jnp.where(is_open[..., None], found, target)
+        target = jnp.where(is_open[..., None], found, target)
         keys = by_row(stream(key, f"step {number}"), batch.row)
         u = uniforms(by_row(stream(key, f"when {number}"), batch.row), z.shape[1])
         drawn = categorical_by_position(keys, found).astype(z.dtype)
@@ -255,7 +257,7 @@ class Redrawn(Parallel):
     writes: int = 1
     redraws: int = 1
 
-    def step(self, state: SampleState, diffusion: Diffusion) -> SampleState:
+    def step(self, state: BlockState, diffusion: Diffusion) -> BlockState:
         is_written = ~diffusion.process.is_masked(state.tokens).any()
         after = jax.lax.cond(
             is_written,
@@ -265,7 +267,7 @@ class Redrawn(Parallel):
         is_last = state.step >= self.writes + self.redraws - 1
         return replace(after, done=jnp.full_like(state.done, is_last))
 
-    def redrawn(self, state: SampleState, diffusion: Diffusion) -> SampleState:
+    def redrawn(self, state: BlockState, diffusion: Diffusion) -> BlockState:
         found = log_p(diffusion, state.tokens, jnp.full((len(state.tokens), 1), T_MIN))
         drawn = categorical_by_position(step_keys(state, "redraw"), found)
         tokens = jnp.where(state.is_fixed, state.tokens, drawn.astype(state.tokens.dtype))

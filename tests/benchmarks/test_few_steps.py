@@ -38,7 +38,8 @@ def test_the_control_is_credited_with_no_fewer_calls_than_it_takes():
 @pytest.mark.slow
 def test_what_was_measured_is_not_measured_again(monkeypatch, tmp_path):
     monkeypatch.setattr(few_steps, "NETWORK", Decoder(width=16, depth=1, heads=2))
-    monkeypatch.setattr(few_steps, "OWN", {"exact": ("random",), "coupled": ("random",)})
+    own = {name: ("random",) for name in ("exact", "plain", "coupled")}
+    monkeypatch.setattr(few_steps, "OWN", own)
     monkeypatch.setattr(few_steps, "SAMPLERS", {"random": (few_steps.SAMPLERS["random"][0], (2,))})
     asked = ["--rows", "16", "--seeds", "1", "--base-steps", "2", "--steps", "3"]
     asked += ["--methods", "coupled", "--json", str(tmp_path / "few.json")]
