@@ -55,7 +55,7 @@ class Holder(Ancestral):
     [
         (
             {"network": Own(width=32, depth=1, heads=2)},
-            "there is no .*Own, so a run of it could not be opened: train from an experiment file",
+            "there is no .*Own.*, so a run of it could not be opened: train from an experiment file",
         ),
         (
             {"sampler": Holder(anything={"a": 1})},
