@@ -199,8 +199,15 @@ def refuse_stages(e: Experiment) -> None:
         network, objective = stage.network or e.network, stage.objective or e.objective
         name = f"stages[{number}].objective"
         refuse_part(name, objective, e, network)
-        if objective.needs_reference != e.objective.needs_reference:
-            raise InputError(f"{name}: all objectives of a run need a reference, or none does")
+        refuse_targets(name, objective, e)
+        for what in ("needs_reference", "rows_together", "own_texts"):
+            there, here = (getattr(one, what) for one in (objective, e.objective))
+            if there != here:
+                raise InputError(
+                    f"{name}={type(objective).__name__}(): its {what} is {there}, that of the"
+                    f" experiment's {type(e.objective).__name__}() is {here}; both need the same"
+                    " rows and parameters beside those that are trained"
+                )
         refuse_blocks(
             {f"stages[{number}].network": network, name: objective}, e.data.packing.length
         )

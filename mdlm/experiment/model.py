@@ -80,14 +80,11 @@ class Model:
 
     def _check_stages(self) -> None:
         """Raises InputError if the network of a stage has other parameters."""
-        for number, stage in enumerate(self.experiment.stages):
-            if stage.network is None:
-                continue
-            one, other = (
-                jax.eval_shape(model.init, jax.random.key(0))
-                for model in (self, replace(self, stage=stage))
-            )
-            if one != other:
+        shapes = lambda model: jax.eval_shape(model.init, jax.random.key(0))
+        others = {n: s for n, s in enumerate(self.experiment.stages) if s.network is not None}
+        own = shapes(self) if others else None
+        for number, stage in others.items():
+            if shapes(replace(self, stage=stage)) != own:
                 raise InputError(
                     f"stages[{number}].network: has other parameters than the experiment's network;"
                     " it may differ in attends, block_size, shift, dropout and what does not change"

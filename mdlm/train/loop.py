@@ -193,7 +193,9 @@ class Trainer:
         entered = stages.at(self.stages, self.made, self.settings.steps)
         if not self.stages or (self.train_step is not None and entered == self.stage):
             return
-        yield from self.log()
+        if (yield from self.log()):  # rewound, perhaps into the stage that was over
+            yield from self._enter()
+            return
         if self.train_step is not None:
             self.guard.losses = []  # those of another objective tell nothing
         self.stage, self.train_step = entered, None

@@ -12,12 +12,22 @@ from mdlm.config import records
 from mdlm.data import Wrap
 from mdlm.errors import InputError
 from mdlm.experiment import Experiment, Model, Stage, Training
+from mdlm.experiment.stages import at
 from mdlm.models import Decoder
-from mdlm.objectives import BlockNelbo, Nelbo, Windowed
+from mdlm.objectives import (
+    BlockNelbo,
+    Classification,
+    Nelbo,
+    Preference,
+    Rollouts,
+    WeightedPolicy,
+    Windowed,
+)
 from mdlm.run import load
 from mdlm.runs.weights import named
 from mdlm.samplers import Ancestral, BlockByBlock
 from mdlm.train.events import Entered, Evaluated, Stepped
+from mdlm.train.loop import Trainer
 from mdlm.train.session import Session
 
 NETWORK = Decoder(width=16, depth=1, heads=2, kv_heads=1, shift=True)
@@ -91,6 +101,23 @@ def test_a_resumed_run_goes_through_the_same_stages(experiment, tmp_path):
         np.testing.assert_array_equal(resumed[name], value)
 
 
+def test_a_rewind_at_the_end_of_a_stage_leads_back_into_it():
+    """The loss of the last line of a stage is looked at before the next stage is entered."""
+    trainer = object.__new__(Trainer)
+    trainer.stages, trainer.settings = STAGES, TRAIN
+    trainer.made, trainer.stage, trainer.train_step = 2, STAGES[0], lambda *_: None
+
+    def log():
+        trainer.made = 1
+        return True
+        yield
+
+    trainer.log = log
+    assert at(STAGES, 2, TRAIN.steps) == STAGES[1]
+    assert list(trainer._enter()) == []
+    assert trainer.stage == STAGES[0] and trainer.train_step is not None
+
+
 def test_a_record_has_the_stages(experiment):
     staged = replace(experiment, stages=STAGES)
     assert records.read(records.record(staged), Experiment, "a record") == staged
@@ -112,6 +139,15 @@ def test_a_record_has_the_stages(experiment):
             ),
             "attends",
         ),
+        (
+            (Stage(until=0.6, objective=WeightedPolicy(rollouts=Rollouts(reward="any:reward"))),),
+            r"stages\[0\].objective=WeightedPolicy.*own_texts",
+        ),
+        (
+            (Stage(until=0.6, objective=Preference()),),
+            r"stages\[0\].objective=Preference.*needs_reference",
+        ),
+        ((Stage(until=0.6, objective=Classification()),), "predicts classes"),
     ],
 )
 def test_stages_that_do_not_fit_are_refused(experiment, stages, words):
